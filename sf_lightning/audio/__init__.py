@@ -1,0 +1,1 @@
+"""Waves and mel spectrograms. Knows nothing of tokens, networks or shards."""

@@ -1,0 +1,113 @@
+"""Log-mel spectrograms, as BigVGAN's own function makes them. Knows nothing of where waves come from.
+
+Letters: B waves, N samples, T frames, F mel bands.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchaudio.functional import melscale_fbanks
+
+
+@dataclass(frozen=True)
+class MelConfig:
+    """One description of the mel spectrogram, shared by shards, network and vocoder.
+
+    Args:
+        sample_rate: Samples per second of every wave.
+        n_fft: Length of the Fourier transform in samples.
+        num_bands: Mel bands F.
+        hop_length: Samples between frames; 160 at 16 kHz gives 100 frames per second.
+        win_length: Length of the Hann window in samples.
+        f_min: Lower edge of the lowest band in Hz.
+        f_max: Upper edge of the highest band in Hz.
+    """
+
+    sample_rate: int = 16000
+    n_fft: int = 1024
+    num_bands: int = 80
+    hop_length: int = 160
+    win_length: int = 640
+    f_min: float = 0.0
+    f_max: float = 8000.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hop_length <= self.win_length <= self.n_fft:
+            raise ValueError(
+                f"mel: hop_length {self.hop_length}, win_length {self.win_length}, n_fft {self.n_fft}: "
+                "wanted 0 < hop_length <= win_length <= n_fft"
+            )
+        if self.f_max > self.sample_rate / 2:
+            raise ValueError(
+                f"mel.f_max is {self.f_max} Hz, above half the sample rate {self.sample_rate} Hz"
+            )
+
+    @property
+    def pad(self) -> int:
+        """Samples that a frame's transform reaches beyond its hop on each side."""
+        return (self.n_fft - self.hop_length) // 2
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.hop_length
+
+
+class MelSpectrogram(nn.Module):
+    """Turns waves [B, N] into log-mel [B, N // hop_length, F].
+
+    The recipe is BigVGAN's: reflect padding of `MelConfig.pad` samples on each side, `center=False`, Hann
+    window, `sqrt(|X|^2 + 1e-9)`, Slaney filters, `log(max(., 1e-5))`.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, config: MelConfig) -> None:
+        super().__init__()
+        self.config = config
+        filters = melscale_fbanks(
+            config.n_fft // 2 + 1,
+            config.f_min,
+            config.f_max,
+            config.num_bands,
+            config.sample_rate,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        self.register_buffer("window", torch.hann_window(config.win_length), persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Returns the log-mel [B, N // hop_length, F] of waves [B, N] with |wave| <= 1.
+
+        Raises:
+            ValueError: if a wave is too short for the reflection at its edges.
+        """
+        pad = self.config.pad
+        if wave.shape[-1] <= pad:
+            raise ValueError(f"wave of {wave.shape[-1]} samples: at least {pad + 1} are needed for a mel")
+        return self.frames(functional.pad(wave[:, None], (pad, pad), mode="reflect")[:, 0])
+
+    def frames(self, padded: Tensor) -> Tensor:
+        """Returns the log-mel [B, T, F] of waves [B, pad + T * hop_length + pad] that carry their own context.
+
+        Pieces of a wave, each with `pad` samples of what lies around it, give exactly the frames that the
+        whole wave gives: this is how blocks are transformed on the device without seeing their utterance.
+        """
+        config = self.config
+        # The transform is never run below fp32: under autocast a bf16 mel would lose the quiet bands.
+        with torch.autocast(padded.device.type, enabled=False):
+            spectrum = torch.stft(
+                padded.float(),
+                config.n_fft,
+                config.hop_length,
+                config.win_length,
+                self.window,
+                center=False,
+                return_complex=True,
+            )
+            magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + 1e-9)
+            return (magnitude.transpose(1, 2) @ self.filters).clamp(min=1e-5).log()

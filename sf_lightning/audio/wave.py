@@ -1,0 +1,52 @@
+"""Reading and writing waves. Knows nothing of mels.
+
+A wave in memory is float32 [N], mono, between -1 and 1, at a rate that its owner knows.
+"""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+Wave = NDArray[np.float32]
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
+
+
+def read_wave(source: Path | bytes, sample_rate: int, start: float = 0.0, seconds: float = -1.0) -> Wave:
+    """Reads audio as a mono wave [N] at `sample_rate` Hz, whatever its own rate and channels.
+
+    Args:
+        source: A path, or the bytes of an audio file.
+        sample_rate: The rate wanted in Hz; another one is resampled.
+        start: Where to begin, in seconds.
+        seconds: How much to read; negative reads to the end.
+
+    Raises:
+        ValueError: if the audio cannot be decoded.
+    """
+    try:
+        with soundfile.SoundFile(BytesIO(source) if isinstance(source, bytes) else source) as file:
+            file.seek(min(int(start * file.samplerate), file.frames))
+            frames = -1 if seconds < 0 else int(seconds * file.samplerate)
+            wave = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+            rate = file.samplerate
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise ValueError(f"audio that cannot be decoded ({error})") from error
+    if rate != sample_rate:
+        wave = soxr.resample(wave, rate, sample_rate)
+    return np.ascontiguousarray(wave, dtype=np.float32)
+
+
+def write_wave(path: Path, wave: Wave, sample_rate: int) -> None:
+    """Writes a wave [N] as 16-bit PCM; samples beyond full scale are clipped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.clip(wave, -1.0, 1.0), sample_rate, subtype="PCM_16")
+
+
+def scale_to_peak(wave: Wave, peak: float) -> Wave:
+    """Returns the wave scaled so that its largest sample is `peak`; corpora differ by 15 dB and more."""
+    return wave * np.float32(peak / max(float(np.abs(wave).max(initial=0.0)), 1e-9))

@@ -1,0 +1,106 @@
+"""`sf-decode`: tokens to sound with a trained checkpoint, streaming."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from sf_lightning.audio.wave import read_wave, scale_to_peak, write_wave
+from sf_lightning.cli.errors import one_line_errors
+from sf_lightning.data.sample import PEAK
+from sf_lightning.training.module import StreamFlowModule
+from sf_lightning.vocoder.config import VocoderConfig
+
+
+def decode(
+    ckpt: str,
+    tokens: str,
+    out: str,
+    speaker: str | None = None,
+    offline: bool = False,
+    steps: int | None = None,
+    guidance: float | None = None,
+    temperature: float | None = None,
+    chunk: int | None = None,
+    lookahead: int | None = None,
+    seed: int | None = None,
+    vocoder: str | None = None,
+    device: str = "cpu",
+) -> None:
+    """Decodes tokens to a wave as they would be decoded live; what is not given is as in training.
+
+    Args:
+        ckpt: Checkpoint of `sf-fit`; its averaged weights are used.
+        tokens: File of tokens, a `.npy` of whole numbers [L].
+        out: Wave to write, 16-bit.
+        speaker: Whose voice: audio of the speaker, or an embedding saved as `.npy`; by default nobody's.
+        offline: Decode the whole utterance at once instead of streaming.
+        steps: Solver steps.
+        guidance: Strength of guidance.
+        temperature: Scale of the noise at the start.
+        chunk: Blocks of a chunk.
+        lookahead: Blocks waited for beyond a chunk.
+        seed: Of the noise.
+        vocoder: BigVGAN checkpoint to use instead of the one in training.
+        device: Where to decode, such as "cpu" or "cuda".
+    """
+    for what, path in (("ckpt", ckpt), ("tokens", tokens), ("speaker", speaker)):
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"--{what}: no file {path}")
+    module = StreamFlowModule.load_from_checkpoint(ckpt, map_location=device).use_average()
+    if vocoder is not None:
+        module.vocoder = VocoderConfig(checkpoint=vocoder)
+    given = {
+        "steps": steps,
+        "guidance": guidance,
+        "temperature": temperature,
+        "chunk": chunk,
+        "lookahead": lookahead,
+        "seed": seed,
+    }
+    config = replace(module.decode, **{name: value for name, value in given.items() if value is not None})
+    decoder = module.decoder(decode=config)
+    codes = torch.from_numpy(_load_array(Path(tokens)))
+    who = _speaker(module, Path(speaker)) if speaker is not None else None
+    if offline:
+        wave = decoder.offline([codes], [who])[0].wave
+    else:
+        stream = decoder.open(who)
+        wave = torch.cat([stream.push(codes), stream.flush()])
+    write_wave(Path(out), wave.cpu().numpy(), decoder.vocoder.sample_rate)
+    print(f"{out}: {len(wave) / decoder.vocoder.sample_rate:.2f} s of sound from {len(codes)} tokens")
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no .npy array ({error})") from error
+
+
+@torch.inference_mode()
+def _speaker(module: StreamFlowModule, path: Path) -> Tensor:
+    """Returns the embedding [S] in a `.npy`, or that of the first seconds of an audio file."""
+    if path.suffix == ".npy":
+        return torch.from_numpy(_load_array(path)).float()
+    rate = module.model.mel.config.sample_rate
+    wave = scale_to_peak(read_wave(path, rate), PEAK)
+    if len(wave) == 0 or not np.isfinite(wave).all():
+        raise ValueError(f"--speaker: {path} holds no sound that can be used")
+    # Crops have one length, always: a shorter one is repeated, as in training.
+    crop = np.resize(wave, module.model.speaker.crop_samples(rate))
+    return module.model.encode_speaker(torch.from_numpy(crop)[None].to(module.device))[0]
+
+
+@one_line_errors
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line."""
+    auto_cli(decode, args=sys.argv[1:] if args is None else args, as_positional=False, exit_on_error=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""A user's mistake ends in one line that says what came, what was wanted and which knob to turn."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from jsonargparse import ArgumentError
+
+MISTAKES = (ArgumentError, ValueError, OSError, RuntimeError, ImportError)
+
+
+def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a command so that a mistake prints one line and exits with 2; SF_TRACEBACK=1 shows where."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        import os
+
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except MISTAKES as error:
+            if os.environ.get("SF_TRACEBACK"):
+                raise
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            sys.exit(2)
+
+    return wrapped
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the message of an error in one line.
+
+    >>> one_line(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\\nOriginal Traceback\\n"
+    ...     "  File x\\nRuntimeError: all broken"))
+    'all broken'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].startswith("Caught ") and "worker" in lines[0]:
+        return lines[-1].split(": ", 1)[-1]
+    return " ".join(lines)

@@ -1,0 +1,128 @@
+"""`sf-fit`: train, validate, test and predict from a config file; `sf-fit` alone means `sf-fit fit`."""
+
+import os
+import subprocess
+import sys
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from urllib.parse import urlparse
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from omegaconf import OmegaConf
+
+from sf_lightning.cli.errors import one_line_errors
+from sf_lightning.training.datamodule import ShardDataModule
+from sf_lightning.training.module import StreamFlowModule
+
+
+def best_precision() -> str:
+    """Returns "bf16-mixed" where the device multiplies bf16 in hardware, else "32-true"."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+
+
+def wandb_key_is_known() -> bool:
+    """Whether W&B could upload: a key in the environment or in ~/.netrc. Without one, runs are kept offline."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return host is not None and netrc().authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+class RecordRun(SaveConfigCallback):
+    """Saves the resolved config in the run's folder, and says in every logger's config what this run is."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Logs config, commit, shard digests, layout, field and latency."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(pl_module, StreamFlowModule) and isinstance(datamodule, ShardDataModule)
+        layout, decode = pl_module.model.layout, pl_module.decode
+        config = self.config.as_dict()
+        config.pop("config", None)
+        record = {
+            "config": config,
+            "commit": _commit(),
+            "shards": {
+                str(each.folder): [shard.digest for shard in each.manifest.shards]
+                for each in (datamodule.train, datamodule.val)
+            },
+            "layout": layout.picture(),
+            "field_back": layout.field.back,
+            "field_ahead": layout.field.ahead,
+            "wait_ms": layout.wait_ms(decode.chunk, decode.lookahead),
+            "parameters": sum(p.numel() for p in pl_module.model.parameters()),
+        }
+        for logger in trainer.loggers:
+            logger.log_hyperparams(record)
+
+
+def _commit() -> str:
+    """Returns the commit of the code, with a + if files differ from it; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    say = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(say, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class FitCLI(LightningCLI):
+    """LightningCLI around `StreamFlowModule` and `ShardDataModule`; everything of a run lies in one folder."""
+
+    def before_instantiate_classes(self) -> None:
+        """Puts loggers and checkpoints that name no folder into `trainer.default_root_dir`."""
+        trainer = self.config[self.subcommand].trainer
+        folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit")
+        loggers = trainer.logger if isinstance(trainer.logger, list) else []
+        callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else []
+        for each, name, place in (
+            *((logger, "save_dir", folder) for logger in loggers),
+            *((callback, "dirpath", f"{folder}/checkpoints") for callback in callbacks),
+        ):
+            arguments = each.get("init_args", {})
+            if name in arguments and arguments[name] in (None, "."):
+                arguments[name] = place
+
+    def before_fit(self) -> None:
+        """Refuses to begin a second run in the folder of a first.
+
+        Raises:
+            FileExistsError: if the folder holds checkpoints and none of them is to be continued.
+        """
+        folder = Path(self.trainer.default_root_dir)
+        if self.config.fit.ckpt_path is None and any(folder.glob("checkpoints/*.ckpt")):
+            raise FileExistsError(
+                f"{folder} holds a run already: continue it with --ckpt_path=last, "
+                "or give another --trainer.default_root_dir"
+            )
+
+
+@one_line_errors
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line."""
+    args = sys.argv[1:] if args is None else args
+    commands = ("fit", "validate", "test", "predict")
+    if not args or (args[0] not in commands and args[0] not in ("-h", "--help")):
+        args = ["fit", *args]
+    if not wandb_key_is_known():
+        os.environ.setdefault("WANDB_MODE", "offline")
+    OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
+    FitCLI(
+        StreamFlowModule,
+        ShardDataModule,
+        args=args,
+        parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False},
+        save_config_callback=RecordRun,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+    )
+
+
+if __name__ == "__main__":
+    main()

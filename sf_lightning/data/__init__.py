@@ -1,0 +1,1 @@
+"""Shards, lanes and packs: from audio on disk to lists of blocks. Knows nothing of Lightning."""

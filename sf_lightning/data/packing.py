@@ -1,0 +1,235 @@
+"""Clips cut into blocks and packed, so that every step does the same work on every rank.
+
+A pack has a fixed number M of blocks and a fixed number of reference crops. A clip that does not fit whole
+is cut, and its tail opens the next pack. Each block carries its wave with the context that a mel frame
+needs, so mels are made on the device, block by block, equal to those of the whole clip.
+
+Letters: U utterances (pieces of clips), M blocks, W frames of a block, K tokens of a block, N samples.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.lanes import Drawn, LaneState
+from sf_lightning.data.sample import Clip
+from sf_lightning.model.blocks import Blocks
+
+
+@dataclass
+class Pack:
+    """M blocks of one or more pieces.
+
+    Attributes:
+        wave: Each block's samples with their context, float32 [M, pad + W * hop + pad].
+        tokens: int64 [M, K]; 0 under padding.
+        blocks: Where the blocks belong.
+        reference: A crop of each piece's speaker, float32 [U, N]; zeros where there is no piece.
+        keys: The clip of each piece, in order.
+        key: Of this pack's random draws: (lane, number of the pack in its lane).
+        state: Where the lane stands after this pack.
+        skipped: Broken samples met so far in this lane, by cause.
+    """
+
+    wave: Tensor
+    tokens: Tensor
+    blocks: Blocks
+    reference: Tensor
+    keys: list[str]
+    key: tuple[int, int] = (0, 0)
+    state: LaneState = LaneState()
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Batch:
+    """The packs of one step, one of each lane that a rank owns, laid one after the other.
+
+    Attributes:
+        wave: [M, pad + W * hop + pad], M over all packs.
+        tokens: [M, K].
+        blocks: Where the blocks belong.
+        reference: [U, N].
+        packs: Blocks and utterances of each pack, with its lane and number: what keys the random draws.
+        keys: The clip of each piece.
+        states: Where each lane stands after this batch.
+        skipped: Broken samples met so far, by lane and cause.
+    """
+
+    wave: Tensor
+    tokens: Tensor
+    blocks: Blocks
+    reference: Tensor
+    packs: list["PackKey"]
+    keys: list[str]
+    states: dict[int, LaneState]
+    skipped: dict[int, dict[str, int]]
+
+    @classmethod
+    def of_packs(cls, packs: Sequence[Pack]) -> "Batch":
+        """Lays packs one after the other."""
+        return cls(
+            torch.cat([pack.wave for pack in packs]),
+            torch.cat([pack.tokens for pack in packs]),
+            Blocks.cat([pack.blocks for pack in packs]),
+            torch.cat([pack.reference for pack in packs]),
+            [PackKey(len(pack.blocks), pack.blocks.num_utterances, *pack.key) for pack in packs],
+            [key for pack in packs for key in pack.keys],
+            {pack.key[0]: pack.state for pack in packs},
+            {pack.key[0]: pack.skipped for pack in packs},
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """Returns the batch on a device."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        moved = {
+            name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor | Blocks) else value
+            for name, value in values.items()
+        }
+        return Batch(**moved)
+
+    def pin_memory(self) -> "Batch":
+        """Returns the batch in pinned memory, for copies that do not wait."""
+        blocks = self.blocks
+        pinned = Blocks(
+            blocks.utterance.pin_memory(),
+            blocks.position.pin_memory(),
+            blocks.valid.pin_memory(),
+            blocks.num_utterances,
+            blocks.longest,
+        )
+        return replace(
+            self,
+            wave=self.wave.pin_memory(),
+            tokens=self.tokens.pin_memory(),
+            reference=self.reference.pin_memory(),
+            blocks=pinned,
+        )
+
+
+@dataclass(frozen=True)
+class PackKey:
+    """The size of a pack in its batch, and the key of its random draws."""
+
+    num_blocks: int
+    num_utterances: int
+    lane: int
+    pack: int
+
+
+@dataclass(frozen=True)
+class PackShape:
+    """The fixed shape of a pack.
+
+    Args:
+        num_blocks: M.
+        block_size: W, frames of a block.
+        frames_per_token: Frames of a token.
+        max_pieces: U, pieces of clips in a pack; blocks beyond the last piece are padding.
+        mel: For hop and context.
+    """
+
+    num_blocks: int
+    block_size: int
+    frames_per_token: int
+    max_pieces: int
+    mel: MelConfig
+
+
+@dataclass
+class Piece:
+    """A run of whole blocks of one clip."""
+
+    drawn: Drawn
+    first: int
+    wave: NDArray[np.float32]
+    tokens: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+
+
+def cut(clip: Clip, shape: PackShape) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    """Cuts a clip into blocks.
+
+    Returns:
+        The wave of each block with its context [M, pad + W * hop + pad], its tokens [M, K], and which of its
+        frames are valid [M, W].
+    """
+    size, pad = shape.block_size * shape.mel.hop_length, shape.mel.pad
+    frames = len(clip.tokens) * shape.frames_per_token
+    count = -(-frames // shape.block_size)
+    padded = np.pad(clip.wave, pad, mode="reflect")
+    padded = np.pad(padded, (0, count * size + 2 * pad - len(padded)))
+    waves = np.lib.stride_tricks.sliding_window_view(padded, size + 2 * pad)[::size]
+    per_block = shape.block_size // shape.frames_per_token
+    tokens = np.pad(clip.tokens, (0, count * per_block - len(clip.tokens))).reshape(count, per_block)
+    valid = np.arange(count * shape.block_size).reshape(count, -1) < frames
+    return waves, tokens, valid
+
+
+def pack(
+    draws: Iterable[Drawn], shape: PackShape, lane: int = 0, state: LaneState | None = None
+) -> Iterator[Pack]:
+    """Packs clips; what remains at the end of a finite stream makes a last pack with padding.
+
+    Args:
+        draws: Clips, each with the state that begins with it.
+        shape: Of a pack.
+        lane: Keys the random draws.
+        state: Where the lane begins: its `pack` is counted on, its `block` is cut off the first clip.
+    """
+    number = state.pack if state else 0
+    pieces: list[Piece] = []
+    free = shape.num_blocks
+    for drawn in draws:
+        waves, tokens, valid = cut(drawn.clip, shape)
+        first = drawn.state.block
+        while first < len(tokens):
+            end = min(len(tokens), first + free)
+            pieces.append(Piece(drawn, first, waves[first:end], tokens[first:end], valid[first:end]))
+            free -= end - first
+            first = end
+            if free == 0 or len(pieces) == shape.max_pieces:
+                number += 1
+                after = replace(drawn.state, block=first, pack=number)
+                if first == len(tokens):
+                    after = replace(after, sample=after.sample + 1, block=0)
+                yield _assemble(pieces, shape, (lane, number - 1), after)
+                pieces, free = [], shape.num_blocks
+    if pieces:
+        yield _assemble(pieces, shape, (lane, number), LaneState())
+
+
+def _assemble(pieces: list[Piece], shape: PackShape, key: tuple[int, int], state: LaneState) -> Pack:
+    used = sum(len(piece.tokens) for piece in pieces)
+
+    def fill(arrays: list[NDArray], count: int) -> Tensor:
+        joined = np.concatenate(arrays)
+        out = np.zeros((count, *joined.shape[1:]), joined.dtype)
+        out[: len(joined)] = joined
+        return torch.from_numpy(out)
+
+    lengths = [len(piece.tokens) for piece in pieces]
+    utterance = np.repeat(np.arange(len(pieces)), lengths)
+    position = np.concatenate([np.arange(length) for length in lengths])
+    blocks = Blocks(
+        fill([utterance], shape.num_blocks),
+        fill([position], shape.num_blocks),
+        fill([piece.valid for piece in pieces], shape.num_blocks),
+        shape.max_pieces,
+        shape.num_blocks,
+    )
+    assert used <= shape.num_blocks
+    return Pack(
+        wave=fill([piece.wave for piece in pieces], shape.num_blocks),
+        tokens=fill([piece.tokens for piece in pieces], shape.num_blocks),
+        blocks=blocks,
+        reference=fill([np.stack([piece.drawn.reference for piece in pieces])], shape.max_pieces),
+        keys=[piece.drawn.clip.key for piece in pieces],
+        key=key,
+        state=state,
+    )

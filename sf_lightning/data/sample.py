@@ -1,0 +1,140 @@
+"""One sample of a shard: from the bytes of its files to a clip that can be cut into blocks.
+
+A broken sample raises `BadSample` with a cause; who reads decides whether to skip and count it.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.audio.wave import AUDIO_SUFFIXES, Wave, read_wave, scale_to_peak
+from sf_lightning.tokens.base import Tokens
+
+PEAK = 0.7
+"""Every clip is scaled to this peak when it is read: corpora differ by 15 dB."""
+
+MAX_FRAMES_APART = 3
+"""Tokens may cover up to 3 frames more or fewer than the mel has; the wave is trimmed or padded to them."""
+
+Raw = dict[str, Any]
+"""A sample as WebDataset reads it: `__key__`, and bytes by suffix."""
+
+
+class BadSample(Exception):
+    """A sample that must be skipped.
+
+    Args:
+        cause: Short and countable: "undecodable", "silent", "not finite", "too short", "token count", "incomplete".
+        detail: What came and what was wanted.
+    """
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+
+
+@dataclass
+class Clip:
+    """Speech with its tokens, ready to be cut.
+
+    Attributes:
+        key: Of the sample.
+        wave: [L * frames_per_token * hop_length], scaled to `PEAK`.
+        tokens: [L].
+        speaker: Name of the speaker.
+    """
+
+    key: str
+    wave: Wave
+    tokens: Tokens
+    speaker: str
+
+
+def audio_of(raw: Raw) -> bytes:
+    """Returns the bytes of the sample's audio file.
+
+    Raises:
+        BadSample: if it has none.
+    """
+    for suffix in AUDIO_SUFFIXES:
+        if suffix[1:] in raw:
+            return raw[suffix[1:]]
+    raise BadSample(
+        "incomplete", f"no audio among {', '.join(k for k in raw if not k.startswith('__')) or 'nothing'}"
+    )
+
+
+def speaker_of(raw: Raw) -> str:
+    """Returns the speaker's name; a sample that names none is a speaker of its own."""
+    try:
+        return str(json.loads(raw["json"])["speaker"])
+    except (KeyError, ValueError, TypeError):
+        return str(raw["__key__"])
+
+
+def read_speech(source: bytes, mel: MelConfig, start: float = 0.0, seconds: float = -1.0) -> Wave:
+    """Returns a wave at the mel's rate, scaled to `PEAK`.
+
+    Raises:
+        BadSample: if it cannot be decoded, is silent, holds NaN or is shorter than a mel needs.
+    """
+    try:
+        wave = read_wave(source, mel.sample_rate, start, seconds)
+    except ValueError as error:
+        raise BadSample("undecodable", str(error)) from error
+    if not np.isfinite(wave).all():
+        raise BadSample("not finite", "NaN or infinity among the samples")
+    if len(wave) <= mel.pad:
+        raise BadSample("too short", f"{len(wave)} samples, more than {mel.pad} wanted")
+    if float(np.abs(wave).max()) < 1e-3:
+        raise BadSample("silent", f"peak {float(np.abs(wave).max()):.1e}, at least 1e-3 wanted")
+    return scale_to_peak(wave, PEAK)
+
+
+def decode_clip(raw: Raw, mel: MelConfig, vocabulary: int, frames_per_token: int) -> Clip:
+    """Decodes a sample; the wave is trimmed or zero-padded to whole tokens.
+
+    Raises:
+        BadSample: if a part is missing or broken, or tokens and audio are of different length.
+    """
+    tokens = _read_tokens(raw, vocabulary)
+    wave = read_speech(audio_of(raw), mel)
+    frames, wanted = len(wave) // mel.hop_length, len(tokens) * frames_per_token
+    # A tokenizer that drops a partial token leaves up to frames_per_token - 1 frames, and as many the other way.
+    if len(tokens) == 0 or abs(frames - wanted) > MAX_FRAMES_APART:
+        raise BadSample("token count", f"{len(tokens)} tokens are {wanted} frames, the audio has {frames}")
+    whole = np.zeros(wanted * mel.hop_length, np.float32)
+    whole[: len(wave)] = wave[: len(whole)]
+    return Clip(str(raw["__key__"]), whole, tokens, speaker_of(raw))
+
+
+def _read_tokens(raw: Raw, vocabulary: int) -> Tokens:
+    if "tokens.npy" not in raw:
+        raise BadSample("incomplete", "no tokens.npy")
+    try:
+        tokens = np.load(io.BytesIO(raw["tokens.npy"]), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise BadSample("undecodable", f"tokens.npy ({error})") from error
+    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+        raise BadSample("undecodable", f"tokens.npy of shape {tokens.shape} and {tokens.dtype}")
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocabulary:
+        raise BadSample("token count", f"tokens {tokens.min()} to {tokens.max()}, vocabulary {vocabulary}")
+    return tokens.astype(np.int64)
+
+
+def reference_crop(
+    raw: Raw, mel: MelConfig, samples: int, random: np.random.Generator
+) -> NDArray[np.float32]:
+    """Returns a crop [samples] of a sample's audio at a random place, repeated if the audio is shorter.
+
+    Raises:
+        BadSample: as `read_speech`.
+    """
+    wave = read_speech(audio_of(raw), mel)
+    start = int(random.integers(0, max(1, len(wave) - samples)))
+    return np.resize(wave[start : start + samples], samples)

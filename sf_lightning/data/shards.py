@@ -1,0 +1,145 @@
+"""A shard set on disk: tars, an index beside each, one manifest. Knows nothing of who reads it, in what order.
+
+speech/train/
+  manifest.json         what the set holds and how it was made
+  lookup.npy            the mean mel of each token, [vocabulary, frames_per_token, F]
+  shard-000000.tar      a plain WebDataset shard
+  shard-000000.json     its index: key, byte offset and tokens of each sample
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from webdataset.tariterators import tarfile_samples
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.sample import Raw
+from sf_lightning.tokens.base import TokenizerSpec
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard, as the manifest has it."""
+
+    name: str
+    samples: int
+    tokens: int
+    seconds: float
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One sample, as a shard's index has it."""
+
+    key: str
+    offset: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a shard set holds and how it was made.
+
+    Attributes:
+        mel: The mel for which it was made.
+        tokenizer: What made its tokens.
+        shards: Its shards, in order.
+        skipped: Files left out when it was built, counted by cause.
+    """
+
+    mel: MelConfig
+    tokenizer: TokenizerSpec
+    shards: tuple[ShardInfo, ...]
+    skipped: dict[str, int]
+
+    def save(self, folder: Path) -> None:
+        """Writes `manifest.json`."""
+        text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
+        (folder / "manifest.json").write_text(text + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Reads `manifest.json`.
+
+        Raises:
+            FileNotFoundError: if the folder is no shard set.
+            ValueError: if the manifest is damaged or of another format.
+        """
+        path = folder / "manifest.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no shard set at {folder} (no manifest.json there): make one with "
+                f"`sf-shards build --audio FOLDER --out {folder}`"
+            )
+        try:
+            data = json.loads(path.read_text())
+            if data["format"] != FORMAT:
+                raise ValueError(f"format {data['format']}, this version reads {FORMAT}: build the set again")
+            return cls(
+                MelConfig(**data["mel"]),
+                TokenizerSpec(**data["tokenizer"]),
+                tuple(ShardInfo(**shard) for shard in data["shards"]),
+                data["skipped"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A shard set that can be read."""
+
+    folder: Path
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the set holds."""
+        return Manifest.load(self.folder)
+
+    @property
+    def samples(self) -> int:
+        """Samples in all shards."""
+        return sum(shard.samples for shard in self.manifest.shards)
+
+    @property
+    def hours(self) -> float:
+        """Hours of speech in all shards."""
+        return sum(shard.seconds for shard in self.manifest.shards) / 3600
+
+    def index(self, shard: int) -> list[IndexRow]:
+        """Reads the index of a shard: its samples in the order of the tar."""
+        path = (self.folder / self.manifest.shards[shard].name).with_suffix(".json")
+        return [IndexRow(*row) for row in json.loads(path.read_text())]
+
+    def read(self, shard: int) -> Iterator[Raw]:
+        """Yields the samples of a shard in order; a damaged tar ends early, whoever reads must check."""
+        url = str(self.folder / self.manifest.shards[shard].name)
+        # A truncated tar raises in the middle of a member: what was read before it is still good.
+        yield from tarfile_samples(iter([{"url": url}]), handler=lambda error: False)  # type: ignore[misc]
+
+    def require(self, mel: MelConfig, tokenizer: str, vocabulary: int, frames_per_token: int) -> None:
+        """Checks that a model can be trained on this set.
+
+        Raises:
+            ValueError: with both values, if mel or tokenizer are not the model's.
+        """
+        have = self.manifest.tokenizer
+        for what, came, wanted, knob in (
+            ("mel", self.manifest.mel, mel, "model.mel"),
+            ("tokenizer", have.name, tokenizer, "model.tokenizer"),
+            ("vocabulary", have.vocabulary, vocabulary, "model.dit.vocabulary"),
+            ("frames per token", have.frames_per_token, frames_per_token, "model.dit.frames_per_token"),
+        ):
+            if came != wanted:
+                raise ValueError(
+                    f"{self.folder} has {what} {came}, the model has {wanted}: "
+                    f"set --{knob} or build the shards again"
+                )

@@ -1,0 +1,1 @@
+"""How good it sounds, as torchmetrics metrics. Knows nothing of how the sound was made."""

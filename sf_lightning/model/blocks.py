@@ -1,0 +1,102 @@
+"""The list of blocks that the network sees instead of a padded [B, T] batch.
+
+Utterances are cut into blocks and laid one after the other along M. No layer of a block-wise layout looks
+far, so a neighbour is a shift along M, masked where it belongs to another utterance or does not exist.
+Knows nothing of what a frame holds.
+
+Letters: U utterances, M blocks, W frames of a block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Blocks:
+    """Where each block of a list belongs.
+
+    Attributes:
+        utterance: The utterance of each block, int64 [M], smaller than `num_utterances`.
+        position: The number of each block in its utterance, int64 [M].
+        valid: Which frames are speech and which are padding, bool [M, W]. Padding fills the end of an
+            utterance's last block; a block without any valid frame belongs to nobody.
+        num_utterances: U, known without asking the device.
+        longest: A bound on the blocks of an utterance, likewise.
+    """
+
+    utterance: Tensor
+    position: Tensor
+    valid: Tensor
+    num_utterances: int
+    longest: int
+
+    @classmethod
+    def of_lengths(
+        cls, frames: Sequence[int], block_size: int, device: torch.device | None = None
+    ) -> "Blocks":
+        """Lays utterances of so many frames one after the other.
+
+        >>> Blocks.of_lengths([3, 2], block_size=2).valid.int().tolist()
+        [[1, 1], [1, 0], [1, 1]]
+        """
+        counts = [-(-length // block_size) for length in frames]
+        position = torch.cat([torch.arange(count) for count in counts])
+        utterance = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        left = torch.tensor(list(frames))[utterance] - position * block_size
+        valid = torch.arange(block_size) < left[:, None]
+        return cls(utterance, position, valid, len(counts), max(counts)).to(device)
+
+    @classmethod
+    def cat(cls, lists: "Sequence[Blocks]") -> "Blocks":
+        """Joins lists of blocks into one; the utterances of each stay apart."""
+        starts = [0]
+        for blocks in lists:
+            starts.append(starts[-1] + blocks.num_utterances)
+        return cls(
+            torch.cat([blocks.utterance + start for blocks, start in zip(lists, starts, strict=False)]),
+            torch.cat([blocks.position for blocks in lists]),
+            torch.cat([blocks.valid for blocks in lists]),
+            starts[-1],
+            max(blocks.longest for blocks in lists),
+        )
+
+    def to(self, device: torch.device | str | None, non_blocking: bool = False) -> "Blocks":
+        """Returns the same list on a device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {
+            name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        return Blocks(**moved)
+
+    def __len__(self) -> int:
+        return len(self.utterance)
+
+    @property
+    def block_size(self) -> int:
+        """Frames of a block."""
+        return self.valid.shape[1]
+
+    def neighbour(self, offset: int) -> Tensor:
+        """Says which blocks have a neighbour `offset` blocks away in the same utterance, bool [M]."""
+        held = self.valid[:, 0]
+        same = shift(self.utterance, offset) == self.utterance
+        near = shift(self.position, offset) - self.position == offset
+        return same & near & held & shift(held, offset)
+
+
+def shift(x: Tensor, offset: int) -> Tensor:
+    """Returns y with y[m] = x[m + offset] along the first axis, zero where m + offset is outside.
+
+    >>> shift(torch.tensor([1, 2, 3]), -1).tolist()
+    [0, 1, 2]
+    """
+    if offset == 0:
+        return x
+    if abs(offset) >= len(x):
+        return torch.zeros_like(x)
+    outside = x.new_zeros(abs(offset), *x.shape[1:])
+    return torch.cat([x[offset:], outside] if offset > 0 else [outside, x[:offset]])

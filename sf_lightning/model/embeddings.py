@@ -1,0 +1,43 @@
+"""How flow time, tokens and speaker enter the network."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    """Embeds flow time t [U] in [0, 1] as [U, D]: sinusoids of 1000 t, then two linear layers."""
+
+    def __init__(self, width: int, num_sinusoids: int = 256) -> None:
+        super().__init__()
+        half = num_sinusoids // 2
+        frequencies = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
+        self.register_buffer("frequencies", 1000 * frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(num_sinusoids, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Returns the embedding [U, D] of flow times [U]."""
+        angles = t.float()[:, None] * self.frequencies  # type: ignore[operator]
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+
+class TokenEmbedding(nn.Module):
+    """Embeds tokens and repeats each over its frames; the null condition is an id of its own.
+
+    Args:
+        vocabulary: Number of codes; tokens are 0 .. vocabulary - 1.
+        width: Width of the embedding.
+        frames_per_token: How often each token is repeated.
+    """
+
+    def __init__(self, vocabulary: int, width: int, frames_per_token: int) -> None:
+        super().__init__()
+        self.null = vocabulary
+        self.frames_per_token = frames_per_token
+        self.table = nn.Embedding(vocabulary + 1, width)
+
+    def forward(self, tokens: Tensor, drop: Tensor) -> Tensor:
+        """Returns [M, K * frames_per_token, width] of tokens [M, K]; null in the blocks where `drop` [M]."""
+        tokens = torch.where(drop[:, None], self.null, tokens)
+        return self.table(tokens).repeat_interleave(self.frames_per_token, dim=1)

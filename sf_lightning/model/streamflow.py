@@ -1,0 +1,80 @@
+"""A decoder's weights, and what is needed to use them: mel, its scale, the speaker encoder, the DiT.
+
+This is what is trained, averaged, saved and streamed. Knows nothing of losses, solvers and Lightning.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.model.blocks import Blocks
+from sf_lightning.model.dit import DiT, DiTConfig
+from sf_lightning.model.layout import Layout
+from sf_lightning.model.speaker import SpeakerConfig, SpeakerEncoder
+
+
+@dataclass(frozen=True)
+class MelScale:
+    """Carries log-mel to about zero mean and unit variance, the scale of the noise it is mixed with.
+
+    Args:
+        mean: Mean of log-mel over speech.
+        std: Its standard deviation.
+    """
+
+    mean: float = -5.0
+    std: float = 2.4
+
+
+class StreamFlow(nn.Module):
+    """Everything of a decoder that has weights or must agree with them.
+
+    Args:
+        layout: Spans of the network's layers.
+        dit: Sizes of the network; without a speaker its `speaker_width` is 0.
+        mel: The mel that it produces.
+        scale: The scale in which the flow runs.
+        speaker: The speaker encoder.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        dit: DiTConfig,
+        mel: MelConfig,
+        scale: MelScale,
+        speaker: SpeakerConfig,
+    ) -> None:
+        super().__init__()
+        if dit.num_bands != mel.num_bands:
+            raise ValueError(
+                f"dit.num_bands is {dit.num_bands}, mel.num_bands is {mel.num_bands}: want the same"
+            )
+        self.layout, self.scale, self.speaker = layout, scale, speaker
+        self.mel = MelSpectrogram(mel)
+        self.dit = DiT(dit, layout)
+        self.encoder = SpeakerEncoder(speaker, mel, dit.speaker_width)
+
+    def encode_speaker(self, reference: Tensor) -> Tensor:
+        """Returns embeddings [B, S] of reference crops [B, N]."""
+        return self.encoder(self.mel(reference))
+
+    def to_flow(self, mel: Tensor) -> Tensor:
+        """Log-mel to the scale of the flow."""
+        return (mel - self.scale.mean) / self.scale.std
+
+    def to_mel(self, x: Tensor) -> Tensor:
+        """The scale of the flow back to log-mel."""
+        return x * self.scale.std + self.scale.mean
+
+    def null_condition(self, blocks: Blocks) -> Tensor:
+        """Returns the condition [M, W, D] of nothing said by nobody."""
+        config, device = self.dit.config, blocks.valid.device
+        tokens = torch.zeros(
+            len(blocks), blocks.block_size // config.frames_per_token, dtype=torch.long, device=device
+        )
+        speaker = self.dit.null_speaker.expand(blocks.num_utterances, -1)
+        drop = torch.ones(blocks.num_utterances, dtype=torch.bool, device=device)
+        return self.dit.condition(tokens, speaker, blocks, drop, drop)

@@ -1,0 +1,96 @@
+"""K-means tokens: the offline default, fitted on the speech at hand and honest about being no semantic model.
+
+A token is the nearest centroid to the cepstra of its frames, their mean over the utterance removed, so that
+level and the average voice do not use up the codes.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.fft import dct
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.metrics import pairwise_distances_argmin
+
+from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.audio.wave import Wave
+from sf_lightning.tokens.base import TokenizerSpec, Tokens
+
+FRAMES_PER_TOKEN = 4
+NUM_CEPSTRA = 20
+
+
+class KMeansTokenizer:
+    """Nearest centroids [K, FRAMES_PER_TOKEN * NUM_CEPSTRA] of cepstra.
+
+    Args:
+        centroids: float32 [K, FRAMES_PER_TOKEN * NUM_CEPSTRA].
+    """
+
+    def __init__(self, centroids: NDArray[np.float32]) -> None:
+        self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+        digest = hashlib.sha256(self.centroids.tobytes()).hexdigest()[:16]
+        self.spec = TokenizerSpec("kmeans", len(centroids), FRAMES_PER_TOKEN, digest)
+        self.mel = MelSpectrogram(MelConfig())
+
+    @classmethod
+    def fit(cls, waves: Iterable[Wave], vocabulary: int, seed: int = 0) -> "KMeansTokenizer":
+        """Fits centroids on speech.
+
+        Args:
+            waves: Speech at 16 kHz; a few thousand tokens for each hundred codes, better more.
+            vocabulary: K, number of codes.
+            seed: Of the initial centroids.
+
+        Raises:
+            ValueError: if there are fewer tokens than codes.
+        """
+        mel = MelSpectrogram(MelConfig())
+        features = [cepstra(mel, wave) for wave in waves]
+        total = sum(len(each) for each in features)
+        if total < vocabulary:
+            raise ValueError(f"kmeans: {total} tokens of speech for {vocabulary} codes: lower --vocabulary")
+        kmeans = MiniBatchKMeans(vocabulary, batch_size=8192, n_init=1, max_iter=30, random_state=seed)
+        kmeans.fit(np.concatenate(features))
+        return cls(kmeans.cluster_centers_.astype(np.float32))
+
+    def encode(self, waves: Sequence[Wave]) -> list[Tokens]:
+        """Returns one token for every 4 whole frames of each wave, 25 a second at 16 kHz."""
+        return [
+            pairwise_distances_argmin(features, self.centroids).astype(np.int64)
+            if len(features := cepstra(self.mel, wave))
+            else np.zeros(0, np.int64)
+            for wave in waves
+        ]
+
+    def save(self, path: Path) -> None:
+        """Writes the centroids to an `.npz` file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, centroids=self.centroids)
+
+    @classmethod
+    def load(cls, path: Path) -> "KMeansTokenizer":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: if the file is not a k-means tokenizer.
+        """
+        try:
+            with np.load(path) as file:
+                return cls(file["centroids"])
+        except (KeyError, OSError, ValueError) as error:
+            raise ValueError(f"tokenizer: {path} is no k-means tokenizer ({error})") from error
+
+
+def cepstra(mel: MelSpectrogram, wave: Wave) -> NDArray[np.float32]:
+    """Returns [L, FRAMES_PER_TOKEN * NUM_CEPSTRA] features, one row per token."""
+    length = len(wave) // mel.config.hop_length // FRAMES_PER_TOKEN
+    if length == 0:
+        return np.zeros((0, FRAMES_PER_TOKEN * NUM_CEPSTRA), np.float32)
+    with torch.inference_mode():
+        frames = mel(torch.from_numpy(wave)[None])[0, : length * FRAMES_PER_TOKEN].numpy()
+    rows = dct(frames, axis=1, norm="ortho")[:, :NUM_CEPSTRA]
+    return (rows - rows.mean(axis=0)).reshape(length, -1).astype(np.float32)

@@ -1,0 +1,1 @@
+"""The roof: LightningModule, data module, callbacks. Everything below is plain torch."""

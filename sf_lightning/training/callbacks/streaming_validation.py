@@ -1,0 +1,259 @@
+"""Validation that listens: held-out clips decoded streaming and offline, scored, kept as sound and pictures.
+
+Two baselines stand beside them: *copy-synthesis* (the true mel through the same vocoder), which no decoder
+passes, and *look-up* (the mean mel of each token), which a decoder must beat to be worth its network.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from sf_lightning.audio.wave import write_wave
+from sf_lightning.metrics.perceptual import shared_pool
+from sf_lightning.metrics.speech import SpeechScores, gap
+from sf_lightning.streaming.decoder import Chunk, StreamingDecoder
+from sf_lightning.streaming.latency import Latency, measure_latency
+from sf_lightning.training.callbacks.pictures import draw_mels
+from sf_lightning.training.datamodule import ShardDataModule
+from sf_lightning.training.module import StreamFlowModule
+
+BASELINES = ("copy_synthesis", "look_up")
+WAYS = (*BASELINES, "offline", "streamed")
+
+
+@dataclass
+class _Clip:
+    """A held-out clip on the device: tokens [L], wave [N], mel [T, F], reference crop [N]."""
+
+    key: str
+    tokens: Tensor
+    wave: Tensor
+    mel: Tensor
+    reference: Tensor
+
+
+class StreamingValidation(L.Callback):
+    """Decodes the clips of validation as the product will, with the averaged weights, and logs what it hears.
+
+    Logs `{streamed,offline}/{pesq_wb,stoi,visqol,mel_l1,seam_db,no_score}`, `streamed/gap` to offline,
+    `latency/*`, and once the same scores of the baselines; writes waves and pictures under
+    `samples/step-*/` of the run's folder, and to W&B; ends a fit with a table.
+
+    Args:
+        keep: Clips whose sound and picture are kept.
+    """
+
+    def __init__(self, keep: int = 4) -> None:
+        self.keep = keep
+        self.rows: dict[str, dict[str, float]] = {}
+        self.latency: Latency | None = None
+        self.samples: Path | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Fails now, not after an hour, if a metric cannot run; lets the metric processes start meanwhile."""
+        assert isinstance(pl_module, StreamFlowModule)
+        SpeechScores(pl_module.model.mel.config.sample_rate)
+        shared_pool().warm_up()
+        self.vocoder = pl_module.vocoder.make(pl_module.model.mel.config)
+
+    @torch.inference_mode()
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Decodes, scores, logs and keeps."""
+        assert isinstance(pl_module, StreamFlowModule)
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(datamodule, ShardDataModule)
+        if isinstance(self.vocoder, torch.nn.Module):
+            self.vocoder.to(pl_module.device)
+        clips = self._clips(pl_module, datamodule)
+        made: dict[str, list[Chunk]] = {}
+        if not all(way in self.rows for way in BASELINES):
+            made |= self._baselines(clips, datamodule)
+        with pl_module.ema.swapped(pl_module.model):
+            pl_module.model.eval()
+            decoder = pl_module.decoder(self.vocoder)
+            speakers = list(pl_module.model.encode_speaker(torch.stack([clip.reference for clip in clips])))
+            tokens = [clip.tokens for clip in clips]
+            made["offline"] = decoder.offline(tokens, list(speakers))
+            made["streamed"] = decode_streaming(decoder, tokens, speakers)
+            self.latency = measure_latency(decoder, tokens[0], speakers[0])
+            pl_module.model.train()
+        hop = decoder.model.layout.block_size * decoder.config.chunk
+        edges = [torch.arange(hop, len(clip.mel), hop) for clip in clips]
+        for way, chunks in made.items():
+            self.rows[way] = self._score(decoder, chunks, clips, edges)
+        self.rows["streamed"]["gap"] = gap(*([c.mel for c in made[way]] for way in ("streamed", "offline")))
+        values = {f"{way}/{name}": value for way in made for name, value in self.rows[way].items()}
+        values |= {f"latency/{name}": float(value) for name, value in asdict(self.latency).items()}
+        pl_module.log_dict(values, rank_zero_only=False, batch_size=1)
+        if trainer.is_global_zero:
+            self._keep(trainer, decoder, clips[: self.keep], made, speakers, edges)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prints the table of the last validation and what to open."""
+        if trainer.is_global_zero and self.rows:
+            self._end(trainer, Path(trainer.default_root_dir))
+
+    # -- decoding -------------------------------------------------------------------------------------
+
+    def _clips(self, module: StreamFlowModule, datamodule: ShardDataModule) -> list[_Clip]:
+        clips = []
+        for drawn in datamodule.rank_clips:
+            wave = torch.from_numpy(drawn.clip.wave).to(module.device)
+            clips.append(
+                _Clip(
+                    key=drawn.clip.key,
+                    tokens=torch.from_numpy(drawn.clip.tokens),
+                    wave=wave,
+                    mel=module.model.mel(wave[None])[0],
+                    reference=torch.from_numpy(drawn.reference).to(module.device),
+                )
+            )
+        return clips
+
+    def _baselines(self, clips: list[_Clip], datamodule: ShardDataModule) -> dict[str, list[Chunk]]:
+        table = torch.from_numpy(np.load(datamodule.train.folder / "lookup.npy"))
+        mels = {
+            "copy_synthesis": [clip.mel for clip in clips],
+            "look_up": [table[clip.tokens].flatten(0, 1).to(clip.mel) for clip in clips],
+        }
+        return {
+            way: [Chunk(mel, self.vocoder.decode(mel[None])[0]) for mel in each] for way, each in mels.items()
+        }
+
+    def _score(
+        self, decoder: StreamingDecoder, chunks: list[Chunk], clips: list[_Clip], edges: list[Tensor]
+    ) -> dict[str, float]:
+        scores = SpeechScores(decoder.vocoder.sample_rate)
+        scores.update(
+            [chunk.wave for chunk in chunks],
+            [clip.wave for clip in clips],
+            [chunk.mel for chunk in chunks],
+            [clip.mel for clip in clips],
+            [edge * decoder.vocoder.hop for edge in edges],
+        )
+        return scores.compute()
+
+    # -- keeping --------------------------------------------------------------------------------------
+
+    def _keep(
+        self,
+        trainer: L.Trainer,
+        decoder: StreamingDecoder,
+        clips: list[_Clip],
+        made: dict[str, list[Chunk]],
+        speakers: list[Tensor],
+        edges: list[Tensor],
+    ) -> None:
+        rate = decoder.vocoder.sample_rate
+        self.samples = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
+        wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        for i, clip in enumerate(clips):
+            offline, streamed = made["offline"][i], made["streamed"][i]
+            base = self.samples / clip.key
+            sounds = {"reference": clip.wave, "offline": offline.wave, "streamed": streamed.wave}
+            for name, wave in sounds.items():
+                write_wave(base.with_name(f"{clip.key}.{name}.wav"), wave.cpu().numpy(), rate)
+            # With these two, `sf-decode` makes the same wave again.
+            np.save(base.with_name(f"{clip.key}.tokens.npy"), clip.tokens.numpy())
+            np.save(base.with_name(f"{clip.key}.speaker.npy"), speakers[i].cpu().numpy())
+            mels = {"reference": clip.mel, "offline": offline.mel, "streamed": streamed.mel}
+            picture = base.with_name(f"{clip.key}.png")
+            draw_mels(mels, edges[i], decoder.vocoder.mel.frame_rate, picture)
+            for logger in wandb_loggers:
+                logger.log_audio(
+                    f"audio/{clip.key}",
+                    [wave.cpu().numpy().clip(-1, 1) for wave in sounds.values()],
+                    sample_rate=[rate] * len(sounds),
+                    caption=list(sounds),
+                )
+                logger.log_image(f"mel/{clip.key}", [str(picture)])
+
+    def _end(self, trainer: L.Trainer, folder: Path) -> None:
+        lines = [summary(self.rows), "", latency_line(self.latency) if self.latency else ""]
+        (folder / "summary.md").write_text("\n".join(lines) + "\n")
+        console = Console()
+        console.print(as_table(self.rows))
+        if self.latency:
+            console.print(latency_line(self.latency))
+        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "")
+        for what, path in (
+            ("hear and see", self.samples),
+            (
+                "metrics",
+                next((lg.log_dir for lg in trainer.loggers if not isinstance(lg, WandbLogger)), None),
+            ),
+            ("W&B", next((lg.save_dir for lg in trainer.loggers if isinstance(lg, WandbLogger)), None)),
+            ("checkpoint", checkpoint),
+            ("this table", folder / "summary.md"),
+        ):
+            if path:
+                console.print(f"{what + ':':14}{path}", soft_wrap=True, highlight=False)
+
+
+def decode_streaming(decoder: StreamingDecoder, tokens: list[Tensor], speakers: list[Tensor]) -> list[Chunk]:
+    """Streams utterances side by side, chunk by chunk, and joins what each emitted."""
+    streams = [decoder.open(speaker) for speaker in speakers]
+    for stream, each in zip(streams, tokens, strict=True):
+        stream.feed(each)
+        stream.end()
+    emitted: list[list[Chunk]] = [[] for _ in streams]
+    while not all(stream.finished for stream in streams):
+        for parts, chunk in zip(emitted, decoder.step(streams), strict=True):
+            parts.append(chunk)
+    return [Chunk(torch.cat([c.mel for c in parts]), torch.cat([c.wave for c in parts])) for parts in emitted]
+
+
+COLUMNS = {
+    "pesq_wb": ("PESQ-WB", "{:.2f}"),
+    "stoi": ("STOI", "{:.3f}"),
+    "visqol": ("ViSQOL", "{:.2f}"),
+    "mel_l1": ("mel L1", "{:.3f}"),
+    "seam_db": ("seam dB", "{:+.2f}"),
+    "gap": ("gap to offline", "{:.4f}"),
+}
+
+
+def _cells(rows: dict[str, dict[str, float]]) -> list[list[str]]:
+    """One row of text per way, with STOI also as a share of copy-synthesis."""
+    top = rows.get("copy_synthesis", {}).get("stoi", float("nan"))
+    table = []
+    for way in (way for way in WAYS if way in rows):
+        values = rows[way]
+        cells = [form.format(values[name]) if name in values else "" for name, (_, form) in COLUMNS.items()]
+        table.append([way.replace("_", "-"), *cells, f"{values['stoi'] / top:.0%}"])
+    return table
+
+
+HEADER = ["", *(title for title, _ in COLUMNS.values()), "STOI of copy"]
+
+
+def as_table(rows: dict[str, dict[str, float]]) -> Table:
+    """The scores as a table for the terminal."""
+    table = Table(title="held-out clips")
+    for title in HEADER:
+        table.add_column(title, justify="right" if title else "left")
+    for cells in _cells(rows):
+        table.add_row(*cells)
+    return table
+
+
+def summary(rows: dict[str, dict[str, float]]) -> str:
+    """The scores as a Markdown table."""
+    lines = [HEADER, ["---"] * len(HEADER), *_cells(rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def latency_line(latency: Latency) -> str:
+    """The latency account in a sentence."""
+    return (
+        f"first packet {latency.first_packet_ms:.0f} ms = {latency.wait_ms:.0f} waiting for tokens "
+        f"+ {latency.network_ms:.0f} network + {latency.vocoder_ms:.0f} vocoder; "
+        f"real-time factor {latency.real_time_factor:.2f}; {latency.num_evaluations} network evaluations a chunk"
+    )

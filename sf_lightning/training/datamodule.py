@@ -1,0 +1,210 @@
+"""Shards under Lightning: lanes dealt to ranks and workers, and a position that is saved with the run."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from sf_lightning.data.lanes import Drawn, Lane, LaneState, first_clips
+from sf_lightning.data.packing import Batch, Pack, PackShape, pack
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.training.module import StreamFlowModule
+
+log = logging.getLogger(__name__)
+
+
+class LaneDataset(IterableDataset):
+    """Packs of the lanes of one rank, in the order in which they make steps.
+
+    A worker owns whole lanes. With W workers, worker w has every W-th lane, and as the loader takes one item
+    of each worker in turn, packs arrive in the order of lanes.
+
+    Args:
+        lanes: The lanes of this rank.
+        states: Where each of them begins, by lane number.
+        shape: Of a pack.
+    """
+
+    def __init__(self, lanes: list[Lane], states: dict[int, LaneState], shape: PackShape) -> None:
+        self.lanes, self.states, self.shape = lanes, states, shape
+
+    def __iter__(self) -> Iterator[Pack]:
+        worker = get_worker_info()
+        lanes = self.lanes[worker.id :: worker.num_workers] if worker else self.lanes
+        states = [self.states.get(lane.lane, LaneState()) for lane in lanes]
+        streams = [
+            pack(lane.draws(state), self.shape, lane.lane, state)
+            for lane, state in zip(lanes, states, strict=True)
+        ]
+        while True:
+            for lane, stream in zip(lanes, streams, strict=True):
+                made = next(stream)
+                made.skipped = dict(lane.skipped)
+                yield made
+
+
+class StepLoader:
+    """Gathers the packs of a step: one of each lane of this rank. It never ends; a run is a number of steps."""
+
+    def __init__(self, dataset: LaneDataset, num_workers: int, pin_memory: bool) -> None:
+        self.packs_per_step = len(dataset.lanes)
+        # Each worker must own as many lanes as the others, or packs would come out of order.
+        while num_workers and self.packs_per_step % num_workers:
+            num_workers -= 1
+        self.loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=4 * self.packs_per_step if num_workers else None,
+            pin_memory=pin_memory,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        packs = iter(self.loader)
+        while True:
+            yield Batch.of_packs([next(packs) for _ in range(self.packs_per_step)])
+
+
+@dataclass(frozen=True)
+class FewBatches:
+    """Batches held in memory; Lightning would take a plain list for many loaders."""
+
+    batches: list[Batch]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+class ShardDataModule(L.LightningDataModule):
+    """Streams shards into fixed packs, the same global batches at any world size.
+
+    What must agree with the model (mel, tokenizer, block size, length of the reference crops) is taken from
+    the module at `setup`, so that it is written once.
+
+    Args:
+        train: Folder of the shard set to train on.
+        val: Folder of the shard set to validate on.
+        pack_frames: Frames of a pack, in whole blocks; one pack of each lane makes a step.
+        lanes: V, packs of a global step; a multiple of every world size the run may have.
+        max_pieces: Pieces of clips in a pack; what remains of a pack beyond them is padding.
+        val_clips: Held-out clips that are decoded and scored in validation.
+        num_workers: Loader processes of each rank; lowered to a divisor of its lanes.
+        group: Shards whose samples are shuffled together.
+        max_bad_share: Share of broken samples beyond which training stops.
+        seed: Of the order of samples.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: str,
+        pack_frames: int = 768,
+        lanes: int = 1,
+        max_pieces: int = 8,
+        val_clips: int = 16,
+        num_workers: int = 1,
+        group: int = 4,
+        max_bad_share: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.val = ShardSet(Path(train)), ShardSet(Path(val))
+        self.pack_frames, self.lanes, self.max_pieces = pack_frames, lanes, max_pieces
+        self.val_clips, self.num_workers, self.group = val_clips, num_workers, group
+        self.max_bad_share, self.seed = max_bad_share, seed
+        self.states: dict[int, LaneState] = {}
+        self.skipped: dict[int, dict[str, int]] = {}
+        self.clips: list[Drawn] = []
+
+    def setup(self, stage: str) -> None:
+        """Checks the shards against the module, and reads the clips of validation.
+
+        Raises:
+            FileNotFoundError: if a folder is no shard set.
+            ValueError: with both values, if a set does not fit the model, the other set, or the world.
+        """
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        assert isinstance(module, StreamFlowModule)
+        model = module.model
+        mel, dit = model.mel.config, model.dit.config
+        for shards in (self.train, self.val):
+            shards.require(mel, module.tokenizer, dit.vocabulary, dit.frames_per_token)
+        ours, theirs = (shards.manifest.tokenizer.digest for shards in (self.train, self.val))
+        learnt = module.tokenizer_digest or ours
+        for shards, digest in ((self.train, ours), (self.val, theirs)):
+            if digest != learnt:
+                raise ValueError(
+                    f"{shards.folder} has tokens of tokenizer {digest}, the model learns those of {learnt}: "
+                    f"build it again with --tokenizer pointing at the same file"
+                )
+        module.tokenizer_digest = learnt
+        block = model.layout.block_size
+        if self.pack_frames < block:
+            raise ValueError(f"data.pack_frames {self.pack_frames} is less than a block of {block} frames")
+        world = self.trainer.world_size
+        if self.lanes % world:
+            raise ValueError(
+                f"data.lanes {self.lanes} is not a multiple of the {world} processes of this run"
+            )
+        self.crop_samples = model.speaker.crop_samples(mel.sample_rate)
+        self.shape = PackShape(self.pack_frames // block, block, dit.frames_per_token, self.max_pieces, mel)
+        self.clips = list(first_clips(self.val, self.val_clips, self.crop_samples))
+        if not self.clips:
+            raise ValueError(f"{self.val.folder} has no clip that could be decoded: give another --data.val")
+
+    def train_dataloader(self) -> StepLoader:
+        """The endless stream of this rank's steps."""
+        assert self.trainer is not None
+        mine = range(self.trainer.global_rank, self.lanes, self.trainer.world_size)
+        lanes = [
+            Lane(self.train, self.seed, n, self.lanes, self.crop_samples, self.group, self.max_bad_share)
+            for n in mine
+        ]
+        pin = self.trainer.strategy.root_device.type == "cuda"
+        return StepLoader(LaneDataset(lanes, self.states, self.shape), self.num_workers, pin)
+
+    def val_dataloader(self) -> "FewBatches":
+        """The clips of validation, packed, a share for each rank."""
+        return FewBatches([Batch.of_packs([each]) for each in pack(self.rank_clips, self.shape)])
+
+    @property
+    def rank_clips(self) -> list[Drawn]:
+        """The clips that this rank listens to."""
+        assert self.trainer is not None
+        return self.clips[self.trainer.global_rank :: self.trainer.world_size]
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Notes where the lanes stand after a batch that is about to be trained on.
+
+        Lightning calls this right before the step, after any prefetching: what was only fetched does not
+        count, and whatever is saved in this step is saved after it.
+        """
+        assert self.trainer is not None
+        if self.trainer.training:
+            self._consumed(batch)
+        return batch
+
+    def _consumed(self, batch: Batch) -> None:
+        self.states.update(batch.states)
+        for lane, causes in batch.skipped.items():
+            if causes != self.skipped.get(lane, {}):
+                self.skipped[lane] = causes
+                total = sum((Counter(each) for each in self.skipped.values()), Counter())
+                log.warning("broken samples so far: %s", ", ".join(f"{c}: {n}" for c, n in total.items()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this rank's lanes stand."""
+        return {"states": {lane: vars(state) for lane, state in self.states.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the lanes up where they stood."""
+        self.states = {int(lane): LaneState(**values) for lane, values in state["states"].items()}

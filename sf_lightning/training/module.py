@@ -1,0 +1,229 @@
+"""StreamFlow under Lightning: the loss from `flow`, the weights from `model`, nothing of its own.
+
+Letters: U utterances, M blocks, W frames of a block, F mel bands, S speaker width.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.packing import Batch
+from sf_lightning.data.shards import Manifest
+from sf_lightning.flow.guidance import DropConfig
+from sf_lightning.flow.loss import flow_matching_loss
+from sf_lightning.flow.noise import keyed_generator
+from sf_lightning.flow.path import draw_times, straight_path
+from sf_lightning.model.dit import DiTConfig
+from sf_lightning.model.layout import Layout
+from sf_lightning.model.speaker import SpeakerConfig
+from sf_lightning.model.streamflow import MelScale, StreamFlow
+from sf_lightning.streaming.decoder import DecodeConfig, StreamingDecoder
+from sf_lightning.training.ema import WeightAverage
+from sf_lightning.training.schedule import warmup_cosine
+from sf_lightning.vocoder.base import Vocoder
+from sf_lightning.vocoder.config import VocoderConfig
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine.
+
+    Args:
+        learning_rate: Its highest value.
+        warmup_steps: Steps in which it rises.
+        weight_decay: Of matrices; biases and other vectors have none.
+        beta2: Decay of the second moment.
+        ema_decay: Decay of the averaged weights.
+    """
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 1000
+    weight_decay: float = 0.01
+    beta2: float = 0.98
+    ema_decay: float = 0.9995
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """The randomness of a training step: noise [M, W, F], times [U], dropped speakers and tokens [U]."""
+
+    x_0: Tensor
+    t: Tensor
+    drop_speaker: Tensor
+    drop_tokens: Tensor
+
+
+class StreamFlowModule(L.LightningModule):
+    """Trains a StreamFlow decoder.
+
+    Args:
+        layout: How far each layer looks.
+        dit: Sizes of the network.
+        mel: The mel spectrogram.
+        scale: The scale of the mel in the flow.
+        speaker: The speaker encoder.
+        tokenizer: Name of the tokenizer whose tokens it decodes.
+        times: Distribution of flow times in training.
+        drop: How often conditions are dropped in training.
+        optimizer: How weights are trained and averaged.
+        decode: How validation, and later `sf-decode`, decode.
+        vocoder: What makes the mel audible.
+        seed: Of noise, times and dropped conditions in training.
+    """
+
+    def __init__(
+        self,
+        layout: Layout = Layout(),
+        dit: DiTConfig = DiTConfig(),
+        mel: MelConfig = MelConfig(),
+        scale: MelScale = MelScale(),
+        speaker: SpeakerConfig = SpeakerConfig(),
+        tokenizer: str = "kmeans",
+        times: Literal["logit_normal", "uniform"] = "logit_normal",
+        drop: DropConfig = DropConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        decode: DecodeConfig = DecodeConfig(),
+        vocoder: VocoderConfig = VocoderConfig(),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        # Plain values, and the parser that turns them back: a checkpoint then loads without pickled classes.
+        plain = {
+            name: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for name, v in given.items()
+        }
+        self.save_hyperparameters(
+            _listed(plain) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+        )
+        self.tokenizer, self.times, self.drop, self.seed = tokenizer, times, drop, seed
+        self.optimizer, self.decode, self.vocoder = optimizer, decode, vocoder
+        self.model = StreamFlow(layout, dit, mel, scale, speaker)
+        self.ema = WeightAverage(self.model, optimizer.ema_decay)
+        self.manifest: Manifest | None = None
+        self.tokenizer_digest: str | None = None
+
+    # -- training -------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Moves the averaged weights to where the parameters are now."""
+        self.ema.average = {name: value.to(self.device) for name, value in self.ema.average.items()}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the flow matching loss of a batch."""
+        loss = self._loss(batch, self._draw(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=1)
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps the optimizer, then moves the averaged weights: before any callback can save them."""
+        super().optimizer_step(*args, **kwargs)
+        self.ema.update(self.model)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the norm of all gradients and logs it; Lightning's own way refuses a fused optimizer."""
+        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.log("train/gradient_norm", norm)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on matrices with, on vectors without weight decay; one schedule step per optimizer step."""
+        config = self.optimizer
+        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.model.parameters() if p.ndim < 2]
+        optimizer = torch.optim.AdamW(
+            [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = warmup_cosine(optimizer, config.warmup_steps, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- validation -----------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Logs the loss of the averaged weights under noise and times that never change."""
+        with self.ema.swapped(self.model):
+            loss = self._loss(batch, self._fixed(batch, batch_idx))
+        # Per valid frame: the last batch is mostly padding.
+        frames = batch.blocks.valid.sum()
+        loss = loss * batch.blocks.valid.numel() / frames
+        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=int(frames))
+
+    # -- checkpoints ----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the averaged weights, and whose tokens the model has learnt."""
+        checkpoint["ema"] = self.ema.state_dict()
+        checkpoint["tokenizer_digest"] = self.tokenizer_digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes them back."""
+        self.ema.load_state_dict(checkpoint["ema"])
+        self.tokenizer_digest = checkpoint["tokenizer_digest"]
+
+    # -- use ------------------------------------------------------------------------------------------
+
+    def make_vocoder(self) -> Vocoder:
+        """Makes the vocoder of the configuration, on this module's device."""
+        vocoder = self.vocoder.make(self.model.mel.config)
+        return vocoder.to(self.device) if isinstance(vocoder, torch.nn.Module) else vocoder
+
+    def decoder(self, vocoder: Vocoder | None = None, decode: DecodeConfig | None = None) -> StreamingDecoder:
+        """Returns a decoder of the *current* weights; see `use_average`."""
+        return StreamingDecoder(self.model, vocoder or self.make_vocoder(), decode or self.decode)
+
+    def use_average(self) -> "StreamFlowModule":
+        """Overwrites the weights by their averages: for decoding, never in the middle of training."""
+        self.ema.copy_to(self.model)
+        return self.eval()
+
+    # -- the loss -------------------------------------------------------------------------------------
+
+    def _loss(self, batch: Batch, draws: _Draws) -> Tensor:
+        model, blocks = self.model, batch.blocks
+        x_1 = model.to_flow(model.mel.frames(batch.wave))
+        speaker = model.encode_speaker(batch.reference)
+        condition = model.dit.condition(batch.tokens, speaker, blocks, draws.drop_speaker, draws.drop_tokens)
+        point = straight_path(draws.x_0, x_1, draws.t[blocks.utterance, None, None])
+        velocity = model.dit(point.x_t, draws.t, condition, blocks)
+        return flow_matching_loss(velocity, point.dx_t, blocks.valid)
+
+    def _draw(self, batch: Batch) -> _Draws:
+        """Draws for training, keyed by (seed, lane, pack): the same at any world size and after a resume."""
+        frames, bands = batch.blocks.block_size, self.model.mel.config.num_bands
+        each = []
+        for pack in batch.packs:
+            random = keyed_generator(self.seed, pack.lane, pack.pack, device=self.device)
+            x_0 = torch.randn(pack.num_blocks, frames, bands, generator=random, device=self.device)
+            t = draw_times(pack.num_utterances, self.times, random)
+            each.append((x_0, t, *self.drop.draw(pack.num_utterances, random)))
+        return _Draws(*(torch.cat(values) for values in zip(*each, strict=True)))
+
+    def _fixed(self, batch: Batch, batch_idx: int) -> _Draws:
+        """Fixed noise and a fixed grid of times, nothing dropped: a curve that can be read."""
+        blocks, count = batch.blocks, batch.blocks.num_utterances
+        random = keyed_generator(0, batch_idx)
+        x_0 = torch.randn(*blocks.valid.shape, self.model.mel.config.num_bands, generator=random)
+        t = (torch.arange(count, device=self.device) + 0.5) / count
+        kept = torch.zeros(count, dtype=torch.bool, device=self.device)
+        return _Draws(x_0.to(self.device), t, kept, kept)
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, all the way down: what a config file can hold."""
+    if isinstance(value, dict):
+        return {key: _listed(each) for key, each in value.items()}
+    return [_listed(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,1 @@
+"""Mel to wave: one protocol, Griffin-Lim without weights, BigVGAN with them."""

@@ -1,0 +1,36 @@
+"""Which vocoder, chosen by configuration."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.vocoder.base import Vocoder
+from sf_lightning.vocoder.griffin_lim import GriffinLim
+
+
+@dataclass(frozen=True)
+class VocoderConfig:
+    """Which vocoder turns mels into waves.
+
+    Args:
+        checkpoint: A BigVGAN checkpoint (a file with its `config.json` beside it, or their folder);
+            without one, Griffin-Lim, which needs no weights.
+        iterations: Steps of Griffin-Lim.
+    """
+
+    checkpoint: str | None = None
+    iterations: int = 32
+
+    def make(self, mel: MelConfig) -> Vocoder:
+        """Makes the vocoder for a mel.
+
+        Raises:
+            FileNotFoundError: if the checkpoint is not there.
+            ValueError: if it was made for another mel.
+        """
+        if self.checkpoint is None:
+            return GriffinLim(mel, self.iterations)
+        # The package pulls in librosa and numba: only where a checkpoint is used.
+        from sf_lightning.vocoder.bigvgan import BigVGANVocoder
+
+        return BigVGANVocoder.from_checkpoint(Path(self.checkpoint), mel)

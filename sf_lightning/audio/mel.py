@@ -6,9 +6,9 @@ Letters: B waves, N samples, T frames, F mel bands.
 from dataclasses import dataclass
 
 import torch
+from librosa.filters import mel as librosa_mel
 from torch import Tensor, nn
 from torch.nn import functional
-from torchaudio.functional import melscale_fbanks
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,16 @@ class MelSpectrogram(nn.Module):
     def __init__(self, config: MelConfig) -> None:
         super().__init__()
         self.config = config
-        filters = melscale_fbanks(
-            config.n_fft // 2 + 1,
-            config.f_min,
-            config.f_max,
-            config.num_bands,
-            config.sample_rate,
-            norm="slaney",
-            mel_scale="slaney",
+        # librosa's filters, as BigVGAN's: torchaudio's are made in float32 and differ by 1e-5 in log-mel.
+        filters = librosa_mel(
+            sr=config.sample_rate,
+            n_fft=config.n_fft,
+            n_mels=config.num_bands,
+            fmin=config.f_min,
+            fmax=config.f_max,
         )
         self.register_buffer("window", torch.hann_window(config.win_length), persistent=False)
-        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("filters", torch.from_numpy(filters.T.copy()), persistent=False)
 
     def forward(self, wave: Tensor) -> Tensor:
         """Returns the log-mel [B, N // hop_length, F] of waves [B, N] with |wave| <= 1.
@@ -92,7 +91,7 @@ class MelSpectrogram(nn.Module):
         return self.frames(functional.pad(wave[:, None], (pad, pad), mode="reflect")[:, 0])
 
     def frames(self, padded: Tensor) -> Tensor:
-        """Returns the log-mel [B, T, F] of waves [B, pad + T * hop_length + pad] that carry their own context.
+        """Returns the log-mel [B, T, F] of waves [B, pad + T * hop_length + pad], which bring context.
 
         Pieces of a wave, each with `pad` samples of what lies around it, give exactly the frames that the
         whole wave gives: this is how blocks are transformed on the device without seeing their utterance.

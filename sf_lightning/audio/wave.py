@@ -16,23 +16,19 @@ Wave = NDArray[np.float32]
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 
 
-def read_wave(source: Path | bytes, sample_rate: int, start: float = 0.0, seconds: float = -1.0) -> Wave:
+def read_wave(source: Path | bytes, sample_rate: int) -> Wave:
     """Reads audio as a mono wave [N] at `sample_rate` Hz, whatever its own rate and channels.
 
     Args:
         source: A path, or the bytes of an audio file.
         sample_rate: The rate wanted in Hz; another one is resampled.
-        start: Where to begin, in seconds.
-        seconds: How much to read; negative reads to the end.
 
     Raises:
         ValueError: if the audio cannot be decoded.
     """
     try:
         with soundfile.SoundFile(BytesIO(source) if isinstance(source, bytes) else source) as file:
-            file.seek(min(int(start * file.samplerate), file.frames))
-            frames = -1 if seconds < 0 else int(seconds * file.samplerate)
-            wave = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+            wave = file.read(dtype="float32", always_2d=True).mean(axis=1)
             rate = file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
         raise ValueError(f"audio that cannot be decoded ({error})") from error

@@ -77,14 +77,14 @@ def speaker_of(raw: Raw) -> str:
         return str(raw["__key__"])
 
 
-def read_speech(source: bytes, mel: MelConfig, start: float = 0.0, seconds: float = -1.0) -> Wave:
+def read_speech(source: bytes, mel: MelConfig) -> Wave:
     """Returns a wave at the mel's rate, scaled to `PEAK`.
 
     Raises:
         BadSample: if it cannot be decoded, is silent, holds NaN or is shorter than a mel needs.
     """
     try:
-        wave = read_wave(source, mel.sample_rate, start, seconds)
+        wave = read_wave(source, mel.sample_rate)
     except ValueError as error:
         raise BadSample("undecodable", str(error)) from error
     if not np.isfinite(wave).all():

@@ -99,12 +99,24 @@ class BlockAttention(nn.Module):
         k = torch.cat([shift(k, offset) for offset in offsets], dim=2)
         v = torch.cat([shift(v, offset) for offset in offsets], dim=2)
         q, k = rotate(q, table[:, own : own + size]), rotate(k, table)
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return attend(q, k, v, mask)
 
     def _dense(self, q: Tensor, k: Tensor, v: Tensor, near: Neighbourhood) -> Tensor:
         mask, table = near.dense(self.span)
         # [M, H, W, Dh] -> [U, longest, H, W, Dh] -> [U, H, T, Dh]
         q, k, v = (near.spread(x).transpose(1, 2).flatten(2, 3) for x in (q, k, v))
-        y = scaled_dot_product_attention(rotate(q, table), rotate(k, table), v, attn_mask=mask)
+        y = attend(rotate(q, table), rotate(k, table), v, mask)
         y = y.unflatten(2, (near.blocks.longest, near.blocks.block_size)).transpose(1, 2)
         return near.gather(y)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Scaled dot-product attention; `mask` says which keys count.
+
+    PyTorch's own, but for training in bf16 on a CPU: there its backward takes 4 to 5 times as long as plain
+    products do (torch 2.11, AVX-512; 5.6 against 1.5 ms for [32, 3, 24, 64], and no faster without a mask).
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask)

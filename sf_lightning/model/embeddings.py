@@ -23,21 +23,28 @@ class TimeEmbedding(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """Embeds tokens and repeats each over its frames; the null condition is an id of its own.
+    """Embeds tokens, each as one vector for every frame it covers; the null condition is an id of its own.
+
+    A vector for each frame, and not one repeated: rotary positions are relative, so a frame that has its
+    token's vector in common with its neighbours has to find out by attention which part of it to say. Scaled
+    by sqrt(width), for rows are seen seldom and AdamW moves a weight by little more than the learning rate
+    (see experiments/LOG.md for both).
 
     Args:
         vocabulary: Number of codes; tokens are 0 .. vocabulary - 1.
         width: Width of the embedding.
-        frames_per_token: How often each token is repeated.
+        frames_per_token: Frames of a token.
     """
 
     def __init__(self, vocabulary: int, width: int, frames_per_token: int) -> None:
         super().__init__()
         self.null = vocabulary
         self.frames_per_token = frames_per_token
-        self.table = nn.Embedding(vocabulary + 1, width)
+        self.scale = math.sqrt(width)
+        self.table = nn.Embedding(vocabulary + 1, frames_per_token * width)
+        nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, tokens: Tensor, drop: Tensor) -> Tensor:
         """Returns [M, K * frames_per_token, width] of tokens [M, K]; null in the blocks where `drop` [M]."""
         tokens = torch.where(drop[:, None], self.null, tokens)
-        return self.table(tokens).repeat_interleave(self.frames_per_token, dim=1)
+        return self.scale * self.table(tokens).unflatten(-1, (self.frames_per_token, -1)).flatten(1, 2)

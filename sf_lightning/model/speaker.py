@@ -4,6 +4,7 @@ Trained together with the decoder it needs no weights. Its BatchNorm is replaced
 BatchNorm an embedding changes with its batch-mates and a batch of one raises.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +67,7 @@ class SpeakerEncoder(nn.Module):
 def _replace_batch_norm(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, BatchNorm1d):
-            setattr(module, name, nn.GroupNorm(8, child.norm.num_features))
+            features = child.norm.num_features
+            setattr(module, name, nn.GroupNorm(math.gcd(8, features), features))
         else:
             _replace_batch_norm(child)

@@ -272,7 +272,7 @@ class StreamingDecoder:
         speaker = torch.stack([dit.null_speaker if w.speaker is None else w.speaker for w in windows])
         nobody = torch.tensor([window.speaker is None for window in windows], device=device)
         condition = dit.condition(tokens, speaker, blocks, nobody, torch.zeros_like(nobody))
-        velocity = guided(dit, condition, self.model.null_condition(blocks), blocks, config.guidance)
+        velocity = guided(self.model.velocity, condition, self.model.null_condition(blocks), blocks, config.guidance)
         noise = [
             block_noise(window.seed, window.first, count, size, dit.config.num_bands)
             for window, count in zip(windows, counts, strict=True)

@@ -67,6 +67,7 @@ class StreamFlowModule(L.LightningModule):
         mel: The mel spectrogram.
         scale: The scale of the mel in the flow.
         speaker: The speaker encoder.
+        precondition: Whether the network answers on top of the best linear guess of the velocity.
         tokenizer: Name of the tokenizer whose tokens it decodes.
         times: Distribution of flow times in training.
         drop: How often conditions are dropped in training.
@@ -83,6 +84,7 @@ class StreamFlowModule(L.LightningModule):
         mel: MelConfig = MelConfig(),
         scale: MelScale = MelScale(),
         speaker: SpeakerConfig = SpeakerConfig(),
+        precondition: bool = True,
         tokenizer: str = "kmeans",
         times: Literal["logit_normal", "uniform"] = "logit_normal",
         drop: DropConfig = DropConfig(),
@@ -102,7 +104,7 @@ class StreamFlowModule(L.LightningModule):
         )
         self.tokenizer, self.times, self.drop, self.seed = tokenizer, times, drop, seed
         self.optimizer, self.decode, self.vocoder = optimizer, decode, vocoder
-        self.model = StreamFlow(layout, dit, mel, scale, speaker)
+        self.model = StreamFlow(layout, dit, mel, scale, speaker, precondition)
         self.ema = WeightAverage(self.model, optimizer.ema_decay)
         self.manifest: Manifest | None = None
         self.tokenizer_digest: str | None = None
@@ -198,7 +200,7 @@ class StreamFlowModule(L.LightningModule):
         speaker = model.encode_speaker(batch.reference)
         condition = model.dit.condition(batch.tokens, speaker, blocks, draws.drop_speaker, draws.drop_tokens)
         point = straight_path(draws.x_0, x_1, draws.t[blocks.utterance, None, None])
-        velocity = model.dit(point.x_t, draws.t, condition, blocks)
+        velocity = model.velocity(point.x_t, draws.t, condition, blocks)
         return flow_matching_loss(velocity, point.dx_t, blocks.valid)
 
     def _draw(self, batch: Batch) -> _Draws:

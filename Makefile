@@ -1,0 +1,45 @@
+# make help   says what there is
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+RUN := runs/demo
+STEPS ?= 2000
+EVERY ?= 500
+MINUTES ?= 24
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+.venv/installed: setup.cfg pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { echo "error: no $(PYTHON) here: name a Python 3.11 or later, make PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -e '.[demo,test]'
+	@touch $@
+
+setup: .venv/installed  ## The environment alone, in .venv
+
+shards/demo/dev/manifest.json: | .venv/installed
+	$(BIN)/sf-shards demo --out shards/demo --minutes $(MINUTES)
+
+$(RUN)/summary.md: | shards/demo/dev/manifest.json
+	$(BIN)/sf-fit --config experiments/demo.yaml --trainer.default_root_dir=$(RUN) --ckpt_path=last \
+		--trainer.max_steps=$(STEPS) --trainer.val_check_interval=$(EVERY)
+
+demo: setup $(RUN)/summary.md  ## Synthesise speech, train a decoder on it, hear it stream: 10 minutes on 2 cores
+	@echo; cat $(RUN)/summary.md; echo
+	@echo "hear and see: $$(ls -d $(RUN)/samples/step-* | tail -n 1)"
+	@echo "logs:         $(RUN)/csv, $(RUN)/wandb"
+	@echo "checkpoint:   $(RUN)/checkpoints/last.ckpt"
+
+lint: setup  ## Lint, format check, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy sf_lightning
+
+test: lint  ## Lint, then all tests but the slow ones
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+
+clean:  ## Delete runs and demo shards, keep the environment
+	rm -rf runs shards/demo

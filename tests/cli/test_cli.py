@@ -1,0 +1,243 @@
+"""The commands as a user meets them: the whole road once, and one clear line for each mistake."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from sf_lightning.cli import decode, fit, shards
+from sf_lightning.data.shards import ShardSet
+from tests.helpers import voice, write_corpus
+
+DEMO = Path(__file__).parents[2] / "experiments" / "demo.yaml"
+
+TOY = [
+    "--model.layout={num_layers: 2, backward: [0], forward: [1]}",
+    "--model.dit={width: 32, num_heads: 2, token_width: 16, speaker_width: 8, vocabulary: 50}",
+    "--model.speaker={channels: 8, crop_seconds: 0.5}",
+    "--model.decode.steps=2",
+    "--model.vocoder.iterations=4",
+    "--data.pack_frames=192",
+    "--data.val_clips=3",
+    "--data.num_workers=0",
+    "--trainer.accelerator=cpu",
+    "--trainer.precision=32-true",
+    "--trainer.max_steps=4",
+    "--trainer.val_check_interval=2",
+]
+
+
+def arguments(shards: ShardSet, run: Path, *more: str) -> list[str]:
+    """A toy run of the demo's config."""
+    where = [
+        f"--data.train={shards.folder}",
+        f"--data.val={shards.folder}",
+        f"--trainer.default_root_dir={run}",
+    ]
+    return ["--config", str(DEMO), *TOY, *where, *more]
+
+
+@pytest.fixture(scope="module")
+def run(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished toy run."""
+    folder = tmp_path_factory.mktemp("run") / "toy"
+    fit.main(arguments(shards, folder))
+    return folder
+
+
+def mistake(capsys: pytest.CaptureFixture, command, *args: str) -> str:  # noqa: ANN001
+    """Runs a command that must end with 2 and one line; returns the line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        command(list(args))
+    said = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in said if line.startswith("error: ")]
+    assert exit_.value.code == 2 and len(errors) == 1 and "Traceback" not in "\n".join(said), said
+    return errors[0]
+
+
+def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
+    csv = next((run / "csv").glob("*/metrics.csv")).read_text()
+    for way in ("streamed", "offline", "copy_synthesis", "look_up"):
+        for name in ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db", "no_score"):
+            assert f"{way}/{name}" in csv
+    for name in ("streamed/gap", "latency/first_packet_ms", "val/loss", "train/loss", "train/gradient_norm"):
+        assert name in csv
+    assert (run / "checkpoints" / "last.ckpt").is_file() and list(run.glob("checkpoints/best-*.ckpt"))
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    samples = run / "samples" / "step-000004"
+    assert len(list(samples.glob("*.png"))) == 3
+    for path in samples.glob("*.wav"):
+        assert soundfile.info(path).samplerate == 16000
+    summary = (run / "summary.md").read_text()
+    assert all(way in summary for way in ("copy-synthesis", "look-up", "offline", "streamed", "first packet"))
+
+
+def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Path, shards: ShardSet) -> None:
+    record = yaml.safe_load(next((run / "csv").glob("*/hparams.yaml")).read_text())
+    assert record["shards"][str(shards.folder)] == [shard.digest for shard in shards.manifest.shards]
+    assert "back 1, ahead 0" in record["layout"] and (record["field_back"], record["field_ahead"]) == (1, 1)
+    assert record["wait_ms"] == 480 and record["commit"]
+    assert record["config"]["model"]["dit"]["width"] == 32 and record["config"]["trainer"]["max_steps"] == 4
+    from wandb.sdk.internal.datastore import DataStore
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    store = DataStore()
+    store.open_for_scan(str(next(run.glob("wandb/offline-run-*/*.wandb"))))
+    names, values = set(), set()
+    while (data := store.scan_data()) is not None:
+        entry = Record()
+        entry.ParseFromString(data)
+        names |= {item.key or ".".join(item.nested_key) for item in entry.run.config.update}
+        names |= {item.key or ".".join(item.nested_key) for item in entry.config.update}
+        values |= {item.key or ".".join(item.nested_key) for item in entry.history.item}
+    assert {"config", "commit", "shards", "layout", "field_back", "field_ahead", "wait_ms"} <= names
+    assert {"streamed/stoi", "streamed/pesq_wb", "streamed/visqol", "train/loss"} <= values
+
+
+def test_sf_decode_gives_the_wave_that_validation_kept(run: Path, tmp_path: Path) -> None:
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    for tokens in (run / "samples" / "step-000004").glob("*.tokens.npy"):
+        base = str(tokens).removesuffix(".tokens.npy")
+        for way, flags in (("streamed", []), ("offline", ["--offline=true"])):
+            out = tmp_path / "out.wav"
+            speaker = f"--speaker={base}.speaker.npy"
+            decode.main([f"--ckpt={checkpoint}", f"--tokens={tokens}", speaker, f"--out={out}", *flags])
+            ours, theirs = soundfile.read(out)[0], soundfile.read(f"{base}.{way}.wav")[0]
+            assert np.abs(theirs).max() > 0
+            assert np.abs(ours - theirs).max() <= 2e-3
+
+
+def test_a_voice_can_be_given_as_audio(run: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", np.arange(20))
+    soundfile.write(tmp_path / "v.wav", voice(1.0), 22050)
+    args = [f"--ckpt={run}/checkpoints/last.ckpt", f"--tokens={tmp_path}/t.npy"]
+    decode.main([*args, f"--speaker={tmp_path}/v.wav", f"--out={tmp_path}/a.wav"])
+    decode.main([*args, f"--out={tmp_path}/b.wav"])
+    a, b = (soundfile.read(tmp_path / name)[0] for name in ("a.wav", "b.wav"))
+    assert len(a) == len(b) == 20 * 640 and not np.array_equal(a, b)
+
+
+def test_a_second_run_in_a_used_folder_is_refused_and_a_resumed_one_goes_on(
+    run: Path, shards: ShardSet, capsys: pytest.CaptureFixture
+) -> None:
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    said = mistake(capsys, fit.main, *arguments(shards, run))
+    assert "holds a run already: continue it with --ckpt_path=last" in said
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+    fit.main(arguments(shards, run, "--ckpt_path=last", "--trainer.max_steps=6"))
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--model.layout.blok_size=12"], "blok_size"),
+        (["--model.dit.vocabulary=60"], "has vocabulary 50, the model has 60: set --model.dit.vocabulary"),
+        (["--model.mel.f_max=7600"], "has mel .* the model has .*: set --model.mel"),
+        (["--model.tokenizer=s3"], "has tokenizer kmeans, the model has s3"),
+        (
+            ["--model.layout.backward=[0, 7]"],
+            "layout.backward names layer 7, which does not exist: the layers are 0 to 1",
+        ),
+        (["--data.train=/nowhere"], "no shard set at /nowhere"),
+        (["--model.vocoder.checkpoint=/nowhere/g.pt"], "/nowhere/g.pt is missing"),
+        (["--ckpt_path=/nowhere/last.ckpt"], "/nowhere/last.ckpt"),
+    ],
+)
+def test_a_mistake_in_a_run_is_one_line(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, more: list[str], said: str
+) -> None:
+    line = mistake(capsys, fit.main, *arguments(shards, tmp_path / "run", *more))
+    assert re.search(said, line), line
+
+
+def test_shards_are_built_and_shown_and_the_second_set_takes_the_tokenizer_of_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    audio = write_corpus(tmp_path / "audio", clips=6)
+    common = ["build", f"--audio={audio}", "--vocabulary=40"]
+    shards.main([*common, f"--out={tmp_path}/sets/train"])
+    shards.main([*common, f"--out={tmp_path}/sets/dev"])
+    assert "fitted before" in capsys.readouterr().out
+    digests = {ShardSet(tmp_path / "sets" / name).manifest.tokenizer.digest for name in ("train", "dev")}
+    assert len(digests) == 1
+    shards.main(["inspect", f"--shards={tmp_path}/sets/dev"])
+    assert "6 clips" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["build", "--audio=/nowhere", "--out=OUT/x"], "no folder /nowhere"),
+        (["build", "--audio=OUT", "--out=OUT/x"], "no audio under"),
+        (["build", "--audio=OUT", "--out=OUT"], "is there already"),
+        (["build", "--audio=OUT/audio", "--out=OUT/x", "--tokenizer=/nowhere.npz"], "no file /nowhere.npz"),
+        (["inspect", "--shards=OUT"], "no shard set at"),
+        (["build", "--audi0=x", "--out=OUT/x"], "audi0|required"),
+    ],
+)
+def test_a_mistake_with_shards_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, args: list[str], said: str
+) -> None:
+    if "OUT/audio" in args[1]:
+        write_corpus(tmp_path / "audio", clips=2)
+    line = mistake(capsys, shards.main, *(arg.replace("OUT", str(tmp_path)) for arg in args))
+    assert re.search(said, line), line
+
+
+@pytest.mark.parametrize(
+    ("tokens", "more", "said"),
+    [
+        (np.array([3, 50]), [], "token 50 is outside the vocabulary of 50 codes"),
+        (np.array([0.5]), [], "wanted whole numbers"),
+        (None, [], "--tokens: no file"),
+        (np.arange(5), ["--speaker=/nowhere.wav"], "--speaker: no file /nowhere.wav"),
+        (np.arange(5), ["--steps=0"], "steps 0"),
+    ],
+)
+def test_a_mistake_in_decoding_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, tokens: np.ndarray, more: list[str], said: str
+) -> None:
+    if tokens is not None:
+        np.save(tmp_path / "t.npy", tokens)
+    args = [
+        f"--ckpt={run}/checkpoints/last.ckpt",
+        f"--tokens={tmp_path}/t.npy",
+        f"--out={tmp_path}/o.wav",
+        *more,
+    ]
+    assert re.search(said, mistake(capsys, decode.main, *args))
+    assert not (tmp_path / "o.wav").exists()
+
+
+@pytest.mark.parametrize("command", ["sf-fit", "sf-shards", "sf-decode"])
+def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture) -> None:
+    main = {"sf-fit": fit.main, "sf-shards": shards.main, "sf-decode": decode.main}[command]
+    args = {"sf-fit": ["fit", "--help"], "sf-shards": ["build", "--help"], "sf-decode": ["--help"]}[command]
+    with pytest.raises(SystemExit) as exit_:
+        main(args)
+    assert exit_.value.code == 0
+    said = capsys.readouterr().out
+    ours = re.findall(r"^  (--(?:model|data)\.[\w.]+|--[a-z_]+) [A-Z{\[].*?(?=^  -|\Z)", said, re.M | re.S)
+    assert len(ours) > 4
+    for name, body in re.findall(r"^  (--(?:model|data)\.[\w.]+) (.*?)(?=^  -|^\S|\Z)", said, re.M | re.S):
+        words = re.sub(r"\(type:.*|\(required.*", "", body, flags=re.S)
+        assert len(words.split()) > 3 or "CONFIG" in body, f"{name} is not explained: {body}"
+
+
+@pytest.mark.parametrize(
+    "preset", sorted((DEMO.parent / "layouts").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_recipe_and_layout_is_accepted(preset: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        fit.main(["--config", str(DEMO), f"--model.layout={preset}", "--print_config"])
+    assert exit_.value.code == 0
+    layout = yaml.safe_load(capsys.readouterr().out)["model"]["layout"]
+    wanted = yaml.safe_load(preset.read_text())
+    assert layout["num_layers"] == 8
+    assert {name: layout[name] for name in wanted} == wanted

@@ -1,0 +1,204 @@
+"""Lanes and packs: an order that knows no world size, nothing lost, nothing twice, exact to resume."""
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.data.lanes import Drawn, Lane, LaneState, first_clips
+from sf_lightning.data.packing import Batch, Pack, PackShape, pack
+from sf_lightning.data.sample import decode_clip
+from sf_lightning.data.shards import ShardSet
+
+SHAPE = PackShape(num_blocks=16, block_size=24, frames_per_token=4, max_pieces=6, mel=MelConfig())
+
+
+def lane(shards: ShardSet, number: int = 0, of: int = 1, seed: int = 0, **change: float) -> Lane:
+    """A lane with short reference crops."""
+    return Lane(shards, seed, number, of, crop_samples=4000, **change)  # type: ignore[arg-type]
+
+
+def packs(shards: ShardSet, count: int, state: LaneState = LaneState(), **change: int) -> list[Pack]:
+    """The packs of a lane, from a state on."""
+    mine = lane(shards, **change)
+    return list(islice(pack(mine.draws(state), SHAPE, mine.lane, state), count))
+
+
+def same(a: Pack, b: Pack) -> bool:
+    """Whether two packs are equal to the last bit."""
+    tensors = (
+        (a.wave, b.wave),
+        (a.tokens, b.tokens),
+        (a.reference, b.reference),
+        (a.blocks.valid, b.blocks.valid),
+    )
+    return (
+        a.keys == b.keys
+        and a.key == b.key
+        and a.state == b.state
+        and all(torch.equal(*pair) for pair in tensors)
+    )
+
+
+def epoch(shards: ShardSet, number: int, of: int, wanted: int = 0) -> list[str]:
+    """The keys that a lane draws in one of its epochs."""
+    keys = []
+    for drawn in lane(shards, number, of).draws(LaneState()):
+        if drawn.state.epoch > wanted:
+            return keys
+        if drawn.state.epoch == wanted:
+            keys.append(drawn.clip.key)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("of", [1, 2, 4, 8, 23])
+def test_in_an_epoch_every_clip_is_in_exactly_one_lane(shards: ShardSet, of: int) -> None:
+    # Up to 23 lanes on 5 shards: a shard feeds several lanes then.
+    everything = Counter(key for number in range(of) for key in epoch(shards, number, of))
+    assert len(everything) == 23 and set(everything.values()) == {1}
+
+
+def test_the_order_is_a_function_of_seed_epoch_and_lane(shards: ShardSet) -> None:
+    assert epoch(shards, 0, 2) == epoch(shards, 0, 2)
+    assert epoch(shards, 0, 1) != epoch(shards, 0, 1, wanted=1)
+    assert [d.clip.key for d in islice(lane(shards, seed=1).draws(LaneState()), 23)] != epoch(shards, 0, 1)
+    assert sorted(epoch(shards, 0, 1)) == sorted(epoch(shards, 0, 1, wanted=1))
+
+
+def test_a_lane_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet) -> None:
+    whole = packs(shards, 14)  # more than two epochs
+    assert whole[-1].state.epoch >= 1
+    for stop in range(13):
+        assert same(packs(shards, 1, whole[stop].state)[0], whole[stop + 1])
+
+
+def test_no_frame_is_lost_or_said_twice_by_packing(shards: ShardSet) -> None:
+    mel = MelSpectrogram(MelConfig())
+    said: dict[str, list[torch.Tensor]] = {}
+    tokens: dict[str, list[int]] = {}
+    for each in packs(shards, 7):  # less than an epoch
+        frames = mel.frames(each.wave)
+        for piece, key in enumerate(each.keys):
+            mine = (each.blocks.utterance == piece) & each.blocks.valid[:, 0]
+            said.setdefault(key, []).append(frames[mine][each.blocks.valid[mine]])
+            valid = each.blocks.valid[mine].unflatten(1, (-1, 4))[..., 0]
+            tokens.setdefault(key, []).extend(each.tokens[mine][valid].tolist())
+    checked = 0
+    for shard in range(len(shards.manifest.shards)):
+        for raw in shards.read(shard):
+            clip = decode_clip(raw, MelConfig(), 50, 4)
+            heard = torch.cat(said.get(clip.key, [torch.zeros(0, 80)]))
+            if len(heard) == 4 * len(clip.tokens):  # the packs above end within the last clips
+                whole = mel(torch.from_numpy(clip.wave)[None])[0]
+                torch.testing.assert_close(heard, whole, atol=1e-5, rtol=0)
+                assert tokens[clip.key] == clip.tokens.tolist()
+                checked += 1
+    assert checked >= 12
+
+
+def test_packs_have_one_shape_and_pad_nothing_but_last_blocks(shards: ShardSet) -> None:
+    for each in packs(shards, 10):
+        assert each.wave.shape == (16, 24 * 160 + 2 * MelConfig().pad)
+        assert each.tokens.shape == (16, 6) and each.reference.shape == (6, 4000)
+        assert each.blocks.valid[:, 0].all()
+        partial = ~each.blocks.valid.all(1)
+        last = torch.cat([each.blocks.utterance[1:] != each.blocks.utterance[:-1], torch.tensor([True])])
+        assert (last | ~partial).all()
+
+
+def test_a_pack_with_too_many_pieces_is_padded_and_goes_on_with_the_next_clip(shards: ShardSet) -> None:
+    few = dataclasses.replace(SHAPE, num_blocks=64, max_pieces=2)
+    made = list(islice(pack(lane(shards).draws(LaneState()), few), 4))
+    assert all(len(each.keys) == 2 for each in made)
+    assert [key for each in made for key in each.keys] == epoch(shards, 0, 1)[:8]
+    assert not made[0].blocks.valid[-1].any()
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_global_batch_is_the_same_at_any_world_size(shards: ShardSet, world: int) -> None:
+    batch: list[Pack] = []
+    for rank in range(world):
+        for number in range(rank, 4, world):
+            batch += [next(iter(packs(shards, 1, number=number, of=4)))]
+    reference = [packs(shards, 1, number=number, of=4)[0] for number in range(4)]
+    order = sorted(range(4), key=lambda i: batch[i].key)
+    assert all(same(batch[i], reference[n]) for n, i in enumerate(order))
+
+
+def test_the_reference_is_another_clip_of_the_same_speaker(shards: ShardSet) -> None:
+    for drawn in islice(lane(shards).draws(LaneState()), 23):
+        assert drawn.reference.shape == (4000,)
+        own = np.lib.stride_tricks.sliding_window_view(drawn.clip.wave, 4000)[::1]
+        assert not any(np.array_equal(row, drawn.reference) for row in own[:: len(own) // 50])
+
+
+def test_batches_keep_the_packs_apart(shards: ShardSet) -> None:
+    pair = [packs(shards, 1, number=number, of=2)[0] for number in (0, 1)]
+    batch = Batch.of_packs(pair)
+    assert len(batch.blocks) == 32 and batch.blocks.num_utterances == 12
+    assert batch.blocks.utterance[16] == 6
+    assert not batch.blocks.neighbour(-1)[16]
+    assert [(key.lane, key.pack) for key in batch.packs] == [(0, 0), (1, 0)]
+
+
+def copy_of(shards: ShardSet, folder: Path) -> ShardSet:
+    """A copy that may be damaged."""
+    shutil.copytree(shards.folder, folder)
+    return ShardSet(folder)
+
+
+def test_a_truncated_tar_costs_the_samples_it_lost_and_no_more(shards: ShardSet, tmp_path: Path) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    tar = broken.folder / "shard-000001.tar"
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size * 6 // 10])
+    mine = lane(broken, max_bad_share=0.5)
+    keys = [drawn.clip.key for drawn in islice(mine.draws(LaneState()), 40)]
+    assert 1 <= mine.skipped["incomplete"] and set(mine.skipped) <= {"incomplete", "undecodable"}
+    lost = {row.key for row in shards.index(1)} - set(keys)
+    assert 1 <= len(lost) <= 4
+
+
+def test_too_many_broken_samples_stop_the_run_with_causes_and_knob(shards: ShardSet, tmp_path: Path) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    for info in broken.manifest.shards[:3]:
+        (broken.folder / info.name).write_bytes(b"")
+    with pytest.raises(RuntimeError, match=r"incomplete: \d+.*raise --data.max_bad_share above 0.1"):
+        list(islice(lane(broken).draws(LaneState()), 100))
+
+
+def test_a_set_without_one_good_sample_stops_too(shards: ShardSet, tmp_path: Path) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    for info in broken.manifest.shards:
+        (broken.folder / info.name).write_bytes(b"")
+    with pytest.raises(RuntimeError, match="20 of 20 samples"):
+        next(lane(broken).draws(LaneState()))
+
+
+def test_more_lanes_than_samples_are_refused(shards: ShardSet) -> None:
+    with pytest.raises(ValueError, match="23 samples for 24 lanes: lower --data.lanes"):
+        lane(shards, 0, 24)
+
+
+def test_shards_of_no_samples_are_passed_over(shards: ShardSet, tmp_path: Path) -> None:
+    folder = copy_of(shards, tmp_path / "set").folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][2]["samples"] = 0
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert len(epoch(ShardSet(folder), 0, 1)) == 18
+
+
+def test_validation_listens_to_clips_spread_over_the_set_in_a_fixed_order(shards: ShardSet) -> None:
+    clips: list[Drawn] = list(first_clips(shards, 8, 4000))
+    keys = [drawn.clip.key for drawn in clips]
+    assert keys == [drawn.clip.key for drawn in first_clips(shards, 8, 4000)]
+    everything = [row.key for number in range(5) for row in shards.index(number)]
+    places = [everything.index(key) for key in keys]
+    assert places == sorted(places) and max(places) - min(places) > 15
+    assert len(list(first_clips(shards, 100, 4000))) == 23

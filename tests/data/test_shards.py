@@ -1,0 +1,193 @@
+"""Shard sets: what is written can be read by anyone, what cannot be used is counted, nothing is overwritten."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import webdataset
+
+from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.data.sample import BadSample, decode_clip, reference_crop
+from sf_lightning.data.shards import Manifest, ShardSet
+from sf_lightning.data.writer import build, find_audio
+from sf_lightning.tokens.base import load_tokenizer
+from tests.helpers import voice, write_corpus
+
+NEEDS = {"mel": MelConfig(), "tokenizer": "kmeans", "vocabulary": 50, "frames_per_token": 4}
+
+
+def tokenizer_of(shards: ShardSet):  # noqa: ANN201
+    """The tokenizer that the fixture saved beside its set."""
+    return load_tokenizer(shards.folder.parent / "kmeans-50.npz")
+
+
+def test_plain_webdataset_reads_a_shard_and_finds_audio_as_it_came(shards: ShardSet) -> None:
+    url = str(shards.folder / "shard-000000.tar")
+    samples = list(webdataset.WebDataset(url, shardshuffle=False))
+    assert len(samples) == 5
+    for sample in samples:
+        speaker, clip = sample["__key__"].split("_")
+        assert sample["wav"] == (shards.folder.parent / "audio" / speaker / f"{clip}.wav").read_bytes()
+        assert json.loads(sample["json"])["speaker"] == speaker
+        tokens = np.load(io.BytesIO(sample["tokens.npy"]))
+        assert abs(len(tokens) * 640 - len(soundfile.read(io.BytesIO(sample["wav"]))[0])) < 640
+
+
+def test_manifest_and_indices_say_what_the_tars_hold(shards: ShardSet) -> None:
+    manifest = shards.manifest
+    assert shards.samples == 23 and [shard.samples for shard in manifest.shards] == [5, 5, 5, 5, 3]
+    for number, info in enumerate(manifest.shards):
+        with tarfile.open(shards.folder / info.name) as tar:
+            offsets = {member.name: member.offset for member in tar.getmembers()}
+        index = shards.index(number)
+        assert [row.key for row in index] == [raw["__key__"] for raw in shards.read(number)]
+        assert {row.key: row.offset for row in index} == first
+        assert info.tokens == sum(row.tokens for row in index)
+
+
+def test_the_same_audio_gives_the_same_bytes(shards: ShardSet, tmp_path: Path) -> None:
+    sources = find_audio(shards.folder.parent / "audio")
+    again = build(sources, tmp_path / "again", tokenizer_of(shards), shard_samples=5)
+    assert again == shards.manifest
+
+
+def test_the_look_up_table_is_the_mean_mel_of_each_token(shards: ShardSet) -> None:
+    table = np.load(shards.folder / "lookup.npy")
+    assert table.shape == (50, 4, 80)
+    mel, patches = MelSpectrogram(MelConfig()), []
+    import torch
+
+    for number in range(len(shards.manifest.shards)):
+        for raw in shards.read(number):
+            clip = decode_clip(raw, MelConfig(), 50, 4)
+            frames = mel(torch.from_numpy(clip.wave)[None])[0].view(-1, 4, 80)
+            patches += [frames[i].numpy() for i in np.flatnonzero(clip.tokens == 7)]
+    # Decoded clips are trimmed to whole tokens, so the last frames see another edge: nearly, not bit for bit.
+    assert len(patches) > 3
+    assert np.abs(np.mean(patches, axis=0) - table[7]).mean() < 0.02
+
+
+def test_broken_files_are_left_out_counted_and_named(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = write_corpus(tmp_path / "audio", clips=3)
+    bad = folder / "voice0"
+    soundfile.write(bad / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(bad / "short.wav", np.ones(100) * 0.1, 16000)
+    soundfile.write(bad / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    (bad / "garbage.flac").write_bytes(b"garbage")
+    (bad / "notes.txt").write_text("no audio")
+    manifest = build(find_audio(folder), tmp_path / "set", tokenizer_of(shards))
+    assert manifest.skipped == {"silent": 1, "too short": 1, "not finite": 1, "undecodable": 1}
+    assert manifest.shards[0].samples == 3
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("silent.wav", "short.wav", "nan.wav", "garbage.flac"))
+
+
+def test_a_corpus_of_nothing_but_silence_writes_nothing(shards: ShardSet, tmp_path: Path) -> None:
+    (tmp_path / "audio").mkdir()
+    soundfile.write(tmp_path / "audio" / "silent.wav", np.zeros(16000), 16000)
+    with pytest.raises(ValueError, match=r"none of 1 files could be used \(silent: 1\): nothing was written"):
+        build(find_audio(tmp_path / "audio"), tmp_path / "set", tokenizer_of(shards))
+    assert not list(tmp_path.glob("set*"))
+
+
+def test_what_is_there_is_never_overwritten(shards: ShardSet) -> None:
+    before = (shards.folder / "manifest.json").read_bytes()
+    with pytest.raises(FileExistsError, match="is there already: delete it or give another --out"):
+        build(find_audio(shards.folder.parent / "audio"), shards.folder, tokenizer_of(shards))
+    assert (shards.folder / "manifest.json").read_bytes() == before
+
+
+def test_dots_in_names_do_not_cut_keys(tmp_path: Path) -> None:
+    for name in ("a.mic1.wav", "a.mic2.wav"):
+        soundfile.write(tmp_path / name, voice(0.5), 16000)
+    assert [source.key for source in find_audio(tmp_path)] == ["a-mic1", "a-mic2"]
+    soundfile.write(tmp_path / "a-mic1.wav", voice(0.5), 16000)
+    with pytest.raises(ValueError, match="would both have the key a-mic1"):
+        find_audio(tmp_path)
+
+
+@pytest.mark.parametrize(("make", "said"), [(False, "no folder"), (True, "no audio under")])
+def test_a_missing_or_empty_folder_is_named(tmp_path: Path, make: bool, said: str) -> None:
+    if make:
+        (tmp_path / "audio").mkdir()
+    with pytest.raises(FileNotFoundError, match=said):
+        find_audio(tmp_path / "audio")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokenizer": "s3"}, "has tokenizer kmeans, the model has s3: set --model.tokenizer"),
+        ({"vocabulary": 6561}, "has vocabulary 50, the model has 6561: set --model.dit.vocabulary"),
+        ({"mel": MelConfig(num_bands=100)}, "has mel .*num_bands=80.*, the model has .*num_bands=100"),
+        ({"frames_per_token": 2}, "has frames per token 4, the model has 2"),
+    ],
+)
+def test_a_set_of_another_tokenizer_or_mel_is_refused_with_both_values(
+    shards: ShardSet, change: dict, said: str
+) -> None:
+    shards.require(**NEEDS)
+    with pytest.raises(ValueError, match=said):
+        shards.require(**(NEEDS | change))
+
+
+def test_a_folder_that_is_no_shard_set_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="sf-shards build --audio FOLDER --out"):
+        Manifest.load(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="format 99, this version reads 1"):
+        Manifest.load(tmp_path)
+
+
+def raw_sample(wave: np.ndarray, tokens: int, rate: int = 16000) -> dict:
+    """A sample as WebDataset reads it."""
+    audio, array = io.BytesIO(), io.BytesIO()
+    soundfile.write(audio, wave, rate, format="WAV", subtype="FLOAT")
+    np.save(array, np.zeros(tokens, np.int32))
+    return {"__key__": "a", "wav": audio.getvalue(), "tokens.npy": array.getvalue()}
+
+
+@pytest.mark.parametrize("frames", [97, 98, 99, 100, 101, 102, 103])
+def test_audio_up_to_three_frames_apart_from_its_tokens_is_trimmed_or_padded(frames: int) -> None:
+    clip = decode_clip(raw_sample(voice(frames / 100), 25), MelConfig(), 50, 4)
+    assert len(clip.wave) == 25 * 640 and np.abs(clip.wave).max() == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("raw", "cause"),
+    [
+        (raw_sample(voice(0.96), 25), "token count"),
+        (raw_sample(voice(1.04), 25), "token count"),
+        (raw_sample(voice(1.0), 0), "token count"),
+        (raw_sample(np.zeros(16000), 25), "silent"),
+        (raw_sample(np.full(16000, np.inf), 25), "not finite"),
+        ({"__key__": "a", "tokens.npy": raw_sample(voice(1.0), 25)["tokens.npy"]}, "incomplete"),
+        ({"__key__": "a", "wav": raw_sample(voice(1.0), 25)["wav"]}, "incomplete"),
+        (raw_sample(voice(1.0), 25) | {"wav": b"RIFF"}, "undecodable"),
+        (raw_sample(voice(1.0), 25) | {"tokens.npy": b"\x93NUMPY"}, "undecodable"),
+    ],
+)
+def test_a_broken_sample_says_its_cause(raw: dict, cause: str) -> None:
+    with pytest.raises(BadSample) as error:
+        decode_clip(raw, MelConfig(), 50, 4)
+    assert error.value.cause == cause
+
+
+def test_tokens_outside_the_vocabulary_make_a_sample_broken() -> None:
+    raw = raw_sample(voice(1.0), 25)
+    array = io.BytesIO()
+    np.save(array, np.full(25, 50))
+    with pytest.raises(BadSample, match="tokens 50 to 50, vocabulary 50"):
+        decode_clip(raw | {"tokens.npy": array.getvalue()}, MelConfig(), 50, 4)
+
+
+def test_reference_crops_have_one_length_whatever_the_clip_has() -> None:
+    for seconds in (0.3, 2.0, 5.0):
+        crop = reference_crop(raw_sample(voice(seconds), 1), MelConfig(), 32000, np.random.default_rng(0))
+        assert crop.shape == (32000,) and np.abs(crop).max() > 0.01

@@ -1,0 +1,117 @@
+"""The flow against closed forms: paths whose velocity is known, equations whose answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from sf_lightning.flow.guidance import DropConfig, guided, mix
+from sf_lightning.flow.loss import flow_matching_loss
+from sf_lightning.flow.noise import block_noise, keyed_generator
+from sf_lightning.flow.path import draw_times, straight_path
+from sf_lightning.flow.solver import EVALUATIONS, Method, integrate, sway_grid
+from sf_lightning.model.blocks import Blocks
+
+
+def test_the_path_begins_at_noise_ends_at_mel_and_its_velocity_leads_along_it() -> None:
+    x_0, x_1 = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    start, end = (straight_path(x_0, x_1, torch.tensor(t)) for t in (0.0, 1.0))
+    assert torch.equal(start.x_t, x_0) and torch.allclose(end.x_t, x_1)
+    middle = straight_path(x_0, x_1, torch.tensor(0.3))
+    assert torch.allclose(middle.x_t + 0.7 * middle.dx_t, x_1, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", EVALUATIONS)
+@pytest.mark.parametrize("steps", [1, 7])
+def test_every_solver_is_exact_on_a_straight_path(method: Method, steps: int) -> None:
+    x_0, x_1 = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    x = integrate(lambda x, t: x_1 - x_0, x_0, sway_grid(steps), method)
+    torch.testing.assert_close(x, x_1, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+def test_solvers_converge_with_their_order(method: Method, order: int) -> None:
+    # dx/dt = x + t has the answer 2 e^t - t - 1 for x(0) = 1.
+    exact = 2 * math.e - 2
+
+    def error(steps: int) -> float:
+        x_0 = torch.ones(1, dtype=torch.float64)
+        return abs(float(integrate(lambda x, t: x + t, x_0, torch.linspace(0, 1, steps + 1), method)) - exact)
+
+    assert math.log2(error(8) / error(16)) == pytest.approx(order, abs=0.25)
+
+
+def test_solvers_call_the_network_as_often_as_they_say() -> None:
+    for method, evaluations in EVALUATIONS.items():
+        calls = []
+
+        def velocity(x: torch.Tensor, t: torch.Tensor, calls: list = calls) -> torch.Tensor:
+            calls.append(float(t))
+            return x
+
+        integrate(velocity, torch.zeros(1), sway_grid(3), method)
+        assert len(calls) == 3 * evaluations
+        assert all(0 <= t <= 1 for t in calls)
+
+
+def test_sway_crowds_steps_near_the_noise_and_keeps_the_ends() -> None:
+    grid = sway_grid(10, -1.0)
+    assert grid[0] == 0 and grid[-1] == pytest.approx(1)
+    assert (grid.diff().diff() > 0).all()
+    torch.testing.assert_close(sway_grid(4, 0.0), torch.linspace(0, 1, 5))
+
+
+def test_noise_is_a_function_of_seed_and_block_alone() -> None:
+    long = block_noise(3, 0, 6, 24, 80)
+    assert torch.equal(long[2:5], block_noise(3, 2, 3, 24, 80))
+    assert not torch.equal(long[2], block_noise(4, 2, 1, 24, 80)[0])
+    assert not torch.equal(long[2], long[3])
+    assert abs(float(long.mean())) < 0.02 and float(long.std()) == pytest.approx(1, abs=0.02)
+    assert block_noise(3, 10**12, 1, 24, 80).isfinite().all()
+
+
+def test_keys_that_join_to_the_same_digits_are_different_keys() -> None:
+    assert keyed_generator(1, 23).initial_seed() != keyed_generator(12, 3).initial_seed()
+
+
+def test_the_loss_weighs_every_valid_frame_alike_and_padding_not_at_all() -> None:
+    velocity, dx_t = torch.zeros(2, 4, 3), torch.ones(2, 4, 3)
+    valid = torch.tensor([[True] * 4, [True, False, False, False]])
+    assert flow_matching_loss(velocity, dx_t, valid) == pytest.approx(5 / 8)
+    velocity[1, 1:] = 1e6
+    assert flow_matching_loss(velocity, dx_t, valid) == pytest.approx(5 / 8)
+
+
+def test_conditions_are_dropped_per_utterance_and_independently() -> None:
+    speaker, tokens = DropConfig(0.3, 0.2).draw(20000, torch.Generator().manual_seed(0))
+    assert float(tokens.float().mean()) == pytest.approx(0.2, abs=0.01)
+    assert float(speaker.float().mean()) == pytest.approx(0.2 + 0.8 * 0.3, abs=0.01)
+    assert speaker[tokens].all()
+
+
+def test_a_drop_that_is_no_probability_is_refused() -> None:
+    with pytest.raises(ValueError, match="drop.speaker is 1.5"):
+        DropConfig(speaker=1.5)
+
+
+def test_times_lie_within_the_path_and_crowd_in_the_middle() -> None:
+    random = torch.Generator().manual_seed(0)
+    normal, uniform = (draw_times(20000, kind, random) for kind in ("logit_normal", "uniform"))
+    for t in (normal, uniform):
+        assert 0 <= t.min() and t.max() <= 1 and float(t.mean()) == pytest.approx(0.5, abs=0.01)
+    assert normal.std() < 0.85 * uniform.std()
+
+
+def test_guidance_mixes_both_branches_in_one_call() -> None:
+    blocks, calls = Blocks.of_lengths([48, 24], 24), []
+
+    def network(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+        calls.append(len(blocks))
+        assert t.shape == (blocks.num_utterances,)
+        return condition * x
+
+    x, c, n = torch.randn(3, 3, 24, 5, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor(0.5)
+    assert torch.allclose(guided(network, c, n, blocks, 0.5)(x, t), mix(c * x, n * x, 0.5))
+    assert torch.allclose(guided(network, c, n, blocks, 0.0)(x, t), c * x)
+    assert calls == [6, 3]

@@ -1,0 +1,174 @@
+"""The network on a list of blocks: what reaches what, and that it equals the same masks run dense."""
+
+import dataclasses
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from sf_lightning.model.attention import BlockAttention, Neighbourhood
+from sf_lightning.model.blocks import Blocks
+from sf_lightning.model.dit import DiT
+from sf_lightning.model.layout import Layout, Span
+from tests.helpers import SMALL, small_dit
+
+LAYOUTS = {
+    "sr": Layout(5, 24, (0, 3), (2,)),
+    "both ways": Layout(4, 12, (0, 2), (0,)),
+    "ahead only": Layout(3, 8, (), (0, 1)),
+    "block": Layout(2, 24, (), ()),
+    "past": Layout(3, 24, (), (), "past"),
+    "all": Layout(3, 24, (), (), "all"),
+}
+
+
+def inputs(blocks: Blocks, seed: int = 0) -> dict[str, Tensor]:
+    """Random inputs of a list of blocks."""
+    random = torch.Generator().manual_seed(seed)
+    count, size, users = len(blocks), blocks.block_size, blocks.num_utterances
+    return {
+        "x": torch.randn(count, size, SMALL.num_bands, generator=random),
+        "t": torch.rand(users, generator=random),
+        "tokens": torch.randint(0, SMALL.vocabulary, (count, size // 4), generator=random),
+        "speaker": torch.randn(users, SMALL.speaker_width, generator=random),
+    }
+
+
+def run(dit: DiT, blocks: Blocks, x: Tensor, t: Tensor, tokens: Tensor, speaker: Tensor) -> Tensor:
+    """The velocity with nothing dropped."""
+    kept = torch.zeros(blocks.num_utterances, dtype=torch.bool)
+    return dit(x, t, dit.condition(tokens, speaker, blocks, kept, kept), blocks)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@torch.inference_mode()
+def test_a_changed_token_moves_exactly_the_blocks_that_see_it(name: str) -> None:
+    layout = LAYOUTS[name]
+    dit = small_dit(layout)
+    blocks = Blocks.of_lengths([9 * layout.block_size], layout.block_size)
+    given = inputs(blocks)
+    before = run(dit, blocks, **given)
+    assert before.abs().mean() > 0.1  # a silent network would pass everything below
+    given["tokens"] = given["tokens"].clone()
+    given["tokens"][4, 1] = (given["tokens"][4, 1] + 1) % SMALL.vocabulary
+    moved = (run(dit, blocks, **given) - before).abs().amax((1, 2)) > 0
+    sees = [layout.field.sees(4 - block) for block in range(9)]
+    assert moved.tolist() == sees
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@torch.inference_mode()
+def test_padding_and_neighbours_in_the_pack_change_nothing(name: str) -> None:
+    layout = LAYOUTS[name]
+    size = layout.block_size
+    dit = small_dit(layout)
+    lengths = [2 * size + 4, 3 * size, size - 4, 4]  # partial last blocks, whole ones, less than a block
+    packed = Blocks.of_lengths(lengths, size)
+    given = inputs(packed)
+    together = run(dit, packed, **given)
+    garbage = {
+        **given,
+        "x": torch.where(packed.valid[..., None], given["x"], 99.0),
+        "tokens": torch.where(packed.valid.unflatten(1, (-1, 4))[..., 0], given["tokens"], 7),
+    }
+    assert torch.equal(run(dit, packed, **garbage)[packed.valid], together[packed.valid])
+    assert together.isfinite().all()
+    for number, length in enumerate(lengths):
+        mine = packed.utterance == number
+        alone = Blocks.of_lengths([length], size)
+        own = {name: value[mine] for name, value in given.items() if name in ("x", "tokens")}
+        own |= {name: given[name][number : number + 1] for name in ("t", "speaker")}
+        difference = (run(dit, alone, **own) - together[mine])[alone.valid].abs().max()
+        assert difference < 1e-5
+
+
+@torch.inference_mode()
+def test_blocks_that_belong_to_nobody_change_nothing() -> None:
+    real = Blocks.of_lengths([60], 24)
+    given = inputs(real)
+    # Three empty blocks after it, numbered as a pack numbers them: utterance 0, position 0.
+    empty = Blocks(
+        torch.cat([real.utterance, torch.zeros(3, dtype=torch.long)]),
+        torch.cat([real.position, torch.zeros(3, dtype=torch.long)]),
+        torch.cat([real.valid, torch.zeros(3, 24, dtype=torch.bool)]),
+        1,
+        6,
+    )
+    more = {name: torch.cat([given[name], 5 * torch.ones_like(given[name])]) for name in ("x", "tokens")}
+    for layout in (LAYOUTS["sr"], LAYOUTS["all"]):
+        dit = small_dit(layout)
+        longer = run(dit, empty, more["x"], given["t"], more["tokens"], given["speaker"])
+        assert longer.isfinite().all()
+        torch.testing.assert_close(
+            longer[:3][real.valid], run(dit, real, **given)[real.valid], atol=1e-5, rtol=0
+        )
+
+
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.bounded])
+def test_the_block_path_equals_the_dense_masks_and_so_do_its_gradients(name: str) -> None:
+    layout = LAYOUTS[name]
+    blocks = Blocks.of_lengths([3 * layout.block_size + 4, 2 * layout.block_size], layout.block_size)
+    given = inputs(blocks)
+    results = []
+    for dense in (False, True):
+        dit = small_dit(layout)
+        path = BlockAttention._dense if dense else BlockAttention._near
+        with patch.object(BlockAttention, "_near", path):
+            y = run(dit, blocks, **given)[blocks.valid]
+        y.square().sum().backward()
+        results.append((y.detach(), {n: p.grad for n, p in dit.named_parameters() if p.grad is not None}))
+    (y, gradients), (y_dense, gradients_dense) = results
+    assert y.abs().mean() > 0.1
+    torch.testing.assert_close(y, y_dense, atol=1e-5, rtol=1e-5)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(gradient, gradients_dense[key], atol=1e-4, rtol=1e-3)
+
+
+def test_training_in_bf16_on_a_cpu_attends_like_fp32() -> None:
+    layout = LAYOUTS["sr"]
+    dit = small_dit(layout)
+    blocks = Blocks.of_lengths([60, 40], 24)
+    given = inputs(blocks)
+    exact = run(dit, blocks, **given)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = run(dit, blocks, **given)
+    assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_a_fresh_network_says_zero_for_its_gates_and_output_are_zero() -> None:
+    layout = LAYOUTS["sr"]
+    blocks = Blocks.of_lengths([48], 24)
+    assert (run(DiT(SMALL, layout), blocks, **inputs(blocks)) == 0).all()
+
+
+@torch.inference_mode()
+def test_the_null_condition_is_not_a_real_code_and_forgets_the_speaker() -> None:
+    dit = small_dit(LAYOUTS["sr"])
+    blocks = Blocks.of_lengths([48], 24)
+    given = inputs(blocks)
+    yes, no = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)
+    null = dit.condition(given["tokens"], given["speaker"], blocks, yes, yes)
+    other = dit.condition(given["tokens"] * 0, given["speaker"] * 0, blocks, yes, yes)
+    assert torch.equal(null, other)
+    for code in range(SMALL.vocabulary):
+        real = dit.condition(torch.full_like(given["tokens"], code), given["speaker"], blocks, yes, no)
+        assert not torch.allclose(real, null)
+
+
+def test_neighbours_are_found_within_an_utterance_only() -> None:
+    blocks = Blocks.of_lengths([48, 24, 30], 24)
+    assert blocks.neighbour(-1).tolist() == [False, True, False, False, True]
+    assert blocks.neighbour(1).tolist() == [True, False, False, True, False]
+    mask, _ = Neighbourhood(blocks, 8).near(Span(1, 0))
+    assert mask[4, 0, 0].int().tolist() == [1] * 24 + [1] * 6 + [0] * 18
+
+
+def test_a_block_that_does_not_hold_whole_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="block_size 26 does not hold whole tokens of 4 frames"):
+        DiT(SMALL, Layout(2, 26, (), ()))
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"dit.width 32 over dit.num_heads 3"):
+        dataclasses.replace(SMALL, num_heads=3)

@@ -1,0 +1,223 @@
+"""Training: averaged weights, checkpoints that load by themselves, runs that resume to the last bit."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from sf_lightning.data.lanes import Lane, LaneState
+from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.model.dit import DiTConfig
+from sf_lightning.model.layout import Layout
+from sf_lightning.model.speaker import SpeakerConfig
+from sf_lightning.streaming.decoder import DecodeConfig
+from sf_lightning.training.datamodule import ShardDataModule
+from sf_lightning.training.ema import WeightAverage
+from sf_lightning.training.module import OptimizerConfig, StreamFlowModule
+from sf_lightning.vocoder.config import VocoderConfig
+from tests.helpers import SMALL, loud
+
+
+def small_module(**change: Any) -> StreamFlowModule:
+    """A module that trains in milliseconds."""
+    given = {
+        "layout": Layout(2, 24, (0,), (1,)),
+        "dit": SMALL,
+        "speaker": SpeakerConfig(channels=8, crop_seconds=0.25),
+        "optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=2, ema_decay=0.9),
+        "decode": DecodeConfig(steps=2),
+        "vocoder": VocoderConfig(iterations=2),
+    }
+    torch.manual_seed(0)
+    return StreamFlowModule(**(given | change))
+
+
+def data(shards: ShardSet, **change: Any) -> ShardDataModule:
+    """Packs of eight blocks, two lanes."""
+    given = {"pack_frames": 192, "lanes": 2, "val_clips": 2, "num_workers": 0}
+    folder = str(shards.folder)
+    return ShardDataModule(folder, folder, **(given | change))
+
+
+class Losses(L.Callback):
+    """Notes the loss and the clips of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, list[str]]] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, index: int) -> None:
+        """Notes them."""
+        self.seen.append((float(outputs["loss"]), batch.keys))
+
+
+def fit(
+    folder: Path, module: StreamFlowModule, datamodule: ShardDataModule, steps: int, **more: Any
+) -> Losses:
+    """Trains for some steps and saves `last.ckpt`."""
+    losses, resume = Losses(), more.pop("ckpt_path", None)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        callbacks=[losses],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        default_root_dir=folder,
+        **more,
+    )
+    trainer.fit(module, datamodule, ckpt_path=resume)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return losses
+
+
+def batch_of(shards: ShardSet, lanes: int = 2) -> Batch:
+    """The first step of a run."""
+    shape = PackShape(8, 24, 4, 8, shards.manifest.mel)
+    streams = [pack(Lane(shards, 0, n, lanes, 4000).draws(LaneState()), shape, n) for n in range(lanes)]
+    return Batch.of_packs([next(stream) for stream in streams])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_run_sees_the_clips_and_losses_of_an_uninterrupted_one(
+    shards: ShardSet, tmp_path: Path, num_workers: int
+) -> None:
+    whole = fit(tmp_path / "whole", small_module(), data(shards, num_workers=num_workers), 9).seen
+    first = fit(tmp_path / "cut", small_module(), data(shards, num_workers=num_workers), 4).seen
+    module = small_module()
+    # The schedule must know the whole run, as it does when a run of nine steps is killed in its fifth.
+    rest = fit(
+        tmp_path / "rest",
+        module,
+        data(shards, num_workers=num_workers),
+        9,
+        ckpt_path=tmp_path / "cut" / "last.ckpt",
+    ).seen
+    assert [keys for _, keys in first + rest] == [keys for _, keys in whole]
+    assert first[0][0] == whole[0][0]
+
+
+def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    losses = Losses()
+    more = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_steps": 9}
+    more |= {"accelerator": "cpu", "limit_val_batches": 0, "enable_checkpointing": False}
+    L.Trainer(callbacks=[Save(), losses], **more).fit(small_module(), data(shards))
+    module, again = small_module(), Losses()
+    torch.manual_seed(99)
+    L.Trainer(callbacks=[again], **more).fit(module, data(shards), ckpt_path=tmp_path / "middle.ckpt")
+    assert again.seen == losses.seen[4:]
+
+
+def test_a_checkpoint_loads_by_itself_with_its_averages(shards: ShardSet, tmp_path: Path) -> None:
+    module = small_module()
+    fit(tmp_path, module, data(shards), 3)
+    again = StreamFlowModule.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert again.hparams == module.hparams
+    assert again.model.layout == module.model.layout and again.decode == module.decode
+    assert again.tokenizer_digest == shards.manifest.tokenizer.digest
+    for name, value in module.model.named_parameters():
+        assert torch.equal(dict(again.model.named_parameters())[name], value)
+        assert torch.equal(again.ema.average[name], module.ema.average[name])
+    raw = again.model.dit.to_velocity.weight.clone()
+    again.use_average()
+    assert not torch.equal(again.model.dit.to_velocity.weight, raw)
+    assert torch.equal(again.model.dit.to_velocity.weight, module.ema.average["dit.to_velocity.weight"])
+
+
+def test_the_loss_of_a_step_is_the_mean_of_its_packs_alone(shards: ShardSet) -> None:
+    module = small_module()
+    loud(module.model)
+    both = batch_of(shards)
+    alone = []
+    for number in range(2):
+        shape = PackShape(8, 24, 4, 8, shards.manifest.mel)
+        one = Batch.of_packs([next(pack(Lane(shards, 0, number, 2, 4000).draws(LaneState()), shape, number))])
+        alone.append(module._loss(one, module._draw(one)))
+    together = module._loss(both, module._draw(both))
+    torch.testing.assert_close(together, (alone[0] + alone[1]) / 2, atol=1e-5, rtol=1e-5)
+
+
+def test_random_draws_follow_the_pack_not_the_order_of_calls(shards: ShardSet) -> None:
+    module, batch = small_module(), batch_of(shards)
+    first = module._draw(batch)
+    torch.rand(100)
+    again = module._draw(batch)
+    assert torch.equal(first.x_0, again.x_0) and torch.equal(first.t, again.t)
+    other = copy.deepcopy(batch)
+    other.packs = [
+        type(key)(key.num_blocks, key.num_utterances, key.lane, key.pack + 1) for key in batch.packs
+    ]
+    assert not torch.equal(module._draw(other).x_0, first.x_0)
+
+
+def test_it_learns_one_batch_by_heart(shards: ShardSet) -> None:
+    module = small_module(layout=Layout(2, 24, (0,), (1,)), dit=DiTConfig(64, 2, 2, 32, 8, 80, 50))
+    batch = batch_of(shards)
+    optimizer = torch.optim.Adam(module.model.parameters(), lr=3e-3)
+    fixed = module._fixed(batch, 0)
+    before = float(module._loss(batch, fixed))
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = module._loss(batch, fixed)
+        loss.backward()
+        optimizer.step()
+    assert float(loss) < 0.5 * before
+
+
+def test_the_average_follows_the_weights_and_gives_them_back() -> None:
+    linear = nn.Linear(2, 1, bias=False)
+    nn.init.zeros_(linear.weight)
+    average = WeightAverage(linear, decay=0.5)
+    nn.init.ones_(linear.weight)
+    average.update(linear)  # the first update weighs the past 2 / 11
+    assert float(average.average["weight"][0, 0]) == pytest.approx(9 / 11)
+    with pytest.raises(RuntimeError, match="stop"), average.swapped(linear):
+        assert float(linear.weight[0, 0]) == pytest.approx(9 / 11)
+        raise RuntimeError("stop")
+    assert float(linear.weight[0, 0]) == 1.0
+
+
+def test_an_average_of_another_network_is_refused() -> None:
+    average = WeightAverage(nn.Linear(2, 1), 0.9)
+    with pytest.raises(ValueError, match="of another network"):
+        average.load_state_dict({"updates": 1, "average": {"weight": torch.zeros(1, 2)}})
+
+
+@pytest.mark.parametrize(
+    ("module", "change", "said"),
+    [
+        ({"tokenizer": "s3"}, {}, "tokenizer kmeans, the model has s3"),
+        ({"dit": DiTConfig(32, 2, 2, 16, 8, 80, 60)}, {}, "vocabulary 50, the model has 60"),
+        ({}, {"pack_frames": 10}, "pack_frames 10 is less than a block of 24"),
+        ({}, {"lanes": 24}, "23 samples for 24 lanes"),
+    ],
+)
+def test_data_that_does_not_fit_the_model_is_refused_before_training(
+    shards: ShardSet, tmp_path: Path, module: dict, change: dict, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        fit(tmp_path, small_module(**module), data(shards, **change), 1)
+
+
+def test_a_model_is_not_trained_on_with_tokens_of_another_fit(shards: ShardSet, tmp_path: Path) -> None:
+    module = small_module()
+    module.tokenizer_digest = "another"
+    with pytest.raises(
+        ValueError, match="the model learns those of another: build it again with --tokenizer"
+    ):
+        fit(tmp_path, module, data(shards), 1)

@@ -1,0 +1,140 @@
+"""Vocoders: the true mel gives the voice back, a continued wave joins, BigVGAN is the package's own."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from bigvgan import BigVGAN
+from bigvgan.env import AttrDict
+
+from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.audio.seam import seam_db
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder, context_frames
+from sf_lightning.vocoder.config import VocoderConfig
+from sf_lightning.vocoder.griffin_lim import GriffinLim
+from tests.helpers import voice
+
+H = {
+    "resblock": "1",
+    "upsample_rates": [5, 4, 4, 2],
+    "upsample_kernel_sizes": [11, 8, 8, 4],
+    "upsample_initial_channel": 32,
+    "resblock_kernel_sizes": [3, 7],
+    "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5]],
+    "activation": "snakebeta",
+    "snake_logscale": True,
+    "sampling_rate": 16000,
+    "n_fft": 1024,
+    "num_mels": 80,
+    "hop_size": 160,
+    "win_size": 640,
+    "fmin": 0,
+    "fmax": None,
+}
+
+
+@pytest.fixture
+def mel() -> torch.Tensor:
+    """Two seconds of log-mel, [1, 200, 80]."""
+    return MelSpectrogram(MelConfig())(torch.from_numpy(voice(2.0))[None])
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A small generator in the package's own format, with weights that say something."""
+    torch.manual_seed(0)
+    generator = BigVGAN(AttrDict(H))
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.mul_(1.5)
+    torch.save({"generator": generator.state_dict()}, tmp_path / "bigvgan_generator.pt")
+    (tmp_path / "config.json").write_text(json.dumps(H))
+    return tmp_path
+
+
+def test_griffin_lim_gives_the_mel_back(mel: torch.Tensor) -> None:
+    wave = GriffinLim(MelConfig()).decode(mel)
+    assert wave.shape == (1, 200 * 160)
+    again = MelSpectrogram(MelConfig())(wave)
+    assert (again - mel).abs().mean() < 0.2
+    assert (again.roll(3, 1) - mel).abs().mean() > 0.3  # three frames late would be heard
+
+
+def test_griffin_lim_is_the_same_every_time_and_for_each_clip_of_a_batch(mel: torch.Tensor) -> None:
+    vocoder = GriffinLim(MelConfig())
+    alone = vocoder.decode(mel)
+    assert torch.equal(alone, vocoder.decode(mel))
+    batch = vocoder.decode(torch.cat([mel, mel.flip(1)]))
+    torch.testing.assert_close(batch[:1], alone, atol=1e-3, rtol=0)
+
+
+def test_a_continued_wave_has_no_click_where_pieces_meet(mel: torch.Tensor) -> None:
+    vocoder = GriffinLim(MelConfig())
+    edges = torch.arange(24, 200, 24) * 160
+    waves, alone = [], []
+    for start in range(0, 200, 24):
+        piece = mel[:, max(0, start - vocoder.left) : start + 24 + vocoder.right]
+        past_frames = start - max(0, start - vocoder.left)
+        past = torch.cat(waves, 1)[:, -past_frames * 160 :] if past_frames else torch.zeros(1, 0)
+        new = min(24, 200 - start)
+        waves.append(vocoder.extend(piece, past, new))
+        alone.append(vocoder.decode(mel[:, start : start + 24]))
+    joined, cut = torch.cat(waves, 1)[0], torch.cat(alone, 1)[0]
+    assert joined.shape == (200 * 160,)
+    assert seam_db(joined, edges) < 1.0
+    assert seam_db(cut, edges) > seam_db(joined, edges) + 3
+
+
+@torch.inference_mode()
+def test_bigvgan_equals_the_package_to_1e_6(checkpoint: Path, mel: torch.Tensor) -> None:
+    theirs = BigVGAN(AttrDict(H))
+    theirs.load_state_dict(torch.load(checkpoint / "bigvgan_generator.pt")["generator"])
+    ours = VocoderConfig(checkpoint=str(checkpoint)).make(MelConfig())
+    wave = ours.decode(mel)
+    assert wave.abs().mean() > 1e-3
+    torch.testing.assert_close(wave, theirs.eval()(mel.transpose(1, 2))[:, 0], atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_frame_beyond_the_context_changes_no_sample_and_one_within_does(checkpoint: Path) -> None:
+    vocoder = BigVGANVocoder.from_checkpoint(checkpoint, MelConfig())
+    reach = context_frames(H)
+    mel = torch.randn(1, 4 * reach, 80, generator=torch.Generator().manual_seed(0))
+    before = vocoder.decode(mel)
+    middle = 2 * reach
+    mel[:, middle] += 100.0
+    moved = (vocoder.decode(mel) - before).abs()[0].view(-1, 160).amax(1) > 0
+    frames = moved.nonzero()[:, 0]
+    assert middle - reach <= frames.min() and frames.max() <= middle + reach
+    assert frames.min() < middle - reach // 2  # the bound is not idle
+
+
+@torch.inference_mode()
+def test_bigvgan_streamed_with_its_context_equals_the_whole(checkpoint: Path) -> None:
+    vocoder = BigVGANVocoder.from_checkpoint(checkpoint, MelConfig())
+    mel = torch.randn(1, 120, 80, generator=torch.Generator().manual_seed(0))
+    whole = vocoder.decode(mel)
+    for start in range(0, 120, 24):
+        first = max(0, start - vocoder.left)
+        piece = mel[:, first : start + 24 + vocoder.right]
+        wave = vocoder.extend(piece, whole[:, first * 160 : start * 160], 24)
+        torch.testing.assert_close(wave, whole[:, start * 160 : (start + 24) * 160], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_mels": 100}, "its num_mels is 100, the decoder's mel has 80"),
+        ({"sampling_rate": 24000}, "its sampling_rate is 24000, the decoder's mel has 16000"),
+        ({"upsample_rates": [5, 4, 4, 3]}, "multiply to 240, the hop length is 160"),
+    ],
+)
+def test_a_vocoder_of_another_mel_is_refused_with_both_values(change: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        BigVGANVocoder(H | change, MelConfig())
+
+
+def test_a_missing_vocoder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"g.pt is missing"):
+        VocoderConfig(checkpoint=str(tmp_path / "g.pt")).make(MelConfig())

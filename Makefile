@@ -5,7 +5,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 RUN := runs/demo
-STEPS ?= 2000
+STEPS ?= 2500
 EVERY ?= 500
 MINUTES ?= 24
 

@@ -45,12 +45,7 @@ def voice(seconds: float, pitch_hz: float = 120.0, seed: int = 0) -> Wave:
     """Something like speech at 16 kHz: syllables of a buzzing, gliding, slightly noisy voice."""
     random = np.random.default_rng(seed)
     time = np.arange(round(seconds * 16000)) / 16000
-    phase = (
-        2
-        * np.pi
-        * np.cumsum(pitch_hz * (1 + 0.2 * np.sin(2 * np.pi * (0.5 + random.random()) * time)))
-        / 16000
-    )
+    phase = 2 * np.pi * np.cumsum(pitch_hz * (1 + 0.2 * np.sin(2 * np.pi * (0.5 + random.random()) * time))) / 16000
     tilt = 1 + 0.5 * np.sin(2 * np.pi * (1 + random.random()) * time)
     buzz = sum(np.sin(k * phase) / k**tilt for k in range(1, 30))
     syllables = np.clip(np.sin(2 * np.pi * (2 + random.random()) * time + random.random()), 0, None)

@@ -40,9 +40,7 @@ class MelConfig:
                 "wanted 0 < hop_length <= win_length <= n_fft"
             )
         if self.f_max > self.sample_rate / 2:
-            raise ValueError(
-                f"mel.f_max is {self.f_max} Hz, above half the sample rate {self.sample_rate} Hz"
-            )
+            raise ValueError(f"mel.f_max is {self.f_max} Hz, above half the sample rate {self.sample_rate} Hz")
 
     @property
     def pad(self) -> int:

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def decode(
     module = StreamFlowModule.load_from_checkpoint(ckpt, map_location=device).use_average()
     if vocoder is not None:
         module.vocoder = VocoderConfig(checkpoint=vocoder)
-    given = {
+    given: dict[str, Any] = {
         "steps": steps,
         "guidance": guidance,
         "temperature": temperature,

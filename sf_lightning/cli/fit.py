@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from urllib.parse import urlparse
@@ -112,7 +113,9 @@ def main(args: list[str] | None = None) -> None:
         args = ["fit", *args]
     if not wandb_key_is_known():
         os.environ.setdefault("WANDB_MODE", "offline")
-    OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
+    OmegaConf.register_resolver("best_precision", best_precision, replace=True)
+    # It warns of arguments given twice; here the second time they only have a subcommand in front.
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     FitCLI(
         StreamFlowModule,
         ShardDataModule,

@@ -174,9 +174,7 @@ def synthesise(out: Path, *, minutes: float = 24.0, held_out: int = 16, seed: in
         RuntimeError: espeak-ng refused a voice, clipped or was silent, or the grammar ran out of sentences.
     """
     if not (0 < minutes < float("inf") and held_out >= 0):
-        raise ValueError(
-            f"minutes must be finite and above 0, held_out at least 0, got {minutes=} and {held_out=}"
-        )
+        raise ValueError(f"minutes must be finite and above 0, held_out at least 0, got {minutes=} and {held_out=}")
     out = out.absolute()
     asked = {"seed": seed, "minutes": minutes, "held_out": held_out}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -190,9 +188,7 @@ def synthesise(out: Path, *, minutes: float = 24.0, held_out: int = 16, seed: in
     figures = _figures_of(clips)
     sentences = "".join(f"{clip.path.relative_to(partial).as_posix()}\t{clip.text}\n" for clip in clips)
     (partial / "sentences.tsv").write_text(sentences, encoding="utf-8")
-    (partial / "corpus.json").write_text(
-        json.dumps({**asked, "figures": figures}, indent=2), encoding="utf-8"
-    )
+    (partial / "corpus.json").write_text(json.dumps({**asked, "figures": figures}, indent=2), encoding="utf-8")
     if out.exists():
         out.rmdir()  # Windows renames onto nothing, not even onto an empty folder
     partial.rename(out)
@@ -207,15 +203,12 @@ def _read_figures(out: Path, asked: Mapping[str, float]) -> dict[str, float]:
     figures: dict[str, float] = found.pop("figures", {})
     if found != asked:
         raise ValueError(
-            f"{out} holds a demo corpus of {found}, but {asked} was asked for: "
-            "delete it or choose another folder"
+            f"{out} holds a demo corpus of {found}, but {asked} was asked for: delete it or choose another folder"
         )
     return figures
 
 
-def _write_clips(
-    folder: Path, espeak: "Espeak", minutes: float, held_out: int, rng: random.Random
-) -> list[Clip]:
+def _write_clips(folder: Path, espeak: "Espeak", minutes: float, held_out: int, rng: random.Random) -> list[Clip]:
     """Writes `dev`, then `train`, always giving the word to the voice that has spoken least."""
     clips: list[Clip] = []
     said: set[str] = set()

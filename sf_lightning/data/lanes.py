@@ -133,18 +133,14 @@ class Lane:
             mine = [row.key for row in self.shards.index(part.shard)][part.part :: part.of]
             names += [(part.shard, key) for key in mine]
             wanted = set(mine)
-            raws |= {
-                (part.shard, r["__key__"]): r for r in self.shards.read(part.shard) if r["__key__"] in wanted
-            }
+            raws |= {(part.shard, r["__key__"]): r for r in self.shards.read(part.shard) if r["__key__"] in wanted}
         by_speaker = defaultdict(list)
         for name, raw in raws.items():
             by_speaker[speaker_of(raw)].append(name)
         order = self._random(state.epoch, self.lane, number).permutation(len(names))
         for place in range(max(0, state.sample - start), len(names)):
             name = names[order[place]]
-            here = replace(
-                state, sample=start + place, block=state.block if start + place == state.sample else 0
-            )
+            here = replace(state, sample=start + place, block=state.block if start + place == state.sample else 0)
             try:
                 if name not in raws:
                     raise BadSample("incomplete", "listed in the index, not found in the tar")

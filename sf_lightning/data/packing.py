@@ -8,7 +8,7 @@ Letters: U utterances (pieces of clips), M blocks, W frames of a block, K tokens
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -86,29 +86,22 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Returns the batch on a device."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        moved = {
-            name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor | Blocks) else value
-            for name, value in values.items()
-        }
-        return Batch(**moved)
+        return replace(
+            self,
+            wave=self.wave.to(device, non_blocking=non_blocking),
+            tokens=self.tokens.to(device, non_blocking=non_blocking),
+            blocks=self.blocks.to(device, non_blocking=non_blocking),
+            reference=self.reference.to(device, non_blocking=non_blocking),
+        )
 
     def pin_memory(self) -> "Batch":
         """Returns the batch in pinned memory, for copies that do not wait."""
-        blocks = self.blocks
-        pinned = Blocks(
-            blocks.utterance.pin_memory(),
-            blocks.position.pin_memory(),
-            blocks.valid.pin_memory(),
-            blocks.num_utterances,
-            blocks.longest,
-        )
         return replace(
             self,
             wave=self.wave.pin_memory(),
             tokens=self.tokens.pin_memory(),
+            blocks=self.blocks.pin_memory(),
             reference=self.reference.pin_memory(),
-            blocks=pinned,
         )
 
 
@@ -171,9 +164,7 @@ def cut(clip: Clip, shape: PackShape) -> tuple[NDArray[np.float32], NDArray[np.i
     return waves, tokens, valid
 
 
-def pack(
-    draws: Iterable[Drawn], shape: PackShape, lane: int = 0, state: LaneState | None = None
-) -> Iterator[Pack]:
+def pack(draws: Iterable[Drawn], shape: PackShape, lane: int = 0, state: LaneState | None = None) -> Iterator[Pack]:
     """Packs clips; what remains at the end of a finite stream makes a last pack with padding.
 
     Args:

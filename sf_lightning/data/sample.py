@@ -127,9 +127,7 @@ def _read_tokens(raw: Raw, vocabulary: int) -> Tokens:
     return tokens.astype(np.int64)
 
 
-def reference_crop(
-    raw: Raw, mel: MelConfig, samples: int, random: np.random.Generator
-) -> NDArray[np.float32]:
+def reference_crop(raw: Raw, mel: MelConfig, samples: int, random: np.random.Generator) -> NDArray[np.float32]:
     """Returns a crop [samples] of a sample's audio at a random place, repeated if the audio is shorter.
 
     Raises:

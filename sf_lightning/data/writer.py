@@ -51,9 +51,7 @@ def find_audio(folder: Path) -> list[Source]:
         raise FileNotFoundError(f"no folder {folder}: give a folder of audio files with --audio")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     if not paths:
-        raise FileNotFoundError(
-            f"no audio under {folder}: wanted files ending in {', '.join(AUDIO_SUFFIXES)}"
-        )
+        raise FileNotFoundError(f"no audio under {folder}: wanted files ending in {', '.join(AUDIO_SUFFIXES)}")
     sources, taken = [], dict[str, Path]()
     for path in paths:
         inside = path.relative_to(folder)
@@ -137,7 +135,7 @@ def build(
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    spec, skipped, infos = tokenizer.spec, Counter[str](), []
+    spec, skipped, infos = tokenizer.spec, Counter[str](), list[ShardInfo]()
     look_up = LookUp(spec.vocabulary, spec.frames_per_token, mel)
     shard: _ShardWriter | None = None
     for source in track(sources, f"writing {out}", transient=True):
@@ -161,9 +159,7 @@ def build(
         infos.append(shard.close())
     if not infos:
         shutil.rmtree(partial)
-        raise ValueError(
-            f"none of {len(sources)} files could be used ({_counts(skipped)}): nothing was written"
-        )
+        raise ValueError(f"none of {len(sources)} files could be used ({_counts(skipped)}): nothing was written")
     np.save(partial / "lookup.npy", look_up.table())
     manifest = Manifest(mel, spec, tuple(infos), dict(skipped))
     manifest.save(partial)

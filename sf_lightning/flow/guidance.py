@@ -63,6 +63,7 @@ def guided(
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         both = network(torch.cat([x, x]), t.expand(twice.num_utterances), conditions, twice)
-        return mix(*both.chunk(2), strength)
+        conditional, unconditional = both.chunk(2)
+        return mix(conditional, unconditional, strength)
 
     return velocity

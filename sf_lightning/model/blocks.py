@@ -8,7 +8,7 @@ Letters: U utterances, M blocks, W frames of a block.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,9 +34,7 @@ class Blocks:
     longest: int
 
     @classmethod
-    def of_lengths(
-        cls, frames: Sequence[int], block_size: int, device: torch.device | None = None
-    ) -> "Blocks":
+    def of_lengths(cls, frames: Sequence[int], block_size: int, device: torch.device | None = None) -> "Blocks":
         """Lays utterances of so many frames one after the other.
 
         >>> Blocks.of_lengths([3, 2], block_size=2).valid.int().tolist()
@@ -65,12 +63,21 @@ class Blocks:
 
     def to(self, device: torch.device | str | None, non_blocking: bool = False) -> "Blocks":
         """Returns the same list on a device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {
-            name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
-            for name, value in values.items()
-        }
-        return Blocks(**moved)
+        return replace(
+            self,
+            utterance=self.utterance.to(device, non_blocking=non_blocking),
+            position=self.position.to(device, non_blocking=non_blocking),
+            valid=self.valid.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> "Blocks":
+        """Returns the same list in pinned memory."""
+        return replace(
+            self,
+            utterance=self.utterance.pin_memory(),
+            position=self.position.pin_memory(),
+            valid=self.valid.pin_memory(),
+        )
 
     def __len__(self) -> int:
         return len(self.utterance)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, silu
 
 from sf_lightning.model.attention import BlockAttention, Neighbourhood
 from sf_lightning.model.blocks import Blocks
@@ -72,15 +72,10 @@ class DiT(nn.Module):
         self.from_mel = nn.Linear(config.num_bands, config.width)
         self.from_condition = nn.Linear(config.token_width + config.speaker_width, config.width, bias=False)
         self.layers = nn.ModuleList(Layer(config, span) for span in layout.spans)
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
+        self.modulation = Modulation(config.width, 2)
         self.to_velocity = nn.Linear(config.width, config.num_bands)
-        for linear in (
-            self.modulation[-1],
-            self.to_velocity,
-            *(layer.modulation[-1] for layer in self.layers),
-        ):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(self.to_velocity.weight)
+        nn.init.zeros_(self.to_velocity.bias)
 
     def condition(
         self, tokens: Tensor, speaker: Tensor, blocks: Blocks, drop_speaker: Tensor, drop_tokens: Tensor
@@ -107,7 +102,7 @@ class DiT(nn.Module):
         for layer in self.layers:
             h = layer(h, time, near)
         # Scale comes before shift here and after it in the layers: the order of the public sibling.
-        scale, shift = self.modulation(time)[blocks.utterance, None].chunk(2, dim=-1)
+        scale, shift = self.modulation(time, blocks)
         return self.to_velocity(_norm(h) * (1 + scale) + shift)
 
 
@@ -117,18 +112,30 @@ class Layer(nn.Module):
     def __init__(self, config: DiTConfig, span: Span) -> None:
         super().__init__()
         width, inner = config.width, config.mlp_ratio * config.width
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.modulation = Modulation(width, 6)
         self.attention = BlockAttention(width, config.num_heads, span)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, width))
 
     def forward(self, h: Tensor, time: Tensor, near: Neighbourhood) -> Tensor:
         """Advances h [M, W, D]; `time` [U, D] is the embedded flow time of each utterance."""
-        modulation = self.modulation(time)[near.blocks.utterance, None]
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=-1)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(time, near.blocks)
         h = h + gate * self.attention(_norm(h) * (1 + scale) + shift, near)
         return h + gate_mlp * self.mlp(_norm(h) * (1 + scale_mlp) + shift_mlp)
+
+
+class Modulation(nn.Module):
+    """Turns embedded flow time [U, D] into `parts` vectors [M, 1, D] for each block; zero in a fresh network."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(width, parts * width)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, time: Tensor, blocks: Blocks) -> tuple[Tensor, ...]:
+        """Returns the vectors of each block's utterance."""
+        return self.linear(silu(time))[blocks.utterance, None].chunk(self.parts, dim=-1)
 
 
 def _norm(h: Tensor) -> Tensor:

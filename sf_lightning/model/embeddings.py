@@ -9,6 +9,8 @@ from torch import Tensor, nn
 class TimeEmbedding(nn.Module):
     """Embeds flow time t [U] in [0, 1] as [U, D]: sinusoids of 1000 t, then two linear layers."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int, num_sinusoids: int = 256) -> None:
         super().__init__()
         half = num_sinusoids // 2
@@ -18,7 +20,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Returns the embedding [U, D] of flow times [U]."""
-        angles = t.float()[:, None] * self.frequencies  # type: ignore[operator]
+        angles = t.float()[:, None] * self.frequencies
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 

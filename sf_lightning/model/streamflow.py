@@ -4,6 +4,7 @@ This is what is trained, averaged, saved and streamed. Knows nothing of losses, 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.dit import DiT, DiTConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.speaker import SpeakerConfig, SpeakerEncoder
+
+MIN_TIME_LEFT = 0.2
+"""Least divisor of a predicted mel's distance: beyond t = 0.8 the error of the mel weighs no more."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class StreamFlow(nn.Module):
         mel: The mel that it produces.
         scale: The scale in which the flow runs.
         speaker: The speaker encoder.
-        precondition: Whether the network answers on top of the best linear guess; see `velocity`.
+        predict: What the network answers with; see `velocity`. Weights of the public sibling say "velocity".
     """
 
     def __init__(
@@ -47,15 +51,13 @@ class StreamFlow(nn.Module):
         mel: MelConfig,
         scale: MelScale,
         speaker: SpeakerConfig,
-        precondition: bool = True,
+        predict: Literal["mel", "velocity"] = "mel",
     ) -> None:
         super().__init__()
         if dit.num_bands != mel.num_bands:
-            raise ValueError(
-                f"dit.num_bands is {dit.num_bands}, mel.num_bands is {mel.num_bands}: want the same"
-            )
+            raise ValueError(f"dit.num_bands is {dit.num_bands}, mel.num_bands is {mel.num_bands}: want the same")
         self.layout, self.scale, self.speaker = layout, scale, speaker
-        self.precondition = precondition
+        self.predict = predict
         self.mel = MelSpectrogram(mel)
         self.dit = DiT(dit, layout)
         self.encoder = SpeakerEncoder(speaker, mel, dit.speaker_width)
@@ -75,15 +77,15 @@ class StreamFlow(nn.Module):
     def velocity(self, x: Tensor, t: Tensor, condition: Tensor, blocks: Blocks) -> Tensor:
         """Returns the velocity [M, W, F] at x [M, W, F], flow time t [U], condition [M, W, D].
 
-        Preconditioned, the network sees x at unit variance and adds to the best linear guess of the velocity:
-        with noise and mel of unit variance, Var(x) = t^2 + (1 - t)^2 and Cov(x_1 - x_0, x) = 2 t - 1. At t = 0
-        the velocity is then E[x_1] - x without the network having to copy 80 channels of noise through
-        itself, which a small one learns late (the idea is that of EDM, arXiv 2206.00364, section 5).
+        On the straight path the velocity at x is (x_1 - x) / (1 - t), so a network that answers with the mel
+        x_1 need not carry 80 channels of noise through itself to give it back, which a small one learns late
+        (arXiv 2511.13720). The divisor is kept above `MIN_TIME_LEFT`, which bounds the weight of late times.
         """
-        if not self.precondition:
-            return self.dit(x, t, condition, blocks)
-        at = t[blocks.utterance, None, None]
-        return self.dit(x, t, condition, blocks) - (1 - at) * x
+        answer = self.dit(x, t, condition, blocks)
+        if self.predict == "velocity":
+            return answer
+        left = (1 - t[blocks.utterance, None, None]).clamp(min=MIN_TIME_LEFT)
+        return (answer - x) / left
 
     def null_condition(self, blocks: Blocks) -> Tensor:
         """Returns the condition [M, W, D] of nothing said by nobody."""

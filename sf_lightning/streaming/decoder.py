@@ -143,9 +143,7 @@ class StreamingDecoder:
 
     def __post_init__(self) -> None:
         if self.vocoder.mel != self.model.mel.config:
-            raise ValueError(
-                f"the vocoder's mel is {self.vocoder.mel}, the decoder's is {self.model.mel.config}"
-            )
+            raise ValueError(f"the vocoder's mel is {self.vocoder.mel}, the decoder's is {self.model.mel.config}")
         self._grid = sway_grid(self.config.steps, self.config.sway)
 
     @property
@@ -200,9 +198,7 @@ class StreamingDecoder:
         windows = [self._window(states[i]) for i in ready]
         mels = self._integrate(windows)
         clock = self._clock()
-        frames = [
-            self._cut(states[i], window, mel) for i, window, mel in zip(ready, windows, mels, strict=True)
-        ]
+        frames = [self._cut(states[i], window, mel) for i, window, mel in zip(ready, windows, mels, strict=True)]
         for i, chunk in zip(ready, self._vocode([states[i] for i in ready], frames), strict=True):
             chunks[i] = chunk
         self.account.vocoder_seconds += self._clock() - clock
@@ -232,9 +228,7 @@ class StreamingDecoder:
         """Raises ValueError if tokens are not [L] codes of the vocabulary."""
         vocabulary = self.model.dit.config.vocabulary
         if tokens.ndim != 1 or tokens.is_floating_point():
-            raise ValueError(
-                f"tokens of shape {list(tokens.shape)} and {tokens.dtype}: wanted whole numbers [L]"
-            )
+            raise ValueError(f"tokens of shape {list(tokens.shape)} and {tokens.dtype}: wanted whole numbers [L]")
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
             wrong = int(tokens.max()) if int(tokens.max()) >= vocabulary else int(tokens.min())
             raise ValueError(
@@ -272,7 +266,9 @@ class StreamingDecoder:
         speaker = torch.stack([dit.null_speaker if w.speaker is None else w.speaker for w in windows])
         nobody = torch.tensor([window.speaker is None for window in windows], device=device)
         condition = dit.condition(tokens, speaker, blocks, nobody, torch.zeros_like(nobody))
-        velocity = guided(self.model.velocity, condition, self.model.null_condition(blocks), blocks, config.guidance)
+        velocity = guided(
+            self.model.velocity, condition, self.model.null_condition(blocks), blocks, config.guidance
+        )
         noise = [
             block_noise(window.seed, window.first, count, size, dit.config.num_bands)
             for window, count in zip(windows, counts, strict=True)

@@ -38,8 +38,7 @@ class LaneDataset(IterableDataset):
         lanes = self.lanes[worker.id :: worker.num_workers] if worker else self.lanes
         states = [self.states.get(lane.lane, LaneState()) for lane in lanes]
         streams = [
-            pack(lane.draws(state), self.shape, lane.lane, state)
-            for lane, state in zip(lanes, states, strict=True)
+            pack(lane.draws(state), self.shape, lane.lane, state) for lane, state in zip(lanes, states, strict=True)
         ]
         while True:
             for lane, stream in zip(lanes, streams, strict=True):
@@ -152,9 +151,7 @@ class ShardDataModule(L.LightningDataModule):
             raise ValueError(f"data.pack_frames {self.pack_frames} is less than a block of {block} frames")
         world = self.trainer.world_size
         if self.lanes % world:
-            raise ValueError(
-                f"data.lanes {self.lanes} is not a multiple of the {world} processes of this run"
-            )
+            raise ValueError(f"data.lanes {self.lanes} is not a multiple of the {world} processes of this run")
         self.crop_samples = model.speaker.crop_samples(mel.sample_rate)
         self.shape = PackShape(self.pack_frames // block, block, dit.frames_per_token, self.max_pieces, mel)
         self.clips = list(first_clips(self.val, self.val_clips, self.crop_samples))

@@ -67,7 +67,7 @@ class StreamFlowModule(L.LightningModule):
         mel: The mel spectrogram.
         scale: The scale of the mel in the flow.
         speaker: The speaker encoder.
-        precondition: Whether the network answers on top of the best linear guess of the velocity.
+        predict: What the network answers with, "mel" or "velocity"; the loss is that of the velocity.
         tokenizer: Name of the tokenizer whose tokens it decodes.
         times: Distribution of flow times in training.
         drop: How often conditions are dropped in training.
@@ -84,7 +84,7 @@ class StreamFlowModule(L.LightningModule):
         mel: MelConfig = MelConfig(),
         scale: MelScale = MelScale(),
         speaker: SpeakerConfig = SpeakerConfig(),
-        precondition: bool = True,
+        predict: Literal["mel", "velocity"] = "mel",
         tokenizer: str = "kmeans",
         times: Literal["logit_normal", "uniform"] = "logit_normal",
         drop: DropConfig = DropConfig(),
@@ -96,15 +96,10 @@ class StreamFlowModule(L.LightningModule):
         super().__init__()
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         # Plain values, and the parser that turns them back: a checkpoint then loads without pickled classes.
-        plain = {
-            name: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for name, v in given.items()
-        }
-        self.save_hyperparameters(
-            _listed(plain) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
-        )
+        self.save_hyperparameters(_plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         self.tokenizer, self.times, self.drop, self.seed = tokenizer, times, drop, seed
         self.optimizer, self.decode, self.vocoder = optimizer, decode, vocoder
-        self.model = StreamFlow(layout, dit, mel, scale, speaker, precondition)
+        self.model = StreamFlow(layout, dit, mel, scale, speaker, predict)
         self.ema = WeightAverage(self.model, optimizer.ema_decay)
         self.manifest: Manifest | None = None
         self.tokenizer_digest: str | None = None
@@ -142,8 +137,9 @@ class StreamFlowModule(L.LightningModule):
         config = self.optimizer
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(
-            [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
+            groups,
             lr=config.learning_rate,
             betas=(0.9, config.beta2),
             weight_decay=config.weight_decay,
@@ -224,8 +220,10 @@ class StreamFlowModule(L.LightningModule):
         return _Draws(x_0.to(self.device), t, kept, kept)
 
 
-def _listed(value: Any) -> Any:
-    """Tuples as lists, all the way down: what a config file can hold."""
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists, all the way down: what a config file can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
     if isinstance(value, dict):
-        return {key: _listed(each) for key, each in value.items()}
-    return [_listed(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value

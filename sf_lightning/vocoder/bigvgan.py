@@ -42,9 +42,7 @@ class BigVGANVocoder(nn.Module):
             if came != wanted and not (name == "fmax" and came is None and wanted == mel.sample_rate / 2):
                 raise ValueError(f"vocoder: its {name} is {came}, the decoder's mel has {wanted}")
         if (product := math.prod(h["upsample_rates"])) != mel.hop_length:
-            raise ValueError(
-                f"vocoder: upsample_rates multiply to {product}, the hop length is {mel.hop_length}"
-            )
+            raise ValueError(f"vocoder: upsample_rates multiply to {product}, the hop length is {mel.hop_length}")
         self.mel, self.sample_rate = mel, mel.sample_rate
         self.left = self.right = context_frames(h)
         self.generator = BigVGAN(AttrDict(h))
@@ -104,9 +102,7 @@ def context_frames(h: dict) -> int:
         blocks = []
         for kernel, dilations in zip(h["resblock_kernel_sizes"], h["resblock_dilation_sizes"], strict=True):
             half = (kernel - 1) // 2
-            each = [
-                activation + half * d + (activation + half if h["resblock"] == "1" else 0) for d in dilations
-            ]
+            each = [activation + half * d + (activation + half if h["resblock"] == "1" else 0) for d in dilations]
             blocks.append(sum(each))
         reach = math.ceil((reach + max(blocks) + upsample_kernel / 2) / rate)
     return int(reach) + 3  # the first convolution, kernel 7

@@ -22,6 +22,7 @@ class GriffinLim(nn.Module):
         right: Future frames a stream hands in if it has them.
     """
 
+    filters: Tensor
     magnitude_of_mel: Tensor
     window: Tensor
 
@@ -39,9 +40,7 @@ class GriffinLim(nn.Module):
         self.iterations, self.momentum, self.left, self.right = iterations, momentum, left, right
         filters = MelSpectrogram(mel).filters  # [bins, F]
         self.register_buffer("filters", filters, persistent=False)
-        self.register_buffer(
-            "magnitude_of_mel", torch.linalg.pinv(filters.double()).float(), persistent=False
-        )
+        self.register_buffer("magnitude_of_mel", torch.linalg.pinv(filters.double()).float(), persistent=False)
         self.register_buffer("window", torch.hann_window(mel.win_length), persistent=False)
 
     @property

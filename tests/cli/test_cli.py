@@ -49,7 +49,7 @@ def run(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def mistake(capsys: pytest.CaptureFixture, command, *args: str) -> str:  # noqa: ANN001
+def mistake(capsys: pytest.CaptureFixture, command, *args: str) -> str:
     """Runs a command that must end with 2 and one line; returns the line."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
@@ -83,8 +83,8 @@ def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Pa
     assert "back 1, ahead 0" in record["layout"] and (record["field_back"], record["field_ahead"]) == (1, 1)
     assert record["wait_ms"] == 480 and record["commit"]
     assert record["config"]["model"]["dit"]["width"] == 32 and record["config"]["trainer"]["max_steps"] == 4
-    from wandb.sdk.internal.datastore import DataStore
     from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
 
     store = DataStore()
     store.open_for_scan(str(next(run.glob("wandb/offline-run-*/*.wandb"))))
@@ -230,9 +230,7 @@ def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture)
         assert len(words.split()) > 3 or "CONFIG" in body, f"{name} is not explained: {body}"
 
 
-@pytest.mark.parametrize(
-    "preset", sorted((DEMO.parent / "layouts").glob("*.yaml")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("preset", sorted((DEMO.parent / "layouts").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_and_layout_is_accepted(preset: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as exit_:
         fit.main(["--config", str(DEMO), f"--model.layout={preset}", "--print_config"])

@@ -40,10 +40,7 @@ def same(a: Pack, b: Pack) -> bool:
         (a.blocks.valid, b.blocks.valid),
     )
     return (
-        a.keys == b.keys
-        and a.key == b.key
-        and a.state == b.state
-        and all(torch.equal(*pair) for pair in tensors)
+        a.keys == b.keys and a.key == b.key and a.state == b.state and all(torch.equal(*pair) for pair in tensors)
     )
 
 
@@ -182,7 +179,7 @@ def test_a_set_without_one_good_sample_stops_too(shards: ShardSet, tmp_path: Pat
 
 
 def test_more_lanes_than_samples_are_refused(shards: ShardSet) -> None:
-    with pytest.raises(ValueError, match="23 samples for 24 lanes: lower --data.lanes"):
+    with pytest.raises(ValueError, match=r"23 samples for 24 lanes: lower --data.lanes"):
         lane(shards, 0, 24)
 
 

@@ -90,7 +90,7 @@ def test_conditions_are_dropped_per_utterance_and_independently() -> None:
 
 
 def test_a_drop_that_is_no_probability_is_refused() -> None:
-    with pytest.raises(ValueError, match="drop.speaker is 1.5"):
+    with pytest.raises(ValueError, match=r"drop.speaker is 1.5"):
         DropConfig(speaker=1.5)
 
 

@@ -22,19 +22,9 @@ import torch
 from torchmetrics import MeanMetric, MetricCollection
 
 from sf_lightning.metrics import scorers
-from sf_lightning.metrics.perceptual import (
-    PESQWB,
-    STOI,
-    PerceptualMetric,
-    ScorePool,
-    ViSQOL,
-    pesq_wb,
-    require_visqol_lattice,
-    shared_pool,
-    stoi,
-    update_together,
-    visqol,
-)
+from sf_lightning.metrics.perceptual import PESQWB, STOI, PerceptualMetric, ViSQOL, update_together
+from sf_lightning.metrics.pool import ScorePool, shared_pool
+from sf_lightning.metrics.scorers import pesq_wb, require_visqol_lattice, stoi, visqol
 
 ROOT = Path(__file__).parents[2]
 CONFORMANCE = Path(os.environ.get("SF_CONFORMANCE", ROOT.parent / "shared" / "conformance"))
@@ -65,9 +55,7 @@ def published(metric: str, mode: str | None = None) -> list[dict[str, Any]]:
 
 def load(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Reference and degraded clip of a case, stereo averaged to mono."""
-    pair = [
-        soundfile.read(CONFORMANCE / case[key], dtype="float32", always_2d=True)[0] for key in ("ref", "deg")
-    ]
+    pair = [soundfile.read(CONFORMANCE / case[key], dtype="float32", always_2d=True)[0] for key in ("ref", "deg")]
     return pair[0].mean(axis=1), pair[1].mean(axis=1)
 
 
@@ -175,9 +163,7 @@ class TestUndefined:
 
     def test_a_clip_too_short_for_one_measure_is_nan_there_alone(self) -> None:
         clips = [noisy(np.zeros(round(seconds * 16_000), np.float32), 0.1) for seconds in (0.3, 0.6, 0.9)]
-        defined = [
-            [not math.isnan(score) for score in shared_pool().map(s, clips, clips)] for s in ALL_SCORERS
-        ]
+        defined = [[not math.isnan(score) for score in shared_pool().map(s, clips, clips)] for s in ALL_SCORERS]
         assert defined == [[True, True, True], [False, True, True], [False, False, True]]
 
     def test_stoi_of_too_few_frames_is_nan_without_a_warning(self, recwarn: pytest.WarningsRecorder) -> None:
@@ -285,9 +271,7 @@ class TestScorePool:
         assert small_pool.map(stoi, [voice()], [voice()]) == pytest.approx([1.0])
         assert small_pool.worker_pids != [killed]
 
-    def test_a_clip_that_crashes_the_c_code_is_nan_and_the_next_is_scored(
-        self, small_pool: ScorePool
-    ) -> None:
+    def test_a_clip_that_crashes_the_c_code_is_nan_and_the_next_is_scored(self, small_pool: ScorePool) -> None:
         read_address_1: Any = ctypes.string_at  # what PESQ did with a clip of 60 utterances
         with pytest.warns(RuntimeWarning, match="SIGSEGV"):
             assert math.isnan(small_pool.submit(read_address_1, 1, 1).result())  # type: ignore[arg-type]
@@ -428,9 +412,7 @@ class TestMetrics:
         other.update(clips[0][2:], clips[1][2:])
         assert metric.scores.shape == (1,) and other.scores.shape == (3,)
 
-    def test_other_metrics_are_refused_in_a_common_pass(
-        self, clips: tuple[torch.Tensor, torch.Tensor]
-    ) -> None:
+    def test_other_metrics_are_refused_in_a_common_pass(self, clips: tuple[torch.Tensor, torch.Tensor]) -> None:
         with pytest.raises(TypeError, match="MeanMetric"):
             update_together([MeanMetric()], *clips)
 

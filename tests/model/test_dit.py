@@ -100,9 +100,7 @@ def test_blocks_that_belong_to_nobody_change_nothing() -> None:
         dit = small_dit(layout)
         longer = run(dit, empty, more["x"], given["t"], more["tokens"], given["speaker"])
         assert longer.isfinite().all()
-        torch.testing.assert_close(
-            longer[:3][real.valid], run(dit, real, **given)[real.valid], atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(longer[:3][real.valid], run(dit, real, **given)[real.valid], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.bounded])

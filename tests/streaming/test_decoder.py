@@ -91,9 +91,7 @@ def test_several_evaluations_differ_from_offline_and_less_with_more_lookahead() 
     gaps = []
     for lookahead in (1, 4):
         decoder = make(Layout(4, 24, (), (1,)), lookahead=lookahead)
-        gaps.append(
-            float((mel_of(decoder, given, who) - decoder.offline([given], [who])[0].mel).abs().mean())
-        )
+        gaps.append(float((mel_of(decoder, given, who) - decoder.offline([given], [who])[0].mel).abs().mean()))
     assert gaps[0] > 10 * gaps[1]
 
 

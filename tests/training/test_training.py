@@ -55,9 +55,7 @@ class Losses(L.Callback):
         self.seen.append((float(outputs["loss"]), batch.keys))
 
 
-def fit(
-    folder: Path, module: StreamFlowModule, datamodule: ShardDataModule, steps: int, **more: Any
-) -> Losses:
+def fit(folder: Path, module: StreamFlowModule, datamodule: ShardDataModule, steps: int, **more: Any) -> Losses:
     """Trains for some steps and saves `last.ckpt`."""
     losses, resume = Losses(), more.pop("ckpt_path", None)
     trainer = L.Trainer(
@@ -105,9 +103,7 @@ def test_a_resumed_run_sees_the_clips_and_losses_of_an_uninterrupted_one(
     assert first[0][0] == whole[0][0]
 
 
-def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(
-    shards: ShardSet, tmp_path: Path
-) -> None:
+def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(shards: ShardSet, tmp_path: Path) -> None:
     class Save(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
             if trainer.global_step == 4:
@@ -159,9 +155,7 @@ def test_random_draws_follow_the_pack_not_the_order_of_calls(shards: ShardSet) -
     again = module._draw(batch)
     assert torch.equal(first.x_0, again.x_0) and torch.equal(first.t, again.t)
     other = copy.deepcopy(batch)
-    other.packs = [
-        type(key)(key.num_blocks, key.num_utterances, key.lane, key.pack + 1) for key in batch.packs
-    ]
+    other.packs = [type(key)(key.num_blocks, key.num_utterances, key.lane, key.pack + 1) for key in batch.packs]
     assert not torch.equal(module._draw(other).x_0, first.x_0)
 
 
@@ -217,7 +211,5 @@ def test_data_that_does_not_fit_the_model_is_refused_before_training(
 def test_a_model_is_not_trained_on_with_tokens_of_another_fit(shards: ShardSet, tmp_path: Path) -> None:
     module = small_module()
     module.tokenizer_digest = "another"
-    with pytest.raises(
-        ValueError, match="the model learns those of another: build it again with --tokenizer"
-    ):
+    with pytest.raises(ValueError, match="the model learns those of another: build it again with --tokenizer"):
         fit(tmp_path, module, data(shards), 1)

@@ -1,0 +1,99 @@
+"""What it brings to make blocks the batch: the same network and weights, run on blocks and with dense masks.
+
+    python benchmarks/blocks.py [--width 192] [--layers 8] [--json]
+
+Prints the time of a forward pass and of a training step at several lengths, both ways, in one process under one
+matmul precision, and the difference of the outputs. Ratios are dense over blocks: above 1, blocks are faster.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from unittest.mock import patch
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sf_lightning.model.attention import BlockAttention
+from sf_lightning.model.blocks import Blocks
+from sf_lightning.model.dit import DiT, DiTConfig
+from sf_lightning.model.layout import Layout
+
+
+def best_seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """The shortest of several runs, after one that does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=192, help="width of the network (the paper's is 1024)")
+    parser.add_argument("--layers", type=int, default=8, help="layers of the network (the paper's is 22)")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[2.4, 9.6, 28.8], help="lengths of speech")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of which the fastest counts")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = DiTConfig(width=args.width, num_heads=args.width // 64, token_width=args.width, speaker_width=0)
+    layout = Layout(num_layers=args.layers, drawn_for=22)
+    dit = DiT(config, layout).to(device)
+    with torch.no_grad():
+        for parameter in dit.parameters():
+            parameter.normal_(std=0.05)  # fresh gates are zero, and zero equals zero whatever was computed
+    results: dict[str, float] = {}
+    table = Table("seconds", "forward, blocks", "dense", "ratio", "step, blocks", "dense", "ratio", "difference")
+    for seconds in args.seconds:
+        blocks = Blocks.of_lengths([round(100 * seconds)], layout.block_size).to(device)
+        x = torch.randn(len(blocks), layout.block_size, config.num_bands, device=device)
+        condition = torch.randn(len(blocks), layout.block_size, config.width, device=device)
+        t = torch.full((1,), 0.5, device=device)
+
+        def forward(x: torch.Tensor = x, t: torch.Tensor = t, c: torch.Tensor = condition, b: Blocks = blocks):  # noqa: ANN202
+            return dit(x, t, c, b)
+
+        @torch.no_grad()
+        def look(forward: Callable = forward) -> torch.Tensor:
+            return forward()
+
+        def step(forward: Callable = forward) -> None:
+            dit.zero_grad()
+            forward().square().mean().backward()
+
+        times, outputs = [], []
+        for path in (BlockAttention._near, BlockAttention._dense):
+            with patch.object(BlockAttention, "_near", path):
+                outputs.append(look())
+                times.append((best_seconds(look, device, args.repeats), best_seconds(step, device, args.repeats)))
+        (forward_near, step_near), (forward_dense, step_dense) = times
+        difference = float((outputs[0] - outputs[1])[blocks.valid].abs().max())
+        results |= {
+            f"forward_{seconds:g}": forward_dense / forward_near,
+            f"step_{seconds:g}": step_dense / step_near,
+            f"difference_{seconds:g}": difference,
+        }
+        table.add_row(
+            f"{seconds:g}",
+            *(f"{1000 * forward_near:.1f} ms", f"{1000 * forward_dense:.1f} ms", f"{forward_dense / forward_near:.2f}"),
+            *(f"{1000 * step_near:.1f} ms", f"{1000 * step_dense:.1f} ms", f"{step_dense / step_near:.2f}"),
+            f"{difference:.1e}",
+        )
+    console = Console(width=110)
+    console.print(f"{device.type}, fp32, matmul precision {torch.get_float32_matmul_precision()!r}")
+    console.print(table)
+    if args.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 RUN := runs/demo
-STEPS ?= 2500
-EVERY ?= 500
+STEPS ?= 2400
+EVERY ?= 800
 MINUTES ?= 24
 
 help:  ## This list

@@ -59,7 +59,7 @@ def main() -> None:
         condition = torch.randn(len(blocks), layout.block_size, config.width, device=device)
         t = torch.full((1,), 0.5, device=device)
 
-        def forward(x: torch.Tensor = x, t: torch.Tensor = t, c: torch.Tensor = condition, b: Blocks = blocks):  # noqa: ANN202
+        def forward(x: torch.Tensor = x, t: torch.Tensor = t, c: torch.Tensor = condition, b: Blocks = blocks):
             return dit(x, t, c, b)
 
         @torch.no_grad()
@@ -84,7 +84,11 @@ def main() -> None:
         }
         table.add_row(
             f"{seconds:g}",
-            *(f"{1000 * forward_near:.1f} ms", f"{1000 * forward_dense:.1f} ms", f"{forward_dense / forward_near:.2f}"),
+            *(
+                f"{1000 * forward_near:.1f} ms",
+                f"{1000 * forward_dense:.1f} ms",
+                f"{forward_dense / forward_near:.2f}",
+            ),
             *(f"{1000 * step_near:.1f} ms", f"{1000 * step_dense:.1f} ms", f"{step_dense / step_near:.2f}"),
             f"{difference:.1e}",
         )

@@ -53,7 +53,7 @@ class RecordRun(SaveConfigCallback):
                 str(each.folder): [shard.digest for shard in each.manifest.shards]
                 for each in (datamodule.train, datamodule.val)
             },
-            "layout": layout.picture(),
+            "layout_picture": layout.picture(),
             "field_back": layout.field.back,
             "field_ahead": layout.field.ahead,
             "wait_ms": layout.wait_ms(decode.chunk, decode.lookahead),

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 SAMPLE_RATE = 16_000
-CLIP_SECONDS = (2.5, 6.0)
+CLIP_SECONDS = (2.0, 4.5)
 """The shortest and the longest clip that is kept."""
 
 MAX_DRAWS = 1_000

@@ -28,6 +28,7 @@ TOY = [
     "--trainer.precision=32-true",
     "--trainer.max_steps=4",
     "--trainer.val_check_interval=2",
+    "--trainer.log_every_n_steps=1",
 ]
 
 
@@ -65,7 +66,14 @@ def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
     for way in ("streamed", "offline", "copy_synthesis", "look_up"):
         for name in ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db", "no_score"):
             assert f"{way}/{name}" in csv
-    for name in ("streamed/gap", "latency/first_packet_ms", "val/loss", "train/loss", "train/gradient_norm"):
+    for name in (
+        "streamed/gap",
+        "latency/first_packet_ms",
+        "val/loss",
+        "val/seconds",
+        "train/loss",
+        "train/gradient_norm",
+    ):
         assert name in csv
     assert (run / "checkpoints" / "last.ckpt").is_file() and list(run.glob("checkpoints/best-*.ckpt"))
     assert list(run.glob("wandb/offline-run-*/*.wandb"))
@@ -80,7 +88,7 @@ def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
 def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Path, shards: ShardSet) -> None:
     record = yaml.safe_load(next((run / "csv").glob("*/hparams.yaml")).read_text())
     assert record["shards"][str(shards.folder)] == [shard.digest for shard in shards.manifest.shards]
-    assert "back 1, ahead 0" in record["layout"] and (record["field_back"], record["field_ahead"]) == (1, 1)
+    assert "back 1, ahead 0" in record["layout_picture"] and (record["field_back"], record["field_ahead"]) == (1, 1)
     assert record["wait_ms"] == 480 and record["commit"]
     assert record["config"]["model"]["dit"]["width"] == 32 and record["config"]["trainer"]["max_steps"] == 4
     from wandb.proto.wandb_internal_pb2 import Record
@@ -95,7 +103,7 @@ def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Pa
         names |= {item.key or ".".join(item.nested_key) for item in entry.run.config.update}
         names |= {item.key or ".".join(item.nested_key) for item in entry.config.update}
         values |= {item.key or ".".join(item.nested_key) for item in entry.history.item}
-    assert {"config", "commit", "shards", "layout", "field_back", "field_ahead", "wait_ms"} <= names
+    assert {"config", "commit", "shards", "layout_picture", "field_back", "field_ahead", "wait_ms"} <= names
     assert {"streamed/stoi", "streamed/pesq_wb", "streamed/visqol", "train/loss"} <= values
 
 

@@ -4,6 +4,7 @@ Two baselines stand beside them: *copy-synthesis* (the true mel through the same
 passes, and *look-up* (the mean mel of each token), which a decoder must beat to be worth its network.
 """
 
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,6 +67,10 @@ class StreamingValidation(L.Callback):
         shared_pool().warm_up()
         self.vocoder = pl_module.vocoder.make(pl_module.model.mel.config)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock: what validation costs is logged as `val/seconds`."""
+        self._started = time.perf_counter()
+
     @torch.inference_mode()
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Decodes, scores, logs and keeps."""
@@ -94,9 +99,10 @@ class StreamingValidation(L.Callback):
         self.rows["streamed"]["gap"] = gap(*([c.mel for c in made[way]] for way in ("streamed", "offline")))
         values = {f"{way}/{name}": value for way in made for name, value in self.rows[way].items()}
         values |= {f"latency/{name}": float(value) for name, value in asdict(self.latency).items()}
-        pl_module.log_dict(values, rank_zero_only=False, batch_size=1)
         if trainer.is_global_zero:
             self._keep(trainer, decoder, clips[: self.keep], made, speakers, edges)
+        values["val/seconds"] = time.perf_counter() - self._started
+        pl_module.log_dict(values, batch_size=1)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the table of the last validation and what to open."""

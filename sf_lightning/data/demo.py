@@ -3,7 +3,7 @@
 A grammar draws the sentences, espeak-ng reads them in twelve voices, soxr brings them to 16 kHz, and the
 folder looks like any other corpus of recordings: one folder per speaker.
 
-    out/train/<voice>/<voice>_0000.wav     16 kHz, 16 bit, mono; 2.5 to 6 s each
+    out/train/<voice>/<voice>_0000.wav     16 kHz, 16 bit, mono; 2 to 4.5 s each
     out/dev/<voice>/<voice>_0000.wav       sentences that train never says
     out/sentences.tsv                      what each file says: path, tab, text
     out/corpus.json                        settings and figures; written last, so a corpus with it is complete

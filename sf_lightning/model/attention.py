@@ -36,8 +36,8 @@ class Neighbourhood:
                     keys.append(blocks.valid | first)
                 else:
                     keys.append(shift(blocks.valid, offset) & blocks.neighbour(offset)[:, None])
-            frames = torch.arange(span.offsets[0] * size, (span.offsets[-1] + 1) * size)
-            table = rotation(frames.to(blocks.valid.device), self.head_width)
+            start, end = span.offsets[0] * size, (span.offsets[-1] + 1) * size
+            table = rotation(torch.arange(start, end, device=blocks.valid.device), self.head_width)
             self._cache["near", span] = torch.cat(keys, dim=1)[:, None, None], table
         return self._cache["near", span]
 

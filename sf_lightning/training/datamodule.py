@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sf_lightning.data.lanes import Drawn, Lane, LaneState, first_clips
@@ -155,8 +156,11 @@ class ShardDataModule(L.LightningDataModule):
         self.crop_samples = model.speaker.crop_samples(mel.sample_rate)
         self.shape = PackShape(self.pack_frames // block, block, dit.frames_per_token, self.max_pieces, mel)
         self.clips = list(first_clips(self.val, self.val_clips, self.crop_samples))
-        if not self.clips:
-            raise ValueError(f"{self.val.folder} has no clip that could be decoded: give another --data.val")
+        if len(self.clips) < world:
+            raise ValueError(
+                f"{self.val.folder} gives {len(self.clips)} clips that can be decoded, each of {world} processes "
+                f"needs one: raise --data.val_clips (now {self.val_clips}) or give another --data.val"
+            )
 
     def train_dataloader(self) -> StepLoader:
         """The endless stream of this rank's steps."""
@@ -199,8 +203,12 @@ class ShardDataModule(L.LightningDataModule):
                 log.warning("broken samples so far: %s", ", ".join(f"{c}: {n}" for c, n in total.items()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this rank's lanes stand."""
-        return {"states": {lane: vars(state) for lane, state in self.states.items()}}
+        """Where all lanes stand, also those of other ranks: Lightning asks every rank, and saves one answer."""
+        known = [self.states]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            known = [{} for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather_object(known, self.states)
+        return {"states": {lane: vars(state) for states in known for lane, state in states.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the lanes up where they stood."""

@@ -199,6 +199,7 @@ def test_an_average_of_another_network_is_refused() -> None:
         ({"dit": DiTConfig(32, 2, 2, 16, 8, 80, 60)}, {}, "vocabulary 50, the model has 60"),
         ({}, {"pack_frames": 10}, "pack_frames 10 is less than a block of 24"),
         ({}, {"lanes": 24}, "23 samples for 24 lanes"),
+        ({}, {"val_clips": 0}, r"gives 0 clips that can be decoded, each of 1 processes needs one"),
     ],
 )
 def test_data_that_does_not_fit_the_model_is_refused_before_training(

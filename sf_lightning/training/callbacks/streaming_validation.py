@@ -54,7 +54,7 @@ class StreamingValidation(L.Callback):
         keep: Clips whose sound and picture are kept.
     """
 
-    def __init__(self, keep: int = 4) -> None:
+    def __init__(self, keep: int = 2) -> None:
         self.keep = keep
         self.rows: dict[str, dict[str, float]] = {}
         self.latency: Latency | None = None

@@ -1,0 +1,93 @@
+"""Two ranks train as one does: the same global batches, the same losses, and a checkpoint that knows all lanes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from sf_lightning.data.packing import Batch
+from sf_lightning.data.shards import ShardSet
+from tests.training.test_training import data, small_module
+
+
+class Note(L.Callback):
+    """Writes the loss of each global step, and the clips of each rank's part of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, index: int) -> None:
+        """Appends a line."""
+        loss = float(trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean"))
+        line = json.dumps({"step": trainer.global_step, "loss": loss, "keys": batch.keys})
+        with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+
+def train(folder: Path, shards: ShardSet, world: int, steps: int) -> list[dict]:
+    """Trains on so many ranks and returns the steps, the clips of all ranks joined."""
+    folder.mkdir()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp_spawn" if world > 1 else "auto",
+        max_steps=steps,
+        callbacks=[Note(folder)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        default_root_dir=folder,
+    )
+    trainer.fit(small_module(), data(shards))
+    ranks = [
+        [json.loads(line) for line in (folder / f"rank{rank}.jsonl").read_text().splitlines()]
+        for rank in range(world)
+    ]
+    return [
+        {"loss": parts[0]["loss"], "keys": sorted(key for part in parts for key in part["keys"])}
+        for parts in zip(*ranks, strict=True)
+    ]
+
+
+@pytest.mark.slow
+def test_two_ranks_see_the_global_batches_and_losses_of_one(shards: ShardSet, tmp_path: Path) -> None:
+    one, two = (train(tmp_path / str(world), shards, world, 4) for world in (1, 2))
+    assert [step["keys"] for step in one] == [step["keys"] for step in two]
+    torch.testing.assert_close([s["loss"] for s in one], [s["loss"] for s in two], atol=1e-5, rtol=1e-5)
+
+
+class SaveAtTwo(L.Callback):
+    """Saves in the middle of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Saves after the second step."""
+        if trainer.global_step == 2:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_ranks_knows_where_every_lane_stands(shards: ShardSet, tmp_path: Path) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp_spawn",
+        max_steps=3,
+        callbacks=[SaveAtTwo(tmp_path / "middle.ckpt")],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(small_module(), data(shards))
+    states = torch.load(tmp_path / "middle.ckpt", weights_only=True)["ShardDataModule"]["states"]
+    assert {lane: state["pack"] for lane, state in states.items()} == {0: 2, 1: 2}

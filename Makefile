@@ -4,7 +4,9 @@
 
 PYTHON ?= python3.11
 BIN := .venv/bin
-RUN := runs/demo
+# A run is made once: give another RUN for other STEPS, and another DEMO for other MINUTES.
+RUN ?= runs/demo
+DEMO ?= shards/demo
 STEPS ?= 2400
 EVERY ?= 800
 MINUTES ?= 24
@@ -20,12 +22,13 @@ help:  ## This list
 
 setup: .venv/installed  ## The environment alone, in .venv
 
-shards/demo/dev/manifest.json: | .venv/installed
-	$(BIN)/sf-shards demo --out shards/demo --minutes $(MINUTES)
+$(DEMO)/dev/manifest.json: | .venv/installed
+	$(BIN)/sf-shards demo --out $(DEMO) --minutes $(MINUTES)
 
-$(RUN)/summary.md: | shards/demo/dev/manifest.json
-	$(BIN)/sf-fit --config experiments/demo.yaml --trainer.default_root_dir=$(RUN) --ckpt_path=last \
-		--trainer.max_steps=$(STEPS) --trainer.val_check_interval=$(EVERY)
+$(RUN)/summary.md: | $(DEMO)/dev/manifest.json
+	$(BIN)/sf-fit --config experiments/demo.yaml --data.train=$(DEMO)/train --data.val=$(DEMO)/dev \
+		--trainer.default_root_dir=$(RUN) --trainer.max_steps=$(STEPS) --trainer.val_check_interval=$(EVERY) \
+		--ckpt_path=last
 
 demo: setup $(RUN)/summary.md  ## Synthesise speech, train a decoder on it, hear it stream: 10 minutes on 2 cores
 	@echo; cat $(RUN)/summary.md; echo

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = DiTConfig(width=args.width, num_heads=args.width // 64, token_width=args.width, speaker_width=0)
+    config = DiTConfig(width=args.width, num_heads=args.width // 64, token_width=args.width)
     layout = Layout(num_layers=args.layers, drawn_for=22)
     dit = DiT(config, layout).to(device)
     with torch.no_grad():

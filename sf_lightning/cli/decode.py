@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from sf_lightning.audio.wave import read_wave, scale_to_peak, write_wave
-from sf_lightning.cli.errors import one_line_errors
-from sf_lightning.data.sample import PEAK
+from sf_lightning.audio.wave import write_wave
+from sf_lightning.cli.errors import one_line, one_line_errors
+from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.vocoder.config import VocoderConfig
 
@@ -37,7 +38,7 @@ def decode(
     Args:
         ckpt: Checkpoint of `sf-fit`; its averaged weights are used.
         tokens: File of tokens, a `.npy` of whole numbers [L].
-        out: Wave to write, 16-bit.
+        out: Wave to write, 16-bit, `.wav` or `.flac`.
         speaker: Whose voice: audio of the speaker, or an embedding saved as `.npy`; by default nobody's.
         offline: Decode the whole utterance at once instead of streaming.
         steps: Solver steps.
@@ -52,7 +53,13 @@ def decode(
     for what, path in (("ckpt", ckpt), ("tokens", tokens), ("speaker", speaker)):
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"--{what}: no file {path}")
-    module = StreamFlowModule.load_from_checkpoint(ckpt, map_location=device).use_average()
+    if Path(out).suffix.lower() not in (".wav", ".flac"):
+        raise ValueError(f"--out {out}: wanted a name that ends in .wav or .flac")
+    codes = _load_tokens(Path(tokens))
+    try:
+        module = StreamFlowModule.load_from_checkpoint(ckpt, map_location=device).use_average()
+    except (UnpicklingError, EOFError, KeyError, TypeError) as error:
+        raise ValueError(f"--ckpt: {ckpt} is no checkpoint of sf-fit ({one_line(error)[:80]})") from error
     if vocoder is not None:
         module.vocoder = VocoderConfig(checkpoint=vocoder)
     given: dict[str, Any] = {
@@ -65,7 +72,6 @@ def decode(
     }
     config = replace(module.decode, **{name: value for name, value in given.items() if value is not None})
     decoder = module.decoder(decode=config)
-    codes = torch.from_numpy(_load_array(Path(tokens)))
     who = _speaker(module, Path(speaker)) if speaker is not None else None
     if offline:
         wave = decoder.offline([codes], [who])[0].wave
@@ -83,17 +89,25 @@ def _load_array(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is no .npy array ({error})") from error
 
 
+def _load_tokens(path: Path) -> Tensor:
+    array = _load_array(path)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"--tokens: {path} holds {array.dtype}: wanted whole numbers [L]")
+    return torch.from_numpy(array.astype(np.int64))
+
+
 @torch.inference_mode()
 def _speaker(module: StreamFlowModule, path: Path) -> Tensor:
     """Returns the embedding [S] in a `.npy`, or that of the first seconds of an audio file."""
     if path.suffix == ".npy":
         return torch.from_numpy(_load_array(path)).float()
-    rate = module.model.mel.config.sample_rate
-    wave = scale_to_peak(read_wave(path, rate), PEAK)
-    if len(wave) == 0 or not np.isfinite(wave).all():
-        raise ValueError(f"--speaker: {path} holds no sound that can be used")
+    mel = module.model.mel.config
+    try:
+        wave = read_speech(path.read_bytes(), mel)
+    except BadSample as error:
+        raise ValueError(f"--speaker: {path} is no voice to speak in: {error}") from error
     # Crops have one length, always: a shorter one is repeated, as in training.
-    crop = np.resize(wave, module.model.speaker.crop_samples(rate))
+    crop = np.resize(wave, module.model.speaker.crop_samples(mel.sample_rate))
     return module.model.encode_speaker(torch.from_numpy(crop)[None].to(module.device))[0]
 
 

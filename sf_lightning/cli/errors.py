@@ -1,13 +1,11 @@
 """A user's mistake ends in one line that says what came, what was wanted and which knob to turn."""
 
+import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
-
-from jsonargparse import ArgumentError
-
-MISTAKES = (ArgumentError, ValueError, OSError, RuntimeError, ImportError)
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -15,16 +13,16 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        import os
-
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
             sys.exit(130)
-        except MISTAKES as error:
+        except Exception as error:  # the boundary of the command: whatever it is, the user gets one line
             if os.environ.get("SF_TRACEBACK"):
                 raise
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            expected = isinstance(error, ArgumentError | ValueError | OSError | RuntimeError | ImportError)
+            hint = "" if expected else f" ({type(error).__name__}; SF_TRACEBACK=1 shows where)"
+            print(f"error: {one_line(error)}{hint}", file=sys.stderr)
             sys.exit(2)
 
     return wrapped

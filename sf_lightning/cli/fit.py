@@ -56,7 +56,7 @@ class RecordRun(SaveConfigCallback):
             "layout_picture": layout.picture(),
             "field_back": layout.field.back,
             "field_ahead": layout.field.ahead,
-            "wait_ms": layout.wait_ms(decode.chunk, decode.lookahead),
+            "wait_ms": layout.wait_ms(decode.chunk, decode.lookahead, pl_module.model.mel.config.frame_rate),
             "parameters": sum(p.numel() for p in pl_module.model.parameters()),
         }
         for logger in trainer.loggers:
@@ -120,7 +120,7 @@ def main(args: list[str] | None = None) -> None:
         StreamFlowModule,
         ShardDataModule,
         args=args,
-        parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False},
+        parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False},
         save_config_callback=RecordRun,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,

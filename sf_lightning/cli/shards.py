@@ -19,7 +19,7 @@ def build(
     audio: str,
     out: str,
     tokenizer: str | None = None,
-    vocabulary: int = 1024,
+    vocabulary: int | None = None,
     shard_samples: int = 100,
 ) -> None:
     """Turns a folder of audio into a shard set with tokens; folders name speakers.
@@ -31,24 +31,30 @@ def build(
         audio: Folder of wav, flac, mp3, ogg or opus files of any rate, searched through.
         out: Folder to make; it must not be there yet.
         tokenizer: File of a tokenizer, such as one that an earlier build has saved.
-        vocabulary: Codes of k-means tokens.
+        vocabulary: Codes of k-means tokens, by default 1024.
         shard_samples: Clips of a shard.
     """
     target, mel = Path(out), MelConfig()
     if target.exists():
         raise FileExistsError(f"{target} is there already: delete it or give another --out")
     sources = find_audio(Path(audio))
-    beside = target.parent / f"kmeans-{vocabulary}.npz"
+    codes = vocabulary or 1024
+    beside = target.parent / f"kmeans-{codes}.npz"
     if tokenizer is not None:
         made = load_tokenizer(Path(tokenizer))
+        if vocabulary not in (None, made.spec.vocabulary):
+            raise ValueError(
+                f"--vocabulary {vocabulary}, but --tokenizer {tokenizer} has {made.spec.vocabulary} codes: "
+                "leave one of them out"
+            )
     elif beside.is_file():
         made = load_tokenizer(beside)
         print(f"tokens: {beside}, fitted before (delete it to fit anew)")
     else:
-        fitted = fit_tokenizer(sources, vocabulary, mel)
+        fitted = fit_tokenizer(sources, codes, mel)
         fitted.save(beside)
         made = fitted
-        print(f"tokens: {vocabulary} k-means codes fitted on {audio}, saved in {beside}")
+        print(f"tokens: {codes} k-means codes fitted on {audio}, saved in {beside}")
     _describe(target, build_set(sources, target, made, mel, shard_samples))
 
 

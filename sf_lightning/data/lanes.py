@@ -194,16 +194,26 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int) -> Iterator[Dra
     spec, mel = shards.manifest.tokenizer, shards.manifest.mel
     start = 0
     for number, info in enumerate(shards.manifest.shards):
-        raws = list(shards.read(number)) if any(start <= i < start + info.samples for i in chosen) else []
-        for i, raw in enumerate(raws):
-            if start + i not in chosen:
+        wanted = [i for i in range(info.samples) if start + i in chosen]
+        start += info.samples
+        if not wanted:
+            continue
+        index = shards.index(number)
+        by_key = {raw["__key__"]: raw for raw in shards.read(number)}
+        raws = list(by_key.values())
+        for i in wanted:
+            key = index[i].key
+            if key not in by_key:
+                log.warning(
+                    "left %s out: listed in the index of %s, not found there", key, shards.folder / info.name
+                )
                 continue
+            raw = by_key[key]
             same = [r for r in raws if speaker_of(r) == speaker_of(raw) and r is not raw] or [raw]
-            random = np.random.default_rng([0, start + i])
+            random = np.random.default_rng([0, number, i])
             try:
                 clip = decode_clip(raw, mel, spec.vocabulary, spec.frames_per_token)
                 reference = reference_crop(same[0], mel, crop_samples, random)
                 yield Drawn(clip, reference, LaneState())
             except BadSample as error:
-                log.warning("left %s of %s out: %s", raw["__key__"], shards.folder / info.name, error)
-        start += info.samples
+                log.warning("left %s of %s out: %s", key, shards.folder / info.name, error)

@@ -9,6 +9,7 @@ speech/train/
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,8 @@ from webdataset.tariterators import tarfile_samples
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.sample import Raw
 from sf_lightning.tokens.base import TokenizerSpec
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -125,6 +128,19 @@ class ShardSet:
         # A truncated tar raises in the middle of a member: what was read before it is still good.
         yield from tarfile_samples(iter([{"url": url}]), handler=lambda error: False)  # type: ignore[misc]
 
+    def check_files(self) -> None:
+        """Warns of shards whose size is not the manifest's; their samples that are left can still be used.
+
+        Raises:
+            FileNotFoundError: if a shard is missing.
+        """
+        for info in self.manifest.shards:
+            path = self.folder / info.name
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing, though the manifest lists it: build the set again")
+            if (size := path.stat().st_size) != info.bytes:
+                log.warning("%s has %d bytes, the manifest says %d: is it truncated?", path, size, info.bytes)
+
     def require(self, mel: MelConfig, tokenizer: str, vocabulary: int, frames_per_token: int) -> None:
         """Checks that a model can be trained on this set.
 
@@ -140,6 +156,6 @@ class ShardSet:
         ):
             if came != wanted:
                 raise ValueError(
-                    f"{self.folder} has {what} {came}, the model has {wanted}: "
-                    f"set --{knob} or build the shards again"
+                    f"{self.folder} has {what} {came}, the model has {wanted}: set --{knob} to what the shards "
+                    "have, or give other shards"
                 )

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset
+from rich.console import Console
 from rich.progress import track
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
@@ -78,7 +79,9 @@ def fit_tokenizer(sources: Sequence[Source], vocabulary: int, mel: MelConfig) ->
             seconds += len(wave) / mel.sample_rate
             yield wave
 
-    return KMeansTokenizer.fit(waves(), vocabulary)
+    speech = list(waves())
+    with Console().status(f"fitting {vocabulary} codes"):
+        return KMeansTokenizer.fit(speech, vocabulary)
 
 
 class LookUp:

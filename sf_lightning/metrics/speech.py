@@ -4,29 +4,28 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from sf_lightning.audio.seam import seam_db
 from sf_lightning.metrics.perceptual import PESQWB, STOI, ViSQOL, update_together
 
 
 class SpeechScores:
-    """Gathers scores over clips; means leave clips out that have no score, and count them.
+    """Gathers scores over clips, on all ranks; means leave clips out that have no score, and count them.
 
     Args:
         sample_rate: Of all waves, 16000.
+        device: Where the scores are kept: that of the process group, which gathers them.
 
     Raises:
         RuntimeError: if ViSQOL would run without its lattice model.
     """
 
-    def __init__(self, sample_rate: int) -> None:
-        self.perceptual = {
-            "pesq_wb": PESQWB(sample_rate),
-            "stoi": STOI(sample_rate),
-            "visqol": ViSQOL(sample_rate),
-        }
-        self.mel_l1, self.seam = MeanMetric(nan_strategy="ignore"), MeanMetric(nan_strategy="ignore")
+    def __init__(self, sample_rate: int, device: torch.device | str = "cpu") -> None:
+        perceptual = {"pesq_wb": PESQWB(sample_rate), "stoi": STOI(sample_rate), "visqol": ViSQOL(sample_rate)}
+        self.perceptual = {name: metric.to(device) for name, metric in perceptual.items()}
+        self.device = torch.device(device)
+        self.mel_l1, self.seam = (MeanMetric(nan_strategy="ignore").to(device) for _ in range(2))
 
     def update(
         self,
@@ -47,17 +46,20 @@ class SpeechScores:
         """
         update_together(self.perceptual.values(), list(waves), list(references))
         for mel, reference, wave, edge in zip(mels, reference_mels, waves, edges, strict=True):
-            self.mel_l1.update((mel - reference).abs().mean().cpu(), len(mel))
-            self.seam.update(seam_db(wave.cpu(), edge.cpu()))
+            self.mel_l1.update((mel - reference).abs().mean().to(self.device), len(mel))
+            self.seam.update(seam_db(wave.cpu(), edge.cpu()).to(self.device))
 
     def compute(self) -> dict[str, float]:
         """Returns the means, and under `no_score` how many scores were undefined."""
-        scores = {name: float(metric.compute()) for name, metric in self.perceptual.items()}
-        scores |= {"mel_l1": float(self.mel_l1.compute()), "seam_db": float(self.seam.compute())}
-        scores["no_score"] = float(sum(int(metric.num_nan) for metric in self.perceptual.values()))
-        return scores
+        no_score = SumMetric().to(self.device)
+        no_score.update(sum(metric.num_nan for metric in self.perceptual.values()))
+        metrics = self.perceptual | {"mel_l1": self.mel_l1, "seam_db": self.seam, "no_score": no_score}
+        return {name: float(metric.compute()) for name, metric in metrics.items()}
 
 
 def gap(streamed: Sequence[Tensor], offline: Sequence[Tensor]) -> float:
     """Returns the mean absolute difference of log-mels [T, F], streamed from offline, over all frames."""
-    return float(torch.cat([(a - b).abs().mean(1) for a, b in zip(streamed, offline, strict=True)]).mean())
+    mean = MeanMetric().to(streamed[0].device)
+    for a, b in zip(streamed, offline, strict=True):
+        mean.update((a - b).abs().mean(), len(a))
+    return float(mean.compute())

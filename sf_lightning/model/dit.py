@@ -27,7 +27,7 @@ class DiTConfig:
         num_heads: Attention heads; width / num_heads must be even.
         mlp_ratio: Width of the feed-forward layer over `width`.
         token_width: Width of the token embedding.
-        speaker_width: Width S of the speaker embedding; 0 leaves the speaker out.
+        speaker_width: Width S of the speaker embedding.
         num_bands: Mel bands F.
         vocabulary: Number of token codes.
         frames_per_token: Mel frames of a token; 4 for 25 Hz tokens and 100 Hz frames.
@@ -43,6 +43,11 @@ class DiTConfig:
     frames_per_token: int = 4
 
     def __post_init__(self) -> None:
+        if min(self.speaker_width, self.token_width, self.vocabulary) < 1:
+            raise ValueError(
+                f"dit: speaker_width {self.speaker_width}, token_width {self.token_width} and vocabulary "
+                f"{self.vocabulary} must be at least 1"
+            )
         if self.width % (2 * self.num_heads):
             raise ValueError(
                 f"dit.width {self.width} over dit.num_heads {self.num_heads} must be an even whole number"

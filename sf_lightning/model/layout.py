@@ -112,9 +112,14 @@ class Layout:
         """Whether the field is finite, and with it the cost of a chunk."""
         return self.field.bounded
 
-    def wait_blocks(self, chunk: int = 1, lookahead: int | None = None) -> float:
+    @property
+    def lookahead(self) -> int:
+        """A, blocks that a decoder waits for beyond a chunk: q, or one where there is no bound ahead."""
+        return int(self.field.ahead) if math.isfinite(self.field.ahead) else 1
+
+    def wait_blocks(self, chunk: int = 1, lookahead: int | None = None) -> int:
         """Blocks of tokens that must have arrived before the first chunk can leave."""
-        return chunk + (self.field.ahead if lookahead is None else lookahead)
+        return chunk + (self.lookahead if lookahead is None else lookahead)
 
     def wait_ms(self, chunk: int = 1, lookahead: int | None = None, frame_rate: float = 100.0) -> float:
         """The same in milliseconds of speech: the part of the latency that no machine can shorten."""

@@ -154,10 +154,7 @@ class StreamingDecoder:
     @property
     def lookahead(self) -> int:
         """A, blocks waited for beyond a chunk."""
-        if self.config.lookahead is not None:
-            return self.config.lookahead
-        ahead = self.model.layout.field.ahead
-        return int(ahead) if math.isfinite(ahead) else 1
+        return self.model.layout.lookahead if self.config.lookahead is None else self.config.lookahead
 
     @property
     def tokens_per_block(self) -> int:
@@ -172,14 +169,11 @@ class StreamingDecoder:
             seed: Of the noise; by default `DecodeConfig.seed`.
 
         Raises:
-            ValueError: if the embedding has another width.
+            ValueError: if the embedding has another width, or is not finite.
         """
-        width = self.model.dit.config.speaker_width
-        if speaker is not None and speaker.shape != (width,):
-            raise ValueError(f"speaker embedding of shape {list(speaker.shape)}: wanted [{width}]")
         empty = torch.zeros(0, self.vocoder.mel.num_bands, device=self.device)
         state = StreamState(
-            speaker=None if speaker is None else speaker.to(self.device),
+            speaker=self._checked(speaker),
             seed=self.config.seed if seed is None else seed,
             tokens=torch.zeros(0, dtype=torch.long),
             mel=empty,
@@ -216,11 +210,18 @@ class StreamingDecoder:
             tokens: One int64 [L] per utterance.
             speakers: One embedding [S], or None, per utterance.
             seed: Of the noise; by default `DecodeConfig.seed`.
+
+        Raises:
+            ValueError: if an utterance has no tokens or wrong ones, or an embedding is wrong.
         """
         seed = self.config.seed if seed is None else seed
         for each in tokens:
             self.check(each)
-        windows = [_Window(each.cpu(), 0, who, seed) for each, who in zip(tokens, speakers, strict=True)]
+            if len(each) == 0:
+                raise ValueError("an utterance of no tokens cannot be decoded")
+        windows = [
+            _Window(each.cpu(), 0, self._checked(who), seed) for each, who in zip(tokens, speakers, strict=True)
+        ]
         mels = self._integrate(windows)
         return [Chunk(mel, self.vocoder.decode(mel[None])[0]) for mel in mels]
 
@@ -235,6 +236,17 @@ class StreamingDecoder:
                 f"token {wrong} is outside the vocabulary of {vocabulary} codes: were these tokens made by the "
                 "tokenizer this model was trained with?"
             )
+
+    def _checked(self, speaker: Tensor | None) -> Tensor | None:
+        """Returns the embedding on the device, or raises ValueError if it is not [S] or not finite."""
+        if speaker is None:
+            return None
+        width = self.model.dit.config.speaker_width
+        if speaker.shape != (width,):
+            raise ValueError(f"speaker embedding of shape {list(speaker.shape)}: wanted [{width}]")
+        if not speaker.isfinite().all():
+            raise ValueError("speaker embedding with NaN or infinity in it")
+        return speaker.to(self.device)
 
     def _num_blocks(self, state: StreamState) -> int:
         """Blocks known so far: whole ones, and at the end of a stream also the partial last one."""

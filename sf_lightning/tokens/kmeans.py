@@ -7,6 +7,7 @@ level and the average voice do not use up the codes.
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class KMeansTokenizer:
         try:
             with np.load(path) as file:
                 return cls(file["centroids"])
-        except (KeyError, OSError, ValueError) as error:
+        except (KeyError, OSError, ValueError, BadZipFile) as error:
             raise ValueError(f"tokenizer: {path} is no k-means tokenizer ({error})") from error
 
 

@@ -61,13 +61,14 @@ class StepLoader:
             batch_size=None,
             num_workers=num_workers,
             prefetch_factor=4 * self.packs_per_step if num_workers else None,
-            pin_memory=pin_memory,
         )
+        self.pin_memory = pin_memory
 
     def __iter__(self) -> Iterator[Batch]:
         packs = iter(self.loader)
         while True:
-            yield Batch.of_packs([next(packs) for _ in range(self.packs_per_step)])
+            batch = Batch.of_packs([next(packs) for _ in range(self.packs_per_step)])
+            yield batch.pin_memory() if self.pin_memory else batch
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class ShardDataModule(L.LightningDataModule):
         mel, dit = model.mel.config, model.dit.config
         for shards in (self.train, self.val):
             shards.require(mel, module.tokenizer, dit.vocabulary, dit.frames_per_token)
+            shards.check_files()
         ours, theirs = (shards.manifest.tokenizer.digest for shards in (self.train, self.val))
         learnt = module.tokenizer_digest or ours
         for shards, digest in ((self.train, ours), (self.val, theirs)):
@@ -206,8 +208,11 @@ class ShardDataModule(L.LightningDataModule):
         """Where all lanes stand, also those of other ranks: Lightning asks every rank, and saves one answer."""
         known = [self.states]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            known = [{} for _ in range(torch.distributed.get_world_size())]
-            torch.distributed.all_gather_object(known, self.states)
+            rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+            # Its own lanes only: of the others it knows, since a resume, no more than where they stood then.
+            mine = {lane: state for lane, state in self.states.items() if lane % world == rank}
+            known = [{} for _ in range(world)]
+            torch.distributed.all_gather_object(known, mine)
         return {"states": {lane: vars(state) for states in known for lane, state in states.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -127,8 +127,16 @@ class StreamFlowModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the norm of all gradients and logs it; Lightning's own way refuses a fused optimizer."""
-        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        """Clips the norm of all gradients and logs it; Lightning's own way refuses a fused optimizer.
+
+        Raises:
+            ValueError: if values instead of the norm are to be clipped.
+        """
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise ValueError(
+                f"--trainer.gradient_clip_algorithm is {gradient_clip_algorithm!r}: only 'norm' is known"
+            )
+        limit = gradient_clip_val or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.log("train/gradient_norm", norm)
 
@@ -145,9 +153,15 @@ class StreamFlowModule(L.LightningModule):
             weight_decay=config.weight_decay,
             fused=True,
         )
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.max_steps
+        if total < 1:
+            raise ValueError(f"--trainer.max_steps is {total}: the schedule needs the number of steps of the run")
         schedule = warmup_cosine(optimizer, config.warmup_steps, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Copies a batch without waiting for it where its memory is pinned."""
+        return batch.to(device, non_blocking=True)
 
     # -- validation -----------------------------------------------------------------------------------
 
@@ -169,6 +183,8 @@ class StreamFlowModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes them back."""
+        if "ema" not in checkpoint:
+            raise ValueError("this checkpoint has no averaged weights: it is not one of sf-fit")
         self.ema.load_state_dict(checkpoint["ema"])
         self.tokenizer_digest = checkpoint["tokenizer_digest"]
 

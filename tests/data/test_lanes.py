@@ -178,6 +178,22 @@ def test_a_set_without_one_good_sample_stops_too(shards: ShardSet, tmp_path: Pat
         next(lane(broken).draws(LaneState()))
 
 
+def test_validation_names_the_clips_that_a_truncated_tar_lost(
+    shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    tar = broken.folder / "shard-000001.tar"
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size * 6 // 10])
+    clips = list(first_clips(broken, 23, 4000))
+    assert 19 <= len(clips) < 23
+    assert sum("shard-000001.tar" in message for message in caplog.messages) == 23 - len(clips)
+    broken.check_files()
+    assert "is it truncated?" in caplog.text
+    tar.unlink()
+    with pytest.raises(FileNotFoundError, match=r"shard-000001.tar is missing"):
+        broken.check_files()
+
+
 def test_more_lanes_than_samples_are_refused(shards: ShardSet) -> None:
     with pytest.raises(ValueError, match=r"23 samples for 24 lanes: lower --data.lanes"):
         lane(shards, 0, 24)

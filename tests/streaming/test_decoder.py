@@ -199,6 +199,12 @@ def test_a_push_after_the_flush_and_a_wrong_speaker_are_refused() -> None:
         stream.push(tokens(1))
     with pytest.raises(ValueError, match=r"shape \[3\]: wanted \[8\]"):
         decoder.open(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"shape \[3\]: wanted \[8\]"):
+        decoder.offline([tokens(6)], [torch.zeros(3)])
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        decoder.open(torch.full((8,), float("nan")))
+    with pytest.raises(ValueError, match="no tokens"):
+        decoder.offline([tokens(0)], [None])
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,19 @@ def test_the_average_follows_the_weights_and_gives_them_back() -> None:
     assert float(linear.weight[0, 0]) == 1.0
 
 
+@pytest.mark.parametrize(("limit", "norm"), [(None, 5.0), (0, 5.0), (1.0, 1.0)])
+def test_gradients_are_clipped_by_norm_and_a_limit_of_zero_is_none(limit: float | None, norm: float) -> None:
+    module = small_module()
+    module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    weight = module.model.dit.to_velocity.weight
+    weight.grad = torch.zeros_like(weight)
+    weight.grad[0, :2] = torch.tensor([3.0, 4.0])
+    module.configure_gradient_clipping(torch.optim.SGD([weight], 1.0), limit, None)
+    assert float(weight.grad.norm()) == pytest.approx(norm, rel=1e-4)
+    with pytest.raises(ValueError, match="only 'norm' is known"):
+        module.configure_gradient_clipping(torch.optim.SGD([weight], 1.0), 1.0, "value")
+
+
 def test_an_average_of_another_network_is_refused() -> None:
     average = WeightAverage(nn.Linear(2, 1), 0.9)
     with pytest.raises(ValueError, match="of another network"):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pytest
 import torch
 
 from sf_lightning.data.packing import Batch
@@ -54,7 +53,6 @@ def train(folder: Path, shards: ShardSet, world: int, steps: int) -> list[dict]:
     ]
 
 
-@pytest.mark.slow
 def test_two_ranks_see_the_global_batches_and_losses_of_one(shards: ShardSet, tmp_path: Path) -> None:
     one, two = (train(tmp_path / str(world), shards, world, 4) for world in (1, 2))
     assert [step["keys"] for step in one] == [step["keys"] for step in two]
@@ -73,7 +71,6 @@ class SaveAtTwo(L.Callback):
             trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_two_ranks_knows_where_every_lane_stands(shards: ShardSet, tmp_path: Path) -> None:
     trainer = L.Trainer(
         accelerator="cpu",

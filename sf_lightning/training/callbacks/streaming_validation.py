@@ -7,6 +7,7 @@ passes, and *look-up* (the mean mel of each token), which a decoder must beat to
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -66,6 +67,9 @@ class StreamingValidation(L.Callback):
         SpeechScores(pl_module.model.mel.config.sample_rate)
         shared_pool().warm_up()
         self.vocoder = pl_module.vocoder.make(pl_module.model.mel.config)
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(datamodule, ShardDataModule)
+        self.look_up = torch.from_numpy(np.load(datamodule.train.folder / "lookup.npy"))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock: what validation costs is logged as `val/seconds`."""
@@ -82,7 +86,7 @@ class StreamingValidation(L.Callback):
         clips = self._clips(pl_module, datamodule)
         made: dict[str, list[Chunk]] = {}
         if not all(way in self.rows for way in BASELINES):
-            made |= self._baselines(clips, datamodule)
+            made |= self._baselines(clips)
         with pl_module.ema.swapped(pl_module.model):
             pl_module.model.eval()
             decoder = pl_module.decoder(self.vocoder)
@@ -100,7 +104,7 @@ class StreamingValidation(L.Callback):
         values = {f"{way}/{name}": value for way in made for name, value in self.rows[way].items()}
         values |= {f"latency/{name}": float(value) for name, value in asdict(self.latency).items()}
         if trainer.is_global_zero:
-            self._keep(trainer, decoder, clips[: self.keep], made, speakers, edges)
+            self._keep(trainer, decoder, clips, made, speakers, edges)
         values["val/seconds"] = time.perf_counter() - self._started
         pl_module.log_dict(values, batch_size=1)
 
@@ -108,6 +112,17 @@ class StreamingValidation(L.Callback):
         """Prints the table of the last validation and what to open."""
         if trainer.is_global_zero and self.rows:
             self._end(trainer, Path(trainer.default_root_dir))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the last validation found: a run that is resumed at its end still has its table."""
+        samples = str(self.samples) if self.samples else None
+        return {"rows": self.rows, "latency": asdict(self.latency) if self.latency else None, "samples": samples}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it back."""
+        self.rows = state_dict["rows"]
+        self.latency = Latency(**state_dict["latency"]) if state_dict["latency"] else None
+        self.samples = Path(state_dict["samples"]) if state_dict["samples"] else None
 
     # -- decoding -------------------------------------------------------------------------------------
 
@@ -126,18 +141,17 @@ class StreamingValidation(L.Callback):
             )
         return clips
 
-    def _baselines(self, clips: list[_Clip], datamodule: ShardDataModule) -> dict[str, list[Chunk]]:
-        table = torch.from_numpy(np.load(datamodule.train.folder / "lookup.npy"))
+    def _baselines(self, clips: list[_Clip]) -> dict[str, list[Chunk]]:
         mels = {
             "copy_synthesis": [clip.mel for clip in clips],
-            "look_up": [table[clip.tokens].flatten(0, 1).to(clip.mel) for clip in clips],
+            "look_up": [self.look_up[clip.tokens].flatten(0, 1).to(clip.mel) for clip in clips],
         }
         return {way: [Chunk(mel, self.vocoder.decode(mel[None])[0]) for mel in each] for way, each in mels.items()}
 
     def _score(
         self, decoder: StreamingDecoder, chunks: list[Chunk], clips: list[_Clip], edges: list[Tensor]
     ) -> dict[str, float]:
-        scores = SpeechScores(decoder.vocoder.sample_rate)
+        scores = SpeechScores(decoder.vocoder.sample_rate, decoder.device)
         scores.update(
             [chunk.wave for chunk in chunks],
             [clip.wave for clip in clips],
@@ -161,7 +175,8 @@ class StreamingValidation(L.Callback):
         rate = decoder.vocoder.sample_rate
         self.samples = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
         wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        for i, clip in enumerate(clips):
+        spread = max(1, len(clips) // max(1, self.keep))
+        for i, clip in list(enumerate(clips))[::spread][: self.keep]:
             offline, streamed = made["offline"][i], made["streamed"][i]
             base = self.samples / clip.key
             sounds = {"reference": clip.wave, "offline": offline.wave, "streamed": streamed.wave}

@@ -59,32 +59,37 @@ def test_two_ranks_see_the_global_batches_and_losses_of_one(shards: ShardSet, tm
     torch.testing.assert_close([s["loss"] for s in one], [s["loss"] for s in two], atol=1e-5, rtol=1e-5)
 
 
-class SaveAtTwo(L.Callback):
+class SaveAt(L.Callback):
     """Saves in the middle of a run."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Saves after the second step."""
-        if trainer.global_step == 2:
+        """Saves after that step."""
+        if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
 
 
 def test_a_checkpoint_of_two_ranks_knows_where_every_lane_stands(shards: ShardSet, tmp_path: Path) -> None:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_spawn",
-        max_steps=3,
-        callbacks=[SaveAtTwo(tmp_path / "middle.ckpt")],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        limit_val_batches=0,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(small_module(), data(shards))
-    states = torch.load(tmp_path / "middle.ckpt", weights_only=True)["ShardDataModule"]["states"]
-    assert {lane: state["pack"] for lane, state in states.items()} == {0: 2, 1: 2}
+    # The second save, after a resume, is the one that once kept an old place: by then each rank knows all lanes.
+    resume = None
+    for step in (2, 4):
+        path = tmp_path / f"step-{step}.ckpt"
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp_spawn",
+            max_steps=step + 1,
+            callbacks=[SaveAt(step, path)],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            limit_val_batches=0,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(small_module(), data(shards), ckpt_path=resume)
+        states = torch.load(path, weights_only=True)["ShardDataModule"]["states"]
+        assert {lane: state["pack"] for lane, state in states.items()} == {0: step, 1: step}
+        resume = path

@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import WandbLogger
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -258,7 +259,7 @@ HEADER = ["", *(title for title, _ in COLUMNS.values()), "of copy"]
 
 def as_table(rows: dict[str, dict[str, float]]) -> Table:
     """The scores as a table for the terminal."""
-    table = Table(title="held-out clips")
+    table = Table(title="held-out clips", box=SIMPLE)
     for title in HEADER:
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
     for cells in _cells(rows):

@@ -91,11 +91,14 @@ class FitCLI(LightningCLI):
                 arguments[name] = place
 
     def before_fit(self) -> None:
-        """Refuses to begin a second run in the folder of a first.
+        """Refuses shards that do not fit, and a second run in the folder of a first, before any logger starts.
 
         Raises:
+            FileNotFoundError, ValueError: as `ShardDataModule.check`.
             FileExistsError: if the folder holds checkpoints and none of them is to be continued.
         """
+        if self.config.fit.ckpt_path is None:  # else the checkpoint says whose tokens the model has learnt
+            self.datamodule.check(self.model)
         folder = Path(self.trainer.default_root_dir)
         if self.config.fit.ckpt_path is None and any(folder.glob("checkpoints/*.ckpt")):
             raise FileExistsError(

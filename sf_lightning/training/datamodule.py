@@ -125,18 +125,14 @@ class ShardDataModule(L.LightningDataModule):
         self.skipped: dict[int, dict[str, int]] = {}
         self.clips: list[Drawn] = []
 
-    def setup(self, stage: str) -> None:
-        """Checks the shards against the module, and reads the clips of validation.
+    def check(self, module: StreamFlowModule) -> None:
+        """Checks that a module can learn from these shards, and tells it whose tokens they are.
 
         Raises:
-            FileNotFoundError: if a folder is no shard set.
-            ValueError: with both values, if a set does not fit the model, the other set, or the world.
+            FileNotFoundError: if a folder is no shard set, or a shard is missing.
+            ValueError: with both values, if a set does not fit the model or the other set.
         """
-        assert self.trainer is not None
-        module = self.trainer.lightning_module
-        assert isinstance(module, StreamFlowModule)
-        model = module.model
-        mel, dit = model.mel.config, model.dit.config
+        mel, dit = module.model.mel.config, module.model.dit.config
         for shards in (self.train, self.val):
             shards.require(mel, module.tokenizer, dit.vocabulary, dit.frames_per_token)
             shards.check_files()
@@ -146,9 +142,23 @@ class ShardDataModule(L.LightningDataModule):
             if digest != learnt:
                 raise ValueError(
                     f"{shards.folder} has tokens of tokenizer {digest}, the model learns those of {learnt}: "
-                    f"build it again with --tokenizer pointing at the same file"
+                    "build it again with --tokenizer pointing at the same file"
                 )
         module.tokenizer_digest = learnt
+
+    def setup(self, stage: str) -> None:
+        """Checks the shards against the module, and reads the clips of validation.
+
+        Raises:
+            FileNotFoundError: as `check`.
+            ValueError: as `check`, or if packs, lanes or clips do not fit the layout or the world.
+        """
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        assert isinstance(module, StreamFlowModule)
+        self.check(module)
+        model = module.model
+        mel, dit = model.mel.config, model.dit.config
         block = model.layout.block_size
         if self.pack_frames < block:
             raise ValueError(f"data.pack_frames {self.pack_frames} is less than a block of {block} frames")

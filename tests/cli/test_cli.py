@@ -186,6 +186,13 @@ def test_a_mistake_in_a_run_is_one_line(
     assert re.search(said, line), line
 
 
+def test_shards_that_do_not_fit_are_refused_before_anything_is_written(
+    fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    mistake(capsys, fit.main, *arguments(fitted, tmp_path / "run", "--model.dit.vocabulary=60"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_shards_are_built_and_shown_and_the_second_set_takes_the_tokenizer_of_the_first(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

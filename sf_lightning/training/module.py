@@ -159,10 +159,6 @@ class StreamFlowModule(L.LightningModule):
         schedule = warmup_cosine(optimizer, config.warmup_steps, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Copies a batch without waiting for it where its memory is pinned."""
-        return batch.to(device, non_blocking=True)
-
     # -- validation -----------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -139,7 +139,6 @@ class Piece:
     """A run of whole blocks of one clip."""
 
     drawn: Drawn
-    first: int
     wave: NDArray[np.float32]
     tokens: NDArray[np.int64]
     valid: NDArray[np.bool_]
@@ -181,7 +180,7 @@ def pack(draws: Iterable[Drawn], shape: PackShape, lane: int = 0, state: LaneSta
         first = drawn.state.block
         while first < len(tokens):
             end = min(len(tokens), first + free)
-            pieces.append(Piece(drawn, first, waves[first:end], tokens[first:end], valid[first:end]))
+            pieces.append(Piece(drawn, waves[first:end], tokens[first:end], valid[first:end]))
             free -= end - first
             first = end
             if free == 0 or len(pieces) == shape.max_pieces:

@@ -112,11 +112,6 @@ class ShardSet:
         """Samples in all shards."""
         return sum(shard.samples for shard in self.manifest.shards)
 
-    @property
-    def hours(self) -> float:
-        """Hours of speech in all shards."""
-        return sum(shard.seconds for shard in self.manifest.shards) / 3600
-
     def index(self, shard: int) -> list[IndexRow]:
         """Reads the index of a shard: its samples in the order of the tar."""
         path = (self.folder / self.manifest.shards[shard].name).with_suffix(".json")

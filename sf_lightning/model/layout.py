@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-TOKEN_RATE = 25.0
-"""Tokens per second: with four frames to a token, 100 frames per second."""
-
 
 @dataclass(frozen=True)
 class Span:

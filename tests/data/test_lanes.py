@@ -118,17 +118,6 @@ def test_a_pack_with_too_many_pieces_is_padded_and_goes_on_with_the_next_clip(sh
     assert not made[0].blocks.valid[-1].any()
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_the_global_batch_is_the_same_at_any_world_size(shards: ShardSet, world: int) -> None:
-    batch: list[Pack] = []
-    for rank in range(world):
-        for number in range(rank, 4, world):
-            batch += [next(iter(packs(shards, 1, number=number, of=4)))]
-    reference = [packs(shards, 1, number=number, of=4)[0] for number in range(4)]
-    order = sorted(range(4), key=lambda i: batch[i].key)
-    assert all(same(batch[i], reference[n]) for n, i in enumerate(order))
-
-
 def test_the_reference_is_another_clip_of_the_same_speaker(shards: ShardSet) -> None:
     for drawn in islice(lane(shards).draws(LaneState()), 23):
         assert drawn.reference.shape == (4000,)

@@ -26,15 +26,14 @@ class Note(L.Callback):
             file.write(line + "\n")
 
 
-def train(folder: Path, shards: ShardSet, world: int, steps: int) -> list[dict]:
-    """Trains on so many ranks and returns the steps, the clips of all ranks joined."""
-    folder.mkdir()
-    trainer = L.Trainer(
+def trainer_of(world: int, steps: int, callback: L.Callback, folder: Path) -> L.Trainer:
+    """A quiet trainer on so many CPU ranks."""
+    return L.Trainer(
         accelerator="cpu",
         devices=world,
         strategy="ddp_spawn" if world > 1 else "auto",
         max_steps=steps,
-        callbacks=[Note(folder)],
+        callbacks=[callback],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -42,7 +41,12 @@ def train(folder: Path, shards: ShardSet, world: int, steps: int) -> list[dict]:
         limit_val_batches=0,
         default_root_dir=folder,
     )
-    trainer.fit(small_module(), data(shards))
+
+
+def train(folder: Path, shards: ShardSet, world: int, steps: int) -> list[dict]:
+    """Trains on so many ranks and returns the steps, the clips of all ranks joined."""
+    folder.mkdir()
+    trainer_of(world, steps, Note(folder), folder).fit(small_module(), data(shards))
     ranks = [
         [json.loads(line) for line in (folder / f"rank{rank}.jsonl").read_text().splitlines()]
         for rank in range(world)
@@ -76,19 +80,7 @@ def test_a_checkpoint_of_two_ranks_knows_where_every_lane_stands(shards: ShardSe
     resume = None
     for step in (2, 4):
         path = tmp_path / f"step-{step}.ckpt"
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=2,
-            strategy="ddp_spawn",
-            max_steps=step + 1,
-            callbacks=[SaveAt(step, path)],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            limit_val_batches=0,
-            default_root_dir=tmp_path,
-        )
+        trainer = trainer_of(2, step + 1, SaveAt(step, path), tmp_path)
         trainer.fit(small_module(), data(shards), ckpt_path=resume)
         states = torch.load(path, weights_only=True)["ShardDataModule"]["states"]
         assert {lane: state["pack"] for lane, state in states.items()} == {0: step, 1: step}

@@ -7,6 +7,8 @@ can run any span and is the reference that the tests hold the other against.
 Letters: U utterances, M blocks, W frames of a block, H heads, D width, Dh head width, k blocks of a span.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -16,57 +18,49 @@ from sf_lightning.model.layout import Span
 from sf_lightning.model.rope import rotate, rotation
 
 
-class Neighbourhood:
-    """Masks and rotations of one forward call, made once per kind of span and shared by its layers."""
+class Sight(NamedTuple):
+    """What the layers of one span see in one list of blocks; made once per forward call.
 
-    def __init__(self, blocks: Blocks, head_width: int) -> None:
-        self.blocks = blocks
-        self.head_width = head_width
-        self._cache: dict[tuple[str, Span], tuple[Tensor, Tensor]] = {}
+    Attributes:
+        mask: Which keys count: bool [M, 1, 1, k W] on blocks, [U, 1, T, T] dense.
+        table: The rotation of the keys' positions, [2, k W, Dh / 2] or [2, T, Dh / 2].
+        blocks: Where the blocks belong.
+    """
 
-    def near(self, span: Span) -> tuple[Tensor, Tensor]:
-        """Returns the mask of keys, bool [M, 1, 1, k W], and their rotation, for a bounded span."""
-        if ("near", span) not in self._cache:
-            blocks, size = self.blocks, self.blocks.block_size
-            keys = []
-            for offset in span.offsets:
-                if offset == 0:
-                    # A block without valid frames must attend to something or its softmax is 0 / 0.
-                    first = torch.arange(size, device=blocks.valid.device) == 0
-                    keys.append(blocks.valid | first)
-                else:
-                    keys.append(shift(blocks.valid, offset) & blocks.neighbour(offset)[:, None])
-            start, end = span.offsets[0] * size, (span.offsets[-1] + 1) * size
-            table = rotation(torch.arange(start, end, device=blocks.valid.device), self.head_width)
-            self._cache["near", span] = torch.cat(keys, dim=1)[:, None, None], table
-        return self._cache["near", span]
+    mask: Tensor
+    table: Tensor
+    blocks: Blocks
 
-    def dense(self, span: Span) -> tuple[Tensor, Tensor]:
-        """Returns the mask [U, 1, T, T] and the rotation of T = longest * W frames, for any span."""
-        if ("dense", span) not in self._cache:
-            blocks = self.blocks
-            valid = self.spread(blocks.valid).flatten(1)
-            valid[:, 0] = True
-            number = torch.arange(blocks.longest, device=valid.device).repeat_interleave(blocks.block_size)
-            apart = number[None, :] - number[:, None]
-            seen = (apart >= -span.back) & (apart <= span.ahead)
-            # Frames beyond an utterance's end may see nothing; they are dropped, but must not be 0 / 0.
-            alone = torch.eye(len(number), dtype=torch.bool, device=valid.device)
-            table = rotation(torch.arange(len(number), device=valid.device), self.head_width)
-            self._cache["dense", span] = ((seen & valid[:, None, :]) | alone)[:, None], table
-        return self._cache["dense", span]
 
-    def spread(self, x: Tensor) -> Tensor:
-        """Lays a list of blocks [M, ...] out by utterance [U, longest, ...], zeros between."""
-        blocks = self.blocks
-        out = x.new_zeros(blocks.num_utterances + 1, blocks.longest, *x.shape[1:])
-        # Blocks that belong to nobody go to a row of their own, so that they overwrite none.
-        row = torch.where(blocks.valid[:, 0], blocks.utterance, blocks.num_utterances)
-        return out.index_put((row, blocks.position), x)[: blocks.num_utterances]
+def near_sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
+    """Returns the sight of a bounded span on the list of blocks itself."""
+    size, device = blocks.block_size, blocks.valid.device
+    # A block without valid frames must attend to something or its softmax is 0 / 0.
+    own = blocks.valid | (torch.arange(size, device=device) == 0)
+    keys = [
+        shift(blocks.valid, offset) & blocks.neighbour(offset)[:, None] if offset else own
+        for offset in span.offsets
+    ]
+    positions = torch.arange(span.offsets[0] * size, (span.offsets[-1] + 1) * size, device=device)
+    return Sight(torch.cat(keys, dim=1)[:, None, None], rotation(positions, head_width), blocks)
 
-    def gather(self, x: Tensor) -> Tensor:
-        """The inverse of `spread`: [U, longest, ...] to [M, ...]."""
-        return x[self.blocks.utterance, self.blocks.position]
+
+def dense_sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
+    """Returns the sight of any span on utterances of T = longest * W frames."""
+    valid = _spread(blocks.valid, blocks).flatten(1)
+    valid[:, 0] = True
+    number = torch.arange(blocks.longest, device=valid.device).repeat_interleave(blocks.block_size)
+    apart = number[None, :] - number[:, None]
+    seen = (apart >= -span.back) & (apart <= span.ahead)
+    # Frames beyond an utterance's end may see nothing; they are dropped, but must not be 0 / 0.
+    alone = torch.eye(len(number), dtype=torch.bool, device=valid.device)
+    mask = ((seen & valid[:, None, :]) | alone)[:, None]
+    return Sight(mask, rotation(torch.arange(len(number), device=valid.device), head_width), blocks)
+
+
+def sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
+    """Returns the sight of a span, on the path on which its layers run."""
+    return (near_sight if span.bounded else dense_sight)(span, blocks, head_width)
 
 
 class BlockAttention(nn.Module):
@@ -75,39 +69,47 @@ class BlockAttention(nn.Module):
     Args:
         width: D.
         num_heads: H; D / H must be even, for the rotation works on pairs.
+        rope_heads: The first heads, which are rotated.
         span: How far this layer looks.
     """
 
-    def __init__(self, width: int, num_heads: int, span: Span) -> None:
+    def __init__(self, width: int, num_heads: int, rope_heads: int, span: Span) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.rope_heads = num_heads, rope_heads
         self.span = span
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, near: Neighbourhood) -> Tensor:
-        """Attends within each block's span; `near` holds the masks of this list of blocks."""
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        """Attends within each block's span; `sight` is that of this span and this list of blocks."""
         # [M, W, 3, H, Dh] -> 3 x [M, H, W, Dh]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        y = self._near(q, k, v, near) if self.span.bounded else self._dense(q, k, v, near)
+        y = self._near(q, k, v, sight) if self.span.bounded else self._dense(q, k, v, sight)
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def _near(self, q: Tensor, k: Tensor, v: Tensor, near: Neighbourhood) -> Tensor:
-        mask, table = near.near(self.span)
+    def _near(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
         size, offsets = q.shape[2], self.span.offsets
         own = -offsets[0] * size
         k = torch.cat([shift(k, offset) for offset in offsets], dim=2)
         v = torch.cat([shift(v, offset) for offset in offsets], dim=2)
-        q, k = rotate(q, table[:, own : own + size]), rotate(k, table)
-        return attend(q, k, v, mask)
+        q = rotate(q, sight.table[:, own : own + size], self.rope_heads)
+        return attend(q, rotate(k, sight.table, self.rope_heads), v, sight.mask)
 
-    def _dense(self, q: Tensor, k: Tensor, v: Tensor, near: Neighbourhood) -> Tensor:
-        mask, table = near.dense(self.span)
+    def _dense(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
+        blocks = sight.blocks
         # [M, H, W, Dh] -> [U, longest, H, W, Dh] -> [U, H, T, Dh]
-        q, k, v = (near.spread(x).transpose(1, 2).flatten(2, 3) for x in (q, k, v))
-        y = attend(rotate(q, table), rotate(k, table), v, mask)
-        y = y.unflatten(2, (near.blocks.longest, near.blocks.block_size)).transpose(1, 2)
-        return near.gather(y)
+        q, k, v = (_spread(x, blocks).transpose(1, 2).flatten(2, 3) for x in (q, k, v))
+        q, k = (rotate(x, sight.table, self.rope_heads) for x in (q, k))
+        y = attend(q, k, v, sight.mask).unflatten(2, (blocks.longest, blocks.block_size)).transpose(1, 2)
+        return y[blocks.utterance, blocks.position]
+
+
+def _spread(x: Tensor, blocks: Blocks) -> Tensor:
+    """Lays a list of blocks [M, ...] out by utterance [U, longest, ...], zeros between."""
+    out = x.new_zeros(blocks.num_utterances + 1, blocks.longest, *x.shape[1:])
+    # Blocks that belong to nobody go to a row of their own, so that they overwrite none.
+    row = torch.where(blocks.valid[:, 0], blocks.utterance, blocks.num_utterances)
+    return out.index_put((row, blocks.position), x)[: blocks.num_utterances]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

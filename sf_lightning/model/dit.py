@@ -7,12 +7,14 @@ Letters: U utterances, M blocks, W frames of a block, K tokens of a block, F mel
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
+from torch.utils.checkpoint import checkpoint
 
-from sf_lightning.model.attention import BlockAttention, Neighbourhood
+from sf_lightning.model.attention import BlockAttention, Sight, sight
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.embeddings import TimeEmbedding, TokenEmbedding
 from sf_lightning.model.layout import Layout, Span
@@ -25,9 +27,15 @@ class DiTConfig:
     Args:
         width: D, channels of the residual stream.
         num_heads: Attention heads; width / num_heads must be even.
+        rope_heads: How many of the heads are rotated by position; all by default. The public sibling
+            rotates one.
         mlp_ratio: Width of the feed-forward layer over `width`.
         token_width: Width of the token embedding.
-        speaker_width: Width S of the speaker embedding.
+        token_repeat: Whether the frames of a token share one vector, as in the public sibling, or each has
+            one of its own.
+        speaker_width: Width S of the speaker embedding, x-vectors included.
+        null: The null condition: "learned", a vector and an id that are no code's; or "zeros", code 0 and
+            the speaker of silence, which the public sibling was trained with.
         num_bands: Mel bands F.
         vocabulary: Number of token codes.
         frames_per_token: Mel frames of a token; 4 for 25 Hz tokens and 100 Hz frames.
@@ -35,9 +43,12 @@ class DiTConfig:
 
     width: int = 1024
     num_heads: int = 16
+    rope_heads: int | None = None
     mlp_ratio: int = 2
     token_width: int = 512
+    token_repeat: bool = False
     speaker_width: int = 192
+    null: Literal["learned", "zeros"] = "learned"
     num_bands: int = 80
     vocabulary: int = 6561
     frames_per_token: int = 4
@@ -52,6 +63,13 @@ class DiTConfig:
             raise ValueError(
                 f"dit.width {self.width} over dit.num_heads {self.num_heads} must be an even whole number"
             )
+        if self.rope_heads is not None and not 0 <= self.rope_heads <= self.num_heads:
+            raise ValueError(f"dit.rope_heads is {self.rope_heads}: wanted 0 to dit.num_heads {self.num_heads}")
+
+    @property
+    def head_width(self) -> int:
+        """Channels of a head."""
+        return self.width // self.num_heads
 
 
 class DiT(nn.Module):
@@ -60,6 +78,10 @@ class DiT(nn.Module):
     Args:
         config: Sizes.
         layout: Spans; its block size must hold whole tokens.
+
+    Attributes:
+        recompute: Whether training keeps only the input of each layer and computes the rest again in the
+            backward pass (activation checkpointing): less memory, a third more work.
     """
 
     def __init__(self, config: DiTConfig, layout: Layout) -> None:
@@ -69,10 +91,15 @@ class DiT(nn.Module):
                 f"layout.block_size {layout.block_size} does not hold whole tokens of "
                 f"{config.frames_per_token} frames: wanted a multiple"
             )
-        self.config, self.layout = config, layout
+        self.config, self.layout, self.recompute = config, layout, False
         self.time = TimeEmbedding(config.width)
-        self.tokens = TokenEmbedding(config.vocabulary, config.token_width, config.frames_per_token)
-        self.null_speaker = nn.Parameter(torch.zeros(config.speaker_width))
+        self.tokens = TokenEmbedding(
+            config.vocabulary,
+            config.token_width,
+            config.frames_per_token,
+            config.token_repeat,
+            null=config.vocabulary if config.null == "learned" else 0,
+        )
         # One linear layer on [mel | tokens | speaker], kept in two parts: only the first changes with x_t.
         self.from_mel = nn.Linear(config.num_bands, config.width)
         self.from_condition = nn.Linear(config.token_width + config.speaker_width, config.width, bias=False)
@@ -82,33 +109,32 @@ class DiT(nn.Module):
         nn.init.zeros_(self.to_velocity.weight)
         nn.init.zeros_(self.to_velocity.bias)
 
-    def condition(
-        self, tokens: Tensor, speaker: Tensor, blocks: Blocks, drop_speaker: Tensor, drop_tokens: Tensor
-    ) -> Tensor:
-        """Returns the condition [M, W, D] of tokens and speaker, with the null condition where dropped.
+    def condition(self, tokens: Tensor, speaker: Tensor, blocks: Blocks, drop_tokens: Tensor) -> Tensor:
+        """Returns the condition [M, W, D] of tokens and speaker.
 
         Args:
             tokens: int64 [M, K]; those under padded frames may be any valid code.
             speaker: One embedding per utterance, [U, S].
             blocks: Where the blocks belong.
-            drop_speaker: Utterances whose speaker is null, bool [U].
             drop_tokens: Utterances whose tokens are null, bool [U].
         """
-        speaker = torch.where(drop_speaker[:, None], self.null_speaker, speaker)[blocks.utterance]
         embedded = self.tokens(tokens, drop_tokens[blocks.utterance])
-        spoken = speaker[:, None].expand(-1, embedded.shape[1], -1).to(embedded.dtype)
+        spoken = speaker[blocks.utterance, None].expand(-1, embedded.shape[1], -1).to(embedded.dtype)
         return self.from_condition(torch.cat([embedded, spoken], dim=-1))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, blocks: Blocks) -> Tensor:
         """Returns the velocity [M, W, F] at x [M, W, F], flow time t [U], condition [M, W, D]."""
-        near = Neighbourhood(blocks, self.config.width // self.config.num_heads)
-        time = self.time(t)
+        sights = {span: sight(span, blocks, self.config.head_width) for span in set(self.layout.spans)}
+        time = silu(self.time(t))
         h = self.from_mel(x) + condition
-        for layer in self.layers:
-            h = layer(h, time, near)
+        for layer, span in zip(self.layers, self.layout.spans, strict=True):
+            if self.recompute and torch.is_grad_enabled():
+                h = checkpoint(layer, h, time, sights[span], use_reentrant=False)
+            else:
+                h = layer(h, time, sights[span])
         # Scale comes before shift here and after it in the layers: the order of the public sibling.
         scale, shift = self.modulation(time, blocks)
-        return self.to_velocity(_norm(h) * (1 + scale) + shift)
+        return self.to_velocity(_modulated(h, scale, shift))
 
 
 class Layer(nn.Module):
@@ -117,15 +143,16 @@ class Layer(nn.Module):
     def __init__(self, config: DiTConfig, span: Span) -> None:
         super().__init__()
         width, inner = config.width, config.mlp_ratio * config.width
+        rope_heads = config.num_heads if config.rope_heads is None else config.rope_heads
         self.modulation = Modulation(width, 6)
-        self.attention = BlockAttention(width, config.num_heads, span)
+        self.attention = BlockAttention(width, config.num_heads, rope_heads, span)
         self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, width))
 
-    def forward(self, h: Tensor, time: Tensor, near: Neighbourhood) -> Tensor:
-        """Advances h [M, W, D]; `time` [U, D] is the embedded flow time of each utterance."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(time, near.blocks)
-        h = h + gate * self.attention(_norm(h) * (1 + scale) + shift, near)
-        return h + gate_mlp * self.mlp(_norm(h) * (1 + scale_mlp) + shift_mlp)
+    def forward(self, h: Tensor, time: Tensor, sight: Sight) -> Tensor:
+        """Advances h [M, W, D]; `time` [U, D] is the embedded flow time of each utterance, after SiLU."""
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(time, sight.blocks)
+        h = torch.addcmul(h, gate, self.attention(_modulated(h, scale, shift), sight))
+        return torch.addcmul(h, gate_mlp, self.mlp(_modulated(h, scale_mlp, shift_mlp)))
 
 
 class Modulation(nn.Module):
@@ -140,8 +167,8 @@ class Modulation(nn.Module):
 
     def forward(self, time: Tensor, blocks: Blocks) -> tuple[Tensor, ...]:
         """Returns the vectors of each block's utterance."""
-        return self.linear(silu(time))[blocks.utterance, None].chunk(self.parts, dim=-1)
+        return self.linear(time)[blocks.utterance, None].chunk(self.parts, dim=-1)
 
 
-def _norm(h: Tensor) -> Tensor:
-    return layer_norm(h, h.shape[-1:], eps=1e-6)
+def _modulated(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.addcmul(shift, layer_norm(h, h.shape[-1:], eps=1e-6), 1 + scale)

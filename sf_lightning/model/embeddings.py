@@ -25,7 +25,7 @@ class TimeEmbedding(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """Embeds tokens, each as one vector for every frame it covers; the null condition is an id of its own.
+    """Embeds tokens, each as one vector for every frame it covers.
 
     A vector for each frame, and not one repeated: rotary positions are relative, so a frame that has its
     token's vector in common with its neighbours has to find out by attention which part of it to say. Scaled
@@ -36,17 +36,21 @@ class TokenEmbedding(nn.Module):
         vocabulary: Number of codes; tokens are 0 .. vocabulary - 1.
         width: Width of the embedding.
         frames_per_token: Frames of a token.
+        repeat: Whether the frames of a token share one vector, as the public sibling's do.
+        null: The id of the null condition; `vocabulary` is an id of its own, shared with no code.
     """
 
-    def __init__(self, vocabulary: int, width: int, frames_per_token: int) -> None:
+    def __init__(self, vocabulary: int, width: int, frames_per_token: int, repeat: bool, null: int) -> None:
         super().__init__()
-        self.null = vocabulary
-        self.frames_per_token = frames_per_token
+        self.null = null
+        self.frames_per_token, self.repeat = frames_per_token, repeat
         self.scale = math.sqrt(width)
-        self.table = nn.Embedding(vocabulary + 1, frames_per_token * width)
+        self.table = nn.Embedding(vocabulary + 1, width if repeat else frames_per_token * width)
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, tokens: Tensor, drop: Tensor) -> Tensor:
         """Returns [M, K * frames_per_token, width] of tokens [M, K]; null in the blocks where `drop` [M]."""
-        tokens = torch.where(drop[:, None], self.null, tokens)
-        return self.scale * self.table(tokens).unflatten(-1, (self.frames_per_token, -1)).flatten(1, 2)
+        vectors = self.scale * self.table(torch.where(drop[:, None], self.null, tokens))
+        if self.repeat:
+            return vectors.repeat_interleave(self.frames_per_token, dim=1)
+        return vectors.unflatten(-1, (self.frames_per_token, -1)).flatten(1, 2)

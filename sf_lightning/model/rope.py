@@ -17,8 +17,16 @@ def rotation(positions: Tensor, head_width: int) -> Tensor:
     return torch.stack([angles.cos(), angles.sin()])
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotates pairs of channels of x [..., P, head_width] by a table [2, P, head_width / 2]."""
+def rotate(x: Tensor, table: Tensor, num_heads: int) -> Tensor:
+    """Rotates pairs of channels of the first heads of x [..., H, P, head_width].
+
+    Args:
+        x: Queries or keys.
+        table: Of the positions, [2, P, head_width / 2].
+        num_heads: How many heads are rotated; the others know no position.
+    """
     cos, sin = table.to(x.dtype)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    turned = x[..., :num_heads, :, :]
+    even, odd = turned[..., 0::2], turned[..., 1::2]
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    return turned if num_heads == x.shape[-3] else torch.cat([turned, x[..., num_heads:, :, :]], dim=-3)

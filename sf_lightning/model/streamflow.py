@@ -40,7 +40,7 @@ class StreamFlow(nn.Module):
         dit: Sizes of the network; without a speaker its `speaker_width` is 0.
         mel: The mel that it produces.
         scale: The scale in which the flow runs.
-        speaker: The speaker encoder.
+        speaker: The speaker inputs.
         predict: What the network answers with; see `velocity`. Weights of the public sibling say "velocity".
     """
 
@@ -60,11 +60,11 @@ class StreamFlow(nn.Module):
         self.predict = predict
         self.mel = MelSpectrogram(mel)
         self.dit = DiT(dit, layout)
-        self.encoder = SpeakerEncoder(speaker, mel, dit.speaker_width)
+        self.encoder = SpeakerEncoder(speaker, mel, dit.speaker_width, dit.null)
 
-    def encode_speaker(self, reference: Tensor) -> Tensor:
-        """Returns embeddings [B, S] of reference crops [B, N]."""
-        return self.encoder(self.mel(reference))
+    def encode_speaker(self, reference: Tensor, x_vector: Tensor | None = None) -> Tensor:
+        """Returns embeddings [B, S] of reference crops [B, N] and, where the model has them, x-vectors [B, X]."""
+        return self.encoder(self.mel(reference), x_vector)
 
     def to_flow(self, mel: Tensor) -> Tensor:
         """Log-mel to the scale of the flow."""
@@ -87,12 +87,27 @@ class StreamFlow(nn.Module):
         left = (1 - t[blocks.utterance, None, None]).clamp(min=MIN_TIME_LEFT)
         return (answer - x) / left
 
+    def condition(
+        self, tokens: Tensor, speaker: Tensor, blocks: Blocks, drop_speaker: Tensor, drop_tokens: Tensor
+    ) -> Tensor:
+        """Returns the condition [M, W, D], with the null condition where something is dropped.
+
+        Args:
+            tokens: int64 [M, K]; those under padded frames may be any valid code.
+            speaker: One embedding per utterance, [U, S].
+            blocks: Where the blocks belong.
+            drop_speaker: Utterances whose speaker is null, bool [U].
+            drop_tokens: Utterances whose tokens are null, bool [U].
+        """
+        speaker = torch.where(drop_speaker[:, None], self.encoder.null(), speaker)
+        return self.dit.condition(tokens, speaker, blocks, drop_tokens)
+
     def null_condition(self, blocks: Blocks) -> Tensor:
         """Returns the condition [M, W, D] of nothing said by nobody."""
         config, device = self.dit.config, blocks.valid.device
         tokens = torch.zeros(
             len(blocks), blocks.block_size // config.frames_per_token, dtype=torch.long, device=device
         )
-        speaker = self.dit.null_speaker.expand(blocks.num_utterances, -1)
+        speaker = self.encoder.null().expand(blocks.num_utterances, -1)
         drop = torch.ones(blocks.num_utterances, dtype=torch.bool, device=device)
-        return self.dit.condition(tokens, speaker, blocks, drop, drop)
+        return self.dit.condition(tokens, speaker, blocks, drop)

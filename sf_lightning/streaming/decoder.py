@@ -149,7 +149,7 @@ class StreamingDecoder:
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
-        return self.model.dit.null_speaker.device
+        return self.model.dit.from_mel.weight.device
 
     @property
     def lookahead(self) -> int:
@@ -275,9 +275,10 @@ class StreamingDecoder:
         blocks = Blocks.of_lengths(lengths, size).to(device)
         counts = [-(-length // size) for length in lengths]
         tokens = torch.cat([self._by_block(window.tokens) for window in windows]).to(device)
-        speaker = torch.stack([dit.null_speaker if w.speaker is None else w.speaker for w in windows])
-        nobody = torch.tensor([window.speaker is None for window in windows], device=device)
-        condition = dit.condition(tokens, speaker, blocks, nobody, torch.zeros_like(nobody))
+        nobody = self.model.encoder.null()
+        speaker = torch.stack([nobody if w.speaker is None else w.speaker for w in windows])
+        kept = torch.zeros(len(windows), dtype=torch.bool, device=device)
+        condition = dit.condition(tokens, speaker, blocks, kept)
         velocity = guided(
             self.model.velocity, condition, self.model.null_condition(blocks), blocks, config.guidance
         )

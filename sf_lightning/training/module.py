@@ -206,7 +206,7 @@ class StreamFlowModule(L.LightningModule):
         model, blocks = self.model, batch.blocks
         x_1 = model.to_flow(model.mel.frames(batch.wave))
         speaker = model.encode_speaker(batch.reference)
-        condition = model.dit.condition(batch.tokens, speaker, blocks, draws.drop_speaker, draws.drop_tokens)
+        condition = model.condition(batch.tokens, speaker, blocks, draws.drop_speaker, draws.drop_tokens)
         point = straight_path(draws.x_0, x_1, draws.t[blocks.utterance, None, None])
         velocity = model.velocity(point.x_t, draws.t, condition, blocks)
         return flow_matching_loss(velocity, point.dx_t, blocks.valid)

@@ -1,17 +1,19 @@
 """The network on a list of blocks: what reaches what, and that it equals the same masks run dense."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
-from sf_lightning.model.attention import BlockAttention, Neighbourhood
+from sf_lightning.model.attention import BlockAttention, dense_sight, near_sight
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.dit import DiT
 from sf_lightning.model.layout import Layout, Span
-from tests.helpers import SMALL, small_dit
+from tests.helpers import SMALL, small_dit, small_model
 
 LAYOUTS = {
     "sr": Layout(5, 24, (0, 3), (2,)),
@@ -21,6 +23,16 @@ LAYOUTS = {
     "past": Layout(3, 24, (), (), "past"),
     "all": Layout(3, 24, (), (), "all"),
 }
+
+
+@contextmanager
+def in_dense_masks() -> Iterator[None]:
+    """Runs bounded spans on the path of the unbounded ones."""
+    with (
+        patch.object(BlockAttention, "_near", BlockAttention._dense),
+        patch("sf_lightning.model.attention.near_sight", dense_sight),
+    ):
+        yield
 
 
 def inputs(blocks: Blocks, seed: int = 0) -> dict[str, Tensor]:
@@ -38,7 +50,7 @@ def inputs(blocks: Blocks, seed: int = 0) -> dict[str, Tensor]:
 def run(dit: DiT, blocks: Blocks, x: Tensor, t: Tensor, tokens: Tensor, speaker: Tensor) -> Tensor:
     """The velocity with nothing dropped."""
     kept = torch.zeros(blocks.num_utterances, dtype=torch.bool)
-    return dit(x, t, dit.condition(tokens, speaker, blocks, kept, kept), blocks)
+    return dit(x, t, dit.condition(tokens, speaker, blocks, kept), blocks)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -111,8 +123,7 @@ def test_the_block_path_equals_the_dense_masks_and_so_do_its_gradients(name: str
     results = []
     for dense in (False, True):
         dit = small_dit(layout)
-        path = BlockAttention._dense if dense else BlockAttention._near
-        with patch.object(BlockAttention, "_near", path):
+        with in_dense_masks() if dense else nullcontext():
             y = run(dit, blocks, **given)[blocks.valid]
         y.square().sum().backward()
         results.append((y.detach(), {n: p.grad for n, p in dit.named_parameters() if p.grad is not None}))
@@ -142,15 +153,15 @@ def test_a_fresh_network_says_zero_for_its_gates_and_output_are_zero() -> None:
 
 @torch.inference_mode()
 def test_the_null_condition_is_not_a_real_code_and_forgets_the_speaker() -> None:
-    dit = small_dit(LAYOUTS["sr"])
+    model = small_model(LAYOUTS["sr"])
     blocks = Blocks.of_lengths([48], 24)
     given = inputs(blocks)
     yes, no = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)
-    null = dit.condition(given["tokens"], given["speaker"], blocks, yes, yes)
-    other = dit.condition(given["tokens"] * 0, given["speaker"] * 0, blocks, yes, yes)
-    assert torch.equal(null, other)
+    null = model.condition(given["tokens"], given["speaker"], blocks, yes, yes)
+    assert torch.equal(null, model.condition(given["tokens"] * 0, given["speaker"] * 0, blocks, yes, yes))
+    assert torch.equal(null, model.null_condition(blocks))
     for code in range(SMALL.vocabulary):
-        real = dit.condition(torch.full_like(given["tokens"], code), given["speaker"], blocks, yes, no)
+        real = model.condition(torch.full_like(given["tokens"], code), given["speaker"], blocks, yes, no)
         assert not torch.allclose(real, null)
 
 
@@ -158,8 +169,7 @@ def test_neighbours_are_found_within_an_utterance_only() -> None:
     blocks = Blocks.of_lengths([48, 24, 30], 24)
     assert blocks.neighbour(-1).tolist() == [False, True, False, False, True]
     assert blocks.neighbour(1).tolist() == [True, False, False, True, False]
-    mask, _ = Neighbourhood(blocks, 8).near(Span(1, 0))
-    assert mask[4, 0, 0].int().tolist() == [1] * 24 + [1] * 6 + [0] * 18
+    assert near_sight(Span(1, 0), blocks, 8).mask[4, 0, 0].int().tolist() == [1] * 24 + [1] * 6 + [0] * 18
 
 
 def test_a_block_that_does_not_hold_whole_tokens_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Training: averaged weights, checkpoints that load by themselves, runs that resume to the last bit."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import nn
 from sf_lightning.data.lanes import Lane, LaneState
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.streaming.decoder import DecodeConfig
@@ -160,7 +160,7 @@ def test_random_draws_follow_the_pack_not_the_order_of_calls(shards: ShardSet) -
 
 
 def test_it_learns_one_batch_by_heart(shards: ShardSet) -> None:
-    module = small_module(layout=Layout(2, 24, (0,), (1,)), dit=DiTConfig(64, 2, 2, 32, 8, 80, 50))
+    module = small_module(layout=Layout(2, 24, (0,), (1,)), dit=replace(SMALL, width=64, token_width=32))
     batch = batch_of(shards)
     optimizer = torch.optim.Adam(module.model.parameters(), lr=3e-3)
     fixed = module._fixed(batch, 0)
@@ -209,7 +209,7 @@ def test_an_average_of_another_network_is_refused() -> None:
     ("module", "change", "said"),
     [
         ({"tokenizer": "s3"}, {}, "tokenizer kmeans, the model has s3"),
-        ({"dit": DiTConfig(32, 2, 2, 16, 8, 80, 60)}, {}, "vocabulary 50, the model has 60"),
+        ({"dit": replace(SMALL, vocabulary=60)}, {}, "vocabulary 50, the model has 60"),
         ({}, {"pack_frames": 10}, "pack_frames 10 is less than a block of 24"),
         ({}, {"lanes": 24}, "23 samples for 24 lanes"),
         ({}, {"val_clips": 0}, r"gives 0 clips that can be decoded, each of 1 processes needs one"),

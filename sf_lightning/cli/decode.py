@@ -38,7 +38,7 @@ def decode(
     Args:
         ckpt: Checkpoint of `sf-fit`; its averaged weights are used.
         tokens: File of tokens, a `.npy` of whole numbers [L].
-        out: Wave to write, 16-bit, `.wav` or `.flac`.
+        out: Wave to write, 16-bit, `.wav` or `.flac`, at the vocoder's rate.
         speaker: Whose voice: audio of the speaker, or an embedding saved as `.npy`; by default nobody's.
         offline: Decode the whole utterance at once instead of streaming.
         steps: Solver steps.
@@ -47,7 +47,7 @@ def decode(
         chunk: Blocks of a chunk.
         lookahead: Blocks waited for beyond a chunk.
         seed: Of the noise.
-        vocoder: BigVGAN checkpoint to use instead of the one in training.
+        vocoder: BigVGAN checkpoint, or folder of Qwen2.5-Omni, to use instead of the vocoder of training.
         device: Where to decode, such as "cpu" or "cuda".
     """
     for what, path in (("ckpt", ckpt), ("tokens", tokens), ("speaker", speaker)):

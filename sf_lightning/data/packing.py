@@ -56,7 +56,8 @@ class Batch:
         blocks: Where the blocks belong.
         reference: [U, N].
         packs: Blocks and utterances of each pack, with its lane and number: what keys the random draws.
-        keys: The clip of each piece.
+        keys: The clip of each utterance, [U]; empty where a pack has fewer pieces than it may.
+        num_frames: Valid frames, known without asking the device.
         states: Where each lane stands after this batch.
         skipped: Broken samples met so far, by lane and cause.
     """
@@ -67,6 +68,7 @@ class Batch:
     reference: Tensor
     packs: list["PackKey"]
     keys: list[str]
+    num_frames: int
     states: dict[int, LaneState]
     skipped: dict[int, dict[str, int]]
 
@@ -79,7 +81,8 @@ class Batch:
             Blocks.cat([pack.blocks for pack in packs]),
             torch.cat([pack.reference for pack in packs]),
             [PackKey(len(pack.blocks), pack.blocks.num_utterances, *pack.key) for pack in packs],
-            [key for pack in packs for key in pack.keys],
+            [key for pack in packs for key in pack.keys + [""] * (pack.blocks.num_utterances - len(pack.keys))],
+            sum(int(pack.blocks.valid.sum()) for pack in packs),
             {pack.key[0]: pack.state for pack in packs},
             {pack.key[0]: pack.skipped for pack in packs},
         )

@@ -121,8 +121,10 @@ class SpeakerEncoder(nn.Module):
 
     def null(self) -> Tensor:
         """Returns the embedding of nobody, [S]."""
-        if self.learned_null is not None:
-            return self.learned_null
+        return self.silence() if self.learned_null is None else self.learned_null
+
+    def silence(self) -> Tensor:
+        """Returns the embedding [S] of a mel of zeros and an x-vector of zeros."""
         weight = self.ecapa.fc.conv.weight
         stored = self.config.stored_width
         nothing = weight.new_zeros(1, stored) if stored else None

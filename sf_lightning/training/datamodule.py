@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import lightning as L
@@ -49,7 +50,11 @@ class LaneDataset(IterableDataset):
 
 
 class StepLoader:
-    """Gathers the packs of a step: one of each lane of this rank. It never ends; a run is a number of steps."""
+    """Gathers the packs of a step: one of each lane of this rank. It never ends; a run is a number of steps.
+
+    Attributes:
+        waited_seconds: How long steps have stood still until their packs were there.
+    """
 
     def __init__(self, dataset: LaneDataset, num_workers: int, pin_memory: bool) -> None:
         self.packs_per_step = len(dataset.lanes)
@@ -63,11 +68,15 @@ class StepLoader:
             prefetch_factor=4 * self.packs_per_step if num_workers else None,
         )
         self.pin_memory = pin_memory
+        self.waited_seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         packs = iter(self.loader)
         while True:
-            batch = Batch.of_packs([next(packs) for _ in range(self.packs_per_step)])
+            asked = perf_counter()
+            step = [next(packs) for _ in range(self.packs_per_step)]
+            self.waited_seconds += perf_counter() - asked
+            batch = Batch.of_packs(step)
             yield batch.pin_memory() if self.pin_memory else batch
 
 
@@ -124,6 +133,7 @@ class ShardDataModule(L.LightningDataModule):
         self.states: dict[int, LaneState] = {}
         self.skipped: dict[int, dict[str, int]] = {}
         self.clips: list[Drawn] = []
+        self.steps: StepLoader | None = None
 
     def check(self, module: StreamFlowModule) -> None:
         """Checks that a module can learn from these shards, and tells it whose tokens they are.
@@ -183,7 +193,13 @@ class ShardDataModule(L.LightningDataModule):
             for n in mine
         ]
         pin = self.trainer.strategy.root_device.type == "cuda"
-        return StepLoader(LaneDataset(lanes, self.states, self.shape), self.num_workers, pin)
+        self.steps = StepLoader(LaneDataset(lanes, self.states, self.shape), self.num_workers, pin)
+        return self.steps
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long training has stood still for its packs so far."""
+        return self.steps.waited_seconds if self.steps else 0.0
 
     def val_dataloader(self) -> "FewBatches":
         """The clips of validation, packed, a share for each rank."""

@@ -4,7 +4,10 @@ Letters: U utterances, M blocks, W frames of a block, F mel bands, S speaker wid
 """
 
 import dataclasses
+import logging
+from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -20,13 +23,20 @@ from sf_lightning.flow.noise import keyed_generator
 from sf_lightning.flow.path import draw_times, straight_path
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
+from sf_lightning.model.qwen import warm_start
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import DecodeConfig, StreamingDecoder
 from sf_lightning.training.ema import WeightAverage
+from sf_lightning.training.guard import NonFiniteGuard
 from sf_lightning.training.schedule import warmup_cosine
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.config import VocoderConfig
+
+log = logging.getLogger(__name__)
+
+CLIP_WINDOW = 100
+"""Steps over which `train/clip_share` is counted."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class OptimizerConfig:
         weight_decay: Of matrices; biases and other vectors have none.
         beta2: Decay of the second moment.
         ema_decay: Decay of the averaged weights.
+        max_bad_steps: Steps in a row that may be skipped because their gradient is not finite.
     """
 
     learning_rate: float = 1e-4
@@ -46,6 +57,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     beta2: float = 0.98
     ema_decay: float = 0.9995
+    max_bad_steps: int = 10
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,10 @@ class StreamFlowModule(L.LightningModule):
         optimizer: How weights are trained and averaged.
         decode: How validation, and later `sf-decode`, decode.
         vocoder: What makes the mel audible.
+        init_from: Weights to begin with: Qwen2.5-Omni's folder, one of its files, or a state dict. A resumed
+            run, or a checkpoint that is loaded, has its own.
+        compile: Whether to compile each layer; the first steps then take minutes.
+        recompute: Whether to keep only the inputs of layers for the backward pass (activation checkpointing).
         seed: Of noise, times and dropped conditions in training.
     """
 
@@ -91,6 +107,9 @@ class StreamFlowModule(L.LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),
         decode: DecodeConfig = DecodeConfig(),
         vocoder: VocoderConfig = VocoderConfig(),
+        init_from: str | None = None,
+        compile: bool = False,
+        recompute: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -100,11 +119,26 @@ class StreamFlowModule(L.LightningModule):
         self.tokenizer, self.times, self.drop, self.seed = tokenizer, times, drop, seed
         self.optimizer, self.decode, self.vocoder = optimizer, decode, vocoder
         self.model = StreamFlow(layout, dit, mel, scale, speaker, predict)
+        self.model.dit.recompute = recompute
+        self.compiles, self.init_from = compile, init_from
+        self.guard = NonFiniteGuard(optimizer.max_bad_steps)
+        self._clipped: deque[Tensor] = deque(maxlen=CLIP_WINDOW)
         self.ema = WeightAverage(self.model, optimizer.ema_decay)
         self.manifest: Manifest | None = None
         self.tokenizer_digest: str | None = None
 
     # -- training -------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Takes foreign weights, once, and compiles."""
+        if self.init_from is not None:
+            log.info("--model.init_from: %s", warm_start(self.model, Path(self.init_from)))
+            self.ema = WeightAverage(self.model, self.optimizer.ema_decay)
+            self.init_from = None
+        if self.compiles:
+            for layer in self.model.dit.layers:
+                layer.compile()
+            self.compiles = False
 
     def on_fit_start(self) -> None:
         """Moves the averaged weights to where the parameters are now."""
@@ -112,9 +146,15 @@ class StreamFlowModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the flow matching loss of a batch."""
-        loss = self._loss(batch, self._draw(batch))
+        losses = self._losses(batch, self._draw(batch))
+        self.guard.saw(losses, batch)
+        loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
         return loss
+
+    def on_train_end(self) -> None:
+        """Looks at the last step too."""
+        self.guard.check()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps the optimizer, then moves the averaged weights: before any callback can save them."""
@@ -127,10 +167,13 @@ class StreamFlowModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the norm of all gradients and logs it; Lightning's own way refuses a fused optimizer.
+        """Clips the norm of all gradients and logs it; has the step skipped if the norm is not finite.
+
+        Lightning's own way refuses a fused optimizer.
 
         Raises:
             ValueError: if values instead of the norm are to be clipped.
+            FloatingPointError: if too many steps in a row had to be skipped.
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(
@@ -138,7 +181,11 @@ class StreamFlowModule(L.LightningModule):
             )
         limit = gradient_clip_val or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.guard.watch(optimizer, norm, self.global_step)
+        self._clipped.append(norm > limit)
         self.log("train/gradient_norm", norm)
+        self.log("train/clip_share", torch.stack([*self._clipped]).float().mean())
+        self.log("train/skipped_steps", float(self.guard.skipped))
 
     def configure_optimizers(self) -> Any:
         """AdamW on matrices with, on vectors without weight decay; one schedule step per optimizer step."""
@@ -164,11 +211,10 @@ class StreamFlowModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Logs the loss of the averaged weights under noise and times that never change."""
         with self.ema.swapped(self.model):
-            loss = self._loss(batch, self._fixed(batch, batch_idx))
+            loss = self._losses(batch, self._fixed(batch, batch_idx)).mean()
         # Per valid frame: the last batch is mostly padding.
-        frames = batch.blocks.valid.sum()
-        loss = loss * batch.blocks.valid.numel() / frames
-        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=int(frames))
+        loss = loss * batch.blocks.valid.numel() / batch.num_frames
+        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=batch.num_frames)
 
     # -- checkpoints ----------------------------------------------------------------------------------
 
@@ -181,6 +227,7 @@ class StreamFlowModule(L.LightningModule):
         """Takes them back."""
         if "ema" not in checkpoint:
             raise ValueError("this checkpoint has no averaged weights: it is not one of sf-fit")
+        self.init_from = None
         self.ema.load_state_dict(checkpoint["ema"])
         self.tokenizer_digest = checkpoint["tokenizer_digest"]
 
@@ -202,7 +249,8 @@ class StreamFlowModule(L.LightningModule):
 
     # -- the loss -------------------------------------------------------------------------------------
 
-    def _loss(self, batch: Batch, draws: _Draws) -> Tensor:
+    def _losses(self, batch: Batch, draws: _Draws) -> Tensor:
+        """The loss of each block, [M]."""
         model, blocks = self.model, batch.blocks
         x_1 = model.to_flow(model.mel.frames(batch.wave))
         speaker = model.encode_speaker(batch.reference)

@@ -12,7 +12,7 @@ class Vocoder(Protocol):
 
     Attributes:
         mel: The mel it was made for.
-        sample_rate: The rate of its waves in Hz.
+        sample_rate: The rate of its waves in Hz; it may be another than the mel's.
         left: Frames of past mel that it wants when it extends a wave.
         right: Frames of future mel that it can use.
     """
@@ -24,7 +24,7 @@ class Vocoder(Protocol):
 
     @property
     def hop(self) -> int:
-        """Samples of wave for a frame of mel."""
+        """Samples of wave, at its own rate, for a frame of mel."""
         ...
 
     def decode(self, mel: Tensor) -> Tensor:

@@ -1,32 +1,50 @@
-"""BigVGAN (arXiv 2206.04658) from a checkpoint on disk, built from the `bigvgan` package's own classes.
+"""BigVGAN (arXiv 2206.04658), built from the `bigvgan` package's own classes; from its checkpoints on disk.
 
 Convolutional, so a stream equals the whole when each piece comes with the context that the layers reach.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from bigvgan import BigVGAN
 from bigvgan.bigvgan import load_hparams_from_json
 from bigvgan.env import AttrDict
 from torch import Tensor, nn
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.model.qwen_files import read_torch
+
+WEIGHTS = "bigvgan_generator.pt"
+"""Name of the package's weights in a folder."""
+
+
+def as_it_is(mel: Tensor) -> Tensor:
+    """Returns the log-mel itself: what the package's generators were trained on."""
+    return mel
 
 
 class BigVGANVocoder(nn.Module):
     """Turns log-mels [B, T, F] into waves [B, T * hop].
 
     Args:
-        h: The package's hyperparameters, as in its `config.json`.
+        h: The package's hyperparameters, as in its `config.json`; `sampling_rate` is the mel's.
         mel: The mel it will be given.
+        sample_rate: Of the waves in Hz, by default the mel's.
+        to_input: What the generator wants to see of a log-mel.
 
     Raises:
-        ValueError: if the two describe different mels, or the upsampling does not multiply to the hop length.
+        ValueError: if the two describe different mels, or the upsampling does not multiply to the samples
+            of a frame at the rate of the waves.
     """
 
-    def __init__(self, h: dict, mel: MelConfig) -> None:
+    def __init__(
+        self,
+        h: dict,
+        mel: MelConfig,
+        sample_rate: int | None = None,
+        to_input: Callable[[Tensor], Tensor] = as_it_is,
+    ) -> None:
         super().__init__()
         theirs = {
             "sampling_rate": mel.sample_rate,
@@ -41,9 +59,13 @@ class BigVGANVocoder(nn.Module):
             came = h.get(name)
             if came != wanted and not (name == "fmax" and came is None and wanted == mel.sample_rate / 2):
                 raise ValueError(f"vocoder: its {name} is {came}, the decoder's mel has {wanted}")
-        if (product := math.prod(h["upsample_rates"])) != mel.hop_length:
-            raise ValueError(f"vocoder: upsample_rates multiply to {product}, the hop length is {mel.hop_length}")
-        self.mel, self.sample_rate = mel, mel.sample_rate
+        rate = mel.sample_rate if sample_rate is None else sample_rate
+        product, hop = math.prod(h["upsample_rates"]), rate * mel.hop_length / mel.sample_rate
+        if product != hop:
+            raise ValueError(
+                f"vocoder: upsample_rates multiply to {product}, the hop length is {hop:g} at {rate} Hz"
+            )
+        self.mel, self.sample_rate, self.hop, self.to_input = mel, rate, product, to_input
         self.left = self.right = context_frames(h)
         self.generator = BigVGAN(AttrDict(h))
 
@@ -58,29 +80,24 @@ class BigVGANVocoder(nn.Module):
 
         Raises:
             FileNotFoundError: if one of the two files is missing.
-            ValueError: if the checkpoint was made for another mel.
+            ValueError: if the checkpoint was made for another mel, or is broken.
         """
-        weights = path / "bigvgan_generator.pt" if path.is_dir() else path
+        weights = path / WEIGHTS if path.is_dir() else path
         config = weights.with_name("config.json")
         for file in (weights, config):
             if not file.is_file():
                 raise FileNotFoundError(
-                    f"vocoder: {file} is missing: give a BigVGAN checkpoint with its config.json"
+                    f"vocoder: {file} is missing: give a BigVGAN checkpoint with its config.json, or the "
+                    "folder of Qwen2.5-Omni"
                 )
         vocoder = cls(dict(load_hparams_from_json(config)), mel)
-        state = torch.load(weights, map_location="cpu", weights_only=True)["generator"]
-        vocoder.generator.load_state_dict(state)
+        vocoder.generator.load_state_dict(read_torch(weights)["generator"])
         vocoder.generator.remove_weight_norm()
         return vocoder.eval()
 
-    @property
-    def hop(self) -> int:
-        """Samples of wave for a frame of mel."""
-        return self.mel.hop_length
-
     def decode(self, mel: Tensor) -> Tensor:
         """Returns the waves [B, T * hop] of mels [B, T, F]."""
-        return self.generator(mel.transpose(1, 2))[:, 0]
+        return self.generator(self.to_input(mel).transpose(1, 2))[:, 0]
 
     def extend(self, mel: Tensor, past: Tensor, num_new: int) -> Tensor:
         """Returns the next [B, num_new * hop] samples; of the past, only its length is needed."""

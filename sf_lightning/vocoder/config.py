@@ -13,7 +13,8 @@ class VocoderConfig:
     """Which vocoder turns mels into waves.
 
     Args:
-        checkpoint: A BigVGAN checkpoint (a file with its `config.json` beside it, or their folder);
+        checkpoint: A BigVGAN checkpoint (a file with its `config.json` beside it, or their folder), or the
+            folder, a safetensors file or a state dict of Qwen2.5-Omni, whose BigVGAN speaks at 24 kHz;
             without one, Griffin-Lim, which needs no weights.
         iterations: Steps of Griffin-Lim.
     """
@@ -26,11 +27,13 @@ class VocoderConfig:
 
         Raises:
             FileNotFoundError: if the checkpoint is not there.
-            ValueError: if it was made for another mel.
+            ValueError: if it was made for another mel, or is broken.
         """
         if self.checkpoint is None:
             return GriffinLim(mel, self.iterations)
         # The package pulls in librosa and numba: only where a checkpoint is used.
         from sf_lightning.vocoder.bigvgan import BigVGANVocoder
+        from sf_lightning.vocoder.qwen import is_qwen, load_qwen
 
-        return BigVGANVocoder.from_checkpoint(Path(self.checkpoint), mel)
+        path = Path(self.checkpoint)
+        return load_qwen(path, mel) if is_qwen(path) else BigVGANVocoder.from_checkpoint(path, mel)

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import soxr
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from rich.box import SIMPLE
@@ -152,13 +153,15 @@ class StreamingValidation(L.Callback):
     def _score(
         self, decoder: StreamingDecoder, chunks: list[Chunk], clips: list[_Clip], edges: list[Tensor]
     ) -> dict[str, float]:
-        scores = SpeechScores(decoder.vocoder.sample_rate, decoder.device)
+        # The references are at the mel's rate, and there the metrics are defined: the vocoder's waves go there.
+        rate, mel = decoder.vocoder.sample_rate, decoder.vocoder.mel
+        scores = SpeechScores(mel.sample_rate, decoder.device)
         scores.update(
-            [chunk.wave for chunk in chunks],
+            [resampled(chunk.wave, rate, mel.sample_rate) for chunk in chunks],
             [clip.wave for clip in clips],
             [chunk.mel for chunk in chunks],
             [clip.mel for clip in clips],
-            [edge * decoder.vocoder.hop for edge in edges],
+            [edge * mel.hop_length for edge in edges],
         )
         return scores.compute()
 
@@ -174,6 +177,7 @@ class StreamingValidation(L.Callback):
         edges: list[Tensor],
     ) -> None:
         rate = decoder.vocoder.sample_rate
+        rates = {"reference": decoder.vocoder.mel.sample_rate, "offline": rate, "streamed": rate}
         self.samples = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
         wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         spread = max(1, len(clips) // max(1, self.keep))
@@ -182,7 +186,7 @@ class StreamingValidation(L.Callback):
             base = self.samples / clip.key
             sounds = {"reference": clip.wave, "offline": offline.wave, "streamed": streamed.wave}
             for name, wave in sounds.items():
-                write_wave(base.with_name(f"{clip.key}.{name}.wav"), wave.cpu().numpy(), rate)
+                write_wave(base.with_name(f"{clip.key}.{name}.wav"), wave.cpu().numpy(), rates[name])
             # With these two, `sf-decode` makes the same wave again.
             np.save(base.with_name(f"{clip.key}.tokens.npy"), clip.tokens.numpy())
             np.save(base.with_name(f"{clip.key}.speaker.npy"), speakers[i].cpu().numpy())
@@ -193,7 +197,7 @@ class StreamingValidation(L.Callback):
                 logger.log_audio(
                     f"audio/{clip.key}",
                     [wave.cpu().numpy().clip(-1, 1) for wave in sounds.values()],
-                    sample_rate=[rate] * len(sounds),
+                    sample_rate=[rates[name] for name in sounds],
                     caption=list(sounds),
                 )
                 logger.log_image(f"mel/{clip.key}", [str(picture)])
@@ -231,6 +235,13 @@ def decode_streaming(decoder: StreamingDecoder, tokens: list[Tensor], speakers: 
         for parts, chunk in zip(emitted, decoder.step(streams), strict=True):
             parts.append(chunk)
     return [Chunk(torch.cat([c.mel for c in parts]), torch.cat([c.wave for c in parts])) for parts in emitted]
+
+
+def resampled(wave: Tensor, rate: int, wanted: int) -> Tensor:
+    """Returns a wave [N] of one rate in Hz at another, [N * wanted / rate], on the CPU; itself if it has it."""
+    if rate == wanted:
+        return wave
+    return torch.from_numpy(soxr.resample(wave.cpu().numpy(), rate, wanted))
 
 
 COLUMNS = {

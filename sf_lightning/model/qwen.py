@@ -1,0 +1,344 @@
+"""The public sibling's weights in our network and back: the DiT of Qwen2.5-Omni's token2wav (arXiv 2503.20215).
+
+It is the same network but for its inputs: one head in sixteen is rotated, a token's vector is repeated over
+its frames, the speaker is a reference mel's embedding beside an x-vector, and the null condition is code 0
+spoken by silence. All of that is configuration here. It answers with the velocity of the unscaled log-mel.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.model.dit import DiTConfig
+from sf_lightning.model.layout import Layout
+from sf_lightning.model.qwen_files import read_qwen, strip_prefix
+from sf_lightning.model.speaker import SpeakerConfig
+from sf_lightning.model.streamflow import MelScale, StreamFlow
+
+COMPONENT = "code2wav_dit_model"
+
+X_VECTORS = "qwen2.5-omni"
+"""Name of the encoder behind the sibling's x-vectors."""
+
+SCALE = MelScale(mean=0.0, std=1.0)
+HEAD_WIDTH = 64
+
+_PAIRS = {
+    "time_embed.time_mlp.0": "dit.time.mlp.0",
+    "time_embed.time_mlp.2": "dit.time.mlp.2",
+    "norm_out.linear": "dit.modulation.linear",
+    "proj_out": "dit.to_velocity",
+}
+_LAYER_PAIRS = {
+    "attn_norm.linear": "modulation.linear",
+    "attn.to_out.0": "attention.out",
+    "ff.ff.0": "mlp.0",
+    "ff.ff.3": "mlp.2",
+}
+_TABLE, _PROJECTION, _SPEAKER = "text_embed.codec_embed.weight", "input_embed.proj", "input_embed.spk_encoder."
+
+
+@dataclass
+class WarmStart:
+    """What became of foreign weights.
+
+    Attributes:
+        loaded: Parameters of ours that now have a foreign value.
+        parameters: Parameters of ours.
+        notes: What was resized, drawn anew or left out, a sentence each.
+    """
+
+    loaded: int
+    parameters: int
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        head = f"{self.loaded / 1e6:.1f} M of {self.parameters / 1e6:.1f} M parameters loaded"
+        return "; ".join([head, *self.notes])
+
+
+def warm_start(model: StreamFlow, path: Path) -> WarmStart:
+    """Fills a model with the sibling's weights from disk, and says what fitted.
+
+    Args:
+        model: Of the same width and depth; its layout, frames per token, vocabulary and speaker inputs may
+            differ.
+        path: The sibling's folder, one of its safetensors files, or a state dict.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        ValueError: if a file is broken, or the weights belong to another architecture.
+    """
+    state, config = read_qwen(path, COMPONENT)
+    if (heads := config.get("num_attention_heads", model.dit.config.num_heads)) != model.dit.config.num_heads:
+        raise ValueError(f"{path} has {heads} attention heads, dit.num_heads is {model.dit.config.num_heads}")
+    return fill(model, state)
+
+
+def from_qwen(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> StreamFlow:
+    """Returns our network with the sibling's weights, of whatever sizes they are.
+
+    Args:
+        state_dict: Of its DiT, or of anything that contains it, with or without prefixes.
+        config: Its `dit_config`, for what the weights do not say: layout, block size, heads, repeats; the
+            released model's by default.
+
+    Raises:
+        ValueError: if the weights belong to another architecture.
+    """
+    state = strip_prefix(state_dict, COMPONENT)
+    config = config or {}
+    sizes = _Sizes.of(state)
+    model = StreamFlow(
+        Layout(
+            num_layers=sizes.num_layers,
+            block_size=config.get("block_size", 24),
+            backward=tuple(config.get("look_backward_layers", (0, 20))),
+            forward=tuple(config.get("look_ahead_layers", (10,))),
+        ),
+        DiTConfig(
+            width=sizes.width,
+            num_heads=config.get("num_attention_heads", sizes.width // HEAD_WIDTH),
+            rope_heads=1,
+            mlp_ratio=sizes.inner // sizes.width,
+            token_width=sizes.token_width,
+            token_repeat=True,
+            speaker_width=sizes.reference_width + sizes.x_vector_width,
+            null="zeros",
+            num_bands=sizes.num_bands,
+            vocabulary=sizes.vocabulary,
+            frames_per_token=config.get("repeats", 2),
+        ),
+        MelConfig(num_bands=sizes.num_bands),
+        SCALE,
+        SpeakerConfig(
+            encoder="qwen",
+            channels=sizes.speaker_channels,
+            x_vectors=X_VECTORS,
+            x_vector_width=sizes.x_vector_width,
+        ),
+        predict="velocity",
+    )
+    fill(model, state)
+    return model.eval()
+
+
+def to_qwen(model: StreamFlow) -> dict[str, Tensor]:
+    """Returns a model's weights as the state dict of the sibling's DiT, without prefix.
+
+    Raises:
+        ValueError: if the model can do what the sibling cannot; says which option.
+    """
+    config, speaker = model.dit.config, model.speaker
+    for name, ours, theirs in (
+        *_assumptions(model),
+        ("dit.null", config.null, "zeros"),
+        ("layout.unbounded", model.layout.unbounded, "no"),
+        ("speaker.encoder", speaker.encoder, "qwen"),
+        ("speaker.x_vectors", speaker.x_vectors, X_VECTORS),
+    ):
+        if ours != theirs:
+            raise ValueError(f"{name} is {ours!r}, the sibling can only have {theirs!r}")
+    ours = model.state_dict()
+    state = {f"{t}.{kind}": ours[f"{o}.{kind}"] for t, o in _PAIRS.items() for kind in ("weight", "bias")}
+    for i in range(model.layout.num_layers):
+        here, there = f"dit.layers.{i}", f"transformer_blocks.{i}"
+        for kind in ("weight", "bias"):
+            state |= {f"{there}.{t}.{kind}": ours[f"{here}.{o}.{kind}"] for t, o in _LAYER_PAIRS.items()}
+            parts = ours[f"{here}.attention.qkv.{kind}"].chunk(3)
+            state |= {f"{there}.attn.to_{x}.{kind}": part for x, part in zip("qkv", parts, strict=True)}
+    table = ours["dit.tokens.table.weight"].unflatten(1, (-1, config.token_width))
+    if not torch.equal(table, table[:, :1].expand_as(table)):
+        raise ValueError("the frames of a token have vectors of their own: train with dit.token_repeat=true")
+    state[_TABLE] = table[:, 0] * model.dit.tokens.scale
+    # Its order: mel, reference embedding, token, x-vector; ours: mel | token, reference embedding, x-vector.
+    reference = config.speaker_width - speaker.stored_width
+    token, embedding, x_vector = ours["dit.from_condition.weight"].split(
+        [config.token_width, reference, speaker.stored_width], dim=1
+    )
+    state[f"{_PROJECTION}.weight"] = torch.cat([ours["dit.from_mel.weight"], embedding, token, x_vector], dim=1)
+    state[f"{_PROJECTION}.bias"] = ours["dit.from_mel.bias"]
+    encoder = {name: value for name, value in ours.items() if name.startswith("encoder.ecapa.")}
+    return state | {_their_encoder_name(name): value for name, value in encoder.items()}
+
+
+def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
+    """Copies a state dict of the sibling's DiT, without prefix, into a model as far as it fits.
+
+    Raises:
+        ValueError: if the weights belong to another architecture, or the model reads its answer otherwise.
+    """
+    sizes = _Sizes.of(state)
+    config = model.dit.config
+    for name, ours, theirs in (
+        ("layout.num_layers", model.layout.num_layers, sizes.num_layers),
+        ("dit.width", config.width, sizes.width),
+        ("dit.mlp_ratio", config.mlp_ratio, sizes.inner // sizes.width),
+        ("dit.token_width", config.token_width, sizes.token_width),
+        ("dit.num_bands", config.num_bands, sizes.num_bands),
+        *_assumptions(model),
+    ):
+        if ours != theirs:
+            raise ValueError(f"{name} is {ours}, the weights to start from have {theirs}")
+    report = WarmStart(0, sum(p.numel() for p in model.parameters()))
+    new = _translated(state, sizes.num_layers)
+    if sizes.vocabulary == config.vocabulary:
+        new["dit.tokens.table.weight"] = _table(model, state[_TABLE])
+        if config.frames_per_token > 1 and not config.token_repeat:
+            report.notes.append(f"a token's vector resized to one for each of its {config.frames_per_token} frames")
+    else:
+        report.notes.append(
+            f"token embedding drawn anew: its vocabulary is {sizes.vocabulary}, dit.vocabulary {config.vocabulary}"
+        )
+    encoder, columns = _speaker(model, state, sizes, report)
+    new |= encoder
+    new["dit.from_mel.weight"] = state[f"{_PROJECTION}.weight"][:, : sizes.num_bands]
+    new["dit.from_mel.bias"] = state[f"{_PROJECTION}.bias"]
+    ours = model.state_dict()
+    # A fresh projection in ours: zeros, so that the network starts as it was, with no voice.
+    condition = torch.zeros_like(ours["dit.from_condition.weight"])
+    for start, value in columns:
+        condition[:, start : start + value.shape[1]] = value
+    report.loaded = sum(value.numel() for value in new.values()) + sum(value.numel() for _, value in columns)
+    new["dit.from_condition.weight"] = condition
+    for name, value in new.items():
+        if value.shape != ours[name].shape:
+            raise ValueError(f"{name} is {list(ours[name].shape)} here and {list(value.shape)} in the weights")
+    model.load_state_dict({**ours, **new})
+    if model.encoder.learned_null is not None and len(encoder):
+        with torch.no_grad():
+            model.encoder.learned_null.copy_(model.encoder.silence())
+            report.notes.append("the learned null begins as the sibling's: code 0, the speaker of silence")
+    return report
+
+
+def _assumptions(model: StreamFlow) -> list[tuple[str, Any, Any]]:
+    """What the sibling's weights take for granted: option, ours, theirs."""
+    config = model.dit.config
+    rope_heads = config.num_heads if config.rope_heads is None else config.rope_heads
+    return [
+        ("dit.rope_heads", rope_heads, 1),
+        ("predict", model.predict, "velocity"),
+        ("scale", (model.scale.mean, model.scale.std), (SCALE.mean, SCALE.std)),
+    ]
+
+
+def _translated(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """The weights that are the same in both networks, under our names."""
+    new = {f"{o}.{kind}": state[f"{t}.{kind}"] for t, o in _PAIRS.items() for kind in ("weight", "bias")}
+    for i in range(num_layers):
+        here, there = f"dit.layers.{i}", f"transformer_blocks.{i}"
+        for kind in ("weight", "bias"):
+            new |= {f"{here}.{o}.{kind}": state[f"{there}.{t}.{kind}"] for t, o in _LAYER_PAIRS.items()}
+            new[f"{here}.attention.qkv.{kind}"] = torch.cat([state[f"{there}.attn.to_{x}.{kind}"] for x in "qkv"])
+    return new
+
+
+def _table(model: StreamFlow, table: Tensor) -> Tensor:
+    """The token embedding [V + 1, D or r D]; our null id begins as code 0 unless code 0 is the null."""
+    config = model.dit.config
+    if config.null == "learned":
+        table = torch.cat([table[: config.vocabulary], table[:1]])
+    return (table / model.dit.tokens.scale).repeat(1, 1 if config.token_repeat else config.frames_per_token)
+
+
+def _speaker(
+    model: StreamFlow, state: Mapping[str, Tensor], sizes: "_Sizes", report: WarmStart
+) -> tuple[dict[str, Tensor], list[tuple[int, Tensor]]]:
+    """Returns the encoder's weights under our names, and the columns of the condition's projection that fit."""
+    config, speaker = model.dit.config, model.speaker
+    weight = state[f"{_PROJECTION}.weight"]
+    widths = [sizes.num_bands, sizes.reference_width, sizes.token_width, sizes.x_vector_width]
+    _, reference, token, x_vector = weight.split(widths, dim=1)
+    columns = [(0, token)]
+    encoder: dict[str, Tensor] = {}
+    own = config.speaker_width - speaker.stored_width
+    if speaker.encoder == "qwen":
+        for name, ours, theirs in (
+            ("speaker.channels", speaker.channels, sizes.speaker_channels),
+            ("dit.speaker_width without x-vectors", own, sizes.reference_width),
+        ):
+            if ours != theirs:
+                raise ValueError(f"{name} is {ours}, the weights to start from have {theirs}")
+        encoder = {_our_encoder_name(name): v for name, v in state.items() if name.startswith(_SPEAKER)}
+        columns.append((sizes.token_width, reference))
+    else:
+        report.notes.append("reference encoder left out and its input drawn anew: speaker.encoder is 'joint'")
+    if not speaker.x_vectors:
+        report.notes.append("x-vectors left out: speaker.x_vectors is empty")
+    elif speaker.x_vectors != X_VECTORS:
+        report.notes.append(
+            f"input of x-vectors drawn anew: those of {speaker.x_vectors!r} are not those of {X_VECTORS!r}"
+        )
+    elif speaker.x_vector_width != sizes.x_vector_width:
+        raise ValueError(
+            f"speaker.x_vector_width is {speaker.x_vector_width}, the weights have {sizes.x_vector_width}"
+        )
+    else:
+        columns.append((sizes.token_width + own, x_vector))
+    return encoder, columns
+
+
+# SpeechBrain wraps every convolution in a module of its own, the sibling's copy of its encoder does not.
+def _our_encoder_name(name: str) -> str:
+    path, kind = name.removeprefix(_SPEAKER).rsplit(".", 1)
+    return f"encoder.ecapa.{path}.conv.{kind}"
+
+
+def _their_encoder_name(name: str) -> str:
+    path, kind = name.removeprefix("encoder.ecapa.").rsplit(".conv.", 1)
+    return f"{_SPEAKER}{path}.{kind}"
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Sizes of the sibling's DiT, read off its weights."""
+
+    num_layers: int
+    width: int
+    inner: int
+    token_width: int
+    num_bands: int
+    vocabulary: int
+    reference_width: int
+    x_vector_width: int
+    speaker_channels: int
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> "_Sizes":
+        """Reads them.
+
+        Raises:
+            ValueError: if a weight is missing or one too many.
+        """
+        layers = {int(name.split(".")[1]) for name in state if name.startswith("transformer_blocks.")}
+        wanted = {f"{t}.{kind}" for t in (*_PAIRS, _PROJECTION) for kind in ("weight", "bias")} | {_TABLE}
+        for i in range(len(layers)):
+            for name in (*_LAYER_PAIRS, "attn.to_q", "attn.to_k", "attn.to_v"):
+                wanted |= {f"transformer_blocks.{i}.{name}.{kind}" for kind in ("weight", "bias")}
+        # Frequencies of the rotation are constants; older versions saved them.
+        came = {n for n in state if not n.startswith(_SPEAKER) and not n.startswith("rotary_embed.")}
+        first = f"{_SPEAKER}blocks.0.conv.weight"
+        if missing := sorted(wanted - came) or [name for name in (first,) if name not in state]:
+            raise ValueError(f"not weights of Qwen2.5-Omni's token2wav: {missing[0]} is missing")
+        if odd := sorted(came - wanted):
+            raise ValueError(f"not weights of Qwen2.5-Omni's token2wav: {odd[0]} is unknown")
+        bands, width = state["proj_out.weight"].shape
+        rows, token_width = state[_TABLE].shape
+        reference = state[f"{_SPEAKER}fc.weight"].shape[0]
+        return cls(
+            num_layers=len(layers),
+            width=width,
+            inner=state["transformer_blocks.0.ff.ff.0.weight"].shape[0],
+            token_width=token_width,
+            num_bands=bands,
+            vocabulary=rows - 1,
+            reference_width=reference,
+            x_vector_width=state[f"{_PROJECTION}.weight"].shape[1] - bands - reference - token_width,
+            speaker_channels=state[first].shape[0],
+        )

@@ -1,0 +1,163 @@
+"""How fast a run is, in its log: speech per second, padding, waiting for data, use of the device, memory.
+
+Lightning's own `ThroughputMonitor` waits for the device at every step, takes all batches for equally large,
+and knows nothing of loaders; only its table of devices is used here.
+"""
+
+import resource
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+
+from sf_lightning.data.packing import Batch
+from sf_lightning.model.flops import flops_per_frame
+from sf_lightning.training.datamodule import ShardDataModule
+from sf_lightning.training.module import StreamFlowModule
+
+TRAINING_PASSES = 3
+"""A training step costs one forward pass and a backward pass of twice as much."""
+
+DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
+"""In what a precision of the trainer multiplies, by its name before the dash."""
+
+
+@dataclass
+class _Window:
+    """What was done since the last log: valid and all frames, seconds of training, those spent waiting."""
+
+    num_valid: int = 0
+    num_frames: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+
+class Throughput(L.Callback):
+    """Logs, beside the loss and at its cadence, means over the steps since the last log.
+
+    - `throughput/audio_seconds_per_second`: valid speech trained on per second.
+    - `throughput/padding_share`: padded frames over all frames of the batches.
+    - `throughput/data_wait_share`: share of the time in which the loop stood still for the loader.
+    - `throughput/mfu`: model FLOPs utilisation, 3 x `flops_per_frame` x valid frames over what the device could
+      have multiplied in that time (`peak_flops`). Work on padding and work done twice (recomputed
+      activations) are no useful work, so both lower it; speaker encoder and mel are not counted.
+    - `throughput/peak_memory_gib`: on CUDA the most memory that was allocated since the last log, validation
+      included; elsewhere the peak resident set of the process since its start.
+
+    Time is that of training: the clock stands still in validation and while a checkpoint is saved (but for
+    one of weights alone, of which Lightning tells no callback). The host waits for the device only where the
+    clock is read: at a log and where it stops. All numbers are of one device, the one of rank zero, whose
+    loggers write.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None  # when the clock was last read; None while it stands still
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Finds what a frame costs and what the device can do, and opens the first window."""
+        assert isinstance(pl_module, StreamFlowModule)
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(datamodule, ShardDataModule)
+        self.datamodule, self.device = datamodule, pl_module.device
+        self.frame_rate = pl_module.model.mel.config.frame_rate
+        self.flops_per_frame = flops_per_frame(pl_module.model.dit, datamodule.shape.num_blocks)
+        dtype = DTYPES.get(str(trainer.precision).split("-")[0], torch.float32)
+        self.peak_flops = peak_flops(self.device, dtype)
+        self._window, self._logged_step = _Window(), trainer.global_step
+        self._since, self._waited = None, datamodule.waited_seconds
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Starts the clock if it stands still, as of when the loader was asked for a batch."""
+        if self._since is None:
+            self._since = perf_counter() - (self.datamodule.waited_seconds - self._waited)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Counts the frames of a batch; at a step that is logged, logs and opens the next window."""
+        self._window.num_valid += batch.num_frames
+        self._window.num_frames += batch.blocks.valid.numel()
+        step, cadence = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        # With accumulated gradients many batches end at the same step.
+        if cadence and step % cadence == 0 and step != self._logged_step:
+            self._read_clock()
+            pl_module.log_dict({f"throughput/{name}": value for name, value in self._means().items()})
+            self._window, self._logged_step = _Window(), step
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stops the clock; the next batch starts it again, after any checkpoint of the end of validation."""
+        self._stop_clock()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Stops the clock, likewise."""
+        self._stop_clock()
+
+    def _stop_clock(self) -> None:
+        self._read_clock()
+        self._since = None
+
+    def _read_clock(self) -> None:
+        if self._since is None:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now, waited = perf_counter(), self.datamodule.waited_seconds
+        self._window.seconds += now - self._since
+        self._window.waited += waited - self._waited
+        self._since, self._waited = now, waited
+
+    def _means(self) -> dict[str, float]:
+        window = self._window
+        useful_flops = TRAINING_PASSES * self.flops_per_frame * window.num_valid
+        return {
+            "audio_seconds_per_second": window.num_valid / self.frame_rate / window.seconds,
+            "padding_share": 1 - window.num_valid / window.num_frames,
+            "data_wait_share": window.waited / window.seconds,
+            "mfu": useful_flops / (window.seconds * self.peak_flops),
+            "peak_memory_gib": _peak_memory(self.device) / 2**30,
+        }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Returns bytes, and on CUDA forgets the peak."""
+    if device.type != "cuda":
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Returns the floating point operations a second of which a device is capable in `dtype`.
+
+    For a GPU that Lightning's table knows, what its maker says; for any other device, a CPU above all, what
+    `measured_flops` finds.
+    """
+    return get_available_flops(device, dtype) or measured_flops(device, dtype)
+
+
+def measured_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """Returns the operations a second of the best of several large products of square matrices.
+
+    Args:
+        device: What multiplies.
+        dtype: Of the matrices.
+        seconds: How long to try; a product that has begun is finished.
+    """
+    size = 2048 if device.type == "cpu" else 8192  # a GPU is done with the smaller before it is busy
+    # A generator of its own: the random draws of the run stay what they are.
+    random = torch.Generator(device).manual_seed(0)
+    matrix = torch.randn(size, size, generator=random, device=device, dtype=dtype)
+    best, end = float("inf"), perf_counter() + seconds
+    while perf_counter() < end:
+        began = perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for the device
+        best = min(best, perf_counter() - began)
+    return 2 * size**3 / best

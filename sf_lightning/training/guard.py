@@ -1,0 +1,105 @@
+"""Steps whose gradient is not finite change no weight: they are skipped, named and counted.
+
+The decision falls on the device, from the norm of the gradient that all ranks share, so they all skip the same
+step and none waits for its host. The host reads it one step later.
+"""
+
+import logging
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from sf_lightning.data.packing import Batch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Step:
+    """A step on its way to the host: flags [1 + M], the gradient's and those of the blocks' losses."""
+
+    number: int
+    finite: Tensor
+    utterance: Tensor
+    keys: list[str]
+    copied: torch.cuda.Event | None
+
+
+class NonFiniteGuard:
+    """Skips steps with a non-finite gradient, names their samples, and stops after several in a row.
+
+    Args:
+        limit: Steps in a row beyond which training stops.
+
+    Attributes:
+        skipped: Steps skipped so far.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.skipped = self._in_a_row = 0
+        self._batches: list[tuple[Tensor, Tensor, list[str]]] = []
+        self._last: _Step | None = None
+
+    def saw(self, losses: Tensor, batch: Batch) -> None:
+        """Notes the losses [M] of a batch's blocks; several batches make a step where gradients accumulate."""
+        # Not the batch itself: its waves would stay in memory.
+        self._batches.append((losses.detach(), batch.blocks.utterance, batch.keys))
+
+    def watch(self, optimizer: torch.optim.Optimizer, norm: Tensor, step: int) -> None:
+        """Tells an optimizer whether to skip the step that follows; checks the one before.
+
+        Args:
+            optimizer: A fused one: it reads `found_inf` on the device.
+            norm: Of the gradient over all ranks, a scalar.
+            step: Its number.
+
+        Raises:
+            FloatingPointError: as `check`.
+        """
+        self.check()
+        finite = norm.isfinite()
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        flags = [finite[None], *(losses.isfinite() for losses, _, _ in self._batches)]
+        first = list(accumulate((len(keys) for _, _, keys in self._batches), initial=0))
+        self._last = _Step(
+            step,
+            torch.cat(flags).to("cpu", non_blocking=True),
+            torch.cat([u + start for (_, u, _), start in zip(self._batches, first, strict=False)]),
+            [key for _, _, keys in self._batches for key in keys],
+            None,
+        )
+        self._batches.clear()
+        if norm.device.type == "cuda":
+            self._last.copied = torch.cuda.Event()
+            self._last.copied.record()
+
+    def check(self) -> None:
+        """Looks at the last step watched; call it once more at the end.
+
+        Raises:
+            FloatingPointError: if it was one too many in a row.
+        """
+        step, self._last = self._last, None
+        if step is None:
+            return
+        if step.copied:
+            step.copied.synchronize()
+        if step.finite[0]:
+            self._in_a_row = 0
+            return
+        self.skipped += 1
+        self._in_a_row += 1
+        # A neighbour in the pack may be named too: what is masked still counts as 0 x NaN.
+        bad = dict.fromkeys(step.keys[u] for u in step.utterance.cpu()[~step.finite[1:]].tolist())
+        everyone = ", ".join(filter(None, step.keys))
+        where = f"the loss of {', '.join(bad)}" if bad else f"the gradient (of {everyone})"
+        log.warning("step %d skipped: not finite: %s", step.number, where)
+        if self._in_a_row >= self.limit:
+            raise FloatingPointError(
+                f"{self._in_a_row} steps in a row had a gradient that is not finite, the last one {step.number} by "
+                f"{where}: lower --model.optimizer.learning_rate, look at these samples, or raise "
+                f"--model.optimizer.max_bad_steps above {self.limit}"
+            )

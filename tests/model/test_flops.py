@@ -1,0 +1,52 @@
+"""What a forward pass costs, in closed form and as torch counts it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sf_lightning.model.blocks import Blocks
+from sf_lightning.model.dit import DiT, DiTConfig
+from sf_lightning.model.flops import flops_per_frame
+from sf_lightning.model.layout import Layout
+from tests.helpers import SMALL
+
+
+def on_meta(config: DiTConfig, layout: Layout) -> DiT:
+    """A network of any size that takes no memory."""
+    with torch.device("meta"):
+        return DiT(config, layout)
+
+
+def test_the_cost_of_a_frame_of_the_paper_s_network_in_closed_form() -> None:
+    width, layers, keys = 1024, 22, 24 * (19 + 3 * 2)  # three of the layers see two blocks
+    in_and_out = 80 + (512 + 192) + 80
+    matrices = 2 * (in_and_out * width + layers * (3 + 1 + 2 + 2) * width**2)
+    assert flops_per_frame(on_meta(DiTConfig(), Layout())) == matrices + 4 * width * keys
+
+
+@pytest.mark.parametrize("unbounded", ["no", "all"])
+def test_it_is_what_torch_counts_but_for_the_time_of_each_utterance(unbounded: str) -> None:
+    near = {"backward": (0, 2), "forward": (2,)} if unbounded == "no" else {"backward": (), "forward": ()}
+    dit = on_meta(SMALL, Layout(4, 8, unbounded=unbounded, **near))  # type: ignore[arg-type]
+    # Whole utterances of one length: there the dense path multiplies nothing but them.
+    blocks, utterances = Blocks.of_lengths([32, 32], 8).to("meta"), 2
+    tokens = torch.zeros(len(blocks), 2, dtype=torch.long, device="meta")
+    none = torch.zeros(utterances, dtype=torch.bool, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        condition = dit.condition(tokens, torch.zeros(utterances, 8, device="meta"), blocks, none)
+        dit(torch.zeros(len(blocks), 8, 80, device="meta"), none.float(), condition, blocks)
+    once = [dit.time, dit.modulation, *(layer.modulation for layer in dit.layers)]
+    linears = [each for part in once for each in part.modules() if isinstance(each, nn.Linear)]
+    of_time = 2 * utterances * sum(each.weight.numel() for each in linears)
+    assert counter.get_total_flops() == blocks.valid.numel() * flops_per_frame(dit, blocks.longest) + of_time
+
+
+def test_the_cost_of_an_unbounded_layout_grows_with_the_utterance_that_must_be_given() -> None:
+    dit = on_meta(SMALL, Layout(4, 8, (), (), "past"))
+    more = flops_per_frame(dit, longest=5) - flops_per_frame(dit, longest=3)
+    assert more == 4 * SMALL.width * 4 * 8 * 2 and math.isfinite(more)
+    with pytest.raises(ValueError, match="`longest`, the blocks of an utterance, must be given"):
+        flops_per_frame(dit)

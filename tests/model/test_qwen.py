@@ -1,0 +1,316 @@
+"""The public sibling's network and ours are the same function of the same weights."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.flow.guidance import guided
+from sf_lightning.flow.solver import integrate, sway_grid
+from sf_lightning.model.blocks import Blocks
+from sf_lightning.model.dit import DiTConfig
+from sf_lightning.model.layout import Layout
+from sf_lightning.model.qwen import SCALE, X_VECTORS, fill, from_qwen, to_qwen
+from sf_lightning.model.speaker import SpeakerConfig
+from sf_lightning.model.streamflow import MelScale, StreamFlow
+from tests.helpers import loud
+
+transformers = pytest.importorskip("transformers")
+omni = transformers.models.qwen2_5_omni
+
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "emb_dim": 24,
+    "num_embeds": 40,
+    "enc_dim": 12,
+    "enc_emb_dim": 20,
+    "enc_channels": [16, 16, 16, 16, 48],
+    "enc_attention_channels": 4,
+    "enc_se_channels": 4,
+    "look_backward_layers": [0, 2],
+    "look_ahead_layers": [1],
+    "attn_implementation": "sdpa",
+}
+
+
+def sibling(**change: Any) -> Any:
+    """A small network of the sibling's that says something."""
+    torch.manual_seed(0)
+    config = omni.configuration_qwen2_5_omni.Qwen2_5OmniDiTConfig(**(SIZES | change))
+    return loud(omni.modeling_qwen2_5_omni.Qwen2_5OmniToken2WavDiTModel(config))
+
+
+def ours(theirs: Any) -> StreamFlow:
+    """The same network in our words."""
+    return from_qwen(theirs.state_dict(), theirs.config.to_dict())
+
+
+def inputs(theirs: Any, tokens: int, batch: int = 2) -> dict[str, Tensor]:
+    """Random inputs under the sibling's names, but for x-vectors [B, X]."""
+    config, random = theirs.config, torch.Generator().manual_seed(tokens)
+    frames = tokens * config.repeats
+    return {
+        "hidden_states": torch.randn(batch, frames, config.mel_dim, generator=random),
+        "condition_vector": torch.randn(batch, 50, config.mel_dim, generator=random),
+        "speaker_embedding": torch.randn(batch, config.enc_emb_dim, generator=random),
+        "quantized_code": torch.randint(0, config.num_embeds, (batch, tokens), generator=random),
+        "time_step": torch.rand(batch, generator=random),
+    }
+
+
+def their_velocity(theirs: Any, given: dict[str, Tensor], **more: Any) -> Tensor:
+    """The sibling's answer [B, T, F]."""
+    frames = given["hidden_states"].shape[1]
+    spoken = given["speaker_embedding"][:, None].expand(-1, frames, -1)
+    return theirs(**(given | {"speaker_embedding": spoken}), **{"apply_cfg": False, **more})
+
+
+def cut(x: Tensor, size: int) -> Tensor:
+    """Cuts [B, N, ...] into whole blocks [B ceil(N / size), size, ...], zeros at the end."""
+    x = pad(x, (*(0, 0) * (x.ndim - 2), 0, -x.shape[1] % size))
+    return x.unflatten(1, (-1, size)).flatten(0, 1)
+
+
+def our_velocity(
+    model: StreamFlow, given: dict[str, Tensor], drop_speaker: bool = False, drop: bool = False
+) -> Tensor:
+    """Our answer [B, T, F]."""
+    batch, frames, bands = given["hidden_states"].shape
+    size, repeats = model.layout.block_size, model.dit.config.frames_per_token
+    blocks = Blocks.of_lengths([frames] * batch, size)
+    speaker = model.encoder(given["condition_vector"], given["speaker_embedding"])
+    tokens = cut(given["quantized_code"], size // repeats)
+    nobody, nothing = torch.full((batch,), drop_speaker or drop), torch.full((batch,), drop)
+    condition = model.condition(tokens, speaker, blocks, nobody, nothing)
+    y = model.velocity(cut(given["hidden_states"], size), given["time_step"], condition, blocks)
+    return y[blocks.valid].view(batch, frames, bands)
+
+
+VARIANTS = {
+    "default layout": {},
+    "two ahead": {"look_ahead_layers": [1, 3], "look_backward_layers": [0, 2]},
+    "a layer both ways": {"look_ahead_layers": [0], "look_backward_layers": [0]},
+    "blocks alone": {"look_ahead_layers": [], "look_backward_layers": []},
+    "every layer back": {"look_ahead_layers": [], "look_backward_layers": [0, 1, 2, 3]},
+    "short blocks": {"block_size": 8},
+    "wider": {"hidden_size": 96, "num_attention_heads": 6, "ff_mult": 4},
+    "four frames a token": {"repeats": 4},
+}
+
+
+@pytest.mark.parametrize("tokens", [1, 12, 36, 41])
+@pytest.mark.parametrize("name", VARIANTS)
+@torch.inference_mode()
+def test_the_sibling_and_ours_give_the_same_velocity(name: str, tokens: int) -> None:
+    theirs = sibling(**VARIANTS[name])
+    model = ours(theirs)
+    given = inputs(theirs, tokens)
+    expected = their_velocity(theirs, given)
+    assert expected.abs().mean() > 0.1
+    torch.testing.assert_close(our_velocity(model, given), expected, atol=1e-5, rtol=0)
+    # Its null condition: code 0 spoken by the embedding of a mel of zeros.
+    dropped = their_velocity(theirs, given, drop_audio_conditioning=True)
+    torch.testing.assert_close(our_velocity(model, given, drop_speaker=True), dropped, atol=1e-5, rtol=0)
+    null = their_velocity(theirs, given, drop_audio_conditioning=True, drop_code=True)
+    torch.testing.assert_close(our_velocity(model, given, drop=True), null, atol=1e-5, rtol=0)
+    assert (null - expected).abs().mean() > 0.01 and (dropped - expected).abs().mean() > 0.01
+    both = their_velocity(theirs, given, apply_cfg=True)
+    torch.testing.assert_close(torch.cat([expected, null]), both, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_the_default_network_has_the_sibling_s_parameters_and_agrees_at_full_size() -> None:
+    full = {"num_hidden_layers": 22, "hidden_size": 1024, "num_attention_heads": 16, "head_dim": 64}
+    config = omni.configuration_qwen2_5_omni.Qwen2_5OmniDiTConfig(attn_implementation="sdpa")
+    assert {name: getattr(config, name) for name in full} == full
+    with torch.device("meta"):
+        theirs = omni.modeling_qwen2_5_omni.Qwen2_5OmniToken2WavDiTModel(config)
+        model = StreamFlow(
+            Layout(),
+            DiTConfig(
+                rope_heads=1,
+                token_repeat=True,
+                null="zeros",
+                speaker_width=320,
+                vocabulary=8193,
+                frames_per_token=2,
+            ),
+            MelConfig(),
+            SCALE,
+            SpeakerConfig(encoder="qwen", channels=256, x_vectors=X_VECTORS),
+            "velocity",
+        )
+    count = sum(p.numel() for p in theirs.parameters())
+    assert count == 333_607_760
+    assert sum(p.numel() for p in model.parameters()) == count
+    names = {name for name in theirs.state_dict() if not name.startswith("rotary")}
+    assert to_qwen_names(model) == names
+
+
+def to_qwen_names(model: StreamFlow) -> set[str]:
+    """The names of the exported weights, of a model without values."""
+    model = model.to_empty(device="cpu")
+    model.dit.tokens.table.weight.zero_()
+    return set(to_qwen(model))
+
+
+def test_gradients_are_the_sibling_s() -> None:
+    theirs = sibling()
+    model = ours(theirs)
+    given = inputs(theirs, 41)
+    their_velocity(theirs, given).square().mean().backward()
+    our_velocity(model, given).square().mean().backward()
+    # The gradients, put in the place of the weights, are translated as weights are.
+    expected = {name: p.grad for name, p in theirs.named_parameters()}
+    scale = model.dit.tokens.scale
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.grad)
+        model.dit.tokens.table.weight.div_(scale**2)  # d/dw is scale times d/d(scale w), and export multiplies
+    for name, gradient in to_qwen(model).items():
+        # Relative to the layer's largest: a bias in front of a softmax has a gradient of zero, and its rounding.
+        layer = name.rpartition(".")[0]
+        size = max(float(value.abs().max()) for key, value in expected.items() if key.rpartition(".")[0] == layer)
+        assert size > 0
+        torch.testing.assert_close(
+            gradient, expected[name], atol=1e-4 * size, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@torch.inference_mode()
+def test_the_sibling_s_sampler_is_rk4_on_a_sway_grid_with_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = sibling()
+    model = ours(theirs)
+    given = inputs(theirs, 41, batch=1)
+    frames, bands = given["hidden_states"].shape[1:]
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: given["hidden_states"].clone())
+    expected = theirs.sample(
+        given["speaker_embedding"], given["condition_vector"], given["quantized_code"], num_steps=10
+    )
+    monkeypatch.undo()
+    size = model.layout.block_size
+    blocks = Blocks.of_lengths([frames], size)
+    speaker = model.encoder(given["condition_vector"], given["speaker_embedding"])
+    kept = torch.zeros(1, dtype=torch.bool)
+    condition = model.condition(cut(given["quantized_code"], size // 2), speaker, blocks, kept, kept)
+    velocity = guided(model.velocity, condition, model.null_condition(blocks), blocks, 0.5)
+    x = integrate(velocity, cut(given["hidden_states"], size), sway_grid(9), "rk4")
+    mel = x[blocks.valid].view(frames, bands)
+    assert mel.std() > 0.5
+    torch.testing.assert_close(mel, expected[0].T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["", "code2wav_dit_model.", "token2wav.code2wav_dit_model."])
+def test_weights_go_there_and_back_under_any_prefix(prefix: str) -> None:
+    theirs = sibling()
+    state = {prefix + name: value for name, value in theirs.state_dict().items()}
+    state |= {"thinker.something": torch.zeros(1)} if prefix else {}
+    state[prefix + "rotary_embed.inv_freq"] = torch.zeros(8)  # saved by older versions
+    back = to_qwen(from_qwen(state, theirs.config.to_dict()))
+    assert back.keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(back[name], value, atol=0, rtol=1e-6)
+    theirs.load_state_dict(back)
+
+
+def recipe(**change: Any) -> StreamFlow:
+    """A model as a recipe would describe it, of the small sibling's width and depth."""
+    torch.manual_seed(1)
+    given: dict[str, Any] = {
+        "layout": Layout(4, 24, (0, 2), (1,)),
+        "dit": DiTConfig(
+            width=64, num_heads=4, rope_heads=1, token_width=24, speaker_width=12, vocabulary=40, frames_per_token=4
+        ),
+        "mel": MelConfig(),
+        "scale": SCALE,
+        "speaker": SpeakerConfig(encoder="qwen", channels=16),
+        "predict": "velocity",
+    }
+    dit = dataclasses.replace(given["dit"], **change.pop("dit", {}))
+    return StreamFlow(**(given | change | {"dit": dit}))
+
+
+def test_a_warm_start_says_what_it_loaded_resized_and_left() -> None:
+    state = sibling().state_dict()
+    report = fill(model := recipe(), state)
+    assert "one for each of its 4 frames" in str(report) and "x-vectors left out" in str(report)
+    rows = (model.dit.tokens.table.weight * model.dit.tokens.scale).unflatten(1, (4, 24))
+    torch.testing.assert_close(rows[:40, 2], state["text_embed.codec_embed.weight"][:40])
+    torch.testing.assert_close(rows[40, 3], state["text_embed.codec_embed.weight"][0])  # its null is code 0
+    assert report.loaded == report.parameters - model.encoder.learned_null.numel()
+    torch.testing.assert_close(model.encoder.null(), model.encoder.silence())
+    other = fill(recipe(dit={"vocabulary": 30}), state)
+    assert "its vocabulary is 40, dit.vocabulary 30" in str(other)
+    assert other.loaded < report.loaded
+    joint = fill(recipe(speaker=SpeakerConfig(channels=16)), state)
+    assert "reference encoder left out" in str(joint)
+
+
+@torch.inference_mode()
+def test_x_vectors_of_another_encoder_do_not_inherit_the_sibling_s_weights() -> None:
+    theirs = sibling()
+    change = {"dit": {"speaker_width": 32, "null": "zeros"}}
+
+    def columns(name: str) -> tuple[Tensor, str]:
+        model = recipe(speaker=SpeakerConfig("qwen", 16, x_vectors=name, x_vector_width=20), **change)
+        report = fill(model, theirs.state_dict())
+        return model.dit.from_condition.weight[:, -20:], str(report)
+
+    kept, _ = columns(X_VECTORS)
+    assert torch.equal(kept, theirs.input_embed.proj.weight[:, -20:])
+    fresh, said = columns("speechbrain")
+    assert (fresh == 0).all() and "those of 'speechbrain' are not those of 'qwen2.5-omni'" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layout": Layout(5, 24, (0, 2), (1,))}, "layout.num_layers is 5, the weights to start from have 4"),
+        ({"dit": {"width": 128}}, "dit.width is 128, the weights to start from have 64"),
+        ({"dit": {"token_width": 32}}, "dit.token_width is 32, the weights to start from have 24"),
+        ({"dit": {"mlp_ratio": 4}}, "dit.mlp_ratio is 4, the weights to start from have 2"),
+        ({"dit": {"rope_heads": None}}, "dit.rope_heads is 4, the weights to start from have 1"),
+        ({"dit": {"speaker_width": 16}}, "dit.speaker_width without x-vectors is 16, the weights .* have 12"),
+        ({"predict": "mel"}, "predict is mel, the weights to start from have velocity"),
+        ({"scale": MelScale()}, r"scale is \(-5.0, 2.4\), the weights to start from have \(0.0, 1.0\)"),
+        ({"speaker": SpeakerConfig("qwen", 32)}, "speaker.channels is 32, the weights to start from have 16"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused_with_both_values(change: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        fill(recipe(**change), sibling().state_dict())
+
+
+def test_what_is_missing_or_unknown_in_foreign_weights_is_named() -> None:
+    state = sibling().state_dict()
+    with pytest.raises(ValueError, match=r"transformer_blocks.3.ff.ff.3.bias is missing"):
+        from_qwen({n: v for n, v in state.items() if n != "transformer_blocks.3.ff.ff.3.bias"})
+    with pytest.raises(ValueError, match=r"transformer_blocks.0.conv.weight is unknown"):
+        from_qwen(state | {"transformer_blocks.0.conv.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "dit.null is 'learned', the sibling can only have 'zeros'"),
+        ({"dit": {"rope_heads": 2}}, "dit.rope_heads is 2, the sibling can only have 1"),
+        ({"predict": "mel"}, "predict is 'mel', the sibling can only have 'velocity'"),
+    ],
+)
+def test_what_the_sibling_cannot_do_is_not_exported(change: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        to_qwen(recipe(**change))
+
+
+def test_frames_that_learnt_vectors_of_their_own_are_not_exported() -> None:
+    speaker = SpeakerConfig("qwen", 16, x_vectors=X_VECTORS, x_vector_width=20)
+    model = recipe(dit={"null": "zeros", "speaker_width": 32}, speaker=speaker)
+    with pytest.raises(ValueError, match=r"train with dit\.token_repeat=true"):
+        to_qwen(model)

@@ -1,0 +1,164 @@
+"""Foreign weights on disk: one component comes out the same from every form of file, or says what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sf_lightning.model.qwen_files import read_qwen, read_torch
+
+DIT, BIGVGAN = "code2wav_dit_model", "code2wav_bigvgan_model"
+
+OWN = {
+    "proj_out.weight": torch.arange(6.0).view(2, 3),
+    "proj_out.bias": torch.ones(2, dtype=torch.bfloat16),
+    "layers.0.norm.weight": torch.zeros(3),
+}
+
+CONFIG = {"token2wav_config": {"dit_config": {"depth": 2}, "bigvgan_config": {"mel_dim": 80}}}
+
+
+def under(prefix: str, state: dict[str, Tensor] = OWN) -> dict[str, Tensor]:
+    """The same tensors with longer names."""
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def whole() -> dict[str, Tensor]:
+    """What a whole model holds: both components and a talker."""
+    other = {f"token2wav.{BIGVGAN}.conv_pre.bias": torch.zeros(4), "talker.proj_out.bias": torch.ones(5)}
+    return under(f"token2wav.{DIT}.") | other
+
+
+def save_shards(folder: Path, state: dict[str, Tensor], count: int = 3) -> None:
+    """Deals the tensors to shards in turn, and writes their index."""
+    names = [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
+    weight_map = {key: names[i % count] for i, key in enumerate(state)}
+    for name in names:
+        save_file({key: state[key] for key, shard in weight_map.items() if shard == name}, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def assert_own(tensors: dict[str, Tensor]) -> None:
+    """The component's tensors, and no others, as they were stored."""
+    assert tensors.keys() == OWN.keys()
+    for name, tensor in OWN.items():
+        torch.testing.assert_close(tensors[name], tensor, atol=0, rtol=0)
+
+
+def test_a_folder_of_shards_gives_one_component_and_its_part_of_the_config(tmp_path: Path) -> None:
+    save_shards(tmp_path, whole())
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    tensors, config = read_qwen(tmp_path, DIT)
+    assert_own(tensors)
+    assert config == {"depth": 2}
+    tensors, config = read_qwen(tmp_path, BIGVGAN)
+    assert list(tensors) == ["conv_pre.bias"] and config == {"mel_dim": 80}
+
+
+def test_a_shard_that_holds_nothing_wanted_need_not_be_there(tmp_path: Path) -> None:
+    save_shards(tmp_path, whole(), count=5)  # five tensors, each in a shard of its own
+    for unneeded in (4, 5):
+        (tmp_path / f"model-{unneeded:05d}-of-00005.safetensors").unlink()
+    assert_own(read_qwen(tmp_path, DIT)[0])
+    with pytest.raises(FileNotFoundError, match=r"model-00004-of-00005.safetensors is missing, which .*index.json"):
+        read_qwen(tmp_path, BIGVGAN)
+
+
+def test_a_folder_without_an_index_is_all_its_safetensors(tmp_path: Path) -> None:
+    save_file(under(f"{DIT}."), tmp_path / "a.safetensors")
+    save_file({"talker.bias": torch.ones(1)}, tmp_path / "b.safetensors")
+    tensors, config = read_qwen(tmp_path, DIT)
+    assert_own(tensors)
+    assert config == {}
+
+
+@pytest.mark.parametrize("prefix", [f"token2wav.{DIT}.", f"{DIT}.", f"model.token2wav.{DIT}.", ""])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.bin", "old.pth"])
+def test_a_file_gives_the_component_under_any_prefix(tmp_path: Path, prefix: str, name: str) -> None:
+    path = tmp_path / name
+    if path.suffix == ".safetensors":
+        save_file(under(prefix), path)
+    else:
+        torch.save(under(prefix), path, _use_new_zipfile_serialization=name != "old.pth")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG["token2wav_config"]))  # of token2wav alone
+    tensors, config = read_qwen(path, DIT)
+    assert_own(tensors)
+    assert config == {"depth": 2}
+
+
+@pytest.mark.parametrize("config", [{}, {"token2wav_config": None}, {"token2wav_config": {"dit_config": None}}])
+def test_a_config_without_that_part_is_an_empty_one(tmp_path: Path, config: dict) -> None:
+    torch.save(OWN, tmp_path / "w.pt")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_qwen(tmp_path / "w.pt", DIT)[1] == {}
+
+
+def test_names_without_a_prefix_belong_to_nobody_beside_names_that_have_one(tmp_path: Path) -> None:
+    torch.save(under(f"{DIT}.") | {"stray": torch.ones(1)}, tmp_path / "w.pt")
+    assert_own(read_qwen(tmp_path / "w.pt", DIT)[0])
+    with pytest.raises(ValueError, match=rf"w.pt: no tensor of {BIGVGAN} in it: it has {DIT}.proj_out.weight, "):
+        read_qwen(tmp_path / "w.pt", BIGVGAN)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"w.safetensors is missing: wanted {DIT} as a model folder"):
+        read_qwen(tmp_path / "w.safetensors", DIT)
+    with pytest.raises(FileNotFoundError, match=r"has neither model.safetensors.index.json nor any \*.safetensors"):
+        read_qwen(tmp_path, DIT)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 40, -4])
+def test_a_truncated_shard_is_named(tmp_path: Path, kept: int) -> None:
+    save_shards(tmp_path, whole(), count=2)
+    shard = tmp_path / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"model-00002-of-00002.safetensors is no whole safetensors file"):
+        read_qwen(tmp_path, DIT)
+
+
+def test_a_shard_of_another_download_is_named(tmp_path: Path) -> None:
+    save_shards(tmp_path, whole(), count=2)
+    save_file({"x": torch.ones(1)}, tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(ValueError, match=r"model-00001-of-00002.safetensors was to hold token2wav"):
+        read_qwen(tmp_path, DIT)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "is no JSON"), ("[]", "holds a list: wanted a JSON object"), ("{}", "has no weight_map")],
+)
+def test_a_broken_index_is_named(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=f"index.json {said}"):
+        read_qwen(tmp_path, DIT)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world\n", b"PK", b"P" * 100])
+def test_a_file_that_torch_cannot_read_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"w.pt cannot be read as torch weights"):
+        read_torch(tmp_path / "w.pt")
+
+
+def test_a_truncated_torch_file_is_named(tmp_path: Path) -> None:
+    torch.save(OWN, tmp_path / "w.pt")
+    (tmp_path / "w.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"w.pt cannot be read as torch weights"):
+        read_qwen(tmp_path / "w.pt", DIT)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (torch.ones(2), "holds a Tensor: wanted a state dict"),
+        ({"generator": dict(OWN)}, "holds a dict under 'generator': wanted a state dict, of tensors alone"),
+        ({}, f"no tensor of {DIT} in it: it has nothing"),
+    ],
+)
+def test_a_torch_file_of_something_else_says_of_what(tmp_path: Path, content: object, said: str) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=f"w.pt.*{said}"):
+        read_qwen(tmp_path / "w.pt", DIT)

@@ -1,0 +1,98 @@
+"""Steps whose gradient is not finite: no weight moves, the samples are named, and too many in a row end a run."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from sf_lightning.data.packing import Batch
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.training.guard import NonFiniteGuard
+from sf_lightning.training.module import OptimizerConfig
+from tests.training.test_training import batch_of, data, fit, small_module
+
+
+class Poison(L.Callback):
+    """Puts NaN into the waves of one block at some steps; notes the weights after each step."""
+
+    def __init__(self, steps: set[int], block: int = 3) -> None:
+        self.steps, self.block = steps, block
+        self.weights: list[torch.Tensor] = []
+        self.poisoned: list[str] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, index: int) -> None:
+        """Poisons."""
+        if trainer.global_step in self.steps:
+            batch.wave[self.block] = float("nan")
+            self.poisoned.append(batch.keys[batch.blocks.utterance[self.block]])
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+        """Notes."""
+        self.weights.append(module.model.dit.to_velocity.weight.detach().clone())
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(
+    shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    poison, module = Poison({2, 4}), small_module()
+    with caplog.at_level(logging.WARNING):
+        fit(tmp_path, module, data(shards, lanes=1), 6, more_callbacks=[poison])
+    before, skipped, after = poison.weights[1], poison.weights[2], poison.weights[3]
+    assert torch.equal(before, skipped) and not torch.equal(skipped, after)
+    assert torch.equal(poison.weights[3], poison.weights[4]) and not torch.equal(*poison.weights[4:])
+    assert all(p.isfinite().all() for p in module.model.parameters())
+    assert all(p.isfinite().all() for p in module.ema.average.values())
+    assert module.guard.skipped == 2
+    said = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    for line, step, key in zip(said, (2, 4), poison.poisoned, strict=True):
+        assert line.startswith(f"step {step} skipped: not finite: the loss of") and key in line
+
+
+def test_a_run_that_was_never_poisoned_ends_with_the_same_weights_as_ever(shards: ShardSet, tmp_path: Path) -> None:
+    clean, watched = small_module(), small_module()
+    clean.guard.watch = lambda *_: None  # type: ignore[method-assign]
+    fit(tmp_path / "a", clean, data(shards), 3)
+    fit(tmp_path / "b", watched, data(shards), 3)
+    for mine, other in zip(clean.model.parameters(), watched.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_too_many_in_a_row_stop_the_run_and_say_what_to_turn(shards: ShardSet, tmp_path: Path) -> None:
+    module = small_module(optimizer=OptimizerConfig(warmup_steps=2, max_bad_steps=3))
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* the last one 4 .*max_bad_steps above 3"):
+        fit(tmp_path, module, data(shards, lanes=1), 9, more_callbacks=[Poison({0, 2, 3, 4, 5})])
+
+
+def test_a_gradient_that_overflows_behind_a_finite_loss_names_all_samples(
+    shards: ShardSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, batch = small_module(), batch_of(shards)
+    optimizer = torch.optim.AdamW([torch.zeros(1)], fused=True)
+    with caplog.at_level(logging.WARNING):
+        module.guard.saw(torch.zeros(len(batch.blocks)), batch)
+        module.guard.watch(optimizer, torch.tensor(torch.inf), 7)
+        module.guard.check()
+    assert caplog.records[0].getMessage() == (
+        f"step 7 skipped: not finite: the gradient (of {', '.join(key for key in batch.keys if key)})"
+    )
+
+
+def test_where_gradients_accumulate_the_right_clip_of_the_right_batch_is_named(
+    shards: ShardSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard, batch = NonFiniteGuard(5), batch_of(shards)
+    optimizer = torch.optim.AdamW([torch.zeros(1)], fused=True)
+    losses = torch.zeros(len(batch.blocks))
+    bad = batch.packs[0].num_blocks  # the first block of the second pack
+    other = replace(batch, keys=[f"other {key}" for key in batch.keys])
+    with caplog.at_level(logging.WARNING):
+        guard.saw(losses, batch)
+        guard.saw(losses.index_fill(0, torch.tensor([bad]), torch.nan), other)
+        guard.watch(optimizer, torch.tensor(torch.nan), 3)
+        guard.check()
+    key = other.keys[other.packs[0].num_utterances]
+    assert caplog.records[0].getMessage() == f"step 3 skipped: not finite: the loss of {key}"

@@ -33,6 +33,7 @@ from sf_lightning.model.streamflow import StreamFlow
 
 FRAME_RATE = 100
 FORWARD, TRAIN, MEMORY = (9.6, 28.8, 60.0), (9.6, 28.8), 28.8
+MEDIUM = (9.6,)
 FLAT = (2.4, 9.6, 28.8, 60.0)
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -134,13 +135,20 @@ def measure_memory(which: str) -> None:
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
 
 
-def compare(sibling: Any, model: StreamFlow, repeats: int, console: Console) -> dict[str, float]:
-    """Times both networks in fp32 at the current matmul precision."""
+def compare(
+    sibling: Any,
+    model: StreamFlow,
+    forward: tuple[float, ...],
+    train: tuple[float, ...],
+    repeats: int,
+    console: Console,
+) -> dict[str, float]:
+    """Times both networks in fp32 at the current matmul precision, at lengths in seconds."""
     name = torch.get_float32_matmul_precision()
     results: dict[str, float] = {}
     table = Table("seconds of speech", "what", "sibling", "ours", "ratio", "largest difference")
     no_grad = torch.no_grad()
-    for seconds in FORWARD:
+    for seconds in forward:
         given = Inputs(seconds)
         with no_grad:
             theirs, mine = sibling_forward(sibling, given), our_forward(model, given)
@@ -150,7 +158,7 @@ def compare(sibling: Any, model: StreamFlow, repeats: int, console: Console) -> 
             )
         results[f"forward_{seconds:g}"] = a / b
         table.add_row(f"{seconds:g}", "forward", f"{a:.3f} s", f"{b:.3f} s", f"{a / b:.2f}", f"{difference:.1e}")
-    for seconds in TRAIN:
+    for seconds in train:
         given = Inputs(seconds)
         a, b = seconds_of(
             [lambda g=given: step(sibling, sibling_forward, g), lambda g=given: step(model, our_forward, g)],
@@ -246,7 +254,7 @@ def main() -> None:
     console.print(f"{name}, torch {torch.__version__}, fp32 unless said otherwise")
     sibling = make_sibling()
     model = from_qwen(sibling.state_dict()).to(device)
-    results = compare(sibling, model, args.repeats, console)
+    results = compare(sibling, model, FORWARD, TRAIN, args.repeats, console)
     if not args.quick:
         theirs, mine = peak_memory("sibling"), peak_memory("ours")
         results[f"memory_{MEMORY:g}"] = theirs / mine
@@ -256,7 +264,7 @@ def main() -> None:
     results |= shares(model, args.repeats, console)
     if not args.quick:
         torch.set_float32_matmul_precision("medium")
-        medium = compare(sibling, model, args.repeats, console)
+        medium = compare(sibling, model, MEDIUM, MEDIUM, args.repeats, console)
         results |= {f"medium_{name}": value for name, value in medium.items()}
     del sibling
     if device.type == "cuda":

@@ -23,6 +23,7 @@ def decode(
     tokens: str,
     out: str,
     speaker: str | None = None,
+    x_vector: str | None = None,
     offline: bool = False,
     steps: int | None = None,
     guidance: float | None = None,
@@ -40,6 +41,7 @@ def decode(
         tokens: File of tokens, a `.npy` of whole numbers [L].
         out: Wave to write, 16-bit, `.wav` or `.flac`, at the vocoder's rate.
         speaker: Whose voice: audio of the speaker, or an embedding saved as `.npy`; by default nobody's.
+        x_vector: The speaker's x-vector, a `.npy`, beside the audio of a speaker, where the model takes them.
         offline: Decode the whole utterance at once instead of streaming.
         steps: Solver steps.
         guidance: Strength of guidance.
@@ -50,7 +52,7 @@ def decode(
         vocoder: BigVGAN checkpoint, or folder of Qwen2.5-Omni, to use instead of the vocoder of training.
         device: Where to decode, such as "cpu" or "cuda".
     """
-    for what, path in (("ckpt", ckpt), ("tokens", tokens), ("speaker", speaker)):
+    for what, path in (("ckpt", ckpt), ("tokens", tokens), ("speaker", speaker), ("x_vector", x_vector)):
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"--{what}: no file {path}")
     if Path(out).suffix.lower() not in (".wav", ".flac"):
@@ -72,7 +74,7 @@ def decode(
     }
     config = replace(module.decode, **{name: value for name, value in given.items() if value is not None})
     decoder = module.decoder(decode=config)
-    who = _speaker(module, Path(speaker)) if speaker is not None else None
+    who = _speaker(module, Path(speaker), x_vector) if speaker is not None else None
     if offline:
         wave = decoder.offline([codes], [who])[0].wave
     else:
@@ -97,9 +99,11 @@ def _load_tokens(path: Path) -> Tensor:
 
 
 @torch.inference_mode()
-def _speaker(module: StreamFlowModule, path: Path) -> Tensor:
-    """Returns the embedding [S] in a `.npy`, or that of the first seconds of an audio file."""
+def _speaker(module: StreamFlowModule, path: Path, x_vector: str | None) -> Tensor:
+    """Returns the embedding [S] in a `.npy`, or that of the first seconds of an audio file and an x-vector."""
     if path.suffix == ".npy":
+        if x_vector is not None:
+            raise ValueError(f"--speaker {path} is a whole embedding: leave --x_vector out")
         return torch.from_numpy(_load_array(path)).float()
     mel = module.model.mel.config
     try:
@@ -108,7 +112,8 @@ def _speaker(module: StreamFlowModule, path: Path) -> Tensor:
         raise ValueError(f"--speaker: {path} is no voice to speak in: {error}") from error
     # Crops have one length, always: a shorter one is repeated, as in training.
     crop = np.resize(wave, module.model.speaker.crop_samples(mel.sample_rate))
-    return module.model.encode_speaker(torch.from_numpy(crop)[None].to(module.device))[0]
+    stored = None if x_vector is None else torch.from_numpy(_load_array(Path(x_vector))).to(module.device)[None]
+    return module.model.encode_speaker(torch.from_numpy(crop)[None].to(module.device), stored)[0]
 
 
 @one_line_errors

@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf import OmegaConf
 
 from sf_lightning.cli.errors import one_line_errors
@@ -76,8 +76,13 @@ def _commit() -> str:
 class FitCLI(LightningCLI):
     """LightningCLI around `StreamFlowModule` and `ShardDataModule`; everything of a run lies in one folder."""
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds `base`, which `with_bases` reads."""
+        parser.add_argument("--base", type=str | None, help="config, beside this one, that this one is laid over")
+
     def before_instantiate_classes(self) -> None:
         """Puts loggers and checkpoints that name no folder into `trainer.default_root_dir`."""
+        self.config[self.subcommand].base = None  # all that it says is in the config now
         trainer = self.config[self.subcommand].trainer
         folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit")
         loggers = trainer.logger if isinstance(trainer.logger, list) else []
@@ -107,6 +112,34 @@ class FitCLI(LightningCLI):
             )
 
 
+def with_bases(args: list[str]) -> list[str]:
+    """Puts in front of each `--config` the one that it names as its `base`, so that overlays stay short.
+
+    Raises:
+        FileNotFoundError: if a config or its base is missing.
+    """
+    done: list[str] = []
+    for i, arg in enumerate(args):
+        given = arg.removeprefix("--config=") if arg.startswith("--config=") else None
+        if i and args[i - 1] == "--config":
+            given = arg
+            done.pop()
+        if given is None:
+            done.append(arg)
+            continue
+        chain = [Path(given)]
+        while base := OmegaConf.select(OmegaConf.load(_found(chain[0])), "base"):
+            chain.insert(0, chain[0].parent / base)
+        done += [f"--config={path}" for path in chain]
+    return done
+
+
+def _found(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"--config: {path} is missing")
+    return path
+
+
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
@@ -122,7 +155,7 @@ def main(args: list[str] | None = None) -> None:
     FitCLI(
         StreamFlowModule,
         ShardDataModule,
-        args=args,
+        args=with_bases(args),
         parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False},
         save_config_callback=RecordRun,
         save_config_kwargs={"overwrite": True},

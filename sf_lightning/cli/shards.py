@@ -21,6 +21,8 @@ def build(
     tokenizer: str | None = None,
     vocabulary: int | None = None,
     shard_samples: int = 100,
+    x_vectors: str = "",
+    x_vector_width: int = 192,
 ) -> None:
     """Turns a folder of audio into a shard set with tokens; folders name speakers.
 
@@ -33,6 +35,9 @@ def build(
         tokenizer: File of a tokenizer, such as one that an earlier build has saved.
         vocabulary: Codes of k-means tokens, by default 1024.
         shard_samples: Clips of a shard.
+        x_vectors: Name of the encoder whose embeddings lie beside the audio (`clip.speaker.npy` beside
+            `clip.wav`); by default there are none.
+        x_vector_width: Their width.
     """
     target, mel = Path(out), MelConfig()
     if target.exists():
@@ -55,7 +60,8 @@ def build(
         fitted.save(beside)
         made = fitted
         print(f"tokens: {codes} k-means codes fitted on {audio}, saved in {beside}")
-    _describe(target, build_set(sources, target, made, mel, shard_samples))
+    stored = (x_vectors, x_vector_width if x_vectors else 0)
+    _describe(target, build_set(sources, target, made, mel, shard_samples, stored))
 
 
 def demo(out: str = "shards/demo", minutes: float = 24.0, vocabulary: int = 1024) -> None:

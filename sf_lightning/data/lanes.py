@@ -68,6 +68,7 @@ class Lane:
         lane: Number of this lane, 0 .. num_lanes - 1.
         num_lanes: V, the same for the whole life of a run.
         crop_samples: Length of the reference crops.
+        x_vector_width: Width of the x-vectors to read; 0 reads none.
         group: Shards whose samples are shuffled together.
         max_bad_share: Stop when more than this share of the samples is broken.
         skipped: Broken samples by cause, counted while reading.
@@ -81,6 +82,7 @@ class Lane:
     lane: int
     num_lanes: int
     crop_samples: int
+    x_vector_width: int = 0
     group: int = 4
     max_bad_share: float = 0.1
 
@@ -158,7 +160,7 @@ class Lane:
     ) -> Drawn:
         manifest = self.shards.manifest
         spec, mel = manifest.tokenizer, manifest.mel
-        clip = decode_clip(raws[name], mel, spec.vocabulary, spec.frames_per_token)
+        clip = decode_clip(raws[name], mel, spec.vocabulary, spec.frames_per_token, self.x_vector_width)
         random = self._random(state.epoch, self.lane, state.sample, 1)
         others = [other for other in by_speaker[clip.speaker] if other != name] or [name]
         other = raws[others[random.integers(len(others))]]
@@ -183,7 +185,7 @@ class Lane:
             )
 
 
-def first_clips(shards: ShardSet, count: int, crop_samples: int) -> Iterator[Drawn]:
+def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width: int = 0) -> Iterator[Drawn]:
     """Yields up to `count` clips spread evenly over a set, in a fixed order: what validation listens to.
 
     A broken sample is left out; the reference is a crop of another clip of the same speaker in the same
@@ -212,7 +214,7 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int) -> Iterator[Dra
             same = [r for r in raws if speaker_of(r) == speaker_of(raw) and r is not raw] or [raw]
             random = np.random.default_rng([0, number, i])
             try:
-                clip = decode_clip(raw, mel, spec.vocabulary, spec.frames_per_token)
+                clip = decode_clip(raw, mel, spec.vocabulary, spec.frames_per_token, x_vector_width)
                 reference = reference_crop(same[0], mel, crop_samples, random)
                 yield Drawn(clip, reference, LaneState())
             except BadSample as error:

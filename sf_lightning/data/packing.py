@@ -30,6 +30,7 @@ class Pack:
         tokens: int64 [M, K]; 0 under padding.
         blocks: Where the blocks belong.
         reference: A crop of each piece's speaker, float32 [U, N]; zeros where there is no piece.
+        x_vector: Of each piece, float32 [U, X]; X is 0 where none is wanted.
         keys: The clip of each piece, in order.
         key: Of this pack's random draws: (lane, number of the pack in its lane).
         state: Where the lane stands after this pack.
@@ -40,6 +41,7 @@ class Pack:
     tokens: Tensor
     blocks: Blocks
     reference: Tensor
+    x_vector: Tensor
     keys: list[str]
     key: tuple[int, int] = (0, 0)
     state: LaneState = LaneState()
@@ -55,6 +57,7 @@ class Batch:
         tokens: [M, K].
         blocks: Where the blocks belong.
         reference: [U, N].
+        x_vector: [U, X].
         packs: Blocks and utterances of each pack, with its lane and number: what keys the random draws.
         keys: The clip of each utterance, [U]; empty where a pack has fewer pieces than it may.
         num_frames: Valid frames, known without asking the device.
@@ -66,6 +69,7 @@ class Batch:
     tokens: Tensor
     blocks: Blocks
     reference: Tensor
+    x_vector: Tensor
     packs: list["PackKey"]
     keys: list[str]
     num_frames: int
@@ -80,6 +84,7 @@ class Batch:
             torch.cat([pack.tokens for pack in packs]),
             Blocks.cat([pack.blocks for pack in packs]),
             torch.cat([pack.reference for pack in packs]),
+            torch.cat([pack.x_vector for pack in packs]),
             [PackKey(len(pack.blocks), pack.blocks.num_utterances, *pack.key) for pack in packs],
             [key for pack in packs for key in pack.keys + [""] * (pack.blocks.num_utterances - len(pack.keys))],
             sum(int(pack.blocks.valid.sum()) for pack in packs),
@@ -95,6 +100,7 @@ class Batch:
             tokens=self.tokens.to(device, non_blocking=non_blocking),
             blocks=self.blocks.to(device, non_blocking=non_blocking),
             reference=self.reference.to(device, non_blocking=non_blocking),
+            x_vector=self.x_vector.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> "Batch":
@@ -105,6 +111,7 @@ class Batch:
             tokens=self.tokens.pin_memory(),
             blocks=self.blocks.pin_memory(),
             reference=self.reference.pin_memory(),
+            x_vector=self.x_vector.pin_memory(),
         )
 
 
@@ -222,6 +229,7 @@ def _assemble(pieces: list[Piece], shape: PackShape, key: tuple[int, int], state
         tokens=fill([piece.tokens for piece in pieces], shape.num_blocks),
         blocks=blocks,
         reference=fill([np.stack([piece.drawn.reference for piece in pieces])], shape.max_pieces),
+        x_vector=fill([np.stack([piece.drawn.clip.x_vector for piece in pieces])], shape.max_pieces),
         keys=[piece.drawn.clip.key for piece in pieces],
         key=key,
         state=state,

@@ -29,7 +29,8 @@ class BadSample(Exception):
     """A sample that must be skipped.
 
     Args:
-        cause: Short and countable: "undecodable", "silent", "not finite", "too short", "token count", "incomplete".
+        cause: Short and countable: "undecodable", "silent", "not finite", "too short", "token count", "x-vector",
+            "incomplete".
         detail: What came and what was wanted.
     """
 
@@ -47,12 +48,14 @@ class Clip:
         wave: [L * frames_per_token * hop_length], scaled to `PEAK`.
         tokens: [L].
         speaker: Name of the speaker.
+        x_vector: [X], of the speaker in this clip; X is 0 where none is wanted.
     """
 
     key: str
     wave: Wave
     tokens: Tokens
     speaker: str
+    x_vector: NDArray[np.float32]
 
 
 def audio_of(raw: Raw) -> bytes:
@@ -96,13 +99,14 @@ def read_speech(source: bytes, mel: MelConfig) -> Wave:
     return scale_to_peak(wave, PEAK)
 
 
-def decode_clip(raw: Raw, mel: MelConfig, vocabulary: int, frames_per_token: int) -> Clip:
+def decode_clip(raw: Raw, mel: MelConfig, vocabulary: int, frames_per_token: int, x_vector_width: int = 0) -> Clip:
     """Decodes a sample; the wave is trimmed or zero-padded to whole tokens.
 
     Raises:
         BadSample: if a part is missing or broken, or tokens and audio are of different length.
     """
     tokens = _read_tokens(raw, vocabulary)
+    x_vector = read_x_vector(raw.get("speaker.npy", b""), x_vector_width)
     wave = read_speech(audio_of(raw), mel)
     frames, wanted = len(wave) // mel.hop_length, len(tokens) * frames_per_token
     # A tokenizer that drops a partial token leaves up to frames_per_token - 1 frames, and as many the other way.
@@ -110,7 +114,26 @@ def decode_clip(raw: Raw, mel: MelConfig, vocabulary: int, frames_per_token: int
         raise BadSample("token count", f"{len(tokens)} tokens are {wanted} frames, the audio has {frames}")
     whole = np.zeros(wanted * mel.hop_length, np.float32)
     whole[: len(wave)] = wave[: len(whole)]
-    return Clip(str(raw["__key__"]), whole, tokens, speaker_of(raw))
+    return Clip(str(raw["__key__"]), whole, tokens, speaker_of(raw), x_vector)
+
+
+def read_x_vector(data: bytes, width: int) -> NDArray[np.float32]:
+    """Reads an x-vector [width] from the bytes of a `.npy`; of width 0, nothing is read.
+
+    Raises:
+        BadSample: if it is missing, broken, of another width or not finite.
+    """
+    if width == 0:
+        return np.zeros(0, np.float32)
+    if not data:
+        raise BadSample("incomplete", "no speaker.npy")
+    try:
+        x_vector = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise BadSample("undecodable", f"speaker.npy ({error})") from error
+    if x_vector.shape != (width,) or not np.isfinite(x_vector).all():
+        raise BadSample("x-vector", f"speaker.npy of shape {x_vector.shape}: wanted ({width},), all finite")
+    return x_vector.astype(np.float32)
 
 
 def _read_tokens(raw: Raw, vocabulary: int) -> Tokens:

@@ -56,12 +56,16 @@ class Manifest:
         tokenizer: What made its tokens.
         shards: Its shards, in order.
         skipped: Files left out when it was built, counted by cause.
+        x_vectors: Name of the encoder whose embeddings lie beside the tokens; empty where there are none.
+        x_vector_width: Their width.
     """
 
     mel: MelConfig
     tokenizer: TokenizerSpec
     shards: tuple[ShardInfo, ...]
     skipped: dict[str, int]
+    x_vectors: str = ""
+    x_vector_width: int = 0
 
     def save(self, folder: Path) -> None:
         """Writes `manifest.json`."""
@@ -91,6 +95,8 @@ class Manifest:
                 TokenizerSpec(**data["tokenizer"]),
                 tuple(ShardInfo(**shard) for shard in data["shards"]),
                 data["skipped"],
+                data.get("x_vectors", ""),
+                data.get("x_vector_width", 0),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
@@ -136,14 +142,25 @@ class ShardSet:
             if (size := path.stat().st_size) != info.bytes:
                 log.warning("%s has %d bytes, the manifest says %d: is it truncated?", path, size, info.bytes)
 
-    def require(self, mel: MelConfig, tokenizer: str, vocabulary: int, frames_per_token: int) -> None:
+    def require(
+        self, mel: MelConfig, tokenizer: str, vocabulary: int, frames_per_token: int, x_vectors: tuple[str, int]
+    ) -> None:
         """Checks that a model can be trained on this set.
 
+        Args:
+            mel: The model's.
+            tokenizer: Name of its tokenizer.
+            vocabulary: Its codes.
+            frames_per_token: Its frames of a token.
+            x_vectors: Name and width of the x-vectors that it takes; an empty name takes none.
+
         Raises:
-            ValueError: with both values, if mel or tokenizer are not the model's.
+            ValueError: with both values, if the set has not what the model needs.
         """
         have = self.manifest.tokenizer
+        stored = (self.manifest.x_vectors, self.manifest.x_vector_width)
         for what, came, wanted, knob in (
+            ("x-vectors", stored if x_vectors[0] else x_vectors, x_vectors, "model.speaker.x_vectors"),
             ("mel", self.manifest.mel, mel, "model.mel"),
             ("tokenizer", have.name, tokenizer, "model.tokenizer"),
             ("vocabulary", have.vocabulary, vocabulary, "model.dit.vocabulary"),

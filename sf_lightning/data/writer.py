@@ -21,7 +21,7 @@ from rich.progress import track
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.wave import AUDIO_SUFFIXES, Wave
-from sf_lightning.data.sample import BadSample, read_speech
+from sf_lightning.data.sample import BadSample, read_speech, read_x_vector
 from sf_lightning.data.shards import Manifest, ShardInfo
 from sf_lightning.tokens.base import Tokenizer, Tokens
 from sf_lightning.tokens.kmeans import KMeansTokenizer
@@ -115,6 +115,7 @@ def build(
     tokenizer: Tokenizer,
     mel: MelConfig | None = None,
     shard_samples: int = 100,
+    x_vectors: tuple[str, int] = ("", 0),
 ) -> Manifest:
     """Writes a shard set.
 
@@ -124,6 +125,7 @@ def build(
         tokenizer: Makes the tokens.
         mel: The mel of the models to be trained on the set.
         shard_samples: Samples of a shard.
+        x_vectors: Name and width of embeddings that lie beside the audio as `NAME.speaker.npy`; by default none.
 
     Returns:
         The manifest.
@@ -146,6 +148,8 @@ def build(
         try:
             wave = read_speech(audio, mel)
             tokens = tokenizer.encode([wave])[0]
+            x_vector = _beside(source) if x_vectors[0] else b""
+            read_x_vector(x_vector, x_vectors[1])
             if len(tokens) == 0:
                 raise BadSample("too short", f"{len(wave)} samples make no token")
         except BadSample as error:
@@ -154,7 +158,7 @@ def build(
             continue
         look_up.add(wave, tokens)
         shard = shard or _ShardWriter(partial, len(infos))
-        shard.add(source, audio, tokens, len(wave) / mel.sample_rate)
+        shard.add(source, audio, tokens, x_vector, len(wave) / mel.sample_rate)
         if len(shard.index) == shard_samples:
             infos.append(shard.close())
             shard = None
@@ -164,10 +168,16 @@ def build(
         shutil.rmtree(partial)
         raise ValueError(f"none of {len(sources)} files could be used ({_counts(skipped)}): nothing was written")
     np.save(partial / "lookup.npy", look_up.table())
-    manifest = Manifest(mel, spec, tuple(infos), dict(skipped))
+    manifest = Manifest(mel, spec, tuple(infos), dict(skipped), *x_vectors)
     manifest.save(partial)
     partial.rename(out)
     return manifest
+
+
+def _beside(source: Source) -> bytes:
+    """The bytes of the x-vector beside an audio file; empty if there is none."""
+    path = source.path.with_suffix(".speaker.npy")
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _counts(skipped: Counter[str]) -> str:
@@ -184,20 +194,20 @@ class _ShardWriter:
         self.index: list[tuple[str, int, int]] = []
         self.seconds = 0.0
 
-    def add(self, source: Source, audio: bytes, tokens: Tokens, seconds: float) -> None:
+    def add(self, source: Source, audio: bytes, tokens: Tokens, x_vector: bytes, seconds: float) -> None:
         """Adds a sample."""
         offset = self.tar.tarstream.offset
         fields = {"id": source.key, "speaker": source.speaker, "duration": round(seconds, 3)}
         buffer = io.BytesIO()
         np.save(buffer, tokens.astype(np.int32))
-        self.tar.write(
-            {
-                "__key__": source.key,
-                source.path.suffix[1:].lower(): audio,
-                "tokens.npy": buffer.getvalue(),
-                "json": json.dumps(fields, ensure_ascii=False).encode(),
-            }
-        )
+        files = {
+            source.path.suffix[1:].lower(): audio,
+            "tokens.npy": buffer.getvalue(),
+            "json": json.dumps(fields, ensure_ascii=False).encode(),
+        }
+        if x_vector:
+            files["speaker.npy"] = x_vector
+        self.tar.write({"__key__": source.key, **files})
         self.index.append((source.key, offset, len(tokens)))
         self.seconds += seconds
 

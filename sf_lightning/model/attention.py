@@ -31,6 +31,10 @@ class Sight(NamedTuple):
     table: Tensor
     blocks: Blocks
 
+    def of(self, some: slice) -> "Sight":
+        """Returns that of some blocks, for a span that does not leave the own block."""
+        return Sight(self.mask[some], self.table, self.blocks.of(some))
+
 
 def near_sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
     """Returns the sight of a bounded span on the list of blocks itself."""
@@ -90,8 +94,8 @@ class BlockAttention(nn.Module):
     def _near(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
         size, offsets = q.shape[2], self.span.offsets
         own = -offsets[0] * size
-        k = torch.cat([shift(k, offset) for offset in offsets], dim=2)
-        v = torch.cat([shift(v, offset) for offset in offsets], dim=2)
+        if len(offsets) > 1:
+            k, v = (torch.cat([shift(x, offset) for offset in offsets], dim=2) for x in (k, v))
         q = rotate(q, sight.table[:, own : own + size], self.rope_heads)
         return attend(q, rotate(k, sight.table, self.rope_heads), v, sight.mask)
 

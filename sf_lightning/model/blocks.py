@@ -79,6 +79,10 @@ class Blocks:
             valid=self.valid.pin_memory(),
         )
 
+    def of(self, some: slice) -> "Blocks":
+        """Returns some of the blocks, which still belong to the same utterances."""
+        return replace(self, utterance=self.utterance[some], position=self.position[some], valid=self.valid[some])
+
     def __len__(self) -> int:
         return len(self.utterance)
 

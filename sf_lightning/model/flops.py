@@ -2,8 +2,7 @@
 
 from torch import nn
 
-from sf_lightning.model.dit import DiT, Modulation
-from sf_lightning.model.embeddings import TimeEmbedding
+from sf_lightning.model.dit import DiT
 
 
 def flops_per_frame(dit: DiT, longest: int | None = None) -> float:
@@ -29,7 +28,7 @@ def flops_per_frame(dit: DiT, longest: int | None = None) -> float:
     blocks = [len(span.offsets) if span.bounded else longest for span in dit.layout.spans]
     if None in blocks:
         raise ValueError("the layout has unbounded spans: `longest`, the blocks of an utterance, must be given")
-    once = {m for part in dit.modules() if isinstance(part, TimeEmbedding | Modulation) for m in part.modules()}
+    once = {*dit.time.modules(), *dit.modulations.modules()}
     weights = sum(m.weight.numel() for m in dit.modules() if isinstance(m, nn.Linear) and m not in once)
     keys = dit.layout.block_size * sum(each or 0 for each in blocks)
     return 2.0 * weights + 4.0 * dit.config.width * keys

@@ -16,7 +16,7 @@ from torch import Tensor
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
-from sf_lightning.model.qwen_files import read_qwen, strip_prefix
+from sf_lightning.model.qwen_files import read_qwen, read_torch, strip_prefix
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 
@@ -27,19 +27,8 @@ X_VECTORS = "qwen2.5-omni"
 
 SCALE = MelScale(mean=0.0, std=1.0)
 HEAD_WIDTH = 64
+KINDS = ("weight", "bias")
 
-_PAIRS = {
-    "time_embed.time_mlp.0": "dit.time.mlp.0",
-    "time_embed.time_mlp.2": "dit.time.mlp.2",
-    "norm_out.linear": "dit.modulation.linear",
-    "proj_out": "dit.to_velocity",
-}
-_LAYER_PAIRS = {
-    "attn_norm.linear": "modulation.linear",
-    "attn.to_out.0": "attention.out",
-    "ff.ff.0": "mlp.0",
-    "ff.ff.3": "mlp.2",
-}
 _TABLE, _PROJECTION, _SPEAKER = "text_embed.codec_embed.weight", "input_embed.proj", "input_embed.spk_encoder."
 
 
@@ -109,7 +98,7 @@ def from_qwen(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None
             token_width=sizes.token_width,
             token_repeat=True,
             speaker_width=sizes.reference_width + sizes.x_vector_width,
-            null="zeros",
+            null_condition="zeros",
             num_bands=sizes.num_bands,
             vocabulary=sizes.vocabulary,
             frames_per_token=config.get("repeats", 2),
@@ -128,6 +117,24 @@ def from_qwen(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None
     return model.eval()
 
 
+@torch.inference_mode()
+def read_voices(model: StreamFlow, path: Path) -> dict[str, Tensor]:
+    """Returns the embeddings [S] of the voices that come with the sibling, by name: its `spk_dict.pt`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no voices, or the model has other speaker inputs.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: wanted the sibling's spk_dict.pt")
+    voices = {}
+    for name, voice in read_torch(path).items():
+        if not isinstance(voice, dict) or not {"cond", "ref_mel"} <= voice.keys():
+            raise ValueError(f"{path} holds no voice under {name!r}: wanted its x-vector 'cond' and its 'ref_mel'")
+        voices[name] = model.encoder(voice["ref_mel"].float(), voice["cond"].float())[0]
+    return voices
+
+
 def to_qwen(model: StreamFlow) -> dict[str, Tensor]:
     """Returns a model's weights as the state dict of the sibling's DiT, without prefix.
 
@@ -137,7 +144,7 @@ def to_qwen(model: StreamFlow) -> dict[str, Tensor]:
     config, speaker = model.dit.config, model.speaker
     for name, ours, theirs in (
         *_assumptions(model),
-        ("dit.null", config.null, "zeros"),
+        ("dit.null_condition", config.null_condition, "zeros"),
         ("layout.unbounded", model.layout.unbounded, "no"),
         ("speaker.encoder", speaker.encoder, "qwen"),
         ("speaker.x_vectors", speaker.x_vectors, X_VECTORS),
@@ -145,11 +152,11 @@ def to_qwen(model: StreamFlow) -> dict[str, Tensor]:
         if ours != theirs:
             raise ValueError(f"{name} is {ours!r}, the sibling can only have {theirs!r}")
     ours = model.state_dict()
-    state = {f"{t}.{kind}": ours[f"{o}.{kind}"] for t, o in _PAIRS.items() for kind in ("weight", "bias")}
+    pairs = _pairs(model.layout.num_layers).items()
+    state = {f"{theirs}.{kind}": ours[f"{name}.{kind}"] for theirs, name in pairs for kind in KINDS}
     for i in range(model.layout.num_layers):
         here, there = f"dit.layers.{i}", f"transformer_blocks.{i}"
-        for kind in ("weight", "bias"):
-            state |= {f"{there}.{t}.{kind}": ours[f"{here}.{o}.{kind}"] for t, o in _LAYER_PAIRS.items()}
+        for kind in KINDS:
             parts = ours[f"{here}.attention.qkv.{kind}"].chunk(3)
             state |= {f"{there}.attn.to_{x}.{kind}": part for x, part in zip("qkv", parts, strict=True)}
     table = ours["dit.tokens.table.weight"].unflatten(1, (-1, config.token_width))
@@ -217,6 +224,24 @@ def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
     return report
 
 
+def _pairs(num_layers: int) -> dict[str, str]:
+    """The modules that are the same in both networks: their names, ours."""
+    pairs = {
+        "time_embed.time_mlp.0": "dit.time.mlp.0",
+        "time_embed.time_mlp.2": "dit.time.mlp.2",
+        "norm_out.linear": f"dit.modulations.{num_layers}",
+        "proj_out": "dit.to_velocity",
+    }
+    for i in range(num_layers):
+        pairs |= {
+            f"transformer_blocks.{i}.attn_norm.linear": f"dit.modulations.{i}",
+            f"transformer_blocks.{i}.attn.to_out.0": f"dit.layers.{i}.attention.out",
+            f"transformer_blocks.{i}.ff.ff.0": f"dit.layers.{i}.mlp.0",
+            f"transformer_blocks.{i}.ff.ff.3": f"dit.layers.{i}.mlp.2",
+        }
+    return pairs
+
+
 def _assumptions(model: StreamFlow) -> list[tuple[str, Any, Any]]:
     """What the sibling's weights take for granted: option, ours, theirs."""
     config = model.dit.config
@@ -230,11 +255,11 @@ def _assumptions(model: StreamFlow) -> list[tuple[str, Any, Any]]:
 
 def _translated(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
     """The weights that are the same in both networks, under our names."""
-    new = {f"{o}.{kind}": state[f"{t}.{kind}"] for t, o in _PAIRS.items() for kind in ("weight", "bias")}
+    pairs = _pairs(num_layers).items()
+    new = {f"{ours}.{kind}": state[f"{theirs}.{kind}"] for theirs, ours in pairs for kind in KINDS}
     for i in range(num_layers):
         here, there = f"dit.layers.{i}", f"transformer_blocks.{i}"
-        for kind in ("weight", "bias"):
-            new |= {f"{here}.{o}.{kind}": state[f"{there}.{t}.{kind}"] for t, o in _LAYER_PAIRS.items()}
+        for kind in KINDS:
             new[f"{here}.attention.qkv.{kind}"] = torch.cat([state[f"{there}.attn.to_{x}.{kind}"] for x in "qkv"])
     return new
 
@@ -242,7 +267,7 @@ def _translated(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tenso
 def _table(model: StreamFlow, table: Tensor) -> Tensor:
     """The token embedding [V + 1, D or r D]; our null id begins as code 0 unless code 0 is the null."""
     config = model.dit.config
-    if config.null == "learned":
+    if config.null_condition == "learned":
         table = torch.cat([table[: config.vocabulary], table[:1]])
     return (table / model.dit.tokens.scale).repeat(1, 1 if config.token_repeat else config.frames_per_token)
 
@@ -317,10 +342,9 @@ class _Sizes:
             ValueError: if a weight is missing or one too many.
         """
         layers = {int(name.split(".")[1]) for name in state if name.startswith("transformer_blocks.")}
-        wanted = {f"{t}.{kind}" for t in (*_PAIRS, _PROJECTION) for kind in ("weight", "bias")} | {_TABLE}
-        for i in range(len(layers)):
-            for name in (*_LAYER_PAIRS, "attn.to_q", "attn.to_k", "attn.to_v"):
-                wanted |= {f"transformer_blocks.{i}.{name}.{kind}" for kind in ("weight", "bias")}
+        attention = [f"transformer_blocks.{i}.attn.to_{x}" for i in range(len(layers)) for x in "qkv"]
+        modules = (*_pairs(len(layers)), *attention, _PROJECTION)
+        wanted = {f"{name}.{kind}" for name in modules for kind in KINDS} | {_TABLE}
         # Frequencies of the rotation are constants; older versions saved them.
         came = {n for n in state if not n.startswith(_SPEAKER) and not n.startswith("rotary_embed.")}
         first = f"{_SPEAKER}blocks.0.conv.weight"

@@ -60,7 +60,7 @@ class StreamFlow(nn.Module):
         self.predict = predict
         self.mel = MelSpectrogram(mel)
         self.dit = DiT(dit, layout)
-        self.encoder = SpeakerEncoder(speaker, mel, dit.speaker_width, dit.null)
+        self.encoder = SpeakerEncoder(speaker, mel, dit.speaker_width, dit.null_condition)
 
     def encode_speaker(self, reference: Tensor, x_vector: Tensor | None = None) -> Tensor:
         """Returns embeddings [B, S] of reference crops [B, N] and, where the model has them, x-vectors [B, X]."""

@@ -143,8 +143,9 @@ class ShardDataModule(L.LightningDataModule):
             ValueError: with both values, if a set does not fit the model or the other set.
         """
         mel, dit = module.model.mel.config, module.model.dit.config
+        x_vectors = (module.model.speaker.x_vectors, module.model.speaker.stored_width)
         for shards in (self.train, self.val):
-            shards.require(mel, module.tokenizer, dit.vocabulary, dit.frames_per_token)
+            shards.require(mel, module.tokenizer, dit.vocabulary, dit.frames_per_token, x_vectors)
             shards.check_files()
         ours, theirs = (shards.manifest.tokenizer.digest for shards in (self.train, self.val))
         learnt = module.tokenizer_digest or ours
@@ -176,8 +177,9 @@ class ShardDataModule(L.LightningDataModule):
         if self.lanes % world:
             raise ValueError(f"data.lanes {self.lanes} is not a multiple of the {world} processes of this run")
         self.crop_samples = model.speaker.crop_samples(mel.sample_rate)
+        self.x_vector_width = model.speaker.stored_width
         self.shape = PackShape(self.pack_frames // block, block, dit.frames_per_token, self.max_pieces, mel)
-        self.clips = list(first_clips(self.val, self.val_clips, self.crop_samples))
+        self.clips = list(first_clips(self.val, self.val_clips, self.crop_samples, self.x_vector_width))
         if len(self.clips) < world:
             raise ValueError(
                 f"{self.val.folder} gives {len(self.clips)} clips that can be decoded, each of {world} processes "
@@ -189,7 +191,16 @@ class ShardDataModule(L.LightningDataModule):
         assert self.trainer is not None
         mine = range(self.trainer.global_rank, self.lanes, self.trainer.world_size)
         lanes = [
-            Lane(self.train, self.seed, n, self.lanes, self.crop_samples, self.group, self.max_bad_share)
+            Lane(
+                self.train,
+                self.seed,
+                n,
+                self.lanes,
+                self.crop_samples,
+                self.x_vector_width,
+                self.group,
+                self.max_bad_share,
+            )
             for n in mine
         ]
         pin = self.trainer.strategy.root_device.type == "cuda"

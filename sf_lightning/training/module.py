@@ -253,7 +253,7 @@ class StreamFlowModule(L.LightningModule):
         """The loss of each block, [M]."""
         model, blocks = self.model, batch.blocks
         x_1 = model.to_flow(model.mel.frames(batch.wave))
-        speaker = model.encode_speaker(batch.reference)
+        speaker = model.encode_speaker(batch.reference, batch.x_vector)
         condition = model.condition(batch.tokens, speaker, blocks, draws.drop_speaker, draws.drop_tokens)
         point = straight_path(draws.x_0, x_1, draws.t[blocks.utterance, None, None])
         velocity = model.velocity(point.x_t, draws.t, condition, blocks)

@@ -17,7 +17,7 @@ from sf_lightning.data.writer import build, find_audio
 from sf_lightning.tokens.base import load_tokenizer
 from tests.helpers import voice, write_corpus
 
-NEEDS = {"mel": MelConfig(), "tokenizer": "kmeans", "vocabulary": 50, "frames_per_token": 4}
+NEEDS = {"mel": MelConfig(), "tokenizer": "kmeans", "vocabulary": 50, "frames_per_token": 4, "x_vectors": ("", 0)}
 
 
 def tokenizer_of(shards: ShardSet):

@@ -38,8 +38,9 @@ def test_it_is_what_torch_counts_but_for_the_time_of_each_utterance(unbounded: s
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         condition = dit.condition(tokens, torch.zeros(utterances, 8, device="meta"), blocks, none)
         dit(torch.zeros(len(blocks), 8, 80, device="meta"), none.float(), condition, blocks)
-    once = [dit.time, dit.modulation, *(layer.modulation for layer in dit.layers)]
-    linears = [each for part in once for each in part.modules() if isinstance(each, nn.Linear)]
+    linears = [
+        each for part in (dit.time, dit.modulations) for each in part.modules() if isinstance(each, nn.Linear)
+    ]
     of_time = 2 * utterances * sum(each.weight.numel() for each in linears)
     assert counter.get_total_flops() == blocks.valid.numel() * flops_per_frame(dit, blocks.longest) + of_time
 

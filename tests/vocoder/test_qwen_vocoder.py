@@ -222,7 +222,7 @@ class Speaker24(GriffinLim):
 def test_sounds_of_24_khz_are_scored_beside_16_khz_references_and_kept_at_their_own_rates(tmp_path: Path) -> None:
     wave = voice(2.0)
     mel = MelSpectrogram(MelConfig())(torch.from_numpy(wave)[None])[0]
-    clip = _Clip("clip", torch.arange(50), torch.from_numpy(wave), mel, torch.from_numpy(wave))
+    clip = _Clip("clip", torch.arange(50), torch.from_numpy(wave), mel, torch.from_numpy(wave), torch.zeros(0))
     edges = [torch.arange(24, 200, 24)]
     validation = StreamingValidation(keep=1)
     model, speaks = small_model(Layout(2, 24, (0,), (1,))), Speaker24(wave)

@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 import soxr
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from rich.box import SIMPLE
 from rich.console import Console
@@ -44,6 +45,7 @@ class _Clip:
     wave: Tensor
     mel: Tensor
     reference: Tensor
+    x_vector: Tensor
 
 
 class StreamingValidation(L.Callback):
@@ -92,7 +94,8 @@ class StreamingValidation(L.Callback):
         with pl_module.ema.swapped(pl_module.model):
             pl_module.model.eval()
             decoder = pl_module.decoder(self.vocoder)
-            speakers = list(pl_module.model.encode_speaker(torch.stack([clip.reference for clip in clips])))
+            inputs = (torch.stack(each) for each in zip(*((c.reference, c.x_vector) for c in clips), strict=True))
+            speakers = list(pl_module.model.encode_speaker(*inputs))
             tokens = [clip.tokens for clip in clips]
             made["offline"] = decoder.offline(tokens, list(speakers))
             made["streamed"] = decode_streaming(decoder, tokens, speakers)
@@ -139,6 +142,7 @@ class StreamingValidation(L.Callback):
                     wave=wave,
                     mel=module.model.mel(wave[None])[0],
                     reference=torch.from_numpy(drawn.reference).to(module.device),
+                    x_vector=torch.from_numpy(drawn.clip.x_vector).to(module.device),
                 )
             )
         return clips
@@ -209,7 +213,8 @@ class StreamingValidation(L.Callback):
         console.print(as_table(self.rows))
         if self.latency:
             console.print(latency_line(self.latency))
-        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "")
+        savers = (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint))
+        checkpoint = next((each.best_model_path for each in savers if each.monitor is None), "")
         for what, path in (
             ("hear and see", self.samples),
             (

@@ -1,0 +1,73 @@
+"""Every recipe builds what it says, without a GPU, shards or weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from omegaconf import OmegaConf
+
+from sf_lightning.cli.fit import with_bases
+from sf_lightning.training.module import StreamFlowModule
+
+RECIPES = {
+    "demo": (5.2e6, "2 back, 1 ahead"),
+    "streamflow_sr": (332.8e6, "2 back, 1 ahead"),
+    "streamflow_lr": (332.8e6, "4 back, 1 ahead"),
+    "dit_full": (332.8e6, "all back, all ahead"),
+    "qwen": (333.6e6, "2 back, 1 ahead"),
+}
+
+
+def module_of(repository: Path, *names: str) -> tuple[StreamFlowModule, Any]:
+    """The module of a recipe, without values, and the merged config."""
+    paths = [repository / "experiments" / f"{name}.yaml" for name in names]
+    args = with_bases([f"--config={path}" for path in paths])
+    config = OmegaConf.merge(*(OmegaConf.load(arg.removeprefix("--config=")) for arg in args))
+    parser = ArgumentParser()
+    parser.add_class_arguments(StreamFlowModule, "model")
+    with torch.device("meta"):
+        made = parser.instantiate(parser.parse_object({"model": OmegaConf.to_container(config.model)}))
+    return made.model, config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_builds_the_network_that_it_names(repository: Path, name: str) -> None:
+    count, field = RECIPES[name]
+    module, _ = module_of(repository, name)
+    parameters = sum(p.numel() for p in module.model.dit.parameters())
+    span = module.model.layout.field
+    back, ahead = ("all" if n == float("inf") else str(int(n)) for n in (span.back, span.ahead))
+    assert f"{back} back, {ahead} ahead" == field
+    # Of the network alone: the sibling's count has its small speaker encoder in it.
+    assert abs(parameters / count - 1) < 0.03
+
+
+@pytest.mark.parametrize("name", ["streamflow_sr", "streamflow_lr", "dit_full", "qwen"])
+def test_one_gpu_takes_the_same_packs_a_step(repository: Path, name: str) -> None:
+    _, many = module_of(repository, name)
+    _, one = module_of(repository, name, "one_gpu")
+    world = many.trainer.num_nodes * many.trainer.devices
+    assert many.data.lanes % world == 0
+    assert one.data.lanes * one.trainer.accumulate_grad_batches == many.data.lanes
+    assert one.trainer.num_nodes * one.trainer.devices == 1
+
+
+def test_every_file_of_experiments_is_tested_or_an_overlay(repository: Path) -> None:
+    files = {path.stem for path in (repository / "experiments").glob("*.yaml")}
+    assert files == {*RECIPES, "one_gpu"}
+
+
+def test_a_base_that_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "over.yaml").write_text("base: under.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"under.yaml is missing"):
+        with_bases(["--config", str(tmp_path / "over.yaml")])
+
+
+def test_bases_come_before_what_is_laid_over_them_and_other_arguments_stay(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("x: 1\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    (tmp_path / "c.yaml").write_text("base: b.yaml\n")
+    given = ["fit", "--config", str(tmp_path / "c.yaml"), "--data.lanes=2"]
+    assert with_bases(given) == ["fit", *(f"--config={tmp_path / n}.yaml" for n in "abc"), "--data.lanes=2"]

@@ -1,0 +1,83 @@
+"""Stored speaker embeddings: from beside the audio through shards and packs to the step that wants them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.lanes import Lane, LaneState
+from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.data.writer import build, find_audio, fit_tokenizer
+from sf_lightning.model.speaker import SpeakerConfig
+from tests.helpers import write_corpus
+from tests.training.test_training import data, fit, small_module
+
+WIDTH = 5
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """A shard set of six clips with x-vectors, the seventh having a broken one and the eighth none."""
+    folder = tmp_path_factory.mktemp("x_vectors")
+    sources = find_audio(write_corpus(folder / "audio", clips=8))
+    random = np.random.default_rng(0)
+    for i, source in enumerate(sources[:7]):
+        x_vector = random.standard_normal(WIDTH) if i < 6 else np.full(WIDTH, np.nan)
+        np.save(source.path.with_suffix(".speaker.npy"), x_vector.astype(np.float16))
+    tokenizer = fit_tokenizer(sources, 50, MelConfig())
+    build(sources, folder / "set", tokenizer, shard_samples=4, x_vectors=("elsewhere", WIDTH))
+    return ShardSet(folder / "set")
+
+
+def test_clips_without_a_good_x_vector_are_left_out_and_counted(stored: ShardSet) -> None:
+    assert stored.samples == 6
+    assert stored.manifest.skipped == {"x-vector": 1, "incomplete": 1}
+    assert (stored.manifest.x_vectors, stored.manifest.x_vector_width) == ("elsewhere", WIDTH)
+
+
+def test_each_piece_of_a_pack_has_the_x_vector_of_its_clip(stored: ShardSet) -> None:
+    expected = {}
+    for shard in range(2):
+        for drawn in stored.read(shard):
+            expected[drawn["__key__"]] = drawn["speaker.npy"]
+    lane = Lane(stored, 0, 0, 1, 4000, x_vector_width=WIDTH)
+    stream = pack(lane.draws(LaneState()), PackShape(10, 24, 4, 4, MelConfig()))
+    batch = Batch.of_packs([next(stream), next(stream)])
+    assert batch.x_vector.shape == (8, WIDTH)
+    for key, x_vector in zip(batch.keys, batch.x_vector.numpy(), strict=True):
+        if key:
+            assert x_vector.astype(np.float16).tobytes() == expected[key][-2 * WIDTH :]
+        else:
+            assert not x_vector.any()
+
+
+def test_a_model_trains_on_them_and_one_without_does_not_read_them(stored: ShardSet, tmp_path: Path) -> None:
+    wants = SpeakerConfig(channels=8, crop_seconds=0.25, x_vectors="elsewhere", x_vector_width=WIDTH)
+    module = small_module(speaker=wants)
+    fit(tmp_path / "with", module, data(stored, lanes=1), 3)
+    before = small_module(speaker=wants).model.dit.from_condition.weight[:, -WIDTH:]
+    assert not (module.model.dit.from_condition.weight[:, -WIDTH:] == before).all()
+    fit(tmp_path / "without", small_module(), data(stored, lanes=1), 1)
+
+
+@pytest.mark.parametrize(
+    ("wants", "said"),
+    [
+        (("another", WIDTH), r"x-vectors \('elsewhere', 5\), the model has \('another', 5\)"),
+        (("elsewhere", 6), r"x-vectors \('elsewhere', 5\), the model has \('elsewhere', 6\)"),
+    ],
+)
+def test_x_vectors_of_another_kind_are_refused_before_training(
+    stored: ShardSet, tmp_path: Path, wants: tuple[str, int], said: str
+) -> None:
+    speaker = SpeakerConfig(channels=8, x_vectors=wants[0], x_vector_width=wants[1])
+    with pytest.raises(ValueError, match=said):
+        fit(tmp_path, small_module(speaker=speaker), data(stored), 1)
+
+
+def test_a_set_without_x_vectors_is_refused_by_a_model_that_wants_them(shards: ShardSet, tmp_path: Path) -> None:
+    speaker = SpeakerConfig(channels=8, x_vectors="elsewhere", x_vector_width=WIDTH)
+    with pytest.raises(ValueError, match=r"has x-vectors \('', 0\), the model has \('elsewhere', 5\)"):
+        fit(tmp_path, small_module(speaker=speaker), data(shards), 1)

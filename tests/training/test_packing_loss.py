@@ -1,0 +1,68 @@
+"""Packing loses nothing: the loss of a pack is that of its pieces, and ranks share no clip."""
+
+import dataclasses
+from collections import Counter
+from itertools import islice
+
+from sf_lightning.data.lanes import Lane, LaneState
+from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.flow.path import straight_path
+from sf_lightning.model.blocks import Blocks
+from tests.helpers import loud
+from tests.training.test_training import small_module
+
+
+def test_the_loss_of_packs_is_that_of_their_pieces_alone_weighted_by_frames(shards: ShardSet) -> None:
+    module = small_module()
+    loud(module.model)
+    lane = Lane(shards, 0, 0, 1, 4000)
+    stream = pack(lane.draws(LaneState()), PackShape(10, 24, 4, 4, shards.manifest.mel))
+    batch = Batch.of_packs(list(islice(stream, 3)))
+    assert max(Counter(filter(None, batch.keys)).values()) > 1  # a clip is cut, its tail is a piece of its own
+    draws = module._draw(batch)
+    packed = float(module._losses(batch, draws).detach().mean())
+    total = 0.0
+    for u in range(batch.blocks.num_utterances):
+        mine = (batch.blocks.utterance == u) & batch.blocks.valid[:, 0]
+        if not mine.any():
+            continue
+        frames = int(batch.blocks.valid[mine].sum())
+        alone = dataclasses.replace(
+            batch,
+            wave=batch.wave[mine],
+            tokens=batch.tokens[mine],
+            blocks=Blocks.of_lengths([frames], 24),
+            reference=batch.reference[u : u + 1],
+            x_vector=batch.x_vector[u : u + 1],
+        )
+        own = type(draws)(
+            draws.x_0[mine], draws.t[u : u + 1], draws.drop_speaker[u : u + 1], draws.drop_tokens[u : u + 1]
+        )
+        # Of this piece: the mean squared error over its valid frames, by hand.
+        model = module.model
+        x_1 = model.to_flow(model.mel.frames(alone.wave))
+        point = straight_path(own.x_0, x_1, own.t[alone.blocks.utterance, None, None])
+        speaker = model.encode_speaker(alone.reference, alone.x_vector)
+        condition = model.condition(alone.tokens, speaker, alone.blocks, own.drop_speaker, own.drop_tokens)
+        velocity = model.velocity(point.x_t, own.t, condition, alone.blocks)
+        valid = alone.blocks.valid
+        mean = float((velocity - point.dx_t)[valid].square().mean().detach())
+        total += frames * mean
+    assert abs(total / batch.blocks.valid.numel() / packed - 1) < 1e-5
+
+
+def test_two_ranks_never_see_the_same_clip_in_an_epoch_and_together_they_see_all(shards: ShardSet) -> None:
+    world, lanes = 2, 4
+    for epoch in range(3):
+        seen: list[set[str]] = []
+        for rank in range(world):
+            mine = set()
+            for number in range(rank, lanes, world):
+                for drawn in Lane(shards, 0, number, lanes, 4000).draws(LaneState(epoch=epoch)):
+                    if drawn.state.epoch > epoch:
+                        break
+                    mine.add(drawn.clip.key)
+            seen.append(mine)
+        assert not seen[0] & seen[1]
+        assert len(seen[0] | seen[1]) == shards.samples

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sf_lightning.model import dit as dit_module
 from sf_lightning.model.attention import BlockAttention, dense_sight, near_sight
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.dit import DiT
@@ -180,3 +181,41 @@ def test_a_block_that_does_not_hold_whole_tokens_is_refused() -> None:
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ValueError, match=r"dit.width 32 over dit.num_heads 3"):
         dataclasses.replace(SMALL, num_heads=3)
+
+
+@pytest.mark.parametrize("name", ["sr", "block"])
+def test_long_lists_taken_in_slices_give_the_same_velocity_and_gradients(name: str) -> None:
+    layout = LAYOUTS[name]
+    blocks = Blocks.of_lengths([60 * 24 - 4, 20, 50 * 24], 24)
+    assert len(blocks) > 2 * dit_module.BLOCKS_AT_ONCE
+    given = inputs(blocks)
+    results = []
+    for at_once, recompute in ((dit_module.BLOCKS_AT_ONCE, False), (10_000, False), (7, True)):
+        network = small_dit(layout)
+        network.recompute = recompute
+        with patch.object(dit_module, "BLOCKS_AT_ONCE", at_once):
+            y = run(network, blocks, **given)[blocks.valid]
+        y.square().mean().backward()
+        results.append((y.detach(), {n: p.grad for n, p in network.named_parameters()}))
+    (y, gradients), *others = results
+    assert y.abs().mean() > 0.1
+    for y_other, gradients_other in others:
+        torch.testing.assert_close(y_other, y, atol=1e-5, rtol=0)
+        for key, gradient in gradients.items():
+            torch.testing.assert_close(gradients_other[key], gradient, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("frames", [4, 20, 24, 28, 180_000])
+@torch.inference_mode()
+def test_any_length_from_a_token_to_half_an_hour_is_a_velocity(frames: int) -> None:
+    dit = small_dit(LAYOUTS["sr"])
+    blocks = Blocks.of_lengths([frames], 24)
+    given = inputs(blocks)
+    y = run(dit, blocks, **given)[blocks.valid]
+    assert y.shape == (frames, 80) and y.isfinite().all()
+    # Its last second is what a short utterance would have had there: nothing depends on how long it has been.
+    start = max(0, len(blocks) - 6)
+    short = Blocks.of_lengths([frames - 24 * start], 24)
+    own = given | {"x": given["x"][start:], "tokens": given["tokens"][start:]}
+    last = run(dit, short, **own)[short.valid]
+    torch.testing.assert_close(y[-min(frames, 24) :], last[-min(frames, 24) :], atol=1e-5, rtol=0)

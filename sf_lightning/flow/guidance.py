@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sf_lightning.flow.solver import Velocity
 from sf_lightning.model.blocks import Blocks
-
-Velocity = Callable[[Tensor, Tensor], Tensor]
-"""Velocity of x at flow time t, a scalar tensor: (x, t) -> dx/dt, shaped like x."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def mix(conditional: Tensor, null: Tensor, strength: float) -> Tensor:
 
 
 def guided(
-    network: Callable[[Tensor, Tensor, Tensor, Blocks], Tensor],
+    network: Callable[[Tensor, int, Tensor, Blocks], Tensor],
     condition: Tensor,
     null: Tensor,
     blocks: Blocks,
@@ -51,19 +49,18 @@ def guided(
     """Returns the guided velocity of a list of blocks, both branches in one call of the network.
 
     Args:
-        network: (x, t [U], condition, blocks) -> velocity.
+        network: (x, number of the evaluation, condition, blocks) -> velocity.
         condition: Of each block, [M, W, D].
         null: The condition of nothing, shaped alike.
         blocks: Where the blocks belong.
         strength: w; 0 leaves the null branch out.
     """
     if strength == 0:
-        return lambda x, t: network(x, t.expand(blocks.num_utterances), condition, blocks)
+        return lambda x, number: network(x, number, condition, blocks)
     twice, conditions = Blocks.cat([blocks, blocks]), torch.cat([condition, null])
 
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        both = network(torch.cat([x, x]), t.expand(twice.num_utterances), conditions, twice)
-        conditional, unconditional = both.chunk(2)
+    def velocity(x: Tensor, number: int) -> Tensor:
+        conditional, unconditional = network(torch.cat([x, x]), number, conditions, twice).chunk(2)
         return mix(conditional, unconditional, strength)
 
     return velocity

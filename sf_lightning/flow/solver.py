@@ -1,49 +1,131 @@
-"""Solvers that carry noise at t = 0 to a mel at t = 1. Know nothing of what the velocity is made of."""
+"""Solvers that carry noise at t = 0 to a mel at t = 1. Know nothing of what the velocity is made of.
+
+A solver is a list of network evaluations, numbered from 0: where in x the network is asked, at which time, and
+what becomes of its answers. One can therefore be stopped after any evaluation and go on later, which is how a
+stream computes no more than it must.
+"""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sf_lightning.flow.guidance import Velocity
-
 Method = Literal["euler", "midpoint", "rk4"]
 
-EVALUATIONS: dict[Method, int] = {"euler": 1, "midpoint": 2, "rk4": 4}
-"""Network evaluations of one step."""
+Velocity = Callable[[Tensor, int], Tensor]
+"""The velocity at x in evaluation number e, whose time is `Solver.times[e]`: (x, e) -> dx/dt, shaped like x."""
+
+
+@dataclass(frozen=True)
+class _Tableau:
+    """A Runge-Kutta method: times of its stages within a step, weights of earlier stages, of all at the end."""
+
+    times: tuple[float, ...]
+    stages: tuple[tuple[float, ...], ...]
+    end: tuple[float, ...]
+
+
+TABLEAUS: dict[Method, _Tableau] = {
+    "euler": _Tableau((0,), ((),), (1,)),
+    "midpoint": _Tableau((0, 1 / 2), ((), (1 / 2,)), (0, 1)),
+    # Kutta's 3/8 rule, which the public sibling uses.
+    "rk4": _Tableau((0, 1 / 3, 2 / 3, 1), ((), (1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
+}
 
 
 def sway_grid(steps: int, sway: float = -1.0) -> Tensor:
-    """Returns steps + 1 times from 0 to 1, t + s (cos(pi t / 2) - 1 + t), float32.
+    """Returns steps + 1 times from 0 to 1, t + s (cos(pi t / 2) - 1 + t), float64.
 
     s = -1 puts more steps near the noise (F5-TTS, arXiv 2410.06885, eq. 7); s = 0 is an even grid.
     """
     t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    return (t + sway * (torch.cos(math.pi / 2 * t) - 1 + t)).float()
+    return t + sway * (torch.cos(math.pi / 2 * t) - 1 + t)
 
 
-def integrate(velocity: Velocity, x_0: Tensor, grid: Tensor, method: Method = "euler") -> Tensor:
-    """Returns x at the end of the grid.
+@dataclass
+class Progress:
+    """How far something has come.
+
+    Attributes:
+        x: Where the current step began, any shape.
+        slopes: Velocities found in the current step.
+        evaluations: Evaluations done in all.
+    """
+
+    x: Tensor
+    slopes: list[Tensor] = field(default_factory=list)
+    evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A method on a grid of times.
 
     Args:
-        velocity: (x, t) -> dx/dt with t a scalar tensor on the device of x.
-        x_0: Where to start, any shape.
-        grid: Increasing times [steps + 1].
-        method: "euler", "midpoint", or "rk4" (the 3/8 rule).
+        steps: Steps from noise to mel.
+        method: "euler", "midpoint" (2 evaluations a step) or "rk4" (4, the 3/8 rule).
+        sway: Of the grid; see `sway_grid`.
+
+    Raises:
+        ValueError: if there are no steps, or no such method.
     """
-    x = x_0
-    grid = grid.to(x)
-    for t, end in zip(grid[:-1], grid[1:], strict=True):
-        h = end - t
-        k1 = velocity(x, t)
-        if method == "euler":
-            x = x + h * k1
-        elif method == "midpoint":
-            x = x + h * velocity(x + h / 2 * k1, t + h / 2)
-        else:
-            k2 = velocity(x + h / 3 * k1, t + h / 3)
-            k3 = velocity(x + h * (k2 - k1 / 3), t + 2 * h / 3)
-            k4 = velocity(x + h * (k1 - k2 + k3), end)
-            x = x + h / 8 * (k1 + 3 * k2 + 3 * k3 + k4)
-    return x
+
+    steps: int = 10
+    method: Method = "euler"
+    sway: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"decode.steps is {self.steps}: at least 1 is wanted")
+        if self.method not in TABLEAUS:
+            raise ValueError(f"decode.method is {self.method!r}: wanted one of {', '.join(TABLEAUS)}")
+
+    @property
+    def num_evaluations(self) -> int:
+        """Network evaluations (NFE) from noise to mel."""
+        return self.steps * len(TABLEAUS[self.method].times)
+
+    @cached_property
+    def grid(self) -> list[float]:
+        """The steps' times, steps + 1 of them."""
+        return sway_grid(self.steps, self.sway).tolist()
+
+    @cached_property
+    def times(self) -> Tensor:
+        """The time of each evaluation, float32 [NFE]."""
+        steps = zip(self.grid, self.grid[1:], strict=False)
+        return torch.tensor([t + part * (end - t) for t, end in steps for part in TABLEAUS[self.method].times])
+
+    def point(self, progress: Progress) -> Tensor:
+        """Returns the x at which the next evaluation asks the network."""
+        weights = TABLEAUS[self.method].stages[len(progress.slopes)]
+        return self._along(progress, weights)
+
+    def advance(self, progress: Progress, velocity: Tensor) -> None:
+        """Takes the answer of the evaluation that `point` was for."""
+        tableau = TABLEAUS[self.method]
+        progress.slopes.append(velocity)
+        if len(progress.slopes) == len(tableau.times):
+            progress.x = self._along(progress, tableau.end)
+            progress.slopes = []
+        progress.evaluations += 1
+
+    def integrate(self, velocity: Velocity, x_0: Tensor) -> Tensor:
+        """Returns x at t = 1 for x_0 at t = 0, any shape."""
+        progress = Progress(x_0)
+        for number in range(self.num_evaluations):
+            self.advance(progress, velocity(self.point(progress), number))
+        return progress.x
+
+    def _along(self, progress: Progress, weights: tuple[float, ...]) -> Tensor:
+        step = progress.evaluations // len(TABLEAUS[self.method].times)
+        h = self.grid[step + 1] - self.grid[step]
+        x = progress.x
+        for weight, slope in zip(weights, progress.slopes, strict=True):
+            if weight:
+                x = x + h * weight * slope
+        return x

@@ -7,6 +7,7 @@ can run any span and is the reference that the tests hold the other against.
 Letters: U utterances, M blocks, W frames of a block, H heads, D width, Dh head width, k blocks of a span.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,31 @@ from torch.nn.functional import scaled_dot_product_attention
 from sf_lightning.model.blocks import Blocks, shift
 from sf_lightning.model.layout import Span
 from sf_lightning.model.rope import rotate, rotation
+
+
+@dataclass
+class Memory:
+    """Keys and values of one layer in one evaluation at the edge of runs of blocks: what a stream carries on.
+
+    A *run* is a row of blocks of one utterance that does not begin at its first one.
+
+    Attributes:
+        first: The first block of each run, int64 [R].
+        last: The block of each run after which its next run will begin, int64 [R].
+        edge: Keys, unrotated, and values of the block before each run, [R, 2, H, W, Dh]; replaced by those of
+            the block `last` when the layer runs.
+    """
+
+    first: Tensor
+    last: Tensor
+    edge: Tensor
+
+    def exchange(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns keys and values [M, H, W, Dh] of every block's previous block, and keeps those at the edge."""
+        before = (shift(k, -1), shift(v, -1))
+        k_before, v_before = (x.index_copy(0, self.first, self.edge[:, i].to(x)) for i, x in enumerate(before))
+        self.edge = torch.stack([k[self.last], v[self.last]], dim=1)
+        return k_before, v_before
 
 
 class Sight(NamedTuple):
@@ -36,8 +62,15 @@ class Sight(NamedTuple):
         return Sight(self.mask[some], self.table, self.blocks.of(some))
 
 
-def near_sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
-    """Returns the sight of a bounded span on the list of blocks itself."""
+def near_sight(span: Span, blocks: Blocks, head_width: int, continued: Tensor | None = None) -> Sight:
+    """Returns the sight of a bounded span on the list of blocks itself.
+
+    Args:
+        span: How far it looks.
+        blocks: Where the blocks belong.
+        head_width: Dh.
+        continued: Blocks whose previous block lies in a `Memory`, bool [M].
+    """
     size, device = blocks.block_size, blocks.valid.device
     # A block without valid frames must attend to something or its softmax is 0 / 0.
     own = blocks.valid | (torch.arange(size, device=device) == 0)
@@ -45,6 +78,8 @@ def near_sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
         shift(blocks.valid, offset) & blocks.neighbour(offset)[:, None] if offset else own
         for offset in span.offsets
     ]
+    if continued is not None and span.back:
+        keys[0] = keys[0] | continued[:, None]  # what is remembered is always a whole block
     positions = torch.arange(span.offsets[0] * size, (span.offsets[-1] + 1) * size, device=device)
     return Sight(torch.cat(keys, dim=1)[:, None, None], rotation(positions, head_width), blocks)
 
@@ -62,9 +97,11 @@ def dense_sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
     return Sight(mask, rotation(torch.arange(len(number), device=valid.device), head_width), blocks)
 
 
-def sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
-    """Returns the sight of a span, on the path on which its layers run."""
-    return (near_sight if span.bounded else dense_sight)(span, blocks, head_width)
+def sight(span: Span, blocks: Blocks, head_width: int, continued: Tensor | None = None) -> Sight:
+    """Returns the sight of a span, on the path on which its layers run; see `near_sight`."""
+    if span.bounded:
+        return near_sight(span, blocks, head_width, continued)
+    return dense_sight(span, blocks, head_width)
 
 
 class BlockAttention(nn.Module):
@@ -84,18 +121,27 @@ class BlockAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
-        """Attends within each block's span; `sight` is that of this span and this list of blocks."""
+    def forward(self, x: Tensor, sight: Sight, memory: Memory | None = None) -> Tensor:
+        """Attends within each block's span.
+
+        Args:
+            x: [M, W, D].
+            sight: That of this span and this list of blocks.
+            memory: What lies before runs of blocks, for a span that looks back.
+        """
         # [M, W, 3, H, Dh] -> 3 x [M, H, W, Dh]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        y = self._near(q, k, v, sight) if self.span.bounded else self._dense(q, k, v, sight)
+        y = self._near(q, k, v, sight, memory) if self.span.bounded else self._dense(q, k, v, sight)
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def _near(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
+    def _near(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, memory: Memory | None = None) -> Tensor:
         size, offsets = q.shape[2], self.span.offsets
         own = -offsets[0] * size
         if len(offsets) > 1:
-            k, v = (torch.cat([shift(x, offset) for offset in offsets], dim=2) for x in (k, v))
+            parts = [(shift(k, offset), shift(v, offset)) for offset in offsets]
+            if memory is not None:
+                parts[0] = memory.exchange(k, v)
+            k, v = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
         q = rotate(q, sight.table[:, own : own + size], self.rope_heads)
         return attend(q, rotate(k, sight.table, self.rope_heads), v, sight.mask)
 

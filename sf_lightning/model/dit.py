@@ -6,16 +6,17 @@ t, the condition, is computed once by `DiT.condition` and handed in.
 Letters: U utterances, M blocks, W frames of a block, K tokens of a block, F mel bands, D width, S speaker.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 from torch.utils.checkpoint import checkpoint
 
-from sf_lightning.model.attention import BlockAttention, Sight, sight
+from sf_lightning.model.attention import BlockAttention, Memory, Sight, sight
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.embeddings import TimeEmbedding, TokenEmbedding
 from sf_lightning.model.layout import Layout, Span
@@ -132,12 +133,40 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, blocks: Blocks) -> Tensor:
         """Returns the velocity [M, W, F] at x [M, W, F], flow time t [U], condition [M, W, D]."""
-        sights = {span: sight(span, blocks, self.config.head_width) for span in set(self.layout.spans)}
-        *modulations, last = self.modulate(t)
+        return self.run(x, self.modulate(t), condition, blocks)
+
+    def run(
+        self,
+        x: Tensor,
+        modulations: list[Tensor],
+        condition: Tensor,
+        blocks: Blocks,
+        continued: Tensor | None = None,
+        memories: Mapping[int, Memory] | None = None,
+    ) -> Tensor:
+        """Returns the velocity [M, W, F], from modulations at hand, also of runs that continue others.
+
+        Args:
+            x: [M, W, F].
+            modulations: As `modulate` gives them; of one row where all utterances are at the same time.
+            condition: [M, W, D].
+            blocks: Where the blocks belong.
+            continued: Blocks whose previous block lies in a memory, bool [M].
+            memories: Of each layer that looks back, by its number; they go on to the end of the runs.
+        """
+        spans, head_width = set(self.layout.spans), self.config.head_width
+        sights = {span: sight(span, blocks, head_width, continued) for span in spans}
+        *modulations, last = modulations
+        memories = memories or {}
         h = self.from_mel(x) + condition
-        steps = zip(self.layers, self.layout.spans, modulations, strict=True)
-        for alone, run in groupby(steps, key=lambda step: step[1] == Span(0, 0)):
-            layers: list[tuple[nn.Module, Span, Tensor]] = list(run)
+        passes = [
+            _Pass(layer, span, modulation, memories.get(i))
+            for i, (layer, span, modulation) in enumerate(
+                zip(self.layers, self.layout.spans, modulations, strict=True)
+            )
+        ]
+        for alone, run in groupby(passes, key=lambda each: each.span == Span(0, 0)):
+            layers = list(run)
             # Between two layers that see neighbours every block is for itself.
             if alone and h.device.type == "cpu" and len(blocks) > BLOCKS_AT_ONCE:
                 h = torch.cat([self._run(h[some], layers, sights, some) for some in _slices(len(blocks))])
@@ -150,17 +179,26 @@ class DiT(nn.Module):
     def _run(
         self,
         h: Tensor,
-        layers: list[tuple[nn.Module, Span, Tensor]],
+        layers: "list[_Pass]",
         sights: dict[Span, Sight],
         some: slice | None = None,
     ) -> Tensor:
-        for layer, span, modulation in layers:
-            seen = sights[span] if some is None else sights[span].of(some)
+        for each in layers:
+            seen = sights[each.span] if some is None else sights[each.span].of(some)
             if self.recompute and torch.is_grad_enabled():
-                h = checkpoint(layer, h, modulation, seen, use_reentrant=False)
+                h = checkpoint(each.layer, h, each.modulation, seen, use_reentrant=False)
             else:
-                h = layer(h, modulation, seen)
+                h = each.layer(h, each.modulation, seen, each.memory)
         return h
+
+
+class _Pass(NamedTuple):
+    """A layer and what it needs in one forward call."""
+
+    layer: nn.Module
+    span: Span
+    modulation: Tensor
+    memory: Memory | None
 
 
 class Layer(nn.Module):
@@ -173,10 +211,10 @@ class Layer(nn.Module):
         self.attention = BlockAttention(width, config.num_heads, rope_heads, span)
         self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, width))
 
-    def forward(self, h: Tensor, modulation: Tensor, sight: Sight) -> Tensor:
+    def forward(self, h: Tensor, modulation: Tensor, sight: Sight, memory: Memory | None = None) -> Tensor:
         """Advances h [M, W, D]; the modulation [U, 6 D] is that of each utterance."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = _of_blocks(modulation, sight.blocks, 6)
-        h = torch.addcmul(h, gate, self.attention(_modulated(h, scale, shift), sight))
+        h = torch.addcmul(h, gate, self.attention(_modulated(h, scale, shift), sight, memory))
         return torch.addcmul(h, gate_mlp, self.mlp(_modulated(h, scale_mlp, shift_mlp)))
 
 
@@ -190,7 +228,9 @@ class Modulation(nn.Linear):
 
 
 def _of_blocks(modulation: Tensor, blocks: Blocks, parts: int) -> tuple[Tensor, ...]:
-    """The vectors of each block's utterance, `parts` of [M, 1, D]."""
+    """The vectors of each block's utterance, `parts` of [M, 1, D], or of [1, 1, D] where all have the same."""
+    if len(modulation) == 1:
+        return modulation[:, None].chunk(parts, dim=-1)
     return modulation[blocks.utterance, None].chunk(parts, dim=-1)
 
 

@@ -81,11 +81,13 @@ class StreamFlow(nn.Module):
         x_1 need not carry 80 channels of noise through itself to give it back, which a small one learns late
         (arXiv 2511.13720). The divisor is kept above `MIN_TIME_LEFT`, which bounds the weight of late times.
         """
-        answer = self.dit(x, t, condition, blocks)
+        return self.to_velocity(self.dit(x, t, condition, blocks), x, t[blocks.utterance, None, None])
+
+    def to_velocity(self, answer: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Returns the velocity that the network's answer at x, [M, W, F], means; t broadcasts to x."""
         if self.predict == "velocity":
             return answer
-        left = (1 - t[blocks.utterance, None, None]).clamp(min=MIN_TIME_LEFT)
-        return (answer - x) / left
+        return (answer - x) / (1 - t).clamp(min=MIN_TIME_LEFT)
 
     def condition(
         self, tokens: Tensor, speaker: Tensor, blocks: Blocks, drop_speaker: Tensor, drop_tokens: Tensor

@@ -1,8 +1,8 @@
 """Tokens in, sound out, chunk by chunk, while they arrive.
 
-A *chunk* is decoded in a window: p blocks of past, the chunk, and A blocks of look-ahead, integrated
-together from noise that is a function of the absolute block number; the middle is kept. Chunk edges follow
-absolute block numbers, so the same tokens give the same wave however they are pushed.
+A *chunk* is decoded together with A blocks of look-ahead that are provisional and computed again with the next
+chunk; the past is remembered (see `DecodeConfig.mode`). Noise is a function of the absolute block number and
+chunk edges follow absolute block numbers, so the same tokens give the same wave however they are pushed.
 
 Knows nothing of training. All state of a stream is one `StreamState`; the decoder itself remembers nothing,
 and any number of streams advance in one batched call.
@@ -10,116 +10,18 @@ and any number of streams advance in one batched call.
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from threading import Lock
 
 import torch
 from torch import Tensor
 
-from sf_lightning.flow.guidance import guided
-from sf_lightning.flow.noise import block_noise
-from sf_lightning.flow.solver import EVALUATIONS, Method, integrate, sway_grid
-from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.streamflow import StreamFlow
+from sf_lightning.streaming.runs import Run, integrate
+from sf_lightning.streaming.state import Account, Chunk, DecodeConfig, StreamState
 from sf_lightning.vocoder.base import Vocoder
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
-    """How a stream is decoded.
-
-    Args:
-        steps: Solver steps from noise to mel.
-        method: Solver: "euler", "midpoint" (2 evaluations a step) or "rk4" (4).
-        sway: Sway of the time grid; -1 puts more steps near the noise, 0 is even.
-        guidance: Strength w of classifier-free guidance; 0 turns it off and halves the cost.
-        temperature: Scale of the noise at the start; below 1 gives plainer, safer speech.
-        chunk: Blocks decoded together and emitted at once.
-        lookahead: Blocks waited for beyond a chunk; by default as many as the layout looks ahead (one
-            where it looks ahead without bound).
-        seed: Of the noise.
-    """
-
-    steps: int = 10
-    method: Method = "euler"
-    sway: float = -1.0
-    guidance: float = 0.5
-    temperature: float = 1.0
-    chunk: int = 1
-    lookahead: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.chunk < 1:
-            raise ValueError(f"decode: steps {self.steps} and chunk {self.chunk} must be at least 1")
-        if self.lookahead is not None and self.lookahead < 0:
-            raise ValueError(f"decode.lookahead is {self.lookahead}: wanted 0 or more blocks")
-        if self.method not in EVALUATIONS:
-            raise ValueError(f"decode.method is {self.method!r}: wanted one of {', '.join(EVALUATIONS)}")
-
-    @property
-    def num_evaluations(self) -> int:
-        """Network evaluations (NFE) of a chunk."""
-        return self.steps * EVALUATIONS[self.method]
-
-
-@dataclass
-class StreamState:
-    """All that a stream remembers; its size does not grow with the stream.
-
-    Attributes:
-        speaker: Embedding [S], or None for nobody's voice.
-        seed: Of the noise.
-        tokens: Tokens still needed, from block `first` on, int64 [L].
-        first: Absolute number of the block that `tokens` begin with.
-        emitted: Blocks already heard.
-        ended: Whether the last token has come.
-        mel: The last frames heard, [P, F], for the vocoder.
-        wave: Their wave, [P * hop].
-    """
-
-    speaker: Tensor | None
-    seed: int
-    tokens: Tensor
-    mel: Tensor
-    wave: Tensor
-    first: int = 0
-    emitted: int = 0
-    ended: bool = False
-
-
-@dataclass
-class Chunk:
-    """What one step of a stream emits: mel [T, F] and wave [T * hop]; both empty if it had to wait."""
-
-    mel: Tensor
-    wave: Tensor
-
-
-@dataclass
-class Account:
-    """What decoding cost, added up over calls.
-
-    Attributes:
-        network_seconds: Time in the flow: conditions, network and solver.
-        vocoder_seconds: Time in the vocoder.
-        block_evaluations: Blocks that went through the network, guidance branches counted once.
-    """
-
-    network_seconds: float = 0.0
-    vocoder_seconds: float = 0.0
-    block_evaluations: int = 0
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A run of blocks to integrate together."""
-
-    tokens: Tensor
-    first: int
-    speaker: Tensor | None
-    seed: int
 
 
 @dataclass
@@ -129,7 +31,7 @@ class StreamingDecoder:
     Args:
         model: The decoder's weights; they are used as they are, so call `eval()` and move it first.
         vocoder: On the same device.
-        config: How to decode.
+        config: How to decode, where a stream does not say otherwise.
         account: Where costs are added up. On a GPU reading the clock waits for the device.
 
     Raises:
@@ -144,7 +46,7 @@ class StreamingDecoder:
     def __post_init__(self) -> None:
         if self.vocoder.mel != self.model.mel.config:
             raise ValueError(f"the vocoder's mel is {self.vocoder.mel}, the decoder's is {self.model.mel.config}")
-        self._grid = sway_grid(self.config.steps, self.config.sway)
+        self.config = self.config.of(self.model.layout)
 
     @property
     def device(self) -> torch.device:
@@ -152,21 +54,16 @@ class StreamingDecoder:
         return self.model.dit.from_mel.weight.device
 
     @property
-    def lookahead(self) -> int:
-        """A, blocks waited for beyond a chunk."""
-        return self.model.layout.lookahead if self.config.lookahead is None else self.config.lookahead
-
-    @property
     def tokens_per_block(self) -> int:
         """K."""
         return self.model.layout.block_size // self.model.dit.config.frames_per_token
 
-    def open(self, speaker: Tensor | None = None, seed: int | None = None) -> "Stream":
+    def open(self, speaker: Tensor | None = None, config: DecodeConfig | None = None) -> "Stream":
         """Opens a stream.
 
         Args:
             speaker: Embedding [S] from `StreamFlow.encode_speaker`, or None for nobody's voice.
-            seed: Of the noise; by default `DecodeConfig.seed`.
+            config: How to decode this stream, noise and all; by default as the decoder says.
 
         Raises:
             ValueError: if the embedding has another width, or is not finite.
@@ -174,7 +71,7 @@ class StreamingDecoder:
         empty = torch.zeros(0, self.vocoder.mel.num_bands, device=self.device)
         state = StreamState(
             speaker=self._checked(speaker),
-            seed=self.config.seed if seed is None else seed,
+            config=config.of(self.model.layout) if config else self.config,
             tokens=torch.zeros(0, dtype=torch.long),
             mel=empty,
             wave=empty.new_zeros(0),
@@ -183,46 +80,39 @@ class StreamingDecoder:
 
     @torch.inference_mode()
     def step(self, streams: "Sequence[Stream]") -> list[Chunk]:
-        """Advances every stream by one chunk, if enough of its tokens are there, in one batched call."""
+        """Advances every stream by one chunk, if enough of its tokens are there, in as few calls as can be.
+
+        A stream whose chunk is not finite is stopped: its next `push` raises, the others go on.
+        """
         states = [stream.state for stream in streams]
         chunks = [Chunk(state.mel[:0], state.wave[:0]) for state in states]
-        ready = [i for i, state in enumerate(states) if self._chunk_end(state) > state.emitted]
-        if not ready:
-            return chunks
-        windows = [self._window(states[i]) for i in ready]
-        mels = self._integrate(windows)
-        clock = self._clock()
-        frames = [self._cut(states[i], window, mel) for i, window, mel in zip(ready, windows, mels, strict=True)]
-        for i, chunk in zip(ready, self._vocode([states[i] for i in ready], frames), strict=True):
-            chunks[i] = chunk
-        self.account.vocoder_seconds += self._clock() - clock
-        for i in ready:
-            self._advance(states[i], chunks[i])
+        ready = [i for i, state in enumerate(states) if not state.error and self._chunk_end(state) > state.emitted]
+        for same in _alike(ready, lambda i: _how(states[i].config)):
+            made = self._integrate([states[i] for i in same])
+            good = [(i, mels) for i, mels in zip(same, made, strict=True) if not states[i].error]
+            sounds = self._vocode([states[i] for i, _ in good], [mels for _, mels in good])
+            for (i, _), chunk in zip(good, sounds, strict=True):
+                chunks[i] = chunk
         return chunks
 
     @torch.inference_mode()
-    def offline(
-        self, tokens: Sequence[Tensor], speakers: Sequence[Tensor | None], seed: int | None = None
-    ) -> list[Chunk]:
+    def offline(self, tokens: Sequence[Tensor], speakers: Sequence[Tensor | None]) -> list[Chunk]:
         """Decodes whole utterances, all blocks integrated together: what streaming is held against.
 
         Args:
             tokens: One int64 [L] per utterance.
             speakers: One embedding [S], or None, per utterance.
-            seed: Of the noise; by default `DecodeConfig.seed`.
 
         Raises:
             ValueError: if an utterance has no tokens or wrong ones, or an embedding is wrong.
         """
-        seed = self.config.seed if seed is None else seed
         for each in tokens:
             self.check(each)
             if len(each) == 0:
                 raise ValueError("an utterance of no tokens cannot be decoded")
-        windows = [
-            _Window(each.cpu(), 0, self._checked(who), seed) for each, who in zip(tokens, speakers, strict=True)
-        ]
-        mels = self._integrate(windows)
+        seed = self.config.seed
+        runs = [Run(each.cpu(), 0, self._checked(who), seed) for each, who in zip(tokens, speakers, strict=True)]
+        mels = self._carry(runs, self.config, remember=False)
         return [Chunk(mel, self.vocoder.decode(mel[None])[0]) for mel in mels]
 
     def check(self, tokens: Tensor) -> None:
@@ -248,86 +138,98 @@ class StreamingDecoder:
             raise ValueError("speaker embedding with NaN or infinity in it")
         return speaker.to(self.device)
 
-    def _num_blocks(self, state: StreamState) -> int:
+    # -- the flow -------------------------------------------------------------------------------------
+
+    def num_blocks(self, state: StreamState) -> int:
         """Blocks known so far: whole ones, and at the end of a stream also the partial last one."""
         count = len(state.tokens) / self.tokens_per_block
         return state.first + (math.ceil(count) if state.ended else math.floor(count))
 
     def _chunk_end(self, state: StreamState) -> int:
         """Where the next chunk ends, or `state.emitted` if it must wait."""
-        known, end = self._num_blocks(state), state.emitted + self.config.chunk
-        if end + self.lookahead <= known:
+        assert state.config.lookahead is not None
+        known, end = self.num_blocks(state), state.config.chunk_end(state.emitted)
+        if end + state.config.lookahead <= known:
             return end
         return min(end, known) if state.ended else state.emitted
 
-    def _window(self, state: StreamState) -> _Window:
-        # Never more look-ahead than asked for, even if it is there: the wave must not depend on the pushes.
-        end = min(self._chunk_end(state) + self.lookahead, self._num_blocks(state))
-        tokens = state.tokens[: (end - state.first) * self.tokens_per_block]
-        return _Window(tokens, state.first, state.speaker, state.seed)
+    def _integrate(self, states: Sequence[StreamState]) -> list[tuple[Tensor, Tensor]]:
+        """Advances the flow of streams that are ready and decoded alike.
 
-    def _integrate(self, windows: list[_Window]) -> list[Tensor]:
-        """Returns the log-mel [T, F] of each window, all windows in one batch."""
+        Returns:
+            Of each stream, the frames that are final now and the provisional ones after them, [T, F].
+        """
+        config, size = states[0].config, self.model.layout.block_size
+        assert config.lookahead is not None
+        ends = [self._chunk_end(state) for state in states]
+        runs = []
+        for state, end in zip(states, ends, strict=True):
+            # Never more look-ahead than asked for, even if it is there: the wave must not depend on the pushes.
+            stop = min(end + config.lookahead, self.num_blocks(state))
+            tokens = state.tokens[: (stop - state.first) * self.tokens_per_block]
+            runs.append(Run(tokens, state.first, state.speaker, state.config.seed, end - state.first, state.memory))
+        mels = self._carry(runs, config, remember=config.mode == "cached")
+        made = []
+        for state, run, end, mel in zip(states, runs, ends, mels, strict=True):
+            final, after = mel[: (end - state.first) * size], mel[(end - state.first) * size :]
+            made.append((final[(state.emitted - state.first) * size :], after))
+            if not mel.isfinite().all():
+                state.error = f"the mel of its blocks {state.emitted} to {end - 1} has NaN or infinity in it"
+            state.memory, state.emitted = run.memory, end
+            self._forget(state)
+        return made
+
+    def _carry(self, runs: Sequence[Run], config: DecodeConfig, remember: bool) -> list[Tensor]:
         clock = self._clock()
-        dit, config = self.model.dit, self.config
-        size, device = self.model.layout.block_size, self.device
-        lengths = [len(window.tokens) * dit.config.frames_per_token for window in windows]
-        blocks = Blocks.of_lengths(lengths, size).to(device)
-        counts = [-(-length // size) for length in lengths]
-        tokens = torch.cat([self._by_block(window.tokens) for window in windows]).to(device)
-        nobody = self.model.encoder.null()
-        speaker = torch.stack([nobody if w.speaker is None else w.speaker for w in windows])
-        kept = torch.zeros(len(windows), dtype=torch.bool, device=device)
-        condition = dit.condition(tokens, speaker, blocks, kept)
-        velocity = guided(
-            self.model.velocity, condition, self.model.null_condition(blocks), blocks, config.guidance
-        )
-        noise = [
-            block_noise(window.seed, window.first, count, size, dit.config.num_bands)
-            for window, count in zip(windows, counts, strict=True)
-        ]
-        x_0 = config.temperature * torch.cat(noise).to(device)
-        mel = self.model.to_mel(integrate(velocity, x_0, self._grid, config.method).float())
-        self.account.block_evaluations += len(blocks) * config.num_evaluations
+        how = (config.solver, config.guidance, config.temperature)
+        mels, evaluations = integrate(self.model, runs, *how, remember)
+        self.account.block_evaluations += evaluations
         self.account.network_seconds += self._clock() - clock
-        return [each.flatten(0, 1)[:length] for each, length in zip(mel.split(counts), lengths, strict=True)]
+        return mels
 
-    def _by_block(self, tokens: Tensor) -> Tensor:
-        missing = -len(tokens) % self.tokens_per_block
-        return torch.nn.functional.pad(tokens, (0, missing)).view(-1, self.tokens_per_block)
-
-    def _cut(self, state: StreamState, window: _Window, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the chunk's own frames and the provisional ones after it."""
-        size = self.model.layout.block_size
-        start, end = (number - window.first for number in (state.emitted, self._chunk_end(state)))
-        after = mel[end * size :][: self.vocoder.right]
-        return mel[start * size : end * size], after
-
-    def _vocode(self, states: list[StreamState], frames: list[tuple[Tensor, Tensor]]) -> list[Chunk]:
-        """Extends each stream's wave; streams whose pieces have the same lengths go through together."""
-
-        def shape(i: int) -> tuple[int, int, int]:
-            return len(states[i].mel), len(frames[i][0]), len(frames[i][1])
-
-        chunks: dict[int, Chunk] = {}
-        for (_, num_new, _), same in groupby(sorted(range(len(states)), key=shape), key=shape):
-            group = list(same)
-            mel = torch.stack([torch.cat([states[i].mel, *frames[i]]) for i in group])
-            past = torch.stack([states[i].wave for i in group])
-            for i, wave in zip(group, self.vocoder.extend(mel, past, num_new), strict=True):
-                chunks[i] = Chunk(frames[i][0], wave)
-        return [chunks[i] for i in range(len(states))]
-
-    def _advance(self, state: StreamState, chunk: Chunk) -> None:
-        """Moves the stream past a chunk and forgets what no later window needs."""
-        state.emitted = self._chunk_end(state)
-        keep = self.vocoder.left
-        state.mel = _last(torch.cat([state.mel, chunk.mel]), keep)
-        state.wave = _last(torch.cat([state.wave, chunk.wave]), keep * self.vocoder.hop)
-        back = self.model.layout.field.back
+    def _forget(self, state: StreamState) -> None:
+        """Drops the tokens that no later chunk needs."""
+        back = self.model.layout.field.back if state.config.mode == "windowed" else 0
         first = max(0, state.emitted - int(back)) if math.isfinite(back) else 0
         state.tokens = state.tokens[(first - state.first) * self.tokens_per_block :]
         state.first = first
+
+    # -- the sound ------------------------------------------------------------------------------------
+
+    def _vocode(self, states: Sequence[StreamState], mels: Sequence[tuple[Tensor, Tensor]]) -> list[Chunk]:
+        """Extends each stream's wave; streams whose pieces have the same lengths go through together."""
+        clock = self._clock()
+        pieces = [self._piece(state, *mel) for state, mel in zip(states, mels, strict=True)]
+        waves = [state.wave[:0] for state in states]
+        for same in _alike(range(len(states)), lambda i: (len(pieces[i][0]), pieces[i][1], len(states[i].wave))):
+            if num_new := pieces[same[0]][1]:
+                mel = torch.stack([pieces[i][0] for i in same])
+                past = torch.stack([states[i].wave for i in same])
+                for i, wave in zip(same, self.vocoder.extend(mel, past, num_new), strict=True):
+                    waves[i] = wave
+        left, hop = self.vocoder.left, self.vocoder.hop
+        for state, (final, _), wave in zip(states, mels, waves, strict=True):
+            heard = torch.cat([state.wave, wave])
+            waiting = len(state.mel) + len(final) - len(heard) // hop
+            state.mel = _last(torch.cat([state.mel, final]), left + waiting)
+            state.wave = _last(heard, left * hop)
+        self.account.vocoder_seconds += self._clock() - clock
+        return [Chunk(final, wave) for (final, _), wave in zip(mels, waves, strict=True)]
+
+    def _piece(self, state: StreamState, final: Tensor, after: Tensor) -> tuple[Tensor, int]:
+        """Returns the mel to vocode, [P + C + R, F], and C, the frames of it that are to be heard now."""
+        right, past = self.vocoder.right, len(state.wave) // self.vocoder.hop
+        frames = torch.cat([state.mel, final])
+        num_new = len(frames) - past
+        if not state.config.exact_vocoder:
+            return torch.cat([frames, after[:right]]), num_new
+        if not self.is_finished(state):
+            num_new = max(0, num_new - right)
+        return frames[: past + num_new + right], num_new
+
+    def is_finished(self, state: StreamState) -> bool:
+        """Whether the mel of everything that will ever come is final."""
+        return state.ended and self.num_blocks(state) == state.emitted
 
     def _clock(self) -> float:
         if self.device.type == "cuda":
@@ -341,15 +243,18 @@ class Stream:
 
     decoder: StreamingDecoder
     state: StreamState
+    _busy: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def feed(self, tokens: Tensor) -> None:
         """Takes tokens [L] without decoding; `StreamingDecoder.step` decodes.
 
         Raises:
             ValueError: if a token is outside the vocabulary, or the stream was flushed.
+            FloatingPointError: if the stream was stopped because its mel was not finite.
         """
         if self.state.ended:
             raise ValueError("tokens were pushed to a stream that was flushed: open a new one")
+        self._require_sound()
         self.decoder.check(tokens)
         self.state.tokens = torch.cat([self.state.tokens, tokens.cpu().long()])
 
@@ -359,24 +264,64 @@ class Stream:
 
     @property
     def finished(self) -> bool:
-        """Whether everything has been heard."""
-        return self.state.ended and self.decoder._num_blocks(self.state) == self.state.emitted
+        """Whether everything has been heard that will be."""
+        return self.state.error is not None or self.decoder.is_finished(self.state)
 
     def push(self, tokens: Tensor) -> Tensor:
-        """Takes tokens [L], any number of them, and returns the wave [N] that has become ready."""
-        self.feed(tokens)
-        return self._drain()
+        """Takes tokens [L], any number of them, and returns the wave [N] that has become ready.
+
+        Raises:
+            ValueError, FloatingPointError: as `feed`.
+            RuntimeError: if another thread is using the stream.
+        """
+        with self._alone():
+            self.feed(tokens)
+            return self._drain()
 
     def flush(self) -> Tensor:
-        """Ends the stream and returns the rest of its wave [N]."""
-        self.end()
-        return self._drain()
+        """Ends the stream and returns the rest of its wave [N].
+
+        Raises:
+            FloatingPointError: as `feed`.
+            RuntimeError: if another thread is using the stream.
+        """
+        with self._alone():
+            self.end()
+            return self._drain()
 
     def _drain(self) -> Tensor:
-        waves = [self.state.wave[:0]]
-        while len(wave := self.decoder.step([self])[0].wave):
-            waves.append(wave)
+        waves, emitted = [self.state.wave[:0]], -1
+        while emitted != self.state.emitted:
+            emitted = self.state.emitted
+            waves.append(self.decoder.step([self])[0].wave)
+            self._require_sound()
         return torch.cat(waves)
+
+    def _require_sound(self) -> None:
+        if self.state.error:
+            raise FloatingPointError(f"this stream was stopped: {self.state.error}; are the weights broken?")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("this stream is in use by another thread: give each thread a stream of its own")
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+
+def _how(config: DecodeConfig) -> DecodeConfig:
+    """What streams must have in common to go through the network together: all but the noise and the chunks."""
+    return replace(config, seed=0, chunk=1, first_chunk=1, exact_vocoder=False)
+
+
+def _alike(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
+    """Groups numbers by a key, in order of appearance."""
+    groups: dict[Hashable, list[int]] = {}
+    for number in numbers:
+        groups.setdefault(key(number), []).append(number)
+    return list(groups.values())
 
 
 def _last(x: Tensor, count: int) -> Tensor:

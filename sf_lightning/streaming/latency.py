@@ -41,7 +41,7 @@ def measure_latency(decoder: StreamingDecoder, tokens: Tensor, speaker: Tensor |
         samples += len(decoder.step([stream])[0].wave)
     spent = sum(_seconds(decoder)) - sum(before)
     network, vocoder = (1000 * (now - then) for now, then in zip(first, before, strict=True))
-    wait = model.layout.wait_ms(config.chunk, decoder.lookahead, model.mel.config.frame_rate)
+    wait = model.layout.wait_ms(config.first_chunk or config.chunk, config.lookahead, model.mel.config.frame_rate)
     return Latency(
         wait_ms=wait,
         network_ms=network,

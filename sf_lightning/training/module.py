@@ -26,7 +26,8 @@ from sf_lightning.model.layout import Layout
 from sf_lightning.model.qwen import warm_start
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
-from sf_lightning.streaming.decoder import DecodeConfig, StreamingDecoder
+from sf_lightning.streaming.decoder import StreamingDecoder
+from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.ema import WeightAverage
 from sf_lightning.training.guard import NonFiniteGuard
 from sf_lightning.training.schedule import warmup_cosine

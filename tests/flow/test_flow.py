@@ -9,7 +9,7 @@ from sf_lightning.flow.guidance import DropConfig, guided, mix
 from sf_lightning.flow.loss import flow_matching_loss
 from sf_lightning.flow.noise import block_noise, keyed_generator
 from sf_lightning.flow.path import draw_times, straight_path
-from sf_lightning.flow.solver import EVALUATIONS, Method, integrate, sway_grid
+from sf_lightning.flow.solver import TABLEAUS, Method, Progress, Solver, sway_grid
 from sf_lightning.model.blocks import Blocks
 
 
@@ -21,11 +21,11 @@ def test_the_path_begins_at_noise_ends_at_mel_and_its_velocity_leads_along_it() 
     assert torch.allclose(middle.x_t + 0.7 * middle.dx_t, x_1, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", EVALUATIONS)
+@pytest.mark.parametrize("method", TABLEAUS)
 @pytest.mark.parametrize("steps", [1, 7])
 def test_every_solver_is_exact_on_a_straight_path(method: Method, steps: int) -> None:
     x_0, x_1 = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    x = integrate(lambda x, t: x_1 - x_0, x_0, sway_grid(steps), method)
+    x = Solver(steps, method).integrate(lambda x, number: x_1 - x_0, x_0)
     torch.testing.assert_close(x, x_1, atol=1e-5, rtol=0)
 
 
@@ -36,29 +36,46 @@ def test_solvers_converge_with_their_order(method: Method, order: int) -> None:
 
     def error(steps: int) -> float:
         x_0 = torch.ones(1, dtype=torch.float64)
-        return abs(float(integrate(lambda x, t: x + t, x_0, torch.linspace(0, 1, steps + 1), method)) - exact)
+        solver = Solver(steps, method, sway=0.0)
+        return abs(float(solver.integrate(lambda x, number: x + solver.times[number].double(), x_0)) - exact)
 
     assert math.log2(error(8) / error(16)) == pytest.approx(order, abs=0.25)
 
 
-def test_solvers_call_the_network_as_often_as_they_say() -> None:
-    for method, evaluations in EVALUATIONS.items():
-        calls = []
+@pytest.mark.parametrize(("method", "stages"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+def test_solvers_call_the_network_as_often_as_they_say(method: Method, stages: int) -> None:
+    calls: list[int] = []
 
-        def velocity(x: torch.Tensor, t: torch.Tensor, calls: list = calls) -> torch.Tensor:
-            calls.append(float(t))
-            return x
+    def velocity(x: torch.Tensor, number: int) -> torch.Tensor:
+        calls.append(number)
+        return x
 
-        integrate(velocity, torch.zeros(1), sway_grid(3), method)
-        assert len(calls) == 3 * evaluations
-        assert all(0 <= t <= 1 for t in calls)
+    solver = Solver(3, method)
+    solver.integrate(velocity, torch.zeros(1))
+    assert calls == list(range(3 * stages)) and solver.num_evaluations == len(calls) == len(solver.times)
+    assert (0 <= solver.times).all() and (solver.times <= 1).all()
+
+
+@pytest.mark.parametrize("method", TABLEAUS)
+def test_a_solver_that_is_stopped_after_any_evaluation_goes_on_as_if_it_were_not(method: Method) -> None:
+    solver = Solver(3, method)
+
+    def velocity(x: torch.Tensor, number: int) -> torch.Tensor:
+        return torch.sin(x) + solver.times[number]
+
+    x_0 = torch.linspace(-1, 1, 5)
+    progress = Progress(x_0)
+    for number in range(solver.num_evaluations):
+        solver.advance(progress, velocity(solver.point(progress), number))
+        progress = Progress(progress.x.clone(), [v.clone() for v in progress.slopes], progress.evaluations)
+    assert torch.equal(progress.x, solver.integrate(velocity, x_0))
 
 
 def test_sway_crowds_steps_near_the_noise_and_keeps_the_ends() -> None:
     grid = sway_grid(10, -1.0)
     assert grid[0] == 0 and grid[-1] == pytest.approx(1)
     assert (grid.diff().diff() > 0).all()
-    torch.testing.assert_close(sway_grid(4, 0.0), torch.linspace(0, 1, 5))
+    torch.testing.assert_close(sway_grid(4, 0.0), torch.linspace(0, 1, 5, dtype=torch.float64))
 
 
 def test_noise_is_a_function_of_seed_and_block_alone() -> None:
@@ -105,13 +122,12 @@ def test_times_lie_within_the_path_and_crowd_in_the_middle() -> None:
 def test_guidance_mixes_both_branches_in_one_call() -> None:
     blocks, calls = Blocks.of_lengths([48, 24], 24), []
 
-    def network(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+    def network(x: torch.Tensor, number: int, condition: torch.Tensor, blocks: Blocks) -> torch.Tensor:
         calls.append(len(blocks))
-        assert t.shape == (blocks.num_utterances,)
+        assert number == 7
         return condition * x
 
     x, c, n = torch.randn(3, 3, 24, 5, generator=torch.Generator().manual_seed(0))
-    t = torch.tensor(0.5)
-    assert torch.allclose(guided(network, c, n, blocks, 0.5)(x, t), mix(c * x, n * x, 0.5))
-    assert torch.allclose(guided(network, c, n, blocks, 0.0)(x, t), c * x)
+    assert torch.allclose(guided(network, c, n, blocks, 0.5)(x, 7), mix(c * x, n * x, 0.5))
+    assert torch.allclose(guided(network, c, n, blocks, 0.0)(x, 7), c * x)
     assert calls == [6, 3]

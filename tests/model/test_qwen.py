@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.flow.guidance import guided
-from sf_lightning.flow.solver import integrate, sway_grid
+from sf_lightning.flow.solver import Solver
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
@@ -206,8 +206,13 @@ def test_the_sibling_s_sampler_is_rk4_on_a_sway_grid_with_guidance(monkeypatch: 
     speaker = model.encoder(given["condition_vector"], given["speaker_embedding"])
     kept = torch.zeros(1, dtype=torch.bool)
     condition = model.condition(cut(given["quantized_code"], size // 2), speaker, blocks, kept, kept)
-    velocity = guided(model.velocity, condition, model.null_condition(blocks), blocks, 0.5)
-    x = integrate(velocity, cut(given["hidden_states"], size), sway_grid(9), "rk4")
+    solver = Solver(9, "rk4")
+
+    def network(x: Tensor, number: int, condition: Tensor, blocks: Blocks) -> Tensor:
+        return model.velocity(x, solver.times[number].expand(blocks.num_utterances), condition, blocks)
+
+    velocity = guided(network, condition, model.null_condition(blocks), blocks, 0.5)
+    x = solver.integrate(velocity, cut(given["hidden_states"], size))
     mel = x[blocks.valid].view(frames, bands)
     assert mel.std() > 0.5
     torch.testing.assert_close(mel, expected[0].T, atol=1e-4, rtol=1e-4)

@@ -1,6 +1,7 @@
 """Streams: the same wave however tokens are pushed, whoever else is decoded, whatever comes later."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.layout import Layout
-from sf_lightning.streaming.decoder import DecodeConfig, StreamingDecoder
+from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import measure_latency
+from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.griffin_lim import GriffinLim
 from tests.helpers import SMALL, small_model
 
@@ -99,7 +101,7 @@ def test_streams_side_by_side_give_what_each_gives_alone() -> None:
     decoder = make()
     given = [tokens(20, 1), tokens(33, 2), tokens(6, 3)]
     whos = [speaker(1), None, speaker(3)]
-    streams = [decoder.open(who, seed=i) for i, who in enumerate(whos)]
+    streams = [decoder.open(who, replace(decoder.config, seed=i)) for i, who in enumerate(whos)]
     for stream, each in zip(streams, given, strict=True):
         stream.feed(each)
         stream.end()
@@ -108,7 +110,7 @@ def test_streams_side_by_side_give_what_each_gives_alone() -> None:
         for part, chunk in zip(parts, decoder.step(streams), strict=True):
             part.append(chunk.mel)
     for i, each in enumerate(given):
-        stream = decoder.open(whos[i], seed=i)
+        stream = decoder.open(whos[i], replace(decoder.config, seed=i))
         stream.feed(each)
         stream.end()
         alone = []
@@ -151,7 +153,7 @@ def test_a_long_stream_keeps_no_more_than_a_short_one() -> None:
 
 
 def test_block_evaluations_are_those_of_the_windows() -> None:
-    decoder = make()
+    decoder = make(mode="windowed")
     mel_of(decoder, tokens(30))
     # Five blocks, p = 2, q = 1: windows of 2, 3, 4, 4 and, at the end without a future, 3.
     assert decoder.account.block_evaluations == 4 * (2 + 3 + 4 + 4 + 3)
@@ -210,7 +212,7 @@ def test_a_push_after_the_flush_and_a_wrong_speaker_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"steps": 0}, "steps 0"),
+        ({"steps": 0}, "steps is 0"),
         ({"lookahead": -1}, "lookahead is -1"),
         ({"method": "heun"}, "'heun': wanted one"),
     ],

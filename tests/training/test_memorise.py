@@ -10,7 +10,7 @@ from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
-from sf_lightning.streaming.decoder import DecodeConfig
+from sf_lightning.streaming.state import DecodeConfig
 from tests.training.test_training import small_module
 
 

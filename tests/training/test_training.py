@@ -15,7 +15,7 @@ from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.speaker import SpeakerConfig
-from sf_lightning.streaming.decoder import DecodeConfig
+from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.ema import WeightAverage
 from sf_lightning.training.module import OptimizerConfig, StreamFlowModule

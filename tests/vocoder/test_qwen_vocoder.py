@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.model.layout import Layout
-from sf_lightning.streaming.decoder import Chunk, DecodeConfig, StreamingDecoder
+from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import measure_latency
+from sf_lightning.streaming.state import Chunk, DecodeConfig
 from sf_lightning.training.callbacks.streaming_validation import StreamingValidation, _Clip
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.config import VocoderConfig

@@ -23,8 +23,9 @@ from torch import Tensor
 from sf_lightning.audio.wave import write_wave
 from sf_lightning.metrics.pool import shared_pool
 from sf_lightning.metrics.speech import SpeechScores, gap
-from sf_lightning.streaming.decoder import Chunk, StreamingDecoder
+from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import Latency, measure_latency
+from sf_lightning.streaming.state import Chunk
 from sf_lightning.training.callbacks.pictures import draw_mels
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule

@@ -1,0 +1,132 @@
+"""What a stream is: how it is decoded, all that it remembers, what it emits, what it costs."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from torch import Tensor
+
+from sf_lightning.flow.solver import Method, Solver
+from sf_lightning.model.layout import Layout
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How a stream is decoded.
+
+    Args:
+        mode: "cached": the past is remembered exactly, as keys and values of every network evaluation, and
+            never computed again; or "windowed", the usual way: a window of p blocks of past, the chunk and
+            its look-ahead is integrated and its middle kept. A layout without bound can only be windowed,
+            its window being all of the past.
+        steps: Solver steps from noise to mel.
+        method: Solver: "euler", "midpoint" (2 evaluations a step) or "rk4" (4).
+        sway: Sway of the time grid; -1 puts more steps near the noise, 0 is even.
+        guidance: Strength w of classifier-free guidance; 0 turns it off and halves the cost.
+        temperature: Scale of the noise at the start; below 1 gives plainer, safer speech.
+        chunk: Blocks decoded together and emitted at once.
+        first_chunk: Blocks of the first chunk, by default as many as of the others; a small one is heard sooner.
+        lookahead: Blocks waited for beyond a chunk; by default as many as the layout looks ahead (one
+            where it looks ahead without bound). From q times the number of evaluations on, a cached stream
+            equals offline to rounding.
+        exact_vocoder: Whether the vocoder waits until the mel of its right context is final, or takes the
+            provisional one of the look-ahead.
+        seed: Of the noise.
+    """
+
+    mode: Literal["cached", "windowed"] = "cached"
+    steps: int = 10
+    method: Method = "euler"
+    sway: float = -1.0
+    guidance: float = 0.5
+    temperature: float = 1.0
+    chunk: int = 1
+    first_chunk: int | None = None
+    lookahead: int | None = None
+    exact_vocoder: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("cached", "windowed"):
+            raise ValueError(f"decode.mode is {self.mode!r}: wanted cached or windowed")
+        if self.chunk < 1 or (self.first_chunk is not None and self.first_chunk < 1):
+            raise ValueError(f"decode: chunk {self.chunk} and first_chunk {self.first_chunk} must be at least 1")
+        if self.lookahead is not None and self.lookahead < 0:
+            raise ValueError(f"decode.lookahead is {self.lookahead}: wanted 0 or more blocks")
+        Solver(self.steps, self.method, self.sway)
+
+    def of(self, layout: Layout) -> "DecodeConfig":
+        """Returns the same for a layout, with nothing left open."""
+        return replace(
+            self,
+            mode=self.mode if layout.bounded else "windowed",
+            lookahead=layout.lookahead if self.lookahead is None else self.lookahead,
+            first_chunk=self.first_chunk or self.chunk,
+        )
+
+    @cached_property
+    def solver(self) -> Solver:
+        """What carries noise to mel."""
+        return Solver(self.steps, self.method, self.sway)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Network evaluations (NFE) of a chunk."""
+        return self.solver.num_evaluations
+
+    def chunk_end(self, start: int) -> int:
+        """The block at which the chunk that begins with block `start` ends."""
+        return start + (self.chunk if start else self.first_chunk or self.chunk)
+
+
+@dataclass
+class StreamState:
+    """All that a stream remembers; its size does not grow with the stream.
+
+    Attributes:
+        speaker: Embedding [S], or None for nobody's voice.
+        config: How it is decoded, nothing left open.
+        tokens: Tokens still needed, from block `first` on, int64 [L].
+        mel: The last final frames, [P + C, F]: P that were heard, C whose sound still waits.
+        wave: The sound of those that were heard, [P * hop].
+        memory: Keys and values of the last emitted block, [NFE, branches, layers that look back, 2, H, W, Dh];
+            None before the first chunk, and where nothing is remembered.
+        first: Absolute number of the block that `tokens` begin with.
+        emitted: Blocks whose mel is final.
+        ended: Whether the last token has come.
+        error: What went wrong in this stream; it cannot go on.
+    """
+
+    speaker: Tensor | None
+    config: DecodeConfig
+    tokens: Tensor
+    mel: Tensor
+    wave: Tensor
+    memory: Tensor | None = None
+    first: int = 0
+    emitted: int = 0
+    ended: bool = False
+    error: str | None = None
+
+
+@dataclass
+class Chunk:
+    """What one step of a stream emits: final mel [T, F] and wave [N]; both empty if it had to wait."""
+
+    mel: Tensor
+    wave: Tensor
+
+
+@dataclass
+class Account:
+    """What decoding cost, added up over calls.
+
+    Attributes:
+        network_seconds: Time in the flow: conditions, network and solver.
+        vocoder_seconds: Time in the vocoder.
+        block_evaluations: Blocks that went through the network, guidance branches counted once.
+    """
+
+    network_seconds: float = 0.0
+    vocoder_seconds: float = 0.0
+    block_evaluations: int = 0

@@ -1,0 +1,141 @@
+"""The past that is remembered is exact: at full look-ahead a stream is what offline decoding gives."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.model.layout import Layout
+from sf_lightning.streaming.decoder import StreamingDecoder
+from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.vocoder.griffin_lim import GriffinLim
+from tests.helpers import small_model
+from tests.streaming.test_decoder import make, mel_of, speaker, tokens
+
+
+def drawn(seed: int) -> tuple[Layout, DecodeConfig, int]:
+    """A random layout, way of decoding and length."""
+    random = np.random.default_rng(seed)
+    depth = int(random.integers(1, 6))
+    back, ahead = (tuple(np.flatnonzero(random.random(depth) < 0.5).tolist()) for _ in range(2))
+    method = ("euler", "midpoint", "rk4")[random.integers(3)]
+    layout = Layout(depth, int(random.choice([8, 12, 24])), back, ahead)
+    steps = int(random.integers(1, 4 if method == "euler" else 2))
+    config = DecodeConfig(
+        steps=steps,
+        method=method,
+        guidance=float(random.choice([0.0, 0.7])),
+        chunk=int(random.integers(1, 4)),
+        first_chunk=int(random.integers(1, 3)),
+        seed=seed,
+    )
+    return layout, config, int(random.integers(1, 70))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_streaming_equals_offline_at_full_lookahead(seed: int) -> None:
+    layout, config, length = drawn(seed)
+    full = int(layout.field.ahead) * config.num_evaluations
+    decoder = StreamingDecoder(small_model(layout), GriffinLim(MelConfig(), 1), replace(config, lookahead=full))
+    given, who = tokens(length, seed), speaker(seed)
+    offline = decoder.offline([given], [who])[0].mel
+    assert offline.std() > 0.1
+    difference = (mel_of(decoder, given, who) - offline).abs().max()
+    assert difference < 1e-5 * offline.abs().max()
+
+
+@pytest.mark.parametrize("seed", range(24, 36))
+def test_below_full_lookahead_the_gap_is_there_and_closes(seed: int) -> None:
+    layout, config, _ = drawn(seed)
+    layout = replace(layout, backward=(0,), forward=(layout.num_layers - 1,))
+    config = replace(config, steps=3, method="euler", chunk=1, first_chunk=1)
+    given, gaps = tokens(60, seed), []
+    for lookahead in (1, 2, 3):
+        decoder = StreamingDecoder(
+            small_model(layout), GriffinLim(MelConfig(), 1), replace(config, lookahead=lookahead)
+        )
+        gaps.append(float((mel_of(decoder, given) - decoder.offline([given], [None])[0].mel).abs().mean()))
+    assert gaps[0] > 1e-6 and gaps[0] > gaps[1] > gaps[2] and gaps[2] < 1e-5
+
+
+def test_without_lookahead_streaming_is_exact_with_no_wait() -> None:
+    decoder = make(Layout(5, 24, (0, 3), ()), steps=5, guidance=0.5)
+    given, who = tokens(50), speaker()
+    assert decoder.config.lookahead == 0
+    offline = decoder.offline([given], [who])[0].mel
+    gap = (mel_of(decoder, given, who) - offline).abs().max()
+    windowed = make(Layout(5, 24, (0, 3), ()), steps=5, guidance=0.5, mode="windowed")
+    assert gap < 1e-5 < (mel_of(windowed, given, who) - offline).abs().max()  # the usual way is not
+
+
+@pytest.mark.parametrize("lookahead", [1, 2, 4])
+def test_a_token_beyond_the_reach_changes_nothing_and_one_within_does(lookahead: int) -> None:
+    decoder = make(Layout(4, 24, (0, 2), (1,)), lookahead=lookahead)
+    given = tokens(60)
+    before = mel_of(decoder, given)
+    for place in (5, 7):
+        given[6 * place] = (given[6 * place] + 1) % 50
+        moved = (mel_of(decoder, given) - before).abs().view(-1, 24 * 80).amax(1) > 0
+        given[6 * place] = (given[6 * place] - 1) % 50
+        assert not moved[: place - lookahead].any()
+        assert moved[place]
+
+
+def test_the_chunk_size_changes_nothing_at_full_lookahead_and_little_below() -> None:
+    given = tokens(60)
+
+    def heard(chunk: int, lookahead: int) -> Tensor:
+        return mel_of(make(Layout(4, 24, (0, 2), (1,)), chunk=chunk, lookahead=lookahead), given)
+
+    assert (heard(1, 4) - heard(3, 4)).abs().max() < 1e-4
+    assert (heard(1, 1) - heard(3, 1)).abs().max() > 1e-4
+
+
+def test_a_chunk_costs_its_blocks_and_their_lookahead_whatever_came_before() -> None:
+    decoder = make(Layout(4, 24, (0, 2), (1,)), chunk=2, lookahead=3)
+    stream = decoder.open()
+    costs = []
+    for number in range(8):
+        before = decoder.account.block_evaluations
+        stream.push(tokens(12, number))
+        costs.append(decoder.account.block_evaluations - before)
+    assert costs == [0, 0, *[4 * (2 + 3)] * 6]
+
+
+def test_what_a_stream_remembers_does_not_grow() -> None:
+    decoder = make(Layout(4, 24, (0, 2), (1,)))
+    stream, sizes = decoder.open(), []
+    for number in range(10):
+        stream.push(tokens(12, number))
+        state = stream.state
+        held = [state.memory, state.tokens, state.mel, state.wave]
+        sizes.append(sum(each.untyped_storage().nbytes() for each in held if each is not None))
+    assert len(set(sizes[3:])) == 1
+    assert stream.state.memory is not None and stream.state.memory.shape == (4, 2, 2, 2, 2, 24, 16)
+
+
+def test_streams_that_are_decoded_differently_advance_in_one_call() -> None:
+    decoder = make()
+    configs = [decoder.config, replace(decoder.config, steps=2), replace(decoder.config, guidance=0.0, chunk=2)]
+    streams = [decoder.open(speaker(i), config) for i, config in enumerate(configs)]
+    for stream in streams:
+        stream.feed(tokens(31))
+        stream.end()
+    parts: list[list[Tensor]] = [[], [], []]
+    while not all(stream.finished for stream in streams):
+        for part, chunk in zip(parts, decoder.step(streams), strict=True):
+            part.append(chunk.mel)
+    for i, config in enumerate(configs):
+        alone = mel_of(make(**vars(config)), tokens(31), speaker(i))
+        torch.testing.assert_close(torch.cat(parts[i]), alone, atol=1e-4, rtol=0)
+
+
+def test_a_first_chunk_may_be_smaller_than_the_others() -> None:
+    decoder = make(chunk=3, first_chunk=1)
+    stream = decoder.open()
+    assert len(stream.push(tokens(12))) == 24 * 160  # a block and one ahead
+    assert len(stream.push(tokens(12))) == 0
+    assert len(stream.push(tokens(6))) == 3 * 24 * 160

@@ -29,19 +29,38 @@ class Memory:
         first: The first block of each run, int64 [R].
         last: The block of each run after which its next run will begin, int64 [R].
         edge: Keys, unrotated, and values of the block before each run, [R, 2, H, W, Dh]; replaced by those of
-            the block `last` when the layer runs.
+            the block `last` when the layer runs. None for a layer that does not look back.
+        beyond: Those of the block after each run, where `last` is its last one; None if there is no such block
+            or the layer does not look ahead.
     """
 
     first: Tensor
     last: Tensor
-    edge: Tensor
+    edge: Tensor | None
+    beyond: Tensor | None = None
 
-    def exchange(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns keys and values [M, H, W, Dh] of every block's previous block, and keeps those at the edge."""
-        before = (shift(k, -1), shift(v, -1))
-        k_before, v_before = (x.index_copy(0, self.first, self.edge[:, i].to(x)) for i, x in enumerate(before))
-        self.edge = torch.stack([k[self.last], v[self.last]], dim=1)
-        return k_before, v_before
+    def neighbours(self, k: Tensor, v: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+        """Returns keys and values [M, H, W, Dh] of every block's neighbour, and keeps those at the edge."""
+        known, place = (self.edge, self.first) if offset < 0 else (self.beyond, self.last)
+        if offset < 0 and self.edge is not None:
+            self.edge = torch.stack([k[self.last], v[self.last]], dim=1)
+        pair = shift(k, offset), shift(v, offset)
+        if known is None:
+            return pair
+        k_there, v_there = (x.index_copy(0, place, known[:, i].to(x)) for i, x in enumerate(pair))
+        return k_there, v_there
+
+
+class Edges(NamedTuple):
+    """Which blocks have neighbours that lie in a `Memory` and not in the list.
+
+    Attributes:
+        continued: Blocks whose previous block does, bool [M]; what is remembered there is always whole.
+        followed: Valid frames of the next block that does, bool [M, W]; None if there are none.
+    """
+
+    continued: Tensor
+    followed: Tensor | None = None
 
 
 class Sight(NamedTuple):
@@ -62,14 +81,14 @@ class Sight(NamedTuple):
         return Sight(self.mask[some], self.table, self.blocks.of(some))
 
 
-def near_sight(span: Span, blocks: Blocks, head_width: int, continued: Tensor | None = None) -> Sight:
+def near_sight(span: Span, blocks: Blocks, head_width: int, edges: Edges | None = None) -> Sight:
     """Returns the sight of a bounded span on the list of blocks itself.
 
     Args:
         span: How far it looks.
         blocks: Where the blocks belong.
         head_width: Dh.
-        continued: Blocks whose previous block lies in a `Memory`, bool [M].
+        edges: What lies around runs of blocks.
     """
     size, device = blocks.block_size, blocks.valid.device
     # A block without valid frames must attend to something or its softmax is 0 / 0.
@@ -78,8 +97,10 @@ def near_sight(span: Span, blocks: Blocks, head_width: int, continued: Tensor | 
         shift(blocks.valid, offset) & blocks.neighbour(offset)[:, None] if offset else own
         for offset in span.offsets
     ]
-    if continued is not None and span.back:
-        keys[0] = keys[0] | continued[:, None]  # what is remembered is always a whole block
+    if edges is not None and span.back:
+        keys[0] = keys[0] | edges.continued[:, None]
+    if edges is not None and edges.followed is not None and span.ahead:
+        keys[-1] = keys[-1] | edges.followed
     positions = torch.arange(span.offsets[0] * size, (span.offsets[-1] + 1) * size, device=device)
     return Sight(torch.cat(keys, dim=1)[:, None, None], rotation(positions, head_width), blocks)
 
@@ -97,10 +118,10 @@ def dense_sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
     return Sight(mask, rotation(torch.arange(len(number), device=valid.device), head_width), blocks)
 
 
-def sight(span: Span, blocks: Blocks, head_width: int, continued: Tensor | None = None) -> Sight:
+def sight(span: Span, blocks: Blocks, head_width: int, edges: Edges | None = None) -> Sight:
     """Returns the sight of a span, on the path on which its layers run; see `near_sight`."""
     if span.bounded:
-        return near_sight(span, blocks, head_width, continued)
+        return near_sight(span, blocks, head_width, edges)
     return dense_sight(span, blocks, head_width)
 
 
@@ -127,21 +148,25 @@ class BlockAttention(nn.Module):
         Args:
             x: [M, W, D].
             sight: That of this span and this list of blocks.
-            memory: What lies before runs of blocks, for a span that looks back.
+            memory: What lies around runs of blocks, for a span that leaves the own block.
         """
-        # [M, W, 3, H, Dh] -> 3 x [M, H, W, Dh]
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.project(x)
         y = self._near(q, k, v, sight, memory) if self.span.bounded else self._dense(q, k, v, sight)
         return self.out(y.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries, keys, unrotated both, and values [M, H, W, Dh] of x [M, W, D]."""
+        # [M, W, 3, H, Dh] -> 3 x [M, H, W, Dh]
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
 
     def _near(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, memory: Memory | None = None) -> Tensor:
         size, offsets = q.shape[2], self.span.offsets
         own = -offsets[0] * size
         if len(offsets) > 1:
-            parts = [(shift(k, offset), shift(v, offset)) for offset in offsets]
-            if memory is not None:
-                parts[0] = memory.exchange(k, v)
-            k, v = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
+            memory = memory or Memory(sight.blocks.position, sight.blocks.position, None)
+            pairs = [memory.neighbours(k, v, offset) if offset else (k, v) for offset in offsets]
+            k, v = (torch.cat(each, dim=2) for each in zip(*pairs, strict=True))
         q = rotate(q, sight.table[:, own : own + size], self.rope_heads)
         return attend(q, rotate(k, sight.table, self.rope_heads), v, sight.mask)
 

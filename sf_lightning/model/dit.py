@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 from torch.utils.checkpoint import checkpoint
 
-from sf_lightning.model.attention import BlockAttention, Memory, Sight, sight
+from sf_lightning.model.attention import BlockAttention, Edges, Memory, Sight, sight
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.embeddings import TimeEmbedding, TokenEmbedding
 from sf_lightning.model.layout import Layout, Span
@@ -141,7 +141,7 @@ class DiT(nn.Module):
         modulations: list[Tensor],
         condition: Tensor,
         blocks: Blocks,
-        continued: Tensor | None = None,
+        edges: Edges | None = None,
         memories: Mapping[int, Memory] | None = None,
     ) -> Tensor:
         """Returns the velocity [M, W, F], from modulations at hand, also of runs that continue others.
@@ -151,20 +151,30 @@ class DiT(nn.Module):
             modulations: As `modulate` gives them; of one row where all utterances are at the same time.
             condition: [M, W, D].
             blocks: Where the blocks belong.
-            continued: Blocks whose previous block lies in a memory, bool [M].
-            memories: Of each layer that looks back, by its number; they go on to the end of the runs.
+            edges: Which blocks have neighbours that lie in memories.
+            memories: Of the layers that look that way, by number; they go on to the end of the runs.
         """
-        spans, head_width = set(self.layout.spans), self.config.head_width
-        sights = {span: sight(span, blocks, head_width, continued) for span in spans}
-        *modulations, last = modulations
-        memories = memories or {}
-        h = self.from_mel(x) + condition
-        passes = [
-            _Pass(layer, span, modulation, memories.get(i))
-            for i, (layer, span, modulation) in enumerate(
-                zip(self.layers, self.layout.spans, modulations, strict=True)
-            )
-        ]
+        h = self.enter(x, condition)
+        h = self.through(range(len(self.layers)), h, modulations, blocks, edges, memories)
+        return self.leave(h, modulations, blocks)
+
+    def enter(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Returns what the first layer is given, [M, W, D]."""
+        return self.from_mel(x) + condition
+
+    def through(
+        self,
+        numbers: range,
+        h: Tensor,
+        modulations: list[Tensor],
+        blocks: Blocks,
+        edges: Edges | None = None,
+        memories: Mapping[int, Memory] | None = None,
+    ) -> Tensor:
+        """Carries h [M, W, D] through some of the layers; see `run`."""
+        spans, head_width = self.layout.spans, self.config.head_width
+        sights = {span: sight(span, blocks, head_width, edges) for span in {spans[i] for i in numbers}}
+        passes = [_Pass(self.layers[i], spans[i], modulations[i], (memories or {}).get(i)) for i in numbers]
         for alone, run in groupby(passes, key=lambda each: each.span == Span(0, 0)):
             layers = list(run)
             # Between two layers that see neighbours every block is for itself.
@@ -172,9 +182,17 @@ class DiT(nn.Module):
                 h = torch.cat([self._run(h[some], layers, sights, some) for some in _slices(len(blocks))])
             else:
                 h = self._run(h, layers, sights)
+        return h
+
+    def leave(self, h: Tensor, modulations: list[Tensor], blocks: Blocks) -> Tensor:
+        """Returns the answer [M, W, F] of what the last layer gave."""
         # Scale comes before shift here and after it in the layers: the order of the public sibling.
-        scale, shift = _of_blocks(last, blocks, 2)
+        scale, shift = _of_blocks(modulations[-1], blocks, 2)
         return self.to_velocity(_modulated(h, scale, shift))
+
+    def seen_by_neighbours(self, number: int, h: Tensor, modulations: list[Tensor], blocks: Blocks) -> Tensor:
+        """Returns the keys, unrotated, and values [M, 2, H, W, Dh] that a layer makes of h [M, W, D]."""
+        return self.layers[number].seen_by_neighbours(h, modulations[number], blocks)  # type: ignore[operator]
 
     def _run(
         self,
@@ -216,6 +234,11 @@ class Layer(nn.Module):
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = _of_blocks(modulation, sight.blocks, 6)
         h = torch.addcmul(h, gate, self.attention(_modulated(h, scale, shift), sight, memory))
         return torch.addcmul(h, gate_mlp, self.mlp(_modulated(h, scale_mlp, shift_mlp)))
+
+    def seen_by_neighbours(self, h: Tensor, modulation: Tensor, blocks: Blocks) -> Tensor:
+        """Returns what a neighbouring block attends to, keys and values [M, 2, H, W, Dh]."""
+        shift, scale, *_ = _of_blocks(modulation, blocks, 6)
+        return torch.stack(self.attention.project(_modulated(h, scale, shift))[1:], dim=1)
 
 
 class Modulation(nn.Linear):

@@ -18,9 +18,13 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from sf_lightning.flow.noise import block_noise
+from sf_lightning.flow.solver import Progress, Solver
+from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.streamflow import StreamFlow
-from sf_lightning.streaming.runs import Run, integrate
+from sf_lightning.streaming.runs import Run, condition_of, integrate
 from sf_lightning.streaming.state import Account, Chunk, DecodeConfig, StreamState
+from sf_lightning.streaming.wavefront import Flight, Wavefront
 from sf_lightning.vocoder.base import Vocoder
 
 
@@ -42,6 +46,8 @@ class StreamingDecoder:
     vocoder: Vocoder
     config: DecodeConfig = DecodeConfig()
     account: Account = field(default_factory=Account)
+
+    _tables: dict[Solver, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.vocoder.mel != self.model.mel.config:
@@ -76,6 +82,8 @@ class StreamingDecoder:
             mel=empty,
             wave=empty.new_zeros(0),
         )
+        if self._is_full(state.config):
+            state.front = self._wavefront(state.config).open()
         return Stream(self, state)
 
     @torch.inference_mode()
@@ -87,8 +95,12 @@ class StreamingDecoder:
         states = [stream.state for stream in streams]
         chunks = [Chunk(state.mel[:0], state.wave[:0]) for state in states]
         ready = [i for i, state in enumerate(states) if not state.error and self._chunk_end(state) > state.emitted]
+        waves = [state for state in states if state.front is not None and not state.error]
+        for alike in _alike(range(len(waves)), lambda i: _how(waves[i].config)):
+            self._run_waves([waves[i] for i in alike])
         for same in _alike(ready, lambda i: _how(states[i].config)):
-            made = self._integrate([states[i] for i in same])
+            members = [states[i] for i in same]
+            made = [self._land(state) for state in members] if members[0].front else self._integrate(members)
             good = [(i, mels) for i, mels in zip(same, made, strict=True) if not states[i].error]
             sounds = self._vocode([states[i] for i, _ in good], [mels for _, mels in good])
             for (i, _), chunk in zip(good, sounds, strict=True):
@@ -181,11 +193,94 @@ class StreamingDecoder:
 
     def _carry(self, runs: Sequence[Run], config: DecodeConfig, remember: bool) -> list[Tensor]:
         clock = self._clock()
-        how = (config.solver, config.guidance, config.temperature)
+        how = (config.solver, self._table(config.solver), config.guidance, config.temperature)
         mels, evaluations = integrate(self.model, runs, *how, remember)
         self.account.block_evaluations += evaluations
         self.account.network_seconds += self._clock() - clock
         return mels
+
+    @torch.inference_mode()
+    def _table(self, solver: Solver) -> list[Tensor]:
+        """The modulations of a solver's evaluations: they depend on flow time alone, so they are made once."""
+        if solver not in self._tables:
+            self._tables[solver] = self.model.dit.modulate(solver.times.to(self.device))
+        return self._tables[solver]
+
+    # -- the wave at full look-ahead ------------------------------------------------------------------
+
+    def _is_full(self, config: DecodeConfig) -> bool:
+        """Whether a stream looks so far ahead that nothing of it need be provisional."""
+        ahead = self.model.layout.field.ahead
+        assert config.lookahead is not None
+        return config.mode == "cached" and 0 < ahead * config.num_evaluations <= config.lookahead
+
+    def _wavefront(self, config: DecodeConfig) -> Wavefront:
+        return Wavefront(self.model, config.solver, config.guidance, self._table(config.solver))
+
+    def _run_waves(self, states: Sequence[StreamState]) -> None:
+        """Lets blocks of tokens that are there run in, as far as the next chunk needs."""
+        clock = self._clock()
+        wavefront = self._wavefront(states[0].config)
+        reach = int(self.model.layout.field.ahead) * states[0].config.num_evaluations
+        while True:
+            moving = []
+            for state in states:
+                assert state.front is not None
+                # Beyond the end of a stream nothing arrives, and what is on its way runs out.
+                there = math.inf if state.ended else self.num_blocks(state)
+                end = min(state.config.chunk_end(state.emitted), self.num_blocks(state))
+                if state.front.arrived < min(there, end + reach) and end > state.emitted:
+                    moving.append(state)
+            if not moving:
+                break
+            flights = self._take_off([state for state in moving if self._arrives(state)])
+            fronts = [state.front for state in moving if state.front is not None]
+            layers = wavefront.arrive(fronts, [next(flights) if self._arrives(s) else None for s in moving])
+            self.account.block_evaluations += layers / self.model.layout.num_layers
+        self.account.network_seconds += self._clock() - clock
+
+    def _arrives(self, state: StreamState) -> bool:
+        return state.front is not None and state.front.arrived < self.num_blocks(state)
+
+    def _take_off(self, states: Sequence[StreamState]) -> Iterator[Flight]:
+        """Makes the next block of each stream ready for the wave."""
+        if not states:
+            return iter(())
+        model, size, each = self.model, self.model.layout.block_size, self.tokens_per_block
+        runs = []
+        for state in states:
+            assert state.front is not None
+            place = (state.front.arrived - state.first) * each
+            runs.append(
+                Run(state.tokens[place : place + each], state.front.arrived, state.speaker, state.config.seed)
+            )
+        lengths = [len(run.tokens) * model.dit.config.frames_per_token for run in runs]
+        blocks = Blocks.of_lengths(lengths, size).to(self.device)
+        conditions = [condition_of(model, runs, blocks)]
+        if states[0].config.guidance:
+            conditions.append(model.null_condition(blocks))
+        temperature, bands = states[0].config.temperature, model.dit.config.num_bands
+        noise = [temperature * block_noise(run.seed, run.first, 1, size, bands)[0] for run in runs]
+        return (
+            Flight(condition, valid, Progress(x_0.to(self.device)))
+            for condition, valid, x_0 in zip(torch.stack(conditions, dim=1), blocks.valid, noise, strict=True)
+        )
+
+    def _land(self, state: StreamState) -> tuple[Tensor, Tensor]:
+        """Returns the frames of a chunk that is through the wave, and a guess at those after it, [T, F]."""
+        front, wavefront, end = state.front, self._wavefront(state.config), self._chunk_end(state)
+        assert front is not None
+        final = [front.flights.pop(number) for number in range(state.emitted, end)]
+        ahead = [front.flights[number] for number in range(end, front.arrived) if number in front.flights]
+        frames = [flight.progress.x[flight.valid] for flight in final]
+        enough = -(-self.vocoder.right // self.model.layout.block_size)
+        after = [wavefront.guess(flight)[flight.valid] for flight in ahead[:enough]]
+        mel = self.model.to_mel(torch.cat(frames).float())
+        if not mel.isfinite().all():
+            state.error = f"the mel of its blocks {state.emitted} to {end - 1} has NaN or infinity in it"
+        state.emitted = end
+        self._forget(state)
+        return mel, self.model.to_mel(torch.cat([*after, mel[:0]]).float())
 
     def _forget(self, state: StreamState) -> None:
         """Drops the tokens that no later chunk needs."""

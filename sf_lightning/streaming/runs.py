@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from sf_lightning.flow.guidance import guided
 from sf_lightning.flow.noise import block_noise
 from sf_lightning.flow.solver import Solver
-from sf_lightning.model.attention import Memory
+from sf_lightning.model.attention import Edges, Memory
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.streamflow import StreamFlow
 
@@ -48,6 +48,7 @@ def integrate(
     model: StreamFlow,
     runs: Sequence[Run],
     solver: Solver,
+    tables: list[Tensor],
     guidance: float,
     temperature: float,
     remember: bool,
@@ -58,6 +59,7 @@ def integrate(
         model: On the device where to compute.
         runs: What to carry; their memories are replaced if `remember`.
         solver: How.
+        tables: The modulations of all evaluations, `DiT.modulate(solver.times)`: constants of the solver.
         guidance: Strength w; 0 leaves the null branch out.
         temperature: Scale of the noise.
         remember: Whether runs go on from their memories, and remember.
@@ -70,12 +72,10 @@ def integrate(
     lengths = [len(run.tokens) * dit.config.frames_per_token for run in runs]
     counts = [-(-length // size) for length in lengths]
     blocks = Blocks.of_lengths(lengths, size).to(device)
-    condition = _condition(model, runs, blocks)
+    condition = condition_of(model, runs, blocks)
     branches = 2 if guidance else 1
     trajectory = _Trajectory(model, runs, counts, branches, solver.num_evaluations) if remember else None
-    # Modulations depend on flow time alone: for all evaluations at once, and for all utterances the same.
     times = solver.times.to(device)
-    tables = dit.modulate(times)
 
     def network(x: Tensor, number: int, condition: Tensor, blocks: Blocks) -> Tensor:
         modulations = [table[number : number + 1] for table in tables]
@@ -83,7 +83,7 @@ def integrate(
             answer = dit.run(x, modulations, condition, blocks)
         else:
             memories = trajectory.memories(number)
-            answer = dit.run(x, modulations, condition, blocks, trajectory.continued, memories)
+            answer = dit.run(x, modulations, condition, blocks, trajectory.edges_of_runs, memories)
             trajectory.keep(number, memories)
         return model.to_velocity(answer, x, times[number])
 
@@ -99,8 +99,8 @@ def integrate(
     return mels, len(blocks) * solver.num_evaluations
 
 
-def _condition(model: StreamFlow, runs: Sequence[Run], blocks: Blocks) -> Tensor:
-    """The condition [M, W, D] of the runs' tokens and speakers."""
+def condition_of(model: StreamFlow, runs: Sequence[Run], blocks: Blocks) -> Tensor:
+    """Returns the condition [M, W, D] of runs whose blocks are laid one after the other."""
     per_block = model.layout.block_size // model.dit.config.frames_per_token
     tokens = [pad(run.tokens, (0, -len(run.tokens) % per_block)).view(-1, per_block) for run in runs]
     nobody = model.encoder.null()
@@ -120,7 +120,7 @@ class _Trajectory:
         num_evaluations: NFE.
 
     Attributes:
-        continued: Blocks whose previous block lies in a memory, bool [branches * M].
+        edges_of_runs: Which blocks go on from a memory.
     """
 
     def __init__(
@@ -136,8 +136,9 @@ class _Trajectory:
         last = first + torch.tensor([max(1, run.final) for run in runs]) - 1
         self.first, self.last = ((offsets + each).flatten().to(weight.device) for each in (first, last))
         goes_on = torch.tensor([run.memory is not None for run in runs], device=weight.device).repeat(branches)
-        self.continued = torch.zeros(branches * total, dtype=torch.bool, device=weight.device)
-        self.continued[self.first] = goes_on
+        continued = torch.zeros(branches * total, dtype=torch.bool, device=weight.device)
+        continued[self.first] = goes_on
+        self.edges_of_runs = Edges(continued)
         shape = (num_evaluations, branches, len(self.layers), 2, config.num_heads)
         nothing = weight.new_zeros(*shape, model.layout.block_size, config.head_width)
         # [R, NFE, branches, layers, 2, H, W, Dh]
@@ -151,7 +152,7 @@ class _Trajectory:
     def keep(self, number: int, memories: dict[int, Memory]) -> None:
         """Takes what the layers remember now."""
         if memories:
-            edges = torch.stack([memories[layer].edge for layer in self.layers], dim=1)
+            edges = torch.stack([memories[layer].edge for layer in self.layers], dim=1)  # type: ignore[misc]
             self.edges[:, number] = edges.unflatten(0, (self.branches, -1)).transpose(0, 1).to(self.edges)
 
     def hand_back(self, runs: Sequence[Run]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sf_lightning.flow.solver import Method, Solver
 from sf_lightning.model.layout import Layout
+from sf_lightning.streaming.wavefront import Front
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class StreamState:
         tokens: Tokens still needed, from block `first` on, int64 [L].
         mel: The last final frames, [P + C, F]: P that were heard, C whose sound still waits.
         wave: The sound of those that were heard, [P * hop].
+        front: Its blocks on their way, where the look-ahead is full; see `wavefront`.
         memory: Keys and values of the last emitted block, [NFE, branches, layers that look back, 2, H, W, Dh];
             None before the first chunk, and where nothing is remembered.
         first: Absolute number of the block that `tokens` begin with.
@@ -102,6 +104,7 @@ class StreamState:
     tokens: Tensor
     mel: Tensor
     wave: Tensor
+    front: Front | None = None
     memory: Tensor | None = None
     first: int = 0
     emitted: int = 0
@@ -124,9 +127,10 @@ class Account:
     Attributes:
         network_seconds: Time in the flow: conditions, network and solver.
         vocoder_seconds: Time in the vocoder.
-        block_evaluations: Blocks that went through the network, guidance branches counted once.
+        block_evaluations: Blocks that went through the network, guidance branches counted once; a block that
+            went through a part of the layers counts as that part.
     """
 
     network_seconds: float = 0.0
     vocoder_seconds: float = 0.0
-    block_evaluations: int = 0
+    block_evaluations: float = 0.0

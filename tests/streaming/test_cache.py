@@ -139,3 +139,59 @@ def test_a_first_chunk_may_be_smaller_than_the_others() -> None:
     assert len(stream.push(tokens(12))) == 24 * 160  # a block and one ahead
     assert len(stream.push(tokens(12))) == 0
     assert len(stream.push(tokens(6))) == 3 * 24 * 160
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(4, 24, (0, 2), (1,)), Layout(5, 12, (1,), (0, 1, 4)), Layout(2, 24, (), (1,))]
+)
+def test_at_full_lookahead_every_block_goes_once_through_every_evaluation(layout: Layout) -> None:
+    steps = 3
+    decoder = make(layout, steps=steps, lookahead=steps * int(layout.field.ahead) + 1)
+    given = tokens(3 * layout.block_size + 1)
+    blocks = -(-len(given) * 4 // layout.block_size)
+    mel_of(decoder, given)
+    assert decoder.account.block_evaluations == pytest.approx(steps * blocks)
+
+
+def test_the_wave_gives_the_same_however_tokens_come_and_beside_whom() -> None:
+    decoder = make(lookahead=4)
+    whos, lengths = [speaker(1), None, speaker(3)], [50, 3, 29]
+    alone = [mel_of(decoder, tokens(n, n), who) for n, who in zip(lengths, whos, strict=True)]
+    random = np.random.default_rng(0)
+    streams = [decoder.open(who) for who in whos]
+    parts: list[list[Tensor]] = [[], [], []]
+    left = [list(tokens(n, n).split(1 + int(random.integers(9)))) for n in lengths]
+    while not all(stream.finished for stream in streams):
+        for stream, more in zip(streams, left, strict=True):
+            if more:
+                stream.feed(more.pop(0))
+            elif not stream.state.ended:
+                stream.end()
+        for part, chunk in zip(parts, decoder.step(streams), strict=True):
+            part.append(chunk.mel)
+    for mine, part in zip(alone, parts, strict=True):
+        torch.testing.assert_close(torch.cat(part), mine, atol=1e-5, rtol=0)
+
+
+def test_blocks_on_their_way_do_not_pile_up() -> None:
+    decoder = make(lookahead=4)
+    stream, flying = decoder.open(), []
+    for number in range(10):
+        stream.push(tokens(12, number))
+        assert stream.state.front is not None
+        flying.append(len(stream.state.front.flights))
+    assert len(set(flying[4:])) == 1 and flying[-1] <= 4
+
+
+@torch.inference_mode()
+def test_the_wave_guesses_the_frames_after_a_chunk_for_the_vocoder() -> None:
+    decoder = make(Layout(3, 24, (0,), (1,)), steps=6, lookahead=6)
+    given = tokens(90)
+    offline = decoder.offline([given], [None])[0].mel
+    stream = decoder.open()
+    stream.feed(given)
+    decoder._run_waves([stream.state])
+    mel, after = decoder._land(stream.state)
+    assert len(mel) == 24 and len(after) >= decoder.vocoder.right
+    guess, truth = after[: decoder.vocoder.right], offline[24 : 24 + decoder.vocoder.right]
+    assert (guess - truth).abs().mean() < 0.5 * (truth - truth.mean(0)).abs().mean()

@@ -1,35 +1,53 @@
 """`sf-decode`: tokens to sound with a trained checkpoint, streaming."""
 
+import os
+import re
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from sf_lightning.audio.wave import write_wave
+from sf_lightning.audio.wave import Wave, write_wave
 from sf_lightning.cli.errors import one_line, one_line_errors
+from sf_lightning.data.lanes import Drawn, first_clips
 from sf_lightning.data.sample import BadSample, read_speech
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.streaming.decoder import Stream
+from sf_lightning.streaming.latency import latency_line, measure_latency
+from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.vocoder.config import VocoderConfig
 
 
 def decode(
     ckpt: str,
-    tokens: str,
-    out: str,
+    tokens: str | None = None,
+    out: str | None = None,
+    clip: str | None = None,
+    stdin: bool = False,
+    stdin_format: Literal["lines", "int16"] = "lines",
+    stdout: bool = False,
+    latency: bool = False,
+    token_rate: float | None = None,
     speaker: str | None = None,
     x_vector: str | None = None,
     offline: bool = False,
+    mode: Literal["cached", "windowed"] | None = None,
     steps: int | None = None,
+    method: Literal["euler", "midpoint", "rk4"] | None = None,
     guidance: float | None = None,
     temperature: float | None = None,
     chunk: int | None = None,
+    first_chunk: int | None = None,
     lookahead: int | None = None,
+    exact_vocoder: bool | None = None,
     seed: int | None = None,
     vocoder: str | None = None,
     device: str = "cpu",
@@ -38,50 +56,133 @@ def decode(
 
     Args:
         ckpt: Checkpoint of `sf-fit`; its averaged weights are used.
-        tokens: File of tokens, a `.npy` of whole numbers [L].
+        tokens: File of tokens, a `.npy` of whole numbers [L]; or the folder of a shard set.
         out: Wave to write, 16-bit, `.wav` or `.flac`, at the vocoder's rate.
+        clip: Key of the clip of the shard set; by default its first. It is spoken in its own speaker's voice.
+        stdin: Read tokens from standard input as they come.
+        stdin_format: "lines": whole numbers, a token or more to a line; "int16": raw, little-endian.
+        stdout: Write the sound to standard output as it is made: raw 16-bit PCM, little-endian, mono.
+        latency: Print when the first packet leaves and what a second of sound costs.
+        token_rate: Tokens a second that the language model makes, for the account of latency; by default as
+            many as are spoken.
         speaker: Whose voice: audio of the speaker, or an embedding saved as `.npy`; by default nobody's.
         x_vector: The speaker's x-vector, a `.npy`, beside the audio of a speaker, where the model takes them.
         offline: Decode the whole utterance at once instead of streaming.
+        mode: How the past is taken into account; see `DecodeConfig`.
         steps: Solver steps.
+        method: Solver.
         guidance: Strength of guidance.
         temperature: Scale of the noise at the start.
         chunk: Blocks of a chunk.
+        first_chunk: Blocks of the first chunk.
         lookahead: Blocks waited for beyond a chunk.
+        exact_vocoder: Whether the vocoder waits for final mel.
         seed: Of the noise.
         vocoder: BigVGAN checkpoint, or folder of Qwen2.5-Omni, to use instead of the vocoder of training.
         device: Where to decode, such as "cpu" or "cuda".
     """
-    for what, path in (("ckpt", ckpt), ("tokens", tokens), ("speaker", speaker), ("x_vector", x_vector)):
+    if (tokens is None) == (not stdin):
+        raise ValueError("give either --tokens or --stdin")
+    if out is None and not stdout and not latency:
+        raise ValueError("give --out, --stdout or --latency, or nothing would come of it")
+    if stdin and (offline or latency):
+        raise ValueError("--offline and --latency need all tokens at once: give --tokens instead of --stdin")
+    for what, path in (("ckpt", ckpt), ("speaker", speaker), ("x_vector", x_vector)):
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"--{what}: no file {path}")
-    if Path(out).suffix.lower() not in (".wav", ".flac"):
+    if out is not None and Path(out).suffix.lower() not in (".wav", ".flac"):
         raise ValueError(f"--out {out}: wanted a name that ends in .wav or .flac")
-    codes = _load_tokens(Path(tokens))
+    codes = Path(tokens) if tokens is not None else None
+    if codes is not None and codes.suffix == ".npy" and not codes.is_file():
+        raise FileNotFoundError(f"--tokens: no file {codes}")
+    given = {
+        name: value
+        for name, value in locals().items()
+        if value is not None and name in {field.name for field in fields(DecodeConfig)}
+    }
     try:
         module = StreamFlowModule.load_from_checkpoint(ckpt, map_location=device).use_average()
     except (UnpicklingError, EOFError, KeyError, TypeError) as error:
         raise ValueError(f"--ckpt: {ckpt} is no checkpoint of sf-fit ({one_line(error)[:80]})") from error
     if vocoder is not None:
         module.vocoder = VocoderConfig(checkpoint=vocoder)
-    given: dict[str, Any] = {
-        "steps": steps,
-        "guidance": guidance,
-        "temperature": temperature,
-        "chunk": chunk,
-        "lookahead": lookahead,
-        "seed": seed,
-    }
-    config = replace(module.decode, **{name: value for name, value in given.items() if value is not None})
-    decoder = module.decoder(decode=config)
+    decoder = module.decoder(decode=replace(module.decode, **given))
     who = _speaker(module, Path(speaker), x_vector) if speaker is not None else None
-    if offline:
-        wave = decoder.offline([codes], [who])[0].wave
+    if codes is None:
+        pushes = _from_stdin(stdin_format)
+    elif codes.suffix == ".npy":
+        pushes = iter([_load_tokens(codes)])
     else:
-        stream = decoder.open(who)
-        wave = torch.cat([stream.push(codes), stream.flush()])
-    write_wave(Path(out), wave.cpu().numpy(), decoder.vocoder.sample_rate)
-    print(f"{out}: {len(wave) / decoder.vocoder.sample_rate:.2f} s of sound from {len(codes)} tokens")
+        drawn = _clip_of(ShardSet(codes), clip, module)
+        pushes = iter([torch.from_numpy(drawn.clip.tokens)])
+        if who is None:
+            who = _embedding(module, drawn.reference, torch.from_numpy(drawn.clip.x_vector))
+    if latency:
+        all_codes = torch.cat(list(pushes))
+        pushes = iter([all_codes])
+        print(latency_line(measure_latency(decoder, all_codes, who, token_rate)), file=sys.stderr)
+    if out is None and not stdout:
+        return
+    if offline:
+        waves = iter([decoder.offline([torch.cat(list(pushes))], [who])[0].wave])
+    else:
+        waves = _live(decoder.open(who), pushes)
+    sound = [_to_stdout(wave) if stdout else wave.cpu() for wave in waves]
+    wave = torch.cat([*sound, torch.zeros(0)])
+    rate = decoder.vocoder.sample_rate
+    if out is not None:
+        write_wave(Path(out), wave.numpy(), rate)
+    print(f"{out or 'stdout'}: {len(wave) / rate:.2f} s of sound at {rate} Hz", file=sys.stderr)
+
+
+def _live(stream: Stream, pushes: Iterator[Tensor]) -> Iterator[Tensor]:
+    for push in pushes:
+        yield stream.push(push)
+    yield stream.flush()
+
+
+def _to_stdout(wave: Tensor) -> Tensor:
+    """Writes a wave [N] as raw 16-bit PCM, and returns it."""
+    wave = wave.cpu()
+    sys.stdout.buffer.write((wave.clamp(-1, 1) * 32767).round().short().numpy().astype("<i2").tobytes())
+    sys.stdout.buffer.flush()
+    return wave
+
+
+def _from_stdin(stdin_format: str) -> Iterator[Tensor]:
+    """Yields tokens [L] as they come.
+
+    Raises:
+        ValueError: if a line holds something else than whole numbers, or half a number is left at the end.
+    """
+    if stdin_format == "lines":
+        for line in sys.stdin:
+            try:
+                yield torch.tensor([int(word) for word in line.split()], dtype=torch.long)
+            except ValueError:
+                raise ValueError(f"--stdin: {line.strip()[:40]!r}: wanted whole numbers") from None
+        return
+    rest = b""
+    while piece := os.read(sys.stdin.fileno(), 4096):
+        piece = rest + piece
+        whole = len(piece) // 2 * 2
+        rest = piece[whole:]
+        yield torch.from_numpy(np.frombuffer(piece[:whole], "<i2").astype(np.int64))
+    if rest:
+        raise ValueError("--stdin: an odd number of bytes came: wanted two for each token (--stdin_format=int16)")
+
+
+def _clip_of(shards: ShardSet, key: str | None, module: StreamFlowModule) -> Drawn:
+    """Returns a clip of a shard set that fits the model, and a crop of its speaker."""
+    model = module.model
+    mel, dit, speaker = model.mel.config, model.dit.config, model.speaker
+    x_vectors = (speaker.x_vectors, speaker.stored_width)
+    shards.require(mel, module.tokenizer, dit.vocabulary, dit.frames_per_token, x_vectors)
+    samples = shards.samples if key is not None else 1
+    for drawn in first_clips(shards, samples, speaker.crop_samples(mel.sample_rate), speaker.stored_width):
+        if key in (None, drawn.clip.key):
+            return drawn
+    raise ValueError(f"--clip: {shards.folder} has no clip {key} that can be decoded")
 
 
 def _load_array(path: Path) -> np.ndarray:
@@ -112,14 +213,34 @@ def _speaker(module: StreamFlowModule, path: Path, x_vector: str | None) -> Tens
         raise ValueError(f"--speaker: {path} is no voice to speak in: {error}") from error
     # Crops have one length, always: a shorter one is repeated, as in training.
     crop = np.resize(wave, module.model.speaker.crop_samples(mel.sample_rate))
-    stored = None if x_vector is None else torch.from_numpy(_load_array(Path(x_vector))).to(module.device)[None]
-    return module.model.encode_speaker(torch.from_numpy(crop)[None].to(module.device), stored)[0]
+    stored = np.zeros(0, np.float32) if x_vector is None else _load_array(Path(x_vector))
+    return _embedding(module, crop, torch.from_numpy(stored))
+
+
+@torch.inference_mode()
+def _embedding(module: StreamFlowModule, crop: Wave, x_vector: Tensor) -> Tensor:
+    """The embedding [S] of a crop [N] and an x-vector [X]."""
+    inputs = (torch.from_numpy(crop)[None], x_vector.float()[None])
+    return module.model.encode_speaker(*(each.to(module.device) for each in inputs))[0]
+
+
+FLAGS = ("stdin", "stdout", "latency", "offline")
 
 
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
-    auto_cli(decode, args=sys.argv[1:] if args is None else args, as_positional=False, exit_on_error=False)
+    parser = ArgumentParser(prog="sf-decode", description=one_line(ValueError(decode.__doc__)).split(" Args:")[0])
+    parser.add_function_arguments(decode, as_group=False, skip=set(FLAGS))
+    helps = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", decode.__doc__ or "", re.MULTILINE)
+    for flag in FLAGS:
+        parser.add_argument(f"--{flag}", action="store_true", help=" ".join(dict(helps)[flag].split()))
+    parser.exit_on_error = False
+    try:
+        decode(**vars(parser.parse_args(args)))
+    except BrokenPipeError:
+        # Whoever listened has gone. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def test_sf_decode_gives_the_wave_that_validation_kept(run: Path, tmp_path: Path
     checkpoint = str(run / "checkpoints" / "last.ckpt")
     for tokens in (run / "samples" / "step-000004").glob("*.tokens.npy"):
         base = str(tokens).removesuffix(".tokens.npy")
-        for way, flags in (("streamed", []), ("offline", ["--offline=true"])):
+        for way, flags in (("streamed", []), ("offline", ["--offline"])):
             out = tmp_path / "out.wav"
             speaker = f"--speaker={base}.speaker.npy"
             decode.main([f"--ckpt={checkpoint}", f"--tokens={tokens}", speaker, f"--out={out}", *flags])
@@ -245,7 +245,7 @@ def test_a_mistake_with_shards_is_one_line(
         (np.arange(5), ["--speaker=SILENT"], "SILENT is no voice to speak in: silent"),
         (None, [], "--tokens: no file"),
         (np.arange(5), ["--speaker=/nowhere.wav"], "--speaker: no file /nowhere.wav"),
-        (np.arange(5), ["--steps=0"], "steps 0"),
+        (np.arange(5), ["--steps=0"], "steps is 0"),
     ],
 )
 def test_a_mistake_in_decoding_is_one_line(

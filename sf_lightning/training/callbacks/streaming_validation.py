@@ -24,7 +24,7 @@ from sf_lightning.audio.wave import write_wave
 from sf_lightning.metrics.pool import shared_pool
 from sf_lightning.metrics.speech import SpeechScores, gap
 from sf_lightning.streaming.decoder import StreamingDecoder
-from sf_lightning.streaming.latency import Latency, measure_latency
+from sf_lightning.streaming.latency import Latency, latency_line, measure_latency
 from sf_lightning.streaming.state import Chunk
 from sf_lightning.training.callbacks.pictures import draw_mels
 from sf_lightning.training.datamodule import ShardDataModule
@@ -288,12 +288,3 @@ def summary(rows: dict[str, dict[str, float]]) -> str:
     """The scores as a Markdown table."""
     lines = [HEADER, ["---"] * len(HEADER), *_cells(rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def latency_line(latency: Latency) -> str:
-    """The latency account in a sentence."""
-    return (
-        f"first packet {latency.first_packet_ms:.0f} ms = {latency.wait_ms:.0f} waiting for tokens "
-        f"+ {latency.network_ms:.0f} network + {latency.vocoder_ms:.0f} vocoder; "
-        f"real-time factor {latency.real_time_factor:.2f}; {latency.num_evaluations} network evaluations a chunk"
-    )

@@ -1,0 +1,114 @@
+"""`sf-decode` as a member of a pipe: sound as it is made, and a clean end whoever goes first."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from sf_lightning.cli import decode
+from sf_lightning.data.shards import ShardSet
+from tests.training.test_training import data, fit, small_module
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder that has seen two steps."""
+    folder = tmp_path_factory.mktemp("decoder")
+    fit(folder, small_module(), data(shards), 2)
+    return folder / "last.ckpt"
+
+
+def command(checkpoint: Path, *more: str) -> list[str]:
+    """The command line of another process."""
+    return [sys.executable, "-m", "sf_lightning.cli.decode", f"--ckpt={checkpoint}", *more]
+
+
+@pytest.mark.parametrize("kind", ["lines", "int16"])
+def test_a_pipe_gives_the_sound_of_the_file(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    tokens = np.random.default_rng(0).integers(0, 50, 33)
+    np.save(tmp_path / "tokens.npy", tokens)
+    decode.main([f"--ckpt={checkpoint}", f"--tokens={tmp_path}/tokens.npy", f"--out={tmp_path}/file.wav"])
+    given = "\n".join(map(str, tokens)).encode() if kind == "lines" else tokens.astype("<i2").tobytes()
+    says = command(checkpoint, "--stdin", "--stdout", f"--stdin_format={kind}", f"--out={tmp_path}/pipe.wav")
+    done = subprocess.run(says, input=given, capture_output=True, check=True)
+    heard = np.frombuffer(done.stdout, "<i2")
+    assert len(heard) == 33 * 640 and np.abs(heard).max() > 100
+    for name in ("file.wav", "pipe.wav"):
+        saved, rate = soundfile.read(tmp_path / name, dtype="int16")
+        assert rate == 16000 and np.abs(saved.astype(int) - heard).max() <= 2
+    assert b"stdout" not in done.stderr and b"1.32 s of sound at 16000 Hz" in done.stderr
+
+
+def test_sound_leaves_before_the_tokens_end(checkpoint: Path) -> None:
+    with subprocess.Popen(
+        command(checkpoint, "--stdin", "--stdout"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(b"1 2 3 4 5 6\n7 8 9 10 11 12\n")  # a block, and the one that it looks ahead to
+        process.stdin.flush()
+        assert len(process.stdout.read(2 * 24 * 160)) == 2 * 24 * 160
+        process.stdin.close()
+        assert len(process.stdout.read()) == 2 * 24 * 160
+        assert process.wait() == 0
+
+
+def test_a_listener_who_leaves_and_a_ctrl_c_end_it_without_a_traceback(checkpoint: Path) -> None:
+    says = command(checkpoint, "--stdin", "--stdout")
+    for how in ("leaves", "ctrl-c"):
+        with subprocess.Popen(
+            says, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdin and process.stdout and process.stderr
+            process.stdin.write(b"1 2 3 4 5 6 7 8 9 10 11 12\n")
+            process.stdin.flush()
+            process.stdout.read(100)
+            if how == "leaves":
+                process.stdout.close()
+                process.stdin.write(b"1 2 3 4 5 6 7 8 9 10 11 12\n")
+                process.stdin.close()
+            else:
+                time.sleep(0.2)  # it waits for more tokens then
+                process.send_signal(signal.SIGINT)
+            said = process.stderr.read().decode()
+            assert process.wait() == (0 if how == "leaves" else 130)
+            assert "Traceback" not in said and "Exception" not in said and "error" not in said
+
+
+def test_a_clip_of_a_shard_set_is_spoken_in_its_own_voice(
+    checkpoint: Path, shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    row = shards.index(2)[1]
+    args = [f"--ckpt={checkpoint}", f"--tokens={shards.folder}", f"--clip={row.key}", f"--out={tmp_path}/a.wav"]
+    decode.main([*args, "--latency", "--token_rate=100"])
+    assert soundfile.info(tmp_path / "a.wav").frames == row.tokens * 640
+    said = capsys.readouterr().err
+    assert "first packet" in said and "= 120 waiting for tokens" in said  # 480 ms, made four times as fast
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--tokens=a.npy", "--stdin", "--stdout"], "give either --tokens or --stdin"),
+        (["--stdin"], "give --out, --stdout or --latency"),
+        (["--stdin", "--stdout", "--offline"], "--offline and --latency need all tokens at once"),
+        (["--tokens=a.npy", "--latency"], "--tokens: no file a.npy"),
+    ],
+)
+def test_what_does_not_go_together_is_said_in_one_line(
+    checkpoint: Path, capsys: pytest.CaptureFixture, given: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        decode.main([f"--ckpt={checkpoint}", *given])
+    out = capsys.readouterr().err
+    assert stop.value.code == 2 and out.count("\n") == 1 and said in out
+
+
+def test_words_in_the_pipe_are_refused_in_one_line(checkpoint: Path) -> None:
+    done = subprocess.run(command(checkpoint, "--stdin", "--stdout"), input=b"1 2\nhello\n", capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.decode().strip().splitlines()[-1] == "error: --stdin: 'hello': wanted whole numbers"

@@ -90,6 +90,8 @@ def decode(
     for what, path in (("ckpt", ckpt), ("speaker", speaker), ("x_vector", x_vector)):
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"--{what}: no file {path}")
+    if x_vector is not None and speaker is None:
+        raise ValueError("--x_vector goes beside the audio of a --speaker: give that too")
     if out is not None and Path(out).suffix.lower() not in (".wav", ".flac"):
         raise ValueError(f"--out {out}: wanted a name that ends in .wav or .flac")
     codes = Path(tokens) if tokens is not None else None

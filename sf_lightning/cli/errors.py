@@ -20,7 +20,8 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:  # the boundary of the command: whatever it is, the user gets one line
             if os.environ.get("SF_TRACEBACK"):
                 raise
-            expected = isinstance(error, ArgumentError | ValueError | OSError | RuntimeError | ImportError)
+            kinds = ArgumentError | ValueError | OSError | RuntimeError | ImportError | ArithmeticError
+            expected = isinstance(error, kinds)
             hint = "" if expected else f" ({type(error).__name__}; SF_TRACEBACK=1 shows where)"
             print(f"error: {one_line(error)}{hint}", file=sys.stderr)
             sys.exit(2)

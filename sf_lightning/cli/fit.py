@@ -4,12 +4,15 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from netrc import NetrcParseError, netrc
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import lightning as L
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf import OmegaConf
 
@@ -39,6 +42,16 @@ def wandb_key_is_known() -> bool:
 class RecordRun(SaveConfigCallback):
     """Saves the resolved config in the run's folder, and says in every logger's config what this run is."""
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Saves the config of a fit, such that it may be used for another one in another folder."""
+        if stage != "fit":
+            return
+        folder = self.config.trainer.default_root_dir
+        for arguments, name, place, unset in _places(self.config.trainer):
+            if arguments[name] == place(folder):
+                arguments[name] = unset
+        super().setup(trainer, pl_module, stage)
+
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Logs config, commit, shard digests, layout, field and latency."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
@@ -58,6 +71,7 @@ class RecordRun(SaveConfigCallback):
             "field_ahead": layout.field.ahead,
             "wait_ms": layout.wait_ms(decode.chunk, decode.lookahead, pl_module.model.mel.config.frame_rate),
             "parameters": sum(p.numel() for p in pl_module.model.parameters()),
+            "warm_start": pl_module.warm_started,
         }
         for logger in trainer.loggers:
             logger.log_hyperparams(record)
@@ -85,25 +99,20 @@ class FitCLI(LightningCLI):
         self.config[self.subcommand].base = None  # all that it says is in the config now
         trainer = self.config[self.subcommand].trainer
         folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit")
-        loggers = trainer.logger if isinstance(trainer.logger, list) else []
-        callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else []
-        for each, name, place in (
-            *((logger, "save_dir", folder) for logger in loggers),
-            *((callback, "dirpath", f"{folder}/checkpoints") for callback in callbacks),
-        ):
-            arguments = each.get("init_args", {})
-            if name in arguments and arguments[name] in (None, "."):
-                arguments[name] = place
+        for arguments, name, place, _ in _places(trainer):
+            if arguments[name] in (None, "."):
+                arguments[name] = place(folder)
 
     def before_fit(self) -> None:
-        """Refuses shards that do not fit, and a second run in the folder of a first, before any logger starts.
+        """Refuses what does not fit, and a second run in the folder of a first, before any logger starts.
 
         Raises:
-            FileNotFoundError, ValueError: as `ShardDataModule.check`.
+            FileNotFoundError, ValueError: as `ShardDataModule.check`, `StreamFlowModule.warm_start`.
             FileExistsError: if the folder holds checkpoints and none of them is to be continued.
         """
-        if self.config.fit.ckpt_path is None:  # else the checkpoint says whose tokens the model has learnt
+        if self.config.fit.ckpt_path is None:  # else the checkpoint has the weights, and knows their tokens
             self.datamodule.check(self.model)
+            self.model.warm_start()
         folder = Path(self.trainer.default_root_dir)
         if self.config.fit.ckpt_path is None and any(folder.glob("checkpoints/*.ckpt")):
             raise FileExistsError(
@@ -112,24 +121,42 @@ class FitCLI(LightningCLI):
             )
 
 
+def _places(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str], str | None]]:
+    """Where in a config loggers and callbacks say where they write.
+
+    Yields:
+        The arguments, the name of the one, what it is in a run's folder, and what it is where it is left open.
+    """
+    for each in trainer.logger if isinstance(trainer.logger, list) else []:
+        if "save_dir" in (arguments := each.get("init_args", {})):
+            yield arguments, "save_dir", lambda folder: folder, "."
+    for each in trainer.callbacks if isinstance(trainer.callbacks, list) else []:
+        if "dirpath" in (arguments := each.get("init_args", {})):
+            yield arguments, "dirpath", lambda folder: f"{folder}/checkpoints", None
+
+
 def with_bases(args: list[str]) -> list[str]:
     """Puts in front of each `--config` the one that it names as its `base`, so that overlays stay short.
 
     Raises:
         FileNotFoundError: if a config or its base is missing.
+        ValueError: if bases go round in a circle, or one is given as an argument.
     """
     done: list[str] = []
-    for i, arg in enumerate(args):
-        given = arg.removeprefix("--config=") if arg.startswith("--config=") else None
-        if i and args[i - 1] == "--config":
-            given = arg
-            done.pop()
-        if given is None:
+    rest = iter(args)
+    for arg in rest:
+        name, equals, value = arg.partition("=")
+        if name == "--base":
+            raise ValueError("--base is for config files: give the other config with a --config before this one")
+        if name not in ("--config", "-c"):
             done.append(arg)
             continue
-        chain = [Path(given)]
-        while base := OmegaConf.select(OmegaConf.load(_found(chain[0])), "base"):
-            chain.insert(0, chain[0].parent / base)
+        chain = [_found(Path(value if equals else next(rest, "")))]
+        while base := OmegaConf.select(OmegaConf.load(chain[0]), "base"):
+            under = _found(chain[0].parent / str(base))
+            if any(under.samefile(each) for each in chain):
+                raise ValueError(f"--config: {chain[0]} is laid over {base}, which is laid over it")
+            chain.insert(0, under)
         done += [f"--config={path}" for path in chain]
     return done
 

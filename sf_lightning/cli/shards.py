@@ -60,6 +60,8 @@ def build(
         fitted.save(beside)
         made = fitted
         print(f"tokens: {codes} k-means codes fitted on {audio}, saved in {beside}")
+    if x_vectors and x_vector_width < 1:
+        raise ValueError(f"--x_vector_width is {x_vector_width}: wanted 1 or more")
     stored = (x_vectors, x_vector_width if x_vectors else 0)
     _describe(target, build_set(sources, target, made, mel, shard_samples, stored))
 

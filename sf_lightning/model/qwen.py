@@ -17,7 +17,7 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.qwen_files import read_qwen, read_torch, strip_prefix
-from sf_lightning.model.speaker import SpeakerConfig
+from sf_lightning.model.speaker import SpeakerConfig, SpeakerEncoder
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 
 COMPONENT = "code2wav_dit_model"
@@ -64,7 +64,9 @@ def warm_start(model: StreamFlow, path: Path) -> WarmStart:
         ValueError: if a file is broken, or the weights belong to another architecture.
     """
     state, config = read_qwen(path, COMPONENT)
-    if (heads := config.get("num_attention_heads", model.dit.config.num_heads)) != model.dit.config.num_heads:
+    # The weights do not say how many heads they are for; without a config they are the released model's.
+    heads = config.get("num_attention_heads", _Sizes.of(state).width // HEAD_WIDTH)
+    if heads != model.dit.config.num_heads:
         raise ValueError(f"{path} has {heads} attention heads, dit.num_heads is {model.dit.config.num_heads}")
     return fill(model, state)
 
@@ -131,7 +133,8 @@ def read_voices(model: StreamFlow, path: Path) -> dict[str, Tensor]:
     for name, voice in read_torch(path).items():
         if not isinstance(voice, dict) or not {"cond", "ref_mel"} <= voice.keys():
             raise ValueError(f"{path} holds no voice under {name!r}: wanted its x-vector 'cond' and its 'ref_mel'")
-        voices[name] = model.encoder(voice["ref_mel"].float(), voice["cond"].float())[0]
+        x_vector = voice["cond"].float().view(1, -1)
+        voices[name] = model.encoder(voice["ref_mel"].float().view(1, -1, model.encoder.num_bands), x_vector)[0]
     return voices
 
 
@@ -196,8 +199,10 @@ def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
     new = _translated(state, sizes.num_layers)
     if sizes.vocabulary == config.vocabulary:
         new["dit.tokens.table.weight"] = _table(model, state[_TABLE])
-        if config.frames_per_token > 1 and not config.token_repeat:
-            report.notes.append(f"a token's vector resized to one for each of its {config.frames_per_token} frames")
+        how = "shared by" if config.token_repeat else "resized to one for each of"
+        report.notes.append(f"a token's vector is {how} its frames, here {config.frames_per_token}")
+        if config.null_condition == "learned":
+            report.notes.append("the learned null id begins as the sibling's, code 0")
     else:
         report.notes.append(
             f"token embedding drawn anew: its vocabulary is {sizes.vocabulary}, dit.vocabulary {config.vocabulary}"
@@ -220,7 +225,7 @@ def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
     if model.encoder.learned_null is not None and len(encoder):
         with torch.no_grad():
             model.encoder.learned_null.copy_(model.encoder.silence())
-            report.notes.append("the learned null begins as the sibling's: code 0, the speaker of silence")
+        report.notes.append("the learned null speaker begins as the sibling's, that of silence")
     return report
 
 
@@ -269,7 +274,7 @@ def _table(model: StreamFlow, table: Tensor) -> Tensor:
     config = model.dit.config
     if config.null_condition == "learned":
         table = torch.cat([table[: config.vocabulary], table[:1]])
-    return (table / model.dit.tokens.scale).repeat(1, 1 if config.token_repeat else config.frames_per_token)
+    return (table.float() / model.dit.tokens.scale).repeat(1, 1 if config.token_repeat else config.frames_per_token)
 
 
 def _speaker(
@@ -293,12 +298,12 @@ def _speaker(
         encoder = {_our_encoder_name(name): v for name, v in state.items() if name.startswith(_SPEAKER)}
         columns.append((sizes.token_width, reference))
     else:
-        report.notes.append("reference encoder left out and its input drawn anew: speaker.encoder is 'joint'")
+        report.notes.append("reference encoder left out and its input set to zero: speaker.encoder is 'joint'")
     if not speaker.x_vectors:
         report.notes.append("x-vectors left out: speaker.x_vectors is empty")
     elif speaker.x_vectors != X_VECTORS:
         report.notes.append(
-            f"input of x-vectors drawn anew: those of {speaker.x_vectors!r} are not those of {X_VECTORS!r}"
+            f"input of x-vectors set to zero: those of {speaker.x_vectors!r} are not those of {X_VECTORS!r}"
         )
     elif speaker.x_vector_width != sizes.x_vector_width:
         raise ValueError(
@@ -341,20 +346,32 @@ class _Sizes:
         Raises:
             ValueError: if a weight is missing or one too many.
         """
-        layers = {int(name.split(".")[1]) for name in state if name.startswith("transformer_blocks.")}
+        numbers = {name.split(".")[1] for name in state if name.startswith("transformer_blocks.")}
+        layers = [number for number in numbers if number.isdigit()]
         attention = [f"transformer_blocks.{i}.attn.to_{x}" for i in range(len(layers)) for x in "qkv"]
         modules = (*_pairs(len(layers)), *attention, _PROJECTION)
         wanted = {f"{name}.{kind}" for name in modules for kind in KINDS} | {_TABLE}
         # Frequencies of the rotation are constants; older versions saved them.
-        came = {n for n in state if not n.startswith(_SPEAKER) and not n.startswith("rotary_embed.")}
-        first = f"{_SPEAKER}blocks.0.conv.weight"
-        if missing := sorted(wanted - came) or [name for name in (first,) if name not in state]:
+        came = {name for name in state if not name.startswith("rotary_embed.")}
+        with torch.device("meta"):
+            encoder = SpeakerEncoder(SpeakerConfig(encoder="qwen", channels=8), MelConfig(), 8)
+        wanted |= {_their_encoder_name(f"encoder.{name}") for name in encoder.ecapa.state_dict(prefix="ecapa.")}
+        if missing := sorted(wanted - came):
             raise ValueError(f"not weights of Qwen2.5-Omni's token2wav: {missing[0]} is missing")
         if odd := sorted(came - wanted):
             raise ValueError(f"not weights of Qwen2.5-Omni's token2wav: {odd[0]} is unknown")
+        first = f"{_SPEAKER}blocks.0.conv.weight"
+        for name, ndim in (("proj_out.weight", 2), (_TABLE, 2), (f"{_PROJECTION}.weight", 2), (first, 3)):
+            if state[name].ndim != ndim:
+                raise ValueError(f"{name} has shape {list(state[name].shape)}: wanted {ndim} dimensions")
         bands, width = state["proj_out.weight"].shape
         rows, token_width = state[_TABLE].shape
         reference = state[f"{_SPEAKER}fc.weight"].shape[0]
+        inputs, least = state[f"{_PROJECTION}.weight"].shape[1], bands + reference + token_width
+        if inputs <= least:
+            raise ValueError(
+                f"{_PROJECTION}.weight takes {inputs} inputs: wanted more than {least}, of mel, speaker and token"
+            )
         return cls(
             num_layers=len(layers),
             width=width,
@@ -363,6 +380,6 @@ class _Sizes:
             num_bands=bands,
             vocabulary=rows - 1,
             reference_width=reference,
-            x_vector_width=state[f"{_PROJECTION}.weight"].shape[1] - bands - reference - token_width,
+            x_vector_width=inputs - least,
             speaker_channels=state[first].shape[0],
         )

@@ -37,7 +37,7 @@ class StreamFlow(nn.Module):
 
     Args:
         layout: Spans of the network's layers.
-        dit: Sizes of the network; without a speaker its `speaker_width` is 0.
+        dit: Sizes of the network.
         mel: The mel that it produces.
         scale: The scale in which the flow runs.
         speaker: The speaker inputs.

@@ -10,10 +10,20 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.distributed import all_gather_object, get_rank, get_world_size, is_initialized
 
 from sf_lightning.data.packing import Batch
 
 log = logging.getLogger(__name__)
+
+
+def _gathered(names: list[str]) -> list[str]:
+    """The names that all ranks have."""
+    if not is_initialized():
+        return names
+    each: list[list[str]] = [[] for _ in range(get_world_size())]
+    all_gather_object(each, names)
+    return [name for mine in each for name in mine]
 
 
 @dataclass
@@ -31,7 +41,7 @@ class NonFiniteGuard:
     """Skips steps with a non-finite gradient, names their samples, and stops after several in a row.
 
     Args:
-        limit: Steps in a row beyond which training stops.
+        limit: Training stops at so many in a row.
 
     Attributes:
         skipped: Steps skipped so far.
@@ -94,9 +104,11 @@ class NonFiniteGuard:
         self._in_a_row += 1
         # A neighbour in the pack may be named too: what is masked still counts as 0 x NaN.
         bad = dict.fromkeys(step.keys[u] for u in step.utterance.cpu()[~step.finite[1:]].tolist())
-        everyone = ", ".join(filter(None, step.keys))
-        where = f"the loss of {', '.join(bad)}" if bad else f"the gradient (of {everyone})"
-        log.warning("step %d skipped: not finite: %s", step.number, where)
+        # All ranks are here, for they all saw this norm; which of them had the clip, none knows but it.
+        names, everyone = _gathered(list(bad)), _gathered([key for key in step.keys if key])
+        where = f"the loss of {', '.join(names)}" if names else f"the gradient (of {', '.join(everyone)})"
+        if not is_initialized() or get_rank() == 0:
+            log.warning("step %d skipped: not finite: %s", step.number, where)
         if self._in_a_row >= self.limit:
             raise FloatingPointError(
                 f"{self._in_a_row} steps in a row had a gradient that is not finite, the last one {step.number} by "

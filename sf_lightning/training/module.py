@@ -4,7 +4,6 @@ Letters: U utterances, M blocks, W frames of a block, F mel bands, S speaker wid
 """
 
 import dataclasses
-import logging
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
@@ -34,8 +34,6 @@ from sf_lightning.training.schedule import warmup_cosine
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.config import VocoderConfig
 
-log = logging.getLogger(__name__)
-
 CLIP_WINDOW = 100
 """Steps over which `train/clip_share` is counted."""
 
@@ -50,7 +48,7 @@ class OptimizerConfig:
         weight_decay: Of matrices; biases and other vectors have none.
         beta2: Decay of the second moment.
         ema_decay: Decay of the averaged weights.
-        max_bad_steps: Steps in a row that may be skipped because their gradient is not finite.
+        max_bad_steps: Training stops at so many steps in a row whose gradient is not finite.
     """
 
     learning_rate: float = 1e-4
@@ -122,6 +120,7 @@ class StreamFlowModule(L.LightningModule):
         self.model = StreamFlow(layout, dit, mel, scale, speaker, predict)
         self.model.dit.recompute = recompute
         self.compiles, self.init_from = compile, init_from
+        self.warm_started: str | None = None
         self.guard = NonFiniteGuard(optimizer.max_bad_steps)
         self._clipped: deque[Tensor] = deque(maxlen=CLIP_WINDOW)
         self.ema = WeightAverage(self.model, optimizer.ema_decay)
@@ -130,20 +129,42 @@ class StreamFlowModule(L.LightningModule):
 
     # -- training -------------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        """Takes foreign weights, once, and compiles."""
+    def warm_start(self) -> None:
+        """Takes foreign weights, once, if the configuration names some and no checkpoint has brought others.
+
+        Raises:
+            FileNotFoundError, ValueError: as `model.qwen.warm_start`.
+        """
         if self.init_from is not None:
-            log.info("--model.init_from: %s", warm_start(self.model, Path(self.init_from)))
+            self.warm_started = str(warm_start(self.model, Path(self.init_from)))
+            rank_zero_only(print)(f"--model.init_from: {self.warm_started}")
             self.ema = WeightAverage(self.model, self.optimizer.ema_decay)
             self.init_from = None
+
+    def setup(self, stage: str) -> None:
+        """Compiles.
+
+        Raises:
+            ValueError: if gradients are scaled, for they are clipped and judged as they are.
+        """
+        if self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "--trainer.precision is 16-mixed, which scales gradients: wanted bf16-mixed or 32-true"
+            )
         if self.compiles:
             for layer in self.model.dit.layers:
                 layer.compile()
             self.compiles = False
 
     def on_fit_start(self) -> None:
-        """Moves the averaged weights to where the parameters are now."""
-        self.ema.average = {name: value.to(self.device) for name, value in self.ema.average.items()}
+        """Takes foreign weights unless a checkpoint was restored; moves the average to where the parameters are."""
+        self.warm_start()
+        # A copy always: processes that were forked share the memory of a CPU.
+        self.ema.average = {name: value.to(self.device, copy=True) for name, value in self.ema.average.items()}
+
+    def on_validation_start(self) -> None:
+        """Takes foreign weights where there was no fit and no checkpoint before."""
+        self.warm_start()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the flow matching loss of a batch."""

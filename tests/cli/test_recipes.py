@@ -45,13 +45,15 @@ def test_a_recipe_builds_the_network_that_it_names(repository: Path, name: str) 
 
 
 @pytest.mark.parametrize("name", ["streamflow_sr", "streamflow_lr", "dit_full", "qwen"])
-def test_one_gpu_takes_the_same_packs_a_step(repository: Path, name: str) -> None:
+def test_one_gpu_takes_as_many_packs_a_step_and_validates_as_often(repository: Path, name: str) -> None:
     _, many = module_of(repository, name)
     _, one = module_of(repository, name, "one_gpu")
     world = many.trainer.num_nodes * many.trainer.devices
     assert many.data.lanes % world == 0
     assert one.data.lanes * one.trainer.accumulate_grad_batches == many.data.lanes
     assert one.trainer.num_nodes * one.trainer.devices == 1
+    # Lightning counts batches here, not steps.
+    assert one.trainer.val_check_interval == many.trainer.val_check_interval * one.trainer.accumulate_grad_batches
 
 
 def test_every_file_of_experiments_is_tested_or_an_overlay(repository: Path) -> None:
@@ -65,9 +67,19 @@ def test_a_base_that_is_missing_is_named(tmp_path: Path) -> None:
         with_bases(["--config", str(tmp_path / "over.yaml")])
 
 
+def test_bases_that_go_round_in_a_circle_and_a_base_as_an_argument_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ValueError, match=r"b.yaml is laid over a.yaml, which is laid over it"):
+        with_bases([f"-c={tmp_path}/a.yaml"])
+    with pytest.raises(ValueError, match="--base is for config files"):
+        with_bases([f"--base={tmp_path}/a.yaml"])
+
+
 def test_bases_come_before_what_is_laid_over_them_and_other_arguments_stay(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("x: 1\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
     (tmp_path / "c.yaml").write_text("base: b.yaml\n")
-    given = ["fit", "--config", str(tmp_path / "c.yaml"), "--data.lanes=2"]
-    assert with_bases(given) == ["fit", *(f"--config={tmp_path / n}.yaml" for n in "abc"), "--data.lanes=2"]
+    for name in ("--config", "-c"):
+        given = ["fit", name, str(tmp_path / "c.yaml"), "--data.lanes=2"]
+        assert with_bases(given) == ["fit", *(f"--config={tmp_path / n}.yaml" for n in "abc"), "--data.lanes=2"]

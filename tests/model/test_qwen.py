@@ -251,7 +251,7 @@ def recipe(**change: Any) -> StreamFlow:
 def test_a_warm_start_says_what_it_loaded_resized_and_left() -> None:
     state = sibling().state_dict()
     report = fill(model := recipe(), state)
-    assert "one for each of its 4 frames" in str(report) and "x-vectors left out" in str(report)
+    assert "one for each of its frames, here 4" in str(report) and "x-vectors left out" in str(report)
     rows = (model.dit.tokens.table.weight * model.dit.tokens.scale).unflatten(1, (4, 24))
     torch.testing.assert_close(rows[:40, 2], state["text_embed.codec_embed.weight"][:40])
     torch.testing.assert_close(rows[40, 3], state["text_embed.codec_embed.weight"][0])  # its null is code 0
@@ -303,8 +303,15 @@ def test_what_is_missing_or_unknown_in_foreign_weights_is_named() -> None:
     state = sibling().state_dict()
     with pytest.raises(ValueError, match=r"transformer_blocks.3.ff.ff.3.bias is missing"):
         from_qwen({n: v for n, v in state.items() if n != "transformer_blocks.3.ff.ff.3.bias"})
-    with pytest.raises(ValueError, match=r"transformer_blocks.0.conv.weight is unknown"):
-        from_qwen(state | {"transformer_blocks.0.conv.weight": torch.zeros(1)})
+    for odd in ("transformer_blocks.0.conv.weight", "transformer_blocks.x.y", "input_embed.spk_encoder.x"):
+        with pytest.raises(ValueError, match=f"{odd} is unknown"):
+            from_qwen(state | {odd: torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"spk_encoder.asp.conv.bias is missing"):
+        from_qwen({n: v for n, v in state.items() if n != "input_embed.spk_encoder.asp.conv.bias"})
+    with pytest.raises(ValueError, match=r"proj_out.weight has shape \[64\]: wanted 2 dimensions"):
+        from_qwen(state | {"proj_out.weight": torch.zeros(64)})
+    with pytest.raises(ValueError, match=r"takes 90 inputs: wanted more than 116"):
+        from_qwen(state | {"input_embed.proj.weight": torch.zeros(64, 90)})
 
 
 @pytest.mark.parametrize(
@@ -356,14 +363,14 @@ def test_a_run_warm_starts_from_a_folder_and_its_average_too(tmp_path: Path) -> 
         predict="velocity",
         init_from=str(tmp_path / "gone"),
     )
-    module.setup("fit")
+    module.warm_start()
     loaded = theirs.proj_out.weight
     assert torch.equal(module.model.dit.to_velocity.weight, loaded)
     assert torch.equal(module.ema.average["dit.to_velocity.weight"], loaded)
     with torch.no_grad():
         module.model.dit.to_velocity.weight.zero_()
     shutil.rmtree(tmp_path / "gone")
-    module.setup("validate")  # once only: what was trained since must stay
+    module.warm_start()  # once only: what was trained since must stay
     assert (module.model.dit.to_velocity.weight == 0).all()
 
 

@@ -13,7 +13,6 @@ import lightning as L
 import numpy as np
 import soxr
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from rich.box import SIMPLE
 from rich.console import Console
@@ -26,6 +25,7 @@ from sf_lightning.metrics.speech import SpeechScores, gap
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import Latency, latency_line, measure_latency
 from sf_lightning.streaming.state import Chunk
+from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
 from sf_lightning.training.callbacks.pictures import draw_mels
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
@@ -92,7 +92,8 @@ class StreamingValidation(L.Callback):
         made: dict[str, list[Chunk]] = {}
         if not all(way in self.rows for way in BASELINES):
             made |= self._baselines(clips)
-        with pl_module.ema.swapped(pl_module.model):
+        # Not compiled: every chunk at the edges of clips has a shape of its own.
+        with pl_module.ema.swapped(pl_module.model), torch.compiler.set_stance("force_eager"):
             pl_module.model.eval()
             decoder = pl_module.decoder(self.vocoder)
             inputs = (torch.stack(each) for each in zip(*((c.reference, c.x_vector) for c in clips), strict=True))
@@ -214,8 +215,8 @@ class StreamingValidation(L.Callback):
         console.print(as_table(self.rows))
         if self.latency:
             console.print(latency_line(self.latency))
-        savers = (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint))
-        checkpoint = next((each.best_model_path for each in savers if each.monitor is None), "")
+        savers = (each for each in trainer.checkpoint_callbacks if isinstance(each, LastCheckpoint))
+        checkpoint = next((f"{each.dirpath}/last.ckpt" for each in savers), "")
         for what, path in (
             ("hear and see", self.samples),
             (

@@ -1,0 +1,81 @@
+"""Runs that begin with foreign weights or another's config, and what is left on disk at their end."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+
+from sf_lightning.cli import fit
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.training.module import StreamFlowModule
+from tests.cli.test_cli import arguments, mistake
+from tests.model.test_qwen import save_folder, sibling
+
+pytest.importorskip("transformers")
+
+WARM = (
+    "--model.layout={num_layers: 4, backward: [0, 2], forward: [1]}",
+    "--model.dit={width: 64, num_heads: 4, rope_heads: 1, token_width: 24, speaker_width: 12, vocabulary: 50}",
+    "--model.scale={mean: 0, std: 1}",
+    "--model.speaker={encoder: qwen, channels: 16, crop_seconds: 0.5}",
+    "--model.predict=velocity",
+    "--trainer.limit_val_batches=0",
+)
+
+
+def test_a_warm_start_is_said_and_recorded_and_a_resumed_run_needs_the_weights_no_more(
+    shards: ShardSet, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    folder = save_folder(sibling(num_embeds=50), tmp_path / "qwen")
+    begins = arguments(shards, tmp_path / "run", *WARM, f"--model.init_from={folder}", "--trainer.max_steps=2")
+    fit.main(begins)
+    wandb.finish()
+    said = "".join(capfd.readouterr())
+    assert "M parameters loaded" in said and "x-vectors left out" in said
+    assert "M parameters loaded" in next((tmp_path / "run").glob("csv/*/hparams.yaml")).read_text()
+    shutil.rmtree(folder)
+    fit.main([*begins, "--trainer.max_steps=4", "--ckpt_path=last"])
+    wandb.finish()
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    StreamFlowModule.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert "M parameters loaded" not in "".join(capfd.readouterr())
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = save_folder(sibling(), tmp_path / "qwen")
+    wide = "--model.dit.width=128"
+    args = arguments(shards, tmp_path / "run", *WARM, wide, f"--model.init_from={folder}")
+    said = mistake(capsys, fit.main, *args)
+    assert said == "error: dit.width is 128, the weights to start from have 64"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("steps", "cadence"), [(5, "null"), (3, "2")])
+def test_the_last_checkpoint_is_that_of_the_last_step(
+    shards: ShardSet, tmp_path: Path, steps: int, cadence: str
+) -> None:
+    kind = "sf_lightning.training.callbacks.last_checkpoint.LastCheckpoint"
+    callbacks = f"--trainer.callbacks=[{{class_path: {kind}, init_args: {{every_n_train_steps: {cadence}}}}}]"
+    quick = (f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", callbacks)
+    fit.main(arguments(shards, tmp_path, *quick))
+    wandb.finish()
+    assert [path.name for path in tmp_path.glob("checkpoints/*")] == ["last.ckpt"]
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == steps
+
+
+def test_the_config_of_one_run_makes_another_and_leaves_the_first_alone(shards: ShardSet, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    fit.main(arguments(shards, first, "--trainer.limit_val_batches=0", "--trainer.max_steps=3"))
+    wandb.finish()
+    before = (first / "checkpoints" / "last.ckpt").read_bytes()
+    fit.main([f"--config={first}/config.yaml", f"--trainer.default_root_dir={second}", "--trainer.max_steps=1"])
+    wandb.finish()
+    assert (first / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert len(list(first.glob("csv/*"))) == 1
+    assert (second / "checkpoints" / "last.ckpt").is_file() and list(second.glob("csv/*/metrics.csv"))

@@ -222,6 +222,7 @@ def _assemble(pieces: list[Piece], shape: PackShape, key: tuple[int, int], state
         fill([piece.valid for piece in pieces], shape.num_blocks),
         shape.max_pieces,
         shape.num_blocks,
+        packed=True,
     )
     assert used <= shape.num_blocks
     return Pack(

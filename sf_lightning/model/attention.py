@@ -67,7 +67,7 @@ class Sight(NamedTuple):
     """What the layers of one span see in one list of blocks; made once per forward call.
 
     Attributes:
-        mask: Which keys count: bool [M, 1, 1, k W] on blocks, [U, 1, T, T] dense.
+        mask: Which keys count: bool [M, 1, 1, k W] on blocks, [rows, 1, T, T] dense.
         table: The rotation of the keys' positions, [2, k W, Dh / 2] or [2, T, Dh / 2].
         blocks: Where the blocks belong.
     """
@@ -106,16 +106,20 @@ def near_sight(span: Span, blocks: Blocks, head_width: int, edges: Edges | None 
 
 
 def dense_sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
-    """Returns the sight of any span on utterances of T = longest * W frames."""
+    """Returns the sight of any span on rows of T = longest * W frames: packs, or else utterances."""
+
+    def each_frame(x: Tensor) -> Tensor:
+        return _spread(x, blocks).repeat_interleave(blocks.block_size, dim=1)
+
     valid = _spread(blocks.valid, blocks).flatten(1)
-    valid[:, 0] = True
-    number = torch.arange(blocks.longest, device=valid.device).repeat_interleave(blocks.block_size)
-    apart = number[None, :] - number[:, None]
+    number, utterance = each_frame(blocks.position), each_frame(blocks.utterance)
+    apart = number[:, None, :] - number[:, :, None]
     seen = (apart >= -span.back) & (apart <= span.ahead)
+    seen = seen & (utterance[:, None, :] == utterance[:, :, None]) & valid[:, None, :]
     # Frames beyond an utterance's end may see nothing; they are dropped, but must not be 0 / 0.
-    alone = torch.eye(len(number), dtype=torch.bool, device=valid.device)
-    mask = ((seen & valid[:, None, :]) | alone)[:, None]
-    return Sight(mask, rotation(torch.arange(len(number), device=valid.device), head_width), blocks)
+    alone = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+    places = torch.arange(valid.shape[1], device=valid.device)
+    return Sight((seen | alone)[:, None], rotation(places, head_width), blocks)
 
 
 def sight(span: Span, blocks: Blocks, head_width: int, edges: Edges | None = None) -> Sight:
@@ -172,15 +176,17 @@ class BlockAttention(nn.Module):
 
     def _dense(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
         blocks = sight.blocks
-        # [M, H, W, Dh] -> [U, longest, H, W, Dh] -> [U, H, T, Dh]
+        # [M, H, W, Dh] -> [rows, longest, H, W, Dh] -> [rows, H, T, Dh]
         q, k, v = (_spread(x, blocks).transpose(1, 2).flatten(2, 3) for x in (q, k, v))
         q, k = (rotate(x, sight.table, self.rope_heads) for x in (q, k))
         y = attend(q, k, v, sight.mask).unflatten(2, (blocks.longest, blocks.block_size)).transpose(1, 2)
-        return y[blocks.utterance, blocks.position]
+        return y.flatten(0, 1) if blocks.packed else y[blocks.utterance, blocks.position]
 
 
 def _spread(x: Tensor, blocks: Blocks) -> Tensor:
-    """Lays a list of blocks [M, ...] out by utterance [U, longest, ...], zeros between."""
+    """Lays a list of blocks [M, ...] out by pack, or by utterance with zeros between, [rows, longest, ...]."""
+    if blocks.packed:
+        return x.unflatten(0, (-1, blocks.longest))
     out = x.new_zeros(blocks.num_utterances + 1, blocks.longest, *x.shape[1:])
     # Blocks that belong to nobody go to a row of their own, so that they overwrite none.
     row = torch.where(blocks.valid[:, 0], blocks.utterance, blocks.num_utterances)

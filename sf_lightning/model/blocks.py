@@ -25,6 +25,7 @@ class Blocks:
             utterance's last block; a block without any valid frame belongs to nobody.
         num_utterances: U, known without asking the device.
         longest: A bound on the blocks of an utterance, likewise.
+        packed: Whether the list is made of packs of `longest` blocks, which no utterance leaves.
     """
 
     utterance: Tensor
@@ -32,6 +33,7 @@ class Blocks:
     valid: Tensor
     num_utterances: int
     longest: int
+    packed: bool = False
 
     @classmethod
     def of_lengths(cls, frames: Sequence[int], block_size: int, device: torch.device | None = None) -> "Blocks":
@@ -59,6 +61,7 @@ class Blocks:
             torch.cat([blocks.valid for blocks in lists]),
             starts[-1],
             max(blocks.longest for blocks in lists),
+            packed=all(blocks.packed for blocks in lists) and len({blocks.longest for blocks in lists}) == 1,
         )
 
     def to(self, device: torch.device | str | None, non_blocking: bool = False) -> "Blocks":

@@ -135,6 +135,30 @@ def test_the_block_path_equals_the_dense_masks_and_so_do_its_gradients(name: str
         torch.testing.assert_close(gradient, gradients_dense[key], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["past", "all"])
+def test_baselines_on_packs_are_what_they_are_on_utterances(name: str) -> None:
+    layout = LAYOUTS[name]
+    size = layout.block_size
+    # Two packs of six blocks: of three utterances and a block of nobody, and of one that fills it.
+    first, second = Blocks.of_lengths([2 * size, size + 4, 20], size), Blocks.of_lengths([6 * size], size)
+    nobody = Blocks(
+        torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), first.valid[:1] & False, 3, 6
+    )
+    packs = []
+    for blocks in (first, second):
+        missing = 6 - len(blocks)
+        parts = [blocks, *[nobody] * missing]
+        fields = ([getattr(part, field) for part in parts] for field in ("utterance", "position", "valid"))
+        packs.append(Blocks(*map(torch.cat, fields), blocks.num_utterances, 6, packed=True))
+    packed = Blocks.cat(packs)
+    assert packed.packed and len(packed) == 12
+    given, dit = inputs(packed), small_dit(layout)
+    y = run(dit, packed, **given)
+    expected = run(dit, dataclasses.replace(packed, packed=False), **given)
+    assert y.isfinite().all() and y[packed.valid].abs().mean() > 0.1
+    torch.testing.assert_close(y[packed.valid], expected[packed.valid], atol=1e-5, rtol=0)
+
+
 def test_training_in_bf16_on_a_cpu_attends_like_fp32() -> None:
     layout = LAYOUTS["sr"]
     dit = small_dit(layout)

@@ -1,10 +1,12 @@
 """Two ranks train as one does: the same global batches, the same losses, and a checkpoint that knows all lanes."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 
 from sf_lightning.data.packing import Batch
@@ -85,3 +87,37 @@ def test_a_checkpoint_of_two_ranks_knows_where_every_lane_stands(shards: ShardSe
         states = torch.load(path, weights_only=True)["ShardDataModule"]["states"]
         assert {lane: state["pack"] for lane, state in states.items()} == {0: step, 1: step}
         resume = path
+
+
+class Poison(Note):
+    """Poisons the second rank's waves in the second step; writes what each rank's weights are after each step."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, index: int) -> None:
+        """Poisons."""
+        if trainer.global_rank == 1 and trainer.global_step == 1:
+            batch.wave[0] = float("nan")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, index: int) -> None:
+        """Appends a line."""
+        raw = float(sum(p.detach().double().abs().sum() for p in module.model.parameters()))
+        average = float(sum(p.double().abs().sum() for p in module.ema.average.values()))
+        line = json.dumps({"raw": raw, "average": average, "skipped": module.guard.skipped, "key": batch.keys[0]})
+        with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+
+def test_a_nan_on_one_rank_skips_the_step_on_both_and_is_named_by_the_first(
+    shards: ShardSet, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    trainer_of(2, 4, Poison(tmp_path), tmp_path).fit(small_module(), data(shards))
+    first, second = (
+        [json.loads(line) for line in (tmp_path / f"rank{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)
+    )
+    for mine, other in zip(first, second, strict=True):
+        assert mine["raw"] == other["raw"] and mine["average"] == other["average"]
+        assert mine["skipped"] == other["skipped"]
+    weights = [step["raw"] for step in first]
+    assert weights[0] == weights[1] != weights[2] and all(map(math.isfinite, weights))
+    assert first[-1]["skipped"] == 1
+    said = [line for line in "".join(capfd.readouterr()).splitlines() if "not finite" in line]
+    assert len(said) == 1 and f"step 1 skipped: not finite: the loss of {second[1]['key']}" in said[0]

@@ -9,17 +9,28 @@ matmul precision, and the difference of the outputs. Ratios are dense over block
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from sf_lightning.model.attention import BlockAttention
+from sf_lightning.model.attention import BlockAttention, dense_sight
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.dit import DiT, DiTConfig
 from sf_lightning.model.layout import Layout
+
+
+@contextmanager
+def in_dense_masks() -> Iterator[None]:
+    """Runs bounded spans on the path of the unbounded ones."""
+    with (
+        patch.object(BlockAttention, "_near", lambda self, *given: self._dense(*given[:4])),
+        patch("sf_lightning.model.attention.near_sight", lambda *given: dense_sight(*given[:3])),
+    ):
+        yield
 
 
 def best_seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -71,8 +82,8 @@ def main() -> None:
             forward().square().mean().backward()
 
         times, outputs = [], []
-        for path in (BlockAttention._near, BlockAttention._dense):
-            with patch.object(BlockAttention, "_near", path):
+        for way in (nullcontext, in_dense_masks):
+            with way():
                 outputs.append(look())
                 times.append((best_seconds(look, device, args.repeats), best_seconds(step, device, args.repeats)))
         (forward_near, step_near), (forward_dense, step_dense) = times

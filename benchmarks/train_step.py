@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -138,8 +138,8 @@ def measure_memory(which: str) -> None:
 def compare(
     sibling: Any,
     model: StreamFlow,
-    forward: tuple[float, ...],
-    train: tuple[float, ...],
+    forward: Sequence[float],
+    train: Sequence[float],
     repeats: int,
     console: Console,
 ) -> dict[str, float]:
@@ -241,7 +241,11 @@ def compiled(model: StreamFlow, repeats: int, console: Console) -> dict[str, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the fastest counts")
-    parser.add_argument("--quick", action="store_true", help="leave out 'medium' precision and memory")
+    parser.add_argument(
+        "--forward", type=float, nargs="*", default=FORWARD, help="seconds of speech, forward passes"
+    )
+    parser.add_argument("--train", type=float, nargs="*", default=TRAIN, help="seconds of speech, training steps")
+    parser.add_argument("--quick", action="store_true", help="leave out 'medium' precision")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--memory-of", choices=["sibling", "ours"], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -254,14 +258,13 @@ def main() -> None:
     console.print(f"{name}, torch {torch.__version__}, fp32 unless said otherwise")
     sibling = make_sibling()
     model = from_qwen(sibling.state_dict()).to(device)
-    results = compare(sibling, model, FORWARD, TRAIN, args.repeats, console)
-    if not args.quick:
-        theirs, mine = peak_memory("sibling"), peak_memory("ours")
-        results[f"memory_{MEMORY:g}"] = theirs / mine
-        console.print(
-            f"peak memory of a step of {MEMORY:g} s: {theirs:.1f} GiB there, {mine:.1f} here, {theirs / mine:.2f}"
-        )
+    results = compare(sibling, model, args.forward, args.train, args.repeats, console)
     results |= shares(model, args.repeats, console)
+    theirs, mine = peak_memory("sibling"), peak_memory("ours")
+    results[f"memory_{MEMORY:g}"] = theirs / mine
+    console.print(
+        f"peak memory of a step of {MEMORY:g} s: {theirs:.1f} GiB there, {mine:.1f} here, {theirs / mine:.2f}"
+    )
     if not args.quick:
         torch.set_float32_matmul_precision("medium")
         medium = compare(sibling, model, MEDIUM, MEDIUM, args.repeats, console)

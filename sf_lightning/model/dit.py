@@ -160,7 +160,7 @@ class DiT(nn.Module):
 
     def enter(self, x: Tensor, condition: Tensor) -> Tensor:
         """Returns what the first layer is given, [M, W, D]."""
-        return self.from_mel(x) + condition
+        return self.from_mel(x.to(self.from_mel.weight.dtype)) + condition
 
     def through(
         self,

@@ -108,7 +108,7 @@ def sibling_chunk(sibling: nn.Module, window: int = 4) -> Callable[[], Tensor]:
     dtype = next(sibling.parameters()).dtype
     frames = 24 * window
     solver = Solver(EVALUATIONS)
-    times = solver.times.to(device)
+    times = solver.times.to(device, dtype)
     random = torch.Generator().manual_seed(0)
     reference = torch.randn(1, 200, 80, generator=random).to(device, dtype)
     spoken = torch.randn(1, 1, 192, generator=random).to(device, dtype).expand(1, frames, 192)

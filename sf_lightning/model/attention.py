@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sf_lightning.model.blocks import Blocks, shift
 from sf_lightning.model.layout import Span
+from sf_lightning.model.linear import Linear
 from sf_lightning.model.rope import rotate, rotation
 
 
@@ -147,8 +148,8 @@ class BlockAttention(nn.Module):
         super().__init__()
         self.num_heads, self.rope_heads = num_heads, rope_heads
         self.span = span
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, sight: Sight, memory: Memory | None = None) -> Tensor:
         """Attends within each block's span.

@@ -18,6 +18,7 @@ from sf_lightning.metrics.speech import SpeechScores, gap
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import measure_latency
 from sf_lightning.streaming.state import Chunk, DecodeConfig
+from sf_lightning.training.callbacks.streaming_validation import resampled
 from sf_lightning.training.module import StreamFlowModule
 
 COLUMNS = ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db")
@@ -40,13 +41,12 @@ class Clips:
             x_vectors = torch.stack([torch.from_numpy(each.clip.x_vector) for each in drawn])
             self.speakers = list(model.encode_speaker(references, x_vectors))
 
-    def scores(self, chunks: list[Chunk]) -> dict[str, float]:
-        """Scores of what was made, with seams at the edges of blocks."""
+    def scores(self, chunks: list[Chunk], rate: int) -> dict[str, float]:
+        """Scores of what was made, at this rate, with seams at the edges of blocks."""
         scores = SpeechScores(self.rate)
         edges = [torch.arange(self.edge, len(mel), self.edge) * self.hop for mel in self.mels]
-        scores.update(
-            [chunk.wave for chunk in chunks], self.waves, [chunk.mel for chunk in chunks], self.mels, edges
-        )
+        waves = [resampled(chunk.wave, rate, self.rate) for chunk in chunks]
+        scores.update(waves, self.waves, [chunk.mel for chunk in chunks], self.mels, edges)
         return scores.compute()
 
 
@@ -56,7 +56,7 @@ def row(decoder: StreamingDecoder, clips: Clips, config: DecodeConfig, offline: 
     streamed = decoder.streamed(clips.tokens, clips.speakers)
     apart = gap([chunk.mel for chunk in streamed], [chunk.mel for chunk in offline])
     account = measure_latency(decoder, clips.tokens[0], clips.speakers[0])
-    values = clips.scores(streamed)
+    values = clips.scores(streamed, decoder.vocoder.sample_rate)
     cells = [FORMS.get(name, "{:.2f}").format(values[name]) for name in COLUMNS]
     times = (account.wait_ms, account.network_ms, account.vocoder_ms, account.first_packet_ms)
     costs = [f"{ms:.0f}" for ms in times] + [f"{account.real_time_factor:.2f}"]
@@ -81,7 +81,7 @@ def main() -> None:
         config = replace(base, steps=evaluations, method="euler", mode="cached", chunk=1, first_chunk=None)
         decoder = module.decoder(decode=config)
         offline = decoder.offline(clips.tokens, clips.speakers)
-        values = clips.scores(offline)
+        values = clips.scores(offline, decoder.vocoder.sample_rate)
         cells = [FORMS.get(name, "{:.2f}").format(values[name]) for name in COLUMNS]
         print(f"| {evaluations} | offline | | | " + " | ".join(cells) + " | | | | | |", flush=True)
         q = module.model.layout.lookahead

@@ -39,8 +39,19 @@ def read_wave(source: Path | bytes, sample_rate: int) -> Wave:
 
 def write_wave(path: Path, wave: Wave, sample_rate: int) -> None:
     """Writes a wave [N] as 16-bit PCM; samples beyond full scale are clipped."""
+    with open_wave(path, sample_rate) as file:
+        file.write(to_pcm(wave))
+
+
+def open_wave(path: Path, sample_rate: int) -> soundfile.SoundFile:
+    """Opens a file of 16-bit PCM, mono, to be written piece by piece."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.clip(wave, -1.0, 1.0), sample_rate, subtype="PCM_16")
+    return soundfile.SoundFile(path, "w", sample_rate, channels=1, subtype="PCM_16")
+
+
+def to_pcm(wave: Wave) -> NDArray[np.int16]:
+    """Returns a wave [N] as 16-bit samples; those beyond full scale are clipped."""
+    return (np.clip(wave, -1.0, 1.0) * 32767).round().astype(np.int16)
 
 
 def scale_to_peak(wave: Wave, peak: float) -> Wave:

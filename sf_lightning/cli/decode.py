@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,7 +15,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from sf_lightning.audio.wave import Wave, write_wave
+from sf_lightning.audio.wave import Wave, open_wave, to_pcm
 from sf_lightning.cli.errors import one_line, one_line_errors
 from sf_lightning.data.lanes import Drawn, first_clips
 from sf_lightning.data.sample import BadSample, read_speech
@@ -38,8 +39,7 @@ def decode(
     token_rate: float | None = None,
     speaker: str | None = None,
     x_vector: str | None = None,
-    offline: bool = False,
-    mode: Literal["cached", "windowed"] | None = None,
+    mode: Literal["cached", "windowed", "offline"] | None = None,
     steps: int | None = None,
     method: Literal["euler", "midpoint", "rk4"] | None = None,
     guidance: float | None = None,
@@ -63,13 +63,12 @@ def decode(
         stdin: Read tokens from standard input as they come.
         stdin_format: "lines": whole numbers, a token or more to a line; "int16": raw, little-endian.
         stdout: Write the sound to standard output as it is made: raw 16-bit PCM, little-endian, mono.
-        latency: Print when the first packet leaves and what a second of sound costs.
+        latency: Print when the first packet leaves and what a second of sound costs; of a pipe when it has ended.
         token_rate: Tokens a second that the language model makes, for the account of latency; by default as
             many as are spoken.
         speaker: Whose voice: audio of the speaker, or an embedding saved as `.npy`; by default nobody's.
         x_vector: The speaker's x-vector, a `.npy`, beside the audio of a speaker, where the model takes them.
-        offline: Decode the whole utterance at once instead of streaming.
-        mode: How the past is taken into account; see `DecodeConfig`.
+        mode: How the past is taken into account, or "offline", everything at once; see `DecodeConfig`.
         steps: Solver steps.
         method: Solver.
         guidance: Strength of guidance.
@@ -87,8 +86,14 @@ def decode(
         raise ValueError("give either --tokens or --stdin")
     if out is None and not stdout and not latency:
         raise ValueError("give --out, --stdout or --latency, or nothing would come of it")
-    if stdin and (offline or latency):
-        raise ValueError("--offline and --latency need all tokens at once: give --tokens instead of --stdin")
+    file = tokens is not None and Path(tokens).suffix == ".npy"
+    for name, is_given, wanted, has in (
+        ("token_rate", token_rate is not None, "--latency", latency),
+        ("clip", clip is not None, "--tokens with the folder of a shard set", not stdin and not file),
+        ("stdin_format", stdin_format != "lines", "--stdin", stdin),
+    ):
+        if is_given and not has:
+            raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
     for what, path in (("ckpt", ckpt), ("speaker", speaker), ("x_vector", x_vector)):
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"--{what}: no file {path}")
@@ -123,22 +128,27 @@ def decode(
         pushes = iter([torch.from_numpy(drawn.clip.tokens)])
         if who is None:
             who = _embedding(module, drawn.reference, torch.from_numpy(drawn.clip.x_vector))
+    heard: list[Tensor] = []
+    if out is not None or stdout:
+        pushes = _noted(pushes, heard) if latency else pushes
+        rate, count = decoder.vocoder.sample_rate, 0
+        with ExitStack() as stack:
+            file_out = stack.enter_context(open_wave(Path(out), rate)) if out is not None else None
+            for wave in _live(decoder.open(who), pushes):
+                sound = to_pcm(wave.cpu().numpy())
+                count += len(sound)
+                if file_out is not None:
+                    file_out.write(sound)
+                if stdout:
+                    sys.stdout.buffer.write(sound.astype("<i2").tobytes())
+                    sys.stdout.buffer.flush()
+        print(f"{out or 'stdout'}: {count / rate:.2f} s of sound at {rate} Hz", file=sys.stderr)
     if latency:
-        all_codes = torch.cat(list(pushes))
-        pushes = iter([all_codes])
-        print(latency_line(measure_latency(decoder, all_codes, who, token_rate)), file=sys.stderr)
-    if out is None and not stdout:
-        return
-    if offline:
-        waves = iter([decoder.offline([torch.cat(list(pushes))], [who])[0].wave])
-    else:
-        waves = _live(decoder.open(who), pushes)
-    sound = [_to_stdout(wave) if stdout else wave.cpu() for wave in waves]
-    wave = torch.cat([*sound, torch.zeros(0)])
-    rate = decoder.vocoder.sample_rate
-    if out is not None:
-        write_wave(Path(out), wave.numpy(), rate)
-    print(f"{out or 'stdout'}: {len(wave) / rate:.2f} s of sound at {rate} Hz", file=sys.stderr)
+        heard.extend(pushes if out is None and not stdout else ())
+        spoken = torch.cat(heard)
+        # Once for nothing: the first call of all is slower than any other.
+        measure_latency(decoder, spoken[: 4 * decoder.tokens_per_block], who)
+        print(latency_line(measure_latency(decoder, spoken, who, token_rate)), file=sys.stderr)
 
 
 def _live(stream: Stream, pushes: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -147,12 +157,11 @@ def _live(stream: Stream, pushes: Iterator[Tensor]) -> Iterator[Tensor]:
     yield stream.flush()
 
 
-def _to_stdout(wave: Tensor) -> Tensor:
-    """Writes a wave [N] as raw 16-bit PCM, and returns it."""
-    wave = wave.cpu()
-    sys.stdout.buffer.write((wave.clamp(-1, 1) * 32767).round().short().numpy().astype("<i2").tobytes())
-    sys.stdout.buffer.flush()
-    return wave
+def _noted(pushes: Iterator[Tensor], heard: list[Tensor]) -> Iterator[Tensor]:
+    """Passes tokens on, and notes them."""
+    for push in pushes:
+        heard.append(push)
+        yield push
 
 
 def _from_stdin(stdin_format: str) -> Iterator[Tensor]:
@@ -162,11 +171,12 @@ def _from_stdin(stdin_format: str) -> Iterator[Tensor]:
         ValueError: if a line holds something else than whole numbers, or half a number is left at the end.
     """
     if stdin_format == "lines":
-        for line in sys.stdin:
+        while line := sys.stdin.buffer.readline(MAX_LINE):
             try:
                 yield torch.tensor([int(word) for word in line.split()], dtype=torch.long)
-            except ValueError:
-                raise ValueError(f"--stdin: {line.strip()[:40]!r}: wanted whole numbers") from None
+            except (ValueError, OverflowError, RuntimeError):
+                came = line.strip()[:40].decode(errors="replace")
+                raise ValueError(f"--stdin: {came!r}: wanted whole numbers, or --stdin_format=int16") from None
         return
     rest = b""
     while piece := os.read(sys.stdin.fileno(), 4096):
@@ -230,7 +240,10 @@ def _embedding(module: StreamFlowModule, crop: Wave, x_vector: Tensor) -> Tensor
     return module.model.encode_speaker(*(each.to(module.device) for each in inputs))[0]
 
 
-FLAGS = ("stdin", "stdout", "latency", "offline", "bf16")
+MAX_LINE = 65536
+"""Bytes of a line of tokens; what is longer is no text."""
+
+FLAGS = ("stdin", "stdout", "latency", "bf16")
 
 
 @one_line_errors
@@ -245,8 +258,15 @@ def main(args: list[str] | None = None) -> None:
     try:
         decode(**vars(parser.parse_args(args)))
     except BrokenPipeError:
-        # Whoever listened has gone. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
+    except KeyboardInterrupt:
+        _forget_stdout()
+        raise
+
+
+def _forget_stdout() -> None:
+    """Lets go of whoever listened: Python would write what is left to them at exit, and wait or complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -81,6 +81,8 @@ class Solver:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"decode.steps is {self.steps}: at least 1 is wanted")
+        if not math.isfinite(self.sway):
+            raise ValueError(f"decode.sway is {self.sway}: wanted a number, -1 by default")
         if self.method not in TABLEAUS:
             raise ValueError(f"decode.method is {self.method!r}: wanted one of {', '.join(TABLEAUS)}")
 

@@ -10,10 +10,12 @@ and any number of streams advance in one batched call.
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Lock
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,10 +25,20 @@ from sf_lightning.flow.solver import Progress, Solver
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.streaming.runs import Run, condition_of, integrate
-from sf_lightning.streaming.sound import alike, extend
+from sf_lightning.streaming.sound import alike, extend, num_waiting
 from sf_lightning.streaming.state import Account, Chunk, DecodeConfig, StreamState
 from sf_lightning.streaming.wavefront import Flight, Wavefront
 from sf_lightning.vocoder.base import Vocoder
+
+MAX_TABLES = 8
+"""Time grids whose modulations are kept; at the paper's size a table of ten evaluations takes 6 MB."""
+
+
+class Grid(NamedTuple):
+    """The constants of a solver on the device: times of its evaluations [NFE], and their modulations."""
+
+    times: Tensor
+    tables: list[Tensor]
 
 
 @dataclass
@@ -34,10 +46,13 @@ class StreamingDecoder:
     """Decodes streams of tokens with a model and a vocoder.
 
     Args:
-        model: The decoder's weights; they are used as they are, so call `eval()` and move it first.
+        model: The decoder's weights; they are used as they are, so call `eval()`, cast and move it first.
         vocoder: On the same device.
         config: How to decode, where a stream does not say otherwise.
-        account: Where costs are added up. On a GPU reading the clock waits for the device.
+        timed: Whether costs are added up; on a GPU reading the clock waits for the device.
+
+    Attributes:
+        account: What all streams have cost.
 
     Raises:
         ValueError: if the vocoder was made for another mel.
@@ -46,9 +61,10 @@ class StreamingDecoder:
     model: StreamFlow
     vocoder: Vocoder
     config: DecodeConfig = DecodeConfig()
-    account: Account = field(default_factory=Account)
+    timed: bool = True
+    account: Account = field(default_factory=Account, init=False)
 
-    _tables: dict[Solver, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _grids: dict[Solver, Grid] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.vocoder.mel != self.model.mel.config:
@@ -83,6 +99,7 @@ class StreamingDecoder:
             mel=empty,
             wave=empty.new_zeros(0),
         )
+        self._grid(state.config.solver)
         if self._is_full(state.config):
             state.front = self._wavefront(state.config).open()
         return Stream(self, state)
@@ -91,24 +108,50 @@ class StreamingDecoder:
     def step(self, streams: "Sequence[Stream]") -> list[Chunk]:
         """Advances every stream by one chunk, if enough of its tokens are there, in as few calls as can be.
 
-        A stream whose chunk is not finite is stopped: its next `push` raises, the others go on.
+        A stream that fails, or whose chunk is not finite, is stopped: its next `push` raises, the others go on.
+
+        Raises:
+            RuntimeError: if a stream is in use by another thread, or there twice.
+            ValueError: if a stream is another decoder's.
         """
+        if any(stream.decoder is not self for stream in streams):
+            raise ValueError("a stream of another decoder was given: step it with the decoder that opened it")
+        with ExitStack() as locks:
+            for stream in streams:
+                locks.enter_context(stream.alone())
+            return self._advance(streams)
+
+    def _advance(self, streams: "Sequence[Stream]") -> list[Chunk]:
+        for stream in streams:
+            stream.take()
         states = [stream.state for stream in streams]
         chunks = [Chunk(state.mel[:0], state.wave[:0]) for state in states]
-        ready = [i for i, state in enumerate(states) if not state.error and self._chunk_end(state) > state.emitted]
-        waves = [state for state in states if state.front is not None and not state.error]
-        for same in alike(range(len(waves)), lambda i: _how(waves[i].config)):
-            self._run_waves([waves[i] for i in same])
-        for same in alike(ready, lambda i: _how(states[i].config)):
-            members = [states[i] for i in same]
-            made = [self._land(state) for state in members] if members[0].front else self._integrate(members)
-            good = [(i, mels) for i, mels in zip(same, made, strict=True) if not states[i].error]
-            sounds = self._sound([states[i] for i, _ in good], [mels for _, mels in good])
-            for (i, _), chunk in zip(good, sounds, strict=True):
-                chunks[i] = chunk
+        for same in alike(range(len(states)), lambda i: _how(states[i].config)):
+            members = [i for i in same if states[i].error is None]
+            try:
+                for i, chunk in self._step_alike(members, states):
+                    chunks[i] = chunk
+            except Exception as error:  # whatever it is, the streams that are decoded otherwise go on
+                for i in members:
+                    states[i].error = error
         return chunks
 
-    @torch.inference_mode()
+    def _step_alike(self, members: list[int], states: Sequence[StreamState]) -> Iterator[tuple[int, Chunk]]:
+        """Advances streams that are decoded alike; yields what those that are ready emit."""
+        waves = [states[i] for i in members if states[i].front is not None]
+        if waves:
+            self._run_waves(waves)
+        ready = [i for i in members if self._chunk_end(states[i]) > states[i].emitted]
+        # All mel is there, but an exact vocoder has held the last of its sound back.
+        rest = [i for i in members if i not in ready and self._is_whole(states[i]) and self._waiting(states[i])]
+        empty = self.vocoder.mel.num_bands
+        mels = [(states[i].mel.new_zeros(0, empty), states[i].mel.new_zeros(0, empty)) for i in rest]
+        if ready:
+            some = [states[i] for i in ready]
+            mels = (self._land(some) if some[0].front else self._integrate(some)) + mels
+        if sounding := ready + rest:
+            yield from zip(sounding, self._sound([states[i] for i in sounding], mels), strict=True)
+
     def offline(self, tokens: Sequence[Tensor], speakers: Sequence[Tensor | None]) -> list[Chunk]:
         """Decodes whole utterances, all blocks integrated together: what streaming is held against.
 
@@ -118,15 +161,11 @@ class StreamingDecoder:
 
         Raises:
             ValueError: if an utterance has no tokens or wrong ones, or an embedding is wrong.
+            FloatingPointError: if a mel or a wave is not finite.
         """
-        for each in tokens:
-            self.check(each)
-            if len(each) == 0:
-                raise ValueError("an utterance of no tokens cannot be decoded")
-        seed = self.config.seed
-        runs = [Run(each.cpu(), 0, self._checked(who), seed) for each, who in zip(tokens, speakers, strict=True)]
-        mels = self._carry(runs, self.config, remember=False)
-        return [Chunk(mel, self.vocoder.decode(mel[None])[0]) for mel in mels]
+        if any(len(each) == 0 for each in tokens):
+            raise ValueError("an utterance of no tokens cannot be decoded")
+        return self.streamed(tokens, speakers, replace(self.config, mode="offline"))
 
     def streamed(
         self, tokens: Sequence[Tensor], speakers: Sequence[Tensor | None], config: DecodeConfig | None = None
@@ -140,7 +179,7 @@ class StreamingDecoder:
 
         Raises:
             ValueError: if tokens or embeddings are wrong.
-            FloatingPointError: if a mel is not finite.
+            FloatingPointError: if a mel or a wave is not finite.
         """
         streams = [self.open(speaker, config) for speaker in speakers]
         for stream, each in zip(streams, tokens, strict=True):
@@ -188,9 +227,22 @@ class StreamingDecoder:
         """Where the next chunk ends, or `state.emitted` if it must wait."""
         assert state.config.lookahead is not None
         known, end = self.num_blocks(state), state.config.chunk_end(state.emitted)
+        if state.config.mode == "offline":
+            return known if state.ended else state.emitted
         if end + state.config.lookahead <= known:
             return end
         return min(end, known) if state.ended else state.emitted
+
+    def _is_whole(self, state: StreamState) -> bool:
+        """Whether the mel of everything that will ever come is final."""
+        return state.ended and self.num_blocks(state) == state.emitted
+
+    def _waiting(self, state: StreamState) -> int:
+        return num_waiting(self.vocoder, state)
+
+    def is_finished(self, state: StreamState) -> bool:
+        """Whether everything has been heard that will be."""
+        return state.error is not None or (self._is_whole(state) and not self._waiting(state))
 
     def _integrate(self, states: Sequence[StreamState]) -> list[tuple[Tensor, Tensor]]:
         """Advances the flow of streams that are ready and decoded alike.
@@ -207,31 +259,27 @@ class StreamingDecoder:
             stop = min(end + config.lookahead, self.num_blocks(state))
             tokens = state.tokens[: (stop - state.first) * self.tokens_per_block]
             runs.append(Run(tokens, state.first, state.speaker, state.config.seed, end - state.first, state.memory))
-        mels = self._carry(runs, config, remember=config.mode == "cached")
+        with self._timed(states, "network_seconds"):
+            how = (config.solver, *self._grid(config.solver), config.guidance, config.temperature)
+            mels, evaluations = integrate(self.model, runs, *how, remember=config.mode == "cached")
+        self.account.block_evaluations += evaluations
         made = []
         for state, run, end, mel in zip(states, runs, ends, mels, strict=True):
             final, after = mel[: (end - state.first) * size], mel[(end - state.first) * size :]
             made.append((final[(state.emitted - state.first) * size :], after))
-            if not mel.isfinite().all():
-                state.error = f"the mel of its blocks {state.emitted} to {end - 1} has NaN or infinity in it"
             state.memory, state.emitted = run.memory, end
             self._forget(state)
         return made
 
-    def _carry(self, runs: Sequence[Run], config: DecodeConfig, remember: bool) -> list[Tensor]:
-        clock = self._clock()
-        how = (config.solver, self._table(config.solver), config.guidance, config.temperature)
-        mels, evaluations = integrate(self.model, runs, *how, remember)
-        self.account.block_evaluations += evaluations
-        self.account.network_seconds += self._clock() - clock
-        return mels
-
     @torch.inference_mode()
-    def _table(self, solver: Solver) -> list[Tensor]:
-        """The modulations of a solver's evaluations: they depend on flow time alone, so they are made once."""
-        if solver not in self._tables:
-            self._tables[solver] = self.model.dit.modulate(solver.times.to(self.device))
-        return self._tables[solver]
+    def _grid(self, solver: Solver) -> Grid:
+        """The constants of a solver: modulations depend on flow time alone, so they are made once."""
+        if solver not in self._grids:
+            while len(self._grids) >= MAX_TABLES:
+                self._grids.pop(next(iter(self._grids)))
+            times = solver.times.to(self.device)
+            self._grids[solver] = Grid(times, self.model.dit.modulate(times))
+        return self._grids[solver]
 
     # -- the wave at full look-ahead ------------------------------------------------------------------
 
@@ -242,11 +290,10 @@ class StreamingDecoder:
         return config.mode == "cached" and 0 < ahead * config.num_evaluations <= config.lookahead
 
     def _wavefront(self, config: DecodeConfig) -> Wavefront:
-        return Wavefront(self.model, config.solver, config.guidance, self._table(config.solver))
+        return Wavefront(self.model, config.solver, config.guidance, *self._grid(config.solver))
 
     def _run_waves(self, states: Sequence[StreamState]) -> None:
         """Lets blocks of tokens that are there run in, as far as the next chunk needs."""
-        clock = self._clock()
         wavefront = self._wavefront(states[0].config)
         reach = int(self.model.layout.field.ahead) * states[0].config.num_evaluations
         while True:
@@ -259,12 +306,12 @@ class StreamingDecoder:
                 if state.front.arrived < min(there, end + reach) and end > state.emitted:
                     moving.append(state)
             if not moving:
-                break
-            flights = self._take_off([state for state in moving if self._arrives(state)])
-            fronts = [state.front for state in moving if state.front is not None]
-            layers = wavefront.arrive(fronts, [next(flights) if self._arrives(s) else None for s in moving])
+                return
+            with self._timed(moving, "network_seconds"):
+                flights = self._take_off([state for state in moving if self._arrives(state)])
+                fronts = [state.front for state in moving if state.front is not None]
+                layers = wavefront.arrive(fronts, [next(flights) if self._arrives(s) else None for s in moving])
             self.account.block_evaluations += layers / self.model.layout.num_layers
-        self.account.network_seconds += self._clock() - clock
 
     def _arrives(self, state: StreamState) -> bool:
         return state.front is not None and state.front.arrived < self.num_blocks(state)
@@ -288,26 +335,28 @@ class StreamingDecoder:
             conditions.append(model.null_condition(blocks))
         temperature, bands = states[0].config.temperature, model.dit.config.num_bands
         noise = [temperature * block_noise(run.seed, run.first, 1, size, bands)[0] for run in runs]
+        parts = (torch.stack(conditions, dim=1), blocks.valid, lengths, noise)
+        # Copies: a view would keep what belongs to the other streams.
         return (
-            Flight(condition, valid, Progress(x_0.to(self.device)))
-            for condition, valid, x_0 in zip(torch.stack(conditions, dim=1), blocks.valid, noise, strict=True)
+            Flight(condition.clone(), valid.clone(), length, Progress(x_0.to(self.device)))
+            for condition, valid, length, x_0 in zip(*parts, strict=True)
         )
 
-    def _land(self, state: StreamState) -> tuple[Tensor, Tensor]:
-        """Returns the frames of a chunk that is through the wave, and a guess at those after it, [T, F]."""
-        front, wavefront, end = state.front, self._wavefront(state.config), self._chunk_end(state)
-        assert front is not None
-        final = [front.flights.pop(number) for number in range(state.emitted, end)]
-        ahead = [front.flights[number] for number in range(end, front.arrived) if number in front.flights]
-        frames = [flight.progress.x[flight.valid] for flight in final]
+    def _land(self, states: Sequence[StreamState]) -> list[tuple[Tensor, Tensor]]:
+        """Returns, of each stream, the frames of a chunk that is through, and a guess at those after it, [T, F]."""
+        wavefront, made = self._wavefront(states[0].config), []
         enough = -(-self.vocoder.right // self.model.layout.block_size)
-        after = [wavefront.guess(flight)[flight.valid] for flight in ahead[:enough]]
-        mel = self.model.to_mel(torch.cat(frames).float())
-        if not mel.isfinite().all():
-            state.error = f"the mel of its blocks {state.emitted} to {end - 1} has NaN or infinity in it"
-        state.emitted = end
-        self._forget(state)
-        return mel, self.model.to_mel(torch.cat([*after, mel[:0]]).float())
+        for state in states:
+            front, end = state.front, self._chunk_end(state)
+            assert front is not None
+            final = [front.flights.pop(number) for number in range(state.emitted, end)]
+            ahead = [front.flights[number] for number in range(end, front.arrived) if number in front.flights]
+            mel = torch.cat([flight.progress.x[: flight.length] for flight in final])
+            after = torch.cat([*(wavefront.guess(flight) for flight in ahead[:enough]), mel[:0]])
+            made.append((self.model.to_mel(mel.float()), self.model.to_mel(after.float())))
+            state.emitted = end
+            self._forget(state)
+        return made
 
     def _forget(self, state: StreamState) -> None:
         """Drops the tokens that no later chunk needs."""
@@ -316,15 +365,37 @@ class StreamingDecoder:
         state.tokens = state.tokens[(first - state.first) * self.tokens_per_block :]
         state.first = first
 
-    def _sound(self, states: Sequence[StreamState], mels: Sequence[tuple[Tensor, Tensor]]) -> list[Chunk]:
-        clock = self._clock()
-        waves = extend(self.vocoder, states, mels, [self.is_finished(state) for state in states])
-        self.account.vocoder_seconds += self._clock() - clock
-        return [Chunk(final, wave) for (final, _), wave in zip(mels, waves, strict=True)]
+    # -- the sound ------------------------------------------------------------------------------------
 
-    def is_finished(self, state: StreamState) -> bool:
-        """Whether the mel of everything that will ever come is final."""
-        return state.ended and self.num_blocks(state) == state.emitted
+    def _sound(self, states: Sequence[StreamState], mels: Sequence[tuple[Tensor, Tensor]]) -> list[Chunk]:
+        """Makes sound of what is final; a stream whose mel or wave is not finite is stopped and emits nothing."""
+        with self._timed(states, "vocoder_seconds"):
+            waves = extend(self.vocoder, states, mels, [self._is_whole(state) for state in states])
+        chunks = [Chunk(final, wave) for (final, _), wave in zip(mels, waves, strict=True)]
+        # One question for all streams: on a GPU each one waits for the device.
+        sound = torch.stack([chunk.mel.isfinite().all() & chunk.wave.isfinite().all() for chunk in chunks]).tolist()
+        for i, state in enumerate(states):
+            if not sound[i]:
+                state.error = FloatingPointError(
+                    "this stream was stopped: there is NaN or infinity in the mel or the wave that ends with "
+                    f"block {state.emitted - 1}; are the weights broken?"
+                )
+                chunks[i] = Chunk(state.mel[:0], state.wave[:0])
+        return chunks
+
+    @contextmanager
+    def _timed(
+        self, states: Sequence[StreamState], what: Literal["network_seconds", "vocoder_seconds"]
+    ) -> Iterator[None]:
+        """Adds the time of a call to the account, and to those of its streams in equal shares."""
+        if not self.timed:
+            yield
+            return
+        start = self._clock()
+        yield
+        spent = self._clock() - start
+        for account, share in [(self.account, spent), *((s.account, spent / len(states)) for s in states)]:
+            setattr(account, what, getattr(account, what) + share)
 
     def _clock(self) -> float:
         if self.device.type == "cuda":
@@ -332,35 +403,54 @@ class StreamingDecoder:
         return time.perf_counter()
 
 
-@dataclass
+@dataclass(eq=False)
 class Stream:
-    """One utterance on its way: push tokens, hear what is ready, flush at the end."""
+    """One utterance on its way: push tokens, hear what is ready, flush at the end.
+
+    `feed` and `end` may be called in one thread while another one decodes; `push`, `flush` and
+    `StreamingDecoder.step` are for one thread at a time.
+    """
 
     decoder: StreamingDecoder
     state: StreamState
-    _busy: Lock = field(default_factory=Lock, repr=False, compare=False)
+    _inbox: deque[Tensor] = field(default_factory=deque, repr=False)
+    _ending: bool = False
+    _busy: Lock = field(default_factory=Lock, repr=False)
 
     def feed(self, tokens: Tensor) -> None:
         """Takes tokens [L] without decoding; `StreamingDecoder.step` decodes.
 
         Raises:
             ValueError: if a token is outside the vocabulary, or the stream was flushed.
-            FloatingPointError: if the stream was stopped because its mel was not finite.
+            FloatingPointError: if the stream was stopped because its mel or wave was not finite.
         """
-        if self.state.ended:
+        if self._ending:
             raise ValueError("tokens were pushed to a stream that was flushed: open a new one")
         self.require_sound()
         self.decoder.check(tokens)
-        self.state.tokens = torch.cat([self.state.tokens, tokens.cpu().long()])
+        self._inbox.append(tokens.cpu().long())
 
     def end(self) -> None:
         """Says that no more tokens will come."""
-        self.state.ended = True
+        self._ending = True
+
+    def take(self) -> None:
+        """Moves what was fed into the state; for the decoder, which then has the stream for itself."""
+        # The end is looked at first: then all that was fed before it is there.
+        ending, fed = self._ending, [self.state.tokens]
+        while self._inbox:
+            fed.append(self._inbox.popleft())
+        if len(fed) > 1:
+            self.state.tokens = torch.cat(fed)
+        self.state.ended = ending
 
     @property
     def finished(self) -> bool:
         """Whether everything has been heard that will be."""
-        return self.state.error is not None or self.decoder.is_finished(self.state)
+        state = self.state
+        return state.error is not None or (
+            self._ending and state.ended and not self._inbox and self.decoder.is_finished(state)
+        )
 
     def push(self, tokens: Tensor) -> Tensor:
         """Takes tokens [L], any number of them, and returns the wave [N] that has become ready.
@@ -369,7 +459,7 @@ class Stream:
             ValueError, FloatingPointError: as `feed`.
             RuntimeError: if another thread is using the stream.
         """
-        with self._alone():
+        with self.alone():
             self.feed(tokens)
             return self._drain()
 
@@ -380,27 +470,36 @@ class Stream:
             FloatingPointError: as `feed`.
             RuntimeError: if another thread is using the stream.
         """
-        with self._alone():
+        with self.alone():
             self.end()
             return self._drain()
 
+    @torch.inference_mode()
     def _drain(self) -> Tensor:
-        waves, emitted = [self.state.wave[:0]], -1
-        while emitted != self.state.emitted:
-            emitted = self.state.emitted
-            waves.append(self.decoder.step([self])[0].wave)
-            self.require_sound()
+        self.require_sound()
+        waves, before = [self.state.wave[:0]], (-1, -1)
+        while before != (before := (self.state.emitted, len(waves[-1]))) and self.state.error is None:
+            waves.append(self.decoder._advance([self])[0].wave)
+        if not any(map(len, waves)):
+            self.require_sound()  # else what is good is heard first, and the next call says what went wrong
         return torch.cat(waves)
 
     def require_sound(self) -> None:
-        """Raises FloatingPointError if the stream was stopped because its mel was not finite."""
-        if self.state.error:
-            raise FloatingPointError(f"this stream was stopped: {self.state.error}; are the weights broken?")
+        """Raises what has stopped this stream, such as a FloatingPointError where its mel was not finite."""
+        if self.state.error is not None:
+            raise self.state.error
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
+        """Keeps others away.
+
+        Raises:
+            RuntimeError: if the stream is in use.
+        """
         if not self._busy.acquire(blocking=False):
-            raise RuntimeError("this stream is in use by another thread: give each thread a stream of its own")
+            raise RuntimeError(
+                "this stream is in use by another thread, or was given twice: give each thread streams of its own"
+            )
         try:
             yield
         finally:

@@ -2,12 +2,12 @@
 
 import statistics
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
 from sf_lightning.streaming.decoder import StreamingDecoder
+from sf_lightning.streaming.state import Account
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Latency:
 
     Attributes:
         wait_ms: Until the tokens are there that the first chunk needs, at the rate at which they come.
-        network_ms: The flow of the first chunk: conditions, network, solver.
+        network_ms: The flow of the first chunk, once its last token is there: conditions, network, solver.
         vocoder_ms: The vocoder of the first chunk.
         first_packet_ms: The three together. The tokenizer and the language model are not in it.
         real_time_factor: Seconds of computing for a second of sound, over the whole stream.
@@ -52,40 +52,51 @@ def measure_latency(
     Raises:
         ValueError: if the rate is not positive, or there are no tokens.
     """
-    if token_rate is not None and token_rate <= 0:
+    model = decoder.model
+    spoken_rate = model.mel.config.frame_rate / model.dit.config.frames_per_token
+    rate = token_rate or spoken_rate
+    if rate <= 0:
         raise ValueError(f"--token_rate is {token_rate}: wanted tokens a second, more than 0")
     if len(tokens) == 0:
         raise ValueError("a stream of no tokens has no latency: give some")
-    model, config = decoder.model, decoder.config
     stream = decoder.open(speaker)
-    stream.feed(tokens)
-    stream.end()
-    clock, samples, emitted = [_milliseconds(decoder)], [0], [0]
-    while not stream.finished:
-        samples.append(len(decoder.step([stream])[0].wave))
-        emitted.append(stream.state.emitted)
-        clock.append(_milliseconds(decoder))
-    stream.require_sound()
-    # With an exact vocoder the first chunk may be silent: the first packet is that of the first sound.
-    first = next(i for i, count in enumerate(samples) if count)
-    network, vocoder = (now - then for now, then in zip(clock[first], clock[0], strict=True))
-    chunk_ms = tuple(sum(now) - sum(then) for then, now in pairwise(clock))
-    spoken_rate = model.mel.config.frame_rate / model.dit.config.frames_per_token
-    wait = model.layout.wait_ms(emitted[first], config.lookahead, model.mel.config.frame_rate)
-    wait *= spoken_rate / (token_rate or spoken_rate)
+    account, first = stream.state.account, None
+    chunk_ms, samples = list[float](), 0
+    # A block at a time, as they come: nobody waits for what is computed while later tokens are on their way.
+    pieces = tokens.split(decoder.tokens_per_block)
+    before = _milliseconds(account)
+    for number, piece in enumerate(pieces, 1):
+        stream.feed(piece)
+        arrived = _milliseconds(account)
+        if number == len(pieces):
+            stream.end()
+        emitted = -1
+        while emitted != stream.state.emitted or (number == len(pieces) and not stream.finished):
+            emitted = stream.state.emitted
+            new = len(decoder.step([stream])[0].wave)
+            stream.require_sound()
+            now = _milliseconds(account)
+            if new and first is None:
+                wait = 1000 * min(len(tokens), number * decoder.tokens_per_block) / rate
+                first = wait, now[0] - arrived[0], now[1] - arrived[1]
+            if emitted != stream.state.emitted or new:
+                chunk_ms.append(sum(now) - sum(before))
+                before = now
+            samples += new
+    assert first is not None
     return Latency(
-        wait_ms=wait,
-        network_ms=network,
-        vocoder_ms=vocoder,
-        first_packet_ms=wait + network + vocoder,
-        real_time_factor=sum(chunk_ms) / 1000 * decoder.vocoder.sample_rate / sum(samples),
-        num_evaluations=config.num_evaluations,
-        chunk_ms=chunk_ms,
+        wait_ms=first[0],
+        network_ms=first[1],
+        vocoder_ms=first[2],
+        first_packet_ms=sum(first),
+        real_time_factor=sum(_milliseconds(account)) / 1000 * decoder.vocoder.sample_rate / samples,
+        num_evaluations=decoder.config.num_evaluations,
+        chunk_ms=tuple(chunk_ms),
     )
 
 
-def _milliseconds(decoder: StreamingDecoder) -> tuple[float, float]:
-    return 1000 * decoder.account.network_seconds, 1000 * decoder.account.vocoder_seconds
+def _milliseconds(account: Account) -> tuple[float, float]:
+    return 1000 * account.network_seconds, 1000 * account.vocoder_seconds
 
 
 def latency_line(latency: Latency) -> str:

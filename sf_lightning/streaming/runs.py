@@ -48,6 +48,7 @@ def integrate(
     model: StreamFlow,
     runs: Sequence[Run],
     solver: Solver,
+    times: Tensor,
     tables: list[Tensor],
     guidance: float,
     temperature: float,
@@ -59,7 +60,8 @@ def integrate(
         model: On the device where to compute.
         runs: What to carry; their memories are replaced if `remember`.
         solver: How.
-        tables: The modulations of all evaluations, `DiT.modulate(solver.times)`: constants of the solver.
+        times: Of all evaluations, on that device: constants of the solver.
+        tables: Their modulations, `DiT.modulate(times)`, likewise.
         guidance: Strength w; 0 leaves the null branch out.
         temperature: Scale of the noise.
         remember: Whether runs go on from their memories, and remember.
@@ -75,7 +77,6 @@ def integrate(
     condition = condition_of(model, runs, blocks)
     branches = 2 if guidance else 1
     trajectory = _Trajectory(model, runs, counts, branches, solver.num_evaluations) if remember else None
-    times = solver.times.to(device)
 
     def network(x: Tensor, number: int, condition: Tensor, blocks: Blocks) -> Tensor:
         modulations = [table[number : number + 1] for table in tables]

@@ -42,7 +42,7 @@ def extend(
     left, hop = vocoder.left, vocoder.hop
     for state, (final, _), wave in zip(states, mels, waves, strict=True):
         heard = torch.cat([state.wave, wave])
-        waiting = len(state.mel) + len(final) - len(heard) // hop
+        waiting = num_waiting(vocoder, state) + len(final) - len(wave) // hop
         state.mel = _last(torch.cat([state.mel, final]), left + waiting)
         state.wave = _last(heard, left * hop)
     return waves
@@ -54,11 +54,20 @@ def _piece(vocoder: Vocoder, state: StreamState, mel: tuple[Tensor, Tensor], fin
     right, past = vocoder.right, len(state.wave) // vocoder.hop
     frames = torch.cat([state.mel, final])
     num_new = len(frames) - past
-    if not state.config.exact_vocoder:
-        return torch.cat([frames, after[:right]]), num_new
-    if not finished:
+    if finished:
+        return frames, num_new
+    if state.config.exact_vocoder:
         num_new = max(0, num_new - right)
-    return frames[: past + num_new + right], num_new
+        return frames[: past + num_new + right], num_new
+    context = torch.cat([frames, after[:right]])
+    # What is not there yet is taken to go on as it is: zeros would be loud, and mean the end.
+    missing = 0 if state.ended and len(after) else right - len(after[:right])
+    return torch.cat([context, context[-1:].expand(missing, -1)]), num_new
+
+
+def num_waiting(vocoder: Vocoder, state: StreamState) -> int:
+    """Frames whose mel is final and whose sound still waits."""
+    return len(state.mel) - len(state.wave) // vocoder.hop
 
 
 def alike(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """What a stream is: how it is decoded, all that it remembers, what it emits, what it costs."""
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -17,9 +18,10 @@ class DecodeConfig:
 
     Args:
         mode: "cached": the past is remembered exactly, as keys and values of every network evaluation, and
-            never computed again; or "windowed", the usual way: a window of p blocks of past, the chunk and
-            its look-ahead is integrated and its middle kept. A layout without bound can only be windowed,
-            its window being all of the past.
+            never computed again; "windowed", the usual way: a window of p blocks of past, the chunk and
+            its look-ahead is integrated and its middle kept; or "offline": nothing is heard before the end, and
+            then all blocks are integrated together, which the others are held against. A layout without bound
+            is windowed where "cached" is asked for, its window being all of the past.
         steps: Solver steps from noise to mel.
         method: Solver: "euler", "midpoint" (2 evaluations a step) or "rk4" (4).
         sway: Sway of the time grid; -1 puts more steps near the noise, 0 is even.
@@ -35,7 +37,7 @@ class DecodeConfig:
         seed: Of the noise.
     """
 
-    mode: Literal["cached", "windowed"] = "cached"
+    mode: Literal["cached", "windowed", "offline"] = "cached"
     steps: int = 10
     method: Method = "euler"
     sway: float = -1.0
@@ -48,8 +50,13 @@ class DecodeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in ("cached", "windowed"):
-            raise ValueError(f"decode.mode is {self.mode!r}: wanted cached or windowed")
+        if self.mode not in ("cached", "windowed", "offline"):
+            raise ValueError(f"decode.mode is {self.mode!r}: wanted cached, windowed or offline")
+        if self.seed < 0:
+            raise ValueError(f"decode.seed is {self.seed}: wanted 0 or more")
+        for name in ("guidance", "temperature"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"decode.{name} is {getattr(self, name)}: wanted a number from 0 up")
         if self.chunk < 1 or (self.first_chunk is not None and self.first_chunk < 1):
             raise ValueError(f"decode: chunk {self.chunk} and first_chunk {self.first_chunk} must be at least 1")
         if self.lookahead is not None and self.lookahead < 0:
@@ -60,7 +67,7 @@ class DecodeConfig:
         """Returns the same for a layout, with nothing left open."""
         return replace(
             self,
-            mode=self.mode if layout.bounded else "windowed",
+            mode="windowed" if self.mode == "cached" and not layout.bounded else self.mode,
             lookahead=layout.lookahead if self.lookahead is None else self.lookahead,
             first_chunk=self.first_chunk or self.chunk,
         )
@@ -79,10 +86,34 @@ class DecodeConfig:
         """The block at which the chunk that begins with block `start` ends."""
         return start + (self.chunk if start else self.first_chunk or self.chunk)
 
+    def edges(self, num_blocks: int) -> list[int]:
+        """The blocks with which the chunks of a stream of so many blocks begin, but for the first."""
+        edges, start = [], 0
+        while self.mode != "offline" and (start := self.chunk_end(start)) < num_blocks:
+            edges.append(start)
+        return edges
+
 
 @dataclass
+class Account:
+    """What decoding cost, added up over calls.
+
+    Attributes:
+        network_seconds: Time in the flow: conditions, network and solver; of one stream its share of each batch.
+        vocoder_seconds: Time in the vocoder, likewise.
+        block_evaluations: Blocks that went through the network, guidance branches counted once; a block that
+            went through a part of the layers counts as that part. Of a decoder only, not of its streams.
+    """
+
+    network_seconds: float = 0.0
+    vocoder_seconds: float = 0.0
+    block_evaluations: float = 0.0
+
+
+@dataclass(eq=False)
 class StreamState:
-    """All that a stream remembers; its size does not grow with the stream.
+    """All that a stream remembers. Its size does not grow with the stream, but for a layout without bound, for mode
+    "offline", and for tokens that wait to be decoded.
 
     Attributes:
         speaker: Embedding [S], or None for nobody's voice.
@@ -97,6 +128,7 @@ class StreamState:
         emitted: Blocks whose mel is final.
         ended: Whether the last token has come.
         error: What went wrong in this stream; it cannot go on.
+        account: What it has cost.
     """
 
     speaker: Tensor | None
@@ -109,28 +141,16 @@ class StreamState:
     first: int = 0
     emitted: int = 0
     ended: bool = False
-    error: str | None = None
+    error: Exception | None = None
+    account: Account = field(default_factory=Account)
 
 
 @dataclass
 class Chunk:
-    """What one step of a stream emits: final mel [T, F] and wave [N]; both empty if it had to wait."""
+    """What one step of a stream emits: final mel [T, F] and wave [N].
+
+    Both are empty if it had to wait; an exact vocoder is heard after its mel.
+    """
 
     mel: Tensor
     wave: Tensor
-
-
-@dataclass
-class Account:
-    """What decoding cost, added up over calls.
-
-    Attributes:
-        network_seconds: Time in the flow: conditions, network and solver.
-        vocoder_seconds: Time in the vocoder.
-        block_evaluations: Blocks that went through the network, guidance branches counted once; a block that
-            went through a part of the layers counts as that part.
-    """
-
-    network_seconds: float = 0.0
-    vocoder_seconds: float = 0.0
-    block_evaluations: float = 0.0

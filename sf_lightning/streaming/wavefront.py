@@ -23,13 +23,14 @@ from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.streamflow import StreamFlow
 
 
-@dataclass
+@dataclass(eq=False)
 class Flight:
     """A block on its way from noise to mel.
 
     Attributes:
         condition: Of each branch, [G, W, D].
-        valid: Its frames that are speech, bool [W].
+        valid: Its frames that are speech, bool [W]; the first `length` of them.
+        length: Known without asking the device.
         progress: How far it has come in the flow.
         h: What the layer at which it waits will be given, [G, W, D].
         seen: What that layer shows of it to the block before, [G, 2, H, W, Dh].
@@ -38,13 +39,14 @@ class Flight:
 
     condition: Tensor
     valid: Tensor
+    length: int
     progress: Progress
     h: Tensor | None = None
     seen: Tensor | None = None
     velocity: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Front:
     """The wave of one stream.
 
@@ -67,10 +69,13 @@ class Wavefront:
         model: On the device where to compute.
         solver: How to integrate.
         guidance: Strength w; 0 leaves the null branch out.
-        tables: The modulations of all evaluations, `DiT.modulate(solver.times)`.
+        times: Of all evaluations, on that device.
+        tables: Their modulations, `DiT.modulate(times)`.
     """
 
-    def __init__(self, model: StreamFlow, solver: Solver, guidance: float, tables: list[Tensor]) -> None:
+    def __init__(
+        self, model: StreamFlow, solver: Solver, guidance: float, times: Tensor, tables: list[Tensor]
+    ) -> None:
         self.model, self.solver, self.guidance = model, solver, guidance
         self.device = model.dit.from_mel.weight.device
         self.branches = 2 if guidance else 1
@@ -79,7 +84,7 @@ class Wavefront:
         ahead = [i for i, span in enumerate(spans) if span.ahead]
         # The stretches of an evaluation: to the first layer that looks ahead, from it to the next, to the end.
         self.stretches = [range(*pair) for pair in pairwise([0, *ahead, len(spans)])]
-        self.times, self.tables = solver.times.to(self.device), tables
+        self.times, self.tables = times, tables
 
     def open(self) -> Front:
         """Returns the wave of a stream that begins."""
@@ -115,12 +120,17 @@ class Wavefront:
         return flight is not None and flight.progress.evaluations == self.solver.num_evaluations
 
     def guess(self, flight: Flight) -> Tensor:
-        """Returns where a block that is on its way would end if it went straight on, [W, F]."""
+        """Returns where a block that is on its way would end if it went straight on, [length, F].
+
+        Of one that has no velocity yet nothing is known: [0, F].
+        """
         progress = flight.progress
-        if flight.velocity is None or progress.evaluations == self.solver.num_evaluations:
-            return progress.x
+        if flight.velocity is None:
+            return progress.x[:0]
+        if progress.evaluations == self.solver.num_evaluations:
+            return progress.x[: flight.length]
         done = self.solver.grid[progress.evaluations * self.solver.steps // self.solver.num_evaluations]
-        return progress.x + (1 - done) * flight.velocity
+        return (progress.x + (1 - done) * flight.velocity)[: flight.length]
 
     def _carry(self, members: list[tuple[Front, int]], evaluation: int, stretch: int) -> int:
         """Carries one block of each stream over a stretch of layers; returns blocks times layers."""
@@ -146,7 +156,8 @@ class Wavefront:
         if stretch < len(self.stretches) - 1:
             seen = dit.seen_by_neighbours(numbers.stop, h, modulations, blocks)
             for i, flight in enumerate(flights):
-                flight.h, flight.seen = h[i :: len(members)], seen[i :: len(members)]
+                # Copies: a view would keep what belongs to the other streams.
+                flight.h, flight.seen = h[i :: len(members)].clone(), seen[i :: len(members)].clone()
         else:
             self._finish(flights, dit.leave(h, modulations, blocks), evaluation)
         return len(members) * len(numbers)
@@ -157,7 +168,8 @@ class Wavefront:
         if self.guidance:
             conditional, null = velocity.chunk(2)
             velocity = mix(conditional, null, self.guidance)
-        for flight, each in zip(flights, velocity, strict=True):
+        for flight, each in zip(flights, velocity.unbind(), strict=True):
+            each = each.clone()
             self.solver.advance(flight.progress, each)
             flight.velocity, flight.h, flight.seen = each, None, None
 
@@ -167,7 +179,9 @@ class Wavefront:
         """What lies before and after the blocks, for each layer of a stretch that looks there."""
         everyone = torch.arange(self.branches * len(members), device=self.device)
         size = self.model.layout.block_size
-        begun = torch.tensor([number > 0 for _, number in members], device=self.device).repeat(self.branches)
+        begun = torch.ones(len(everyone), dtype=torch.bool, device=self.device)
+        if any(number == 0 for _, number in members):  # seldom, for on a GPU it waits for the device
+            begun = torch.tensor([number > 0 for _, number in members], device=self.device).repeat(self.branches)
         nothing = torch.zeros(size, dtype=torch.bool, device=self.device)
         followed = [nothing if each is None else each.valid for each in nexts]
         edges = Edges(begun, torch.stack(followed).repeat(self.branches, 1) if nexts else None)

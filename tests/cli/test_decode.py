@@ -59,12 +59,13 @@ def test_sound_leaves_before_the_tokens_end(checkpoint: Path) -> None:
 
 def test_a_listener_who_leaves_and_a_ctrl_c_end_it_without_a_traceback(checkpoint: Path) -> None:
     says = command(checkpoint, "--stdin", "--stdout")
-    for how in ("leaves", "ctrl-c"):
+    for how in ("leaves", "ctrl-c", "does not read"):
         with subprocess.Popen(
             says, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
             assert process.stdin and process.stdout and process.stderr
-            process.stdin.write(b"1 2 3 4 5 6 7 8 9 10 11 12\n")
+            # Thirty seconds of sound are more than a pipe holds.
+            process.stdin.write(b"1 2 3 4 5 6 7 8 9 10 11 12\n" * (60 if how == "does not read" else 1))
             process.stdin.flush()
             process.stdout.read(100)
             if how == "leaves":
@@ -72,7 +73,7 @@ def test_a_listener_who_leaves_and_a_ctrl_c_end_it_without_a_traceback(checkpoin
                 process.stdin.write(b"1 2 3 4 5 6 7 8 9 10 11 12\n")
                 process.stdin.close()
             else:
-                time.sleep(0.2)  # it waits for more tokens then
+                time.sleep(0.5)  # it waits then, for more tokens or to be read
                 process.send_signal(signal.SIGINT)
             said = process.stderr.read().decode()
             assert process.wait() == (0 if how == "leaves" else 130)
@@ -95,7 +96,10 @@ def test_a_clip_of_a_shard_set_is_spoken_in_its_own_voice(
     [
         (["--tokens=a.npy", "--stdin", "--stdout"], "give either --tokens or --stdin"),
         (["--stdin"], "give --out, --stdout or --latency"),
-        (["--stdin", "--stdout", "--offline"], "--offline and --latency need all tokens at once"),
+        (["--stdin", "--stdout", "--token_rate=25"], "--token_rate says something only beside --latency"),
+        (["--tokens=a.npy", "--out=a.wav", "--clip=a"], "--clip says something only beside --tokens with the"),
+        (["--tokens=a.npy", "--out=a.wav", "--stdin_format=int16"], "--stdin_format says something only beside"),
+        (["--stdin", "--stdout", "--seed=-1"], "decode.seed is -1: wanted 0 or more"),
         (["--tokens=a.npy", "--latency"], "--tokens: no file a.npy"),
     ],
 )
@@ -110,5 +114,6 @@ def test_what_does_not_go_together_is_said_in_one_line(
 
 def test_words_in_the_pipe_are_refused_in_one_line(checkpoint: Path) -> None:
     done = subprocess.run(command(checkpoint, "--stdin", "--stdout"), input=b"1 2\nhello\n", capture_output=True)
+    said = "error: --stdin: 'hello': wanted whole numbers, or --stdin_format=int16"
     assert done.returncode == 2
-    assert done.stderr.decode().strip().splitlines()[-1] == "error: --stdin: 'hello': wanted whole numbers"
+    assert done.stderr.decode().strip().splitlines()[-1] == said

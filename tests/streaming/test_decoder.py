@@ -37,13 +37,7 @@ def speaker(seed: int = 0) -> Tensor:
 
 def mel_of(decoder: StreamingDecoder, given: Tensor, who: Tensor | None = None) -> Tensor:
     """The streamed mel of an utterance."""
-    stream = decoder.open(who)
-    stream.feed(given)
-    stream.end()
-    parts = []
-    while not stream.finished:
-        parts.append(decoder.step([stream])[0].mel)
-    return torch.cat(parts)
+    return decoder.streamed([given], [who])[0].mel
 
 
 @pytest.mark.parametrize("length", [1, 5, 6, 37, 48])
@@ -215,6 +209,11 @@ def test_a_push_after_the_flush_and_a_wrong_speaker_are_refused() -> None:
         ({"steps": 0}, "steps is 0"),
         ({"lookahead": -1}, "lookahead is -1"),
         ({"method": "heun"}, "'heun': wanted one"),
+        ({"mode": "live"}, "'live': wanted cached, windowed or offline"),
+        ({"seed": -1}, "decode.seed is -1: wanted 0 or more"),
+        ({"guidance": math.nan}, "decode.guidance is nan"),
+        ({"temperature": -0.5}, "decode.temperature is -0.5"),
+        ({"sway": math.inf}, "decode.sway is inf"),
     ],
 )
 def test_decoding_that_cannot_be_is_refused(change: dict, said: str) -> None:

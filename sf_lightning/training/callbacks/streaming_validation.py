@@ -104,8 +104,8 @@ class StreamingValidation(L.Callback):
             self.latency = measure_latency(decoder, tokens[0][:LATENCY_TOKENS], speakers[0])
             gaps = self._gaps(decoder, tokens, speakers, made["offline"])
             pl_module.model.train()
-        hop = decoder.model.layout.block_size * decoder.config.chunk
-        edges = [torch.arange(hop, len(clip.mel), hop) for clip in clips]
+        size = decoder.model.layout.block_size
+        edges = [torch.tensor(decoder.config.edges(-(-len(clip.mel) // size))) * size for clip in clips]
         for way, chunks in made.items():
             self.rows[way] = self._score(decoder, chunks, clips, edges)
         self.rows["streamed"]["gap"] = gap(*([c.mel for c in made[way]] for way in ("streamed", "offline")))
@@ -180,13 +180,14 @@ class StreamingValidation(L.Callback):
     ) -> dict[str, float]:
         # The references are at the mel's rate, and there the metrics are defined: the vocoder's waves go there.
         rate, mel = decoder.vocoder.sample_rate, decoder.vocoder.mel
+        late = decoder.vocoder.right if decoder.config.exact_vocoder else 0
         scores = SpeechScores(mel.sample_rate, decoder.device)
         scores.update(
             [resampled(chunk.wave, rate, mel.sample_rate) for chunk in chunks],
             [clip.wave for clip in clips],
             [chunk.mel for chunk in chunks],
             [clip.mel for clip in clips],
-            [edge * mel.hop_length for edge in edges],
+            [(edge - late)[edge > late] * mel.hop_length for edge in edges],
         )
         return scores.compute()
 

@@ -133,8 +133,11 @@ def decode(
         pushes = _noted(pushes, heard) if latency else pushes
         rate, count = decoder.vocoder.sample_rate, 0
         with ExitStack() as stack:
-            file_out = stack.enter_context(open_wave(Path(out), rate)) if out is not None else None
+            file_out = None
             for wave in _live(decoder.open(who), pushes):
+                # Not before there is sound: a mistake in the tokens leaves no file.
+                if out is not None and file_out is None:
+                    file_out = stack.enter_context(open_wave(Path(out), rate))
                 sound = to_pcm(wave.cpu().numpy())
                 count += len(sound)
                 if file_out is not None:

@@ -86,7 +86,7 @@ def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
     assert (run / "checkpoints" / "last.ckpt").is_file() and list(run.glob("checkpoints/best-*.ckpt"))
     assert list(run.glob("wandb/offline-run-*/*.wandb"))
     samples = run / "samples" / "step-000004"
-    assert len(list(samples.glob("*.png"))) == 2
+    assert len(list(samples.glob("*.png"))) == 3  # two clips, and what streaming costs and loses
     for path in samples.glob("*.wav"):
         assert soundfile.info(path).samplerate == 16000
     summary = (run / "summary.md").read_text()
@@ -129,7 +129,7 @@ def test_sf_decode_gives_the_wave_that_validation_kept(run: Path, tmp_path: Path
     checkpoint = str(run / "checkpoints" / "last.ckpt")
     for tokens in (run / "samples" / "step-000004").glob("*.tokens.npy"):
         base = str(tokens).removesuffix(".tokens.npy")
-        for way, flags in (("streamed", []), ("offline", ["--offline"])):
+        for way, flags in (("streamed", []), ("offline", ["--mode=offline"])):
             out = tmp_path / "out.wav"
             speaker = f"--speaker={base}.speaker.npy"
             decode.main([f"--ckpt={checkpoint}", f"--tokens={tokens}", speaker, f"--out={out}", *flags])

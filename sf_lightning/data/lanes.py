@@ -145,7 +145,7 @@ class Lane:
             here = replace(state, sample=start + place, block=state.block if start + place == state.sample else 0)
             try:
                 if name not in raws:
-                    raise BadSample("incomplete", "listed in the index, not found in the tar")
+                    raise BadSample("damaged", "not in the tar as the index has it")
                 yield self._draw(raws, name, by_speaker, here)
                 self.seen += 1
             except BadSample as error:
@@ -175,7 +175,7 @@ class Lane:
         self.seen += 1
         self.skipped[error.cause] += 1
         shard = self.shards.manifest.shards[name[0]].name
-        log.warning("skipped %s in %s: %s", name[1], self.shards.folder / shard, error)
+        log.warning("skipped %s in %s of %s: %s", name[1], shard, self.shards.folder, error)
         bad = self.skipped.total()
         if self.seen >= 20 and bad > self.max_bad_share * self.seen:
             raise RuntimeError(
@@ -207,7 +207,10 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width:
             key = index[i].key
             if key not in by_key:
                 log.warning(
-                    "left %s out: listed in the index of %s, not found there", key, shards.folder / info.name
+                    "left %s of %s in %s out: damaged, not in the tar as the index has it",
+                    key,
+                    info.name,
+                    shards.folder,
                 )
                 continue
             raw = by_key[key]
@@ -218,4 +221,4 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width:
                 reference = reference_crop(same[0], mel, crop_samples, random)
                 yield Drawn(clip, reference, LaneState())
             except BadSample as error:
-                log.warning("left %s of %s out: %s", key, shards.folder / info.name, error)
+                log.warning("left %s of %s in %s out: %s", key, info.name, shards.folder, error)

@@ -58,15 +58,15 @@ class Clip:
     x_vector: NDArray[np.float32]
 
 
-def audio_of(raw: Raw) -> bytes:
-    """Returns the bytes of the sample's audio file.
+def audio_of(raw: Raw) -> tuple[str, bytes]:
+    """Returns suffix and bytes of the sample's audio file.
 
     Raises:
         BadSample: if it has none.
     """
     for suffix in AUDIO_SUFFIXES:
         if suffix[1:] in raw:
-            return raw[suffix[1:]]
+            return suffix[1:], raw[suffix[1:]]
     raise BadSample(
         "incomplete", f"no audio among {', '.join(k for k in raw if not k.startswith('__')) or 'nothing'}"
     )
@@ -107,7 +107,7 @@ def decode_clip(raw: Raw, mel: MelConfig, vocabulary: int, frames_per_token: int
     """
     tokens = read_tokens(raw.get("tokens.npy", b""), vocabulary)
     x_vector = read_x_vector(raw.get("speaker.npy", b""), x_vector_width)
-    wave = fit_to_tokens(read_speech(audio_of(raw), mel), tokens, mel, frames_per_token)
+    wave = fit_to_tokens(read_speech(audio_of(raw)[1], mel), tokens, mel, frames_per_token)
     return Clip(str(raw["__key__"]), wave, tokens, speaker_of(raw), x_vector)
 
 
@@ -170,6 +170,6 @@ def reference_crop(raw: Raw, mel: MelConfig, samples: int, random: np.random.Gen
     Raises:
         BadSample: as `read_speech`.
     """
-    wave = read_speech(audio_of(raw), mel)
+    wave = read_speech(audio_of(raw)[1], mel)
     start = int(random.integers(0, max(1, len(wave) - samples)))
     return np.resize(wave[start : start + samples], samples)

@@ -183,7 +183,7 @@ def _begin(partial: Path, units: Sequence[Unit], recipe: Recipe) -> None:
             )
         return
     partial.mkdir(parents=True, exist_ok=True)
-    _replace(path, (json.dumps(said, indent=1) + "\n").encode())
+    replace_file(path, (json.dumps(said, indent=1) + "\n").encode())
 
 
 def _mark(partial: Path, unit: Unit) -> Path:
@@ -254,7 +254,7 @@ def build_unit(unit: Unit, partial: Path, recipe: Recipe) -> Report:
             writer.add(sample)
             report.seconds += sample.seconds
         writer.close(skipped)
-    _replace(_mark(partial, unit), json.dumps(names).encode())
+    replace_file(_mark(partial, unit), json.dumps(names).encode())
     return report
 
 
@@ -322,7 +322,7 @@ def _npy(array: NDArray) -> bytes:
     return buffer.getvalue()
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Writes a file that is either whole or not there."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_bytes(data)
@@ -356,8 +356,8 @@ class ShardWriter:
         self.rows.append(IndexRow(source.key, offset, len(sample.tokens), checksum(files), speaker, language))
         self.seconds += sample.seconds
 
-    def close(self, skipped: Mapping[str, int]) -> None:
-        """Ends the shard; its index, which comes last, says that it is whole."""
+    def close(self, skipped: Mapping[str, int]) -> ShardInfo:
+        """Ends the shard and returns its row of the manifest; its index, which comes last, says that it is whole."""
         self.tar.close()
         self.file.close()
         with self.fresh.open("rb") as file:
@@ -372,7 +372,8 @@ class ShardWriter:
         )
         self.fresh.replace(self.path)
         index = {"info": asdict(info), "skipped": dict(skipped), "rows": [list(row) for row in self.rows]}
-        _replace(self.path.with_suffix(".json"), (json.dumps(index, ensure_ascii=False) + "\n").encode())
+        replace_file(self.path.with_suffix(".json"), (json.dumps(index, ensure_ascii=False) + "\n").encode())
+        return info
 
 
 # -- the end -------------------------------------------------------------------------------------------------
@@ -395,8 +396,8 @@ def _finish(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> 
         if not index["rows"]:
             for suffix in (".tar", ".json"):
                 (partial / f"{name}{suffix}").unlink(missing_ok=True)
-    _replace(partial / "manifest.json", manifest.as_json())
-    _replace(partial / "lookup.npy", _npy(look_up(ShardSet(partial))))
+    replace_file(partial / "manifest.json", manifest.as_json())
+    replace_file(partial / "lookup.npy", _npy(look_up(ShardSet(partial))))
     for unit in units:
         _mark(partial, unit).unlink(missing_ok=True)
     (partial / "build.json").unlink(missing_ok=True)

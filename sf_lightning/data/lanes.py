@@ -1,23 +1,37 @@
 """The order of samples: a pure function of (seed, epoch, lane) that does not know the world size.
 
 A run has V fixed *lanes*; ranks and workers own whole lanes, and a step takes one pack of each. In every
-epoch the shards are permuted and dealt to the lanes; a lane reads its shards in groups, from start to end,
-and permutes the samples within a group. There is no buffer with a hidden state: a lane resumes from four
-numbers, having read nothing but the group it is in.
+epoch the shards of a set are permuted and dealt to the lanes; a lane reads its shards in groups, from start to
+end, and permutes the samples within a group. Where sets are mixed, whose turn it is is drawn by weight. There is
+no buffer with a hidden state: a lane resumes from a few numbers, having read nothing but the groups it is in.
 """
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from sf_lightning.audio.wave import Wave
+from sf_lightning.data.perturb import Perturbation
 from sf_lightning.data.sample import BadSample, Clip, Raw, decode_clip, reference_crop, speaker_of
 from sf_lightning.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Where a lane stands in one set.
+
+    Attributes:
+        epoch: Times it has begun its shards.
+        sample: The next sample, counted within the lane's epoch.
+    """
+
+    epoch: int = 0
+    sample: int = 0
 
 
 @dataclass(frozen=True)
@@ -25,25 +39,33 @@ class LaneState:
     """Where a lane stands.
 
     Attributes:
-        epoch: Times this lane has begun its shards.
-        sample: The next sample, counted within the lane's epoch.
-        block: Blocks of that sample that are used up already.
+        places: In each set.
+        turn: Clips drawn so far; it keys whose turn it is.
+        block: Blocks of the next clip that are used up already.
         pack: Packs made so far; it keys the noise of training.
     """
 
-    epoch: int = 0
-    sample: int = 0
+    places: tuple[Place, ...] = ()
+    turn: int = 0
     block: int = 0
     pack: int = 0
 
 
 @dataclass
 class Drawn:
-    """A clip that a lane has drawn, and a crop of the same speaker from another clip where there is one."""
+    """A clip that a lane has drawn, and a crop of the same speaker from another clip where there is one.
+
+    Attributes:
+        clip: The clip.
+        reference: The crop, [N].
+        state: Where the lane stood before it.
+        after: Where the lane stands when the clip is used up.
+    """
 
     clip: Clip
     reference: Wave
-    state: LaneState
+    state: LaneState = LaneState()
+    after: LaneState = LaneState()
 
 
 @dataclass(frozen=True)
@@ -58,77 +80,130 @@ class _Part:
         return len(range(self.part, samples, self.of))
 
 
-@dataclass
-class Lane:
-    """One lane of an endless, shuffled stream over a shard set.
+@dataclass(frozen=True)
+class Reading:
+    """How lanes read.
 
     Args:
-        shards: The set.
         seed: Of the order.
-        lane: Number of this lane, 0 .. num_lanes - 1.
         num_lanes: V, the same for the whole life of a run.
         crop_samples: Length of the reference crops.
         x_vector_width: Width of the x-vectors to read; 0 reads none.
         group: Shards whose samples are shuffled together.
         max_bad_share: Stop when more than this share of the samples is broken.
-        skipped: Broken samples by cause, counted while reading.
-
-    Raises:
-        ValueError: if the set has fewer samples than there are lanes.
+        perturbation: Of clips, at random.
     """
 
-    shards: ShardSet
     seed: int
-    lane: int
     num_lanes: int
     crop_samples: int
     x_vector_width: int = 0
     group: int = 4
     max_bad_share: float = 0.1
+    perturbation: Perturbation = Perturbation()
 
-    def __post_init__(self) -> None:
+
+class Lane:
+    """One lane of an endless, shuffled stream over one shard set or several.
+
+    Args:
+        sets: The sets.
+        lane: Number of this lane, 0 .. num_lanes - 1.
+        reading: How.
+        weights: Of each set, how often it is drawn from; by default all alike.
+
+    Attributes:
+        skipped: Broken samples by cause, counted while reading.
+
+    Raises:
+        ValueError: if a set has fewer samples than there are lanes.
+    """
+
+    def __init__(
+        self, sets: Sequence[ShardSet], lane: int, reading: Reading, weights: Sequence[float] | None = None
+    ) -> None:
+        self.lane, self.reading = lane, reading
         self.skipped: Counter[str] = Counter()
-        self.seen = 0
-        if self.shards.samples < self.num_lanes:
-            raise ValueError(
-                f"{self.shards.folder} has {self.shards.samples} samples for {self.num_lanes} lanes: "
-                "lower --data.lanes or build a larger set"
-            )
+        self.strands = [_Strand(each, i, lane, reading, self.skipped) for i, each in enumerate(sets)]
+        weighed = np.asarray(weights or [1.0] * len(sets), np.float64)
+        self.chances = weighed / weighed.sum()
 
     def draws(self, state: LaneState) -> Iterator[Drawn]:
-        """Yields clips without end, from a state on; each carries the state that begins with it.
+        """Yields clips without end, from a state on.
 
         Raises:
             RuntimeError: if too many samples are broken.
         """
+        places = list(state.places) or [Place()] * len(self.strands)
+        streams = [strand.draws(place) for strand, place in zip(self.strands, places, strict=True)]
+        turn, block = state.turn, state.block
         while True:
-            groups = self._groups(state.epoch)
+            random = np.random.default_rng([self.reading.seed, self.lane, turn, 2])
+            which = int(random.choice(len(streams), p=self.chances)) if len(streams) > 1 else 0
+            found = next(streams[which])
+            before = replace(state, places=tuple(places), turn=turn, block=block)
+            places[which], turn, block = found.after, turn + 1, 0
+            yield Drawn(found.clip, found.reference, before, replace(before, places=tuple(places), turn=turn, block=0))
+
+
+class _Found(NamedTuple):
+    """A clip of a set, a crop of its speaker, and the place after it."""
+
+    clip: Clip
+    reference: Wave
+    after: Place
+
+
+@dataclass
+class _Strand:
+    """A lane's way through one set."""
+
+    shards: ShardSet
+    number: int
+    lane: int
+    reading: Reading
+    skipped: Counter[str]
+    seen: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        if self.shards.samples < self.reading.num_lanes:
+            raise ValueError(
+                f"{self.shards.folder} has {self.shards.samples} samples for {self.reading.num_lanes} lanes: "
+                "lower --data.lanes or build a larger set"
+            )
+
+    def draws(self, place: Place) -> Iterator[_Found]:
+        """Yields clips without end; what is broken is passed over, unless it is too much."""
+        epoch, sample = place
+        while True:
             start = 0
-            for number, group in enumerate(groups):
+            for number, group in enumerate(self._groups(epoch)):
                 size = sum(part.size(self._samples(part)) for part in group)
-                if state.sample < start + size:
-                    yield from self._draw_group(group, number, start, state)
-                    # Only the first sample after a resume can be partly used.
-                    state = replace(state, sample=start + size, block=0)
+                if sample < start + size:
+                    yield from self._draw_group(group, (epoch, number), start, sample)
+                    sample = start + size
                 start += size
-            state = replace(state, epoch=state.epoch + 1, sample=0, block=0)
+            epoch, sample = epoch + 1, 0
 
     def _samples(self, part: _Part) -> int:
         return self.shards.manifest.shards[part.shard].samples
 
     def _random(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *key])
+        # The first set's numbers do not change when another is added.
+        return np.random.default_rng([self.reading.seed + self.number, *key])
 
     def _groups(self, epoch: int) -> list[list[_Part]]:
         """The parts of this lane in an epoch, in groups that are shuffled together."""
+        lanes, group = self.reading.num_lanes, self.reading.group
         held = [i for i, shard in enumerate(self.shards.manifest.shards) if shard.samples]
-        of = -(-self.num_lanes // len(held))
-        parts = [_Part(shard, part, of) for shard in held for part in range(of)]
-        order = self._random(epoch).permutation(len(parts))[self.lane :: self.num_lanes]
-        mine = [parts[i] for i in order]
-        return [mine[i : i + self.group] for i in range(0, len(mine), self.group)]
+        of = -(-lanes // len(held))
+        order = self._random(epoch).permutation(len(held) * of)[self.lane :: lanes]
+        mine = [_Part(held[i // of], int(i % of), of) for i in order]
+        return [mine[i : i + group] for i in range(0, len(mine), group)]
 
-    def _draw_group(self, group: list[_Part], number: int, start: int, state: LaneState) -> Iterator[Drawn]:
+    def _draw_group(self, group: list[_Part], key: tuple[int, int], start: int, sample: int) -> Iterator[_Found]:
+        epoch, number = key
         raws: dict[tuple[int, str], Raw] = {}
         names: list[tuple[int, str]] = []
         for part in group:
@@ -139,49 +214,51 @@ class Lane:
         by_speaker = defaultdict(list)
         for name, raw in raws.items():
             by_speaker[speaker_of(raw)].append(name)
-        order = self._random(state.epoch, self.lane, number).permutation(len(names))
-        for place in range(max(0, state.sample - start), len(names)):
+        order = self._random(epoch, self.lane, number).permutation(len(names))
+        for place in range(max(0, sample - start), len(names)):
             name = names[order[place]]
-            here = replace(state, sample=start + place, block=state.block if start + place == state.sample else 0)
             try:
                 if name not in raws:
                     raise BadSample("damaged", "not in the tar as the index has it")
-                yield self._draw(raws, name, by_speaker, here)
+                clip, reference = self._draw(raws, name, by_speaker, Place(epoch, start + place))
                 self.seen += 1
             except BadSample as error:
                 self._skip(name, error)
+            else:
+                yield _Found(clip, reference, Place(epoch, start + place + 1))
 
     def _draw(
         self,
         raws: dict[tuple[int, str], Raw],
         name: tuple[int, str],
         by_speaker: dict[str, list[tuple[int, str]]],
-        state: LaneState,
-    ) -> Drawn:
-        manifest = self.shards.manifest
+        place: Place,
+    ) -> tuple[Clip, Wave]:
+        manifest, reading = self.shards.manifest, self.reading
         spec, mel = manifest.tokenizer, manifest.mel
-        clip = decode_clip(raws[name], mel, spec.vocabulary, spec.frames_per_token, self.x_vector_width)
-        random = self._random(state.epoch, self.lane, state.sample, 1)
+        clip = decode_clip(raws[name], mel, spec.vocabulary, spec.frames_per_token, reading.x_vector_width)
+        random = self._random(place.epoch, self.lane, place.sample, 1)
         others = [other for other in by_speaker[clip.speaker] if other != name] or [name]
         other = raws[others[random.integers(len(others))]]
         try:
-            reference = reference_crop(other, mel, self.crop_samples, random)
+            reference = reference_crop(other, mel, reading.crop_samples, random)
         except BadSample:
             # The clip itself is good: a broken neighbour must not cost it.
-            reference = reference_crop(raws[name], mel, self.crop_samples, random)
-        return Drawn(clip, reference, state)
+            reference = reference_crop(raws[name], mel, reading.crop_samples, random)
+        return reading.perturbation.of(clip, mel, spec.frames_per_token, random), reference
 
     def _skip(self, name: tuple[int, str], error: BadSample) -> None:
         self.seen += 1
+        self.bad[error.cause] += 1
         self.skipped[error.cause] += 1
         shard = self.shards.manifest.shards[name[0]].name
         log.warning("skipped %s in %s of %s: %s", name[1], shard, self.shards.folder, error)
-        bad = self.skipped.total()
-        if self.seen >= 20 and bad > self.max_bad_share * self.seen:
+        bad = self.bad.total()
+        if self.seen >= 20 and bad > self.reading.max_bad_share * self.seen:
             raise RuntimeError(
                 f"{bad} of {self.seen} samples of {self.shards.folder} are broken "
-                f"({', '.join(f'{cause}: {n}' for cause, n in self.skipped.items())}), the last one {name[1]} "
-                f"in {shard}: mend the set, or raise --data.max_bad_share above {self.max_bad_share}"
+                f"({', '.join(f'{cause}: {n}' for cause, n in self.bad.items())}), the last one {name[1]} "
+                f"in {shard}: mend the set, or raise --data.max_bad_share above {self.reading.max_bad_share}"
             )
 
 
@@ -219,6 +296,6 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width:
             try:
                 clip = decode_clip(raw, mel, spec.vocabulary, spec.frames_per_token, x_vector_width)
                 reference = reference_crop(same[0], mel, crop_samples, random)
-                yield Drawn(clip, reference, LaneState())
+                yield Drawn(clip, reference)
             except BadSample as error:
                 log.warning("left %s of %s in %s out: %s", key, info.name, shards.folder, error)

@@ -64,7 +64,7 @@ class RecordRun(SaveConfigCallback):
             "commit": _commit(),
             "shards": {
                 str(each.folder): [shard.digest for shard in each.manifest.shards]
-                for each in (datamodule.train, datamodule.val)
+                for each in datamodule.sets
             },
             "layout_picture": layout.picture(),
             "field_back": layout.field.back,

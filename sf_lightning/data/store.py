@@ -16,8 +16,6 @@ from webdataset.gopen import gopen
 
 log = logging.getLogger(__name__)
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sf-lightning"
-
 
 @dataclass(frozen=True)
 class Store:
@@ -26,8 +24,8 @@ class Store:
     Args:
         place: A folder; or a URL that names are put behind (`https://host/set`); or a command that writes a
             file to its output, `{}` standing for the name (`pipe:aws s3 cp s3://bucket/set/{} -`).
-        cache: Folder for what is brought from elsewhere.
-        cache_gb: Its size in GB, beyond which what was used longest ago is deleted.
+        cache_gb: Size in GB of the cache (`$XDG_CACHE_HOME/sf-lightning`) for what is brought from elsewhere;
+            beyond it what was used longest ago is deleted.
         attempts: How often a file is asked for before giving up.
         delay: Seconds before the second attempt; doubled before each further one.
 
@@ -36,7 +34,6 @@ class Store:
     """
 
     place: str
-    cache: Path = CACHE
     cache_gb: float = 50.0
     attempts: int = 5
     delay: float = 1.0
@@ -49,6 +46,11 @@ class Store:
     def is_remote(self) -> bool:
         """Whether files have to be brought."""
         return self.place.startswith("pipe:") or "://" in self.place
+
+    @property
+    def cache(self) -> Path:
+        """The folder of the cache."""
+        return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sf-lightning"
 
     def path(self, name: str, size: int | None = None) -> Path:
         """Returns a local path of a file, which is brought first where it must be.

@@ -398,9 +398,9 @@ def _finish(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> 
                 (partial / f"{name}{suffix}").unlink(missing_ok=True)
     replace_file(partial / "manifest.json", manifest.as_json())
     replace_file(partial / "lookup.npy", _npy(look_up(ShardSet(partial))))
-    for unit in units:
-        _mark(partial, unit).unlink(missing_ok=True)
-    (partial / "build.json").unlink(missing_ok=True)
+    # The marks, and what killed jobs have left half-written.
+    for path in [*partial.glob("*.done"), *partial.glob(".*"), partial / "build.json"]:
+        path.unlink(missing_ok=True)
     try:
         partial.rename(out)
     except FileNotFoundError:

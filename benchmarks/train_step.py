@@ -124,10 +124,10 @@ def measure_memory(which: str) -> None:
     torch.zeros(1, device=device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     network: torch.nn.Module = make_sibling()
-    if which == "ours":
+    forward = sibling_forward
+    if which != "sibling":
         network, forward = from_qwen(network.state_dict()).to(device), our_forward
-    else:
-        forward = sibling_forward
+        network.dit.recompute = which == "recomputed"
     step(network, forward, Inputs(MEMORY))
     if device.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 2**30)
@@ -213,13 +213,43 @@ def shares(model: StreamFlow, repeats: int, console: Console) -> dict[str, float
     return results
 
 
-def compiled(model: StreamFlow, repeats: int, console: Console) -> dict[str, float]:
-    """MFU of a compiled training step in bf16: useful operations over the peak, measured and nominal."""
+def switches(model: StreamFlow, repeats: int, console: Console) -> dict[str, float]:
+    """What recomputation costs a step, what compiled layers and a fused optimizer save."""
+    given = Inputs(9.6)
+
+    def train(recompute: bool = False) -> None:
+        model.dit.recompute = recompute
+        step(model, our_forward, given)
+
+    plain, recomputed = seconds_of([train, lambda: train(recompute=True)], repeats)
+    model.dit.recompute = False
+    train()
+    parameters = list(model.parameters())
+    updates = []
+    for fused in (False, True):
+        optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=fused)
+        updates += seconds_of([optimizer.step], repeats)
+        del optimizer
+    for layer in model.dit.layers:
+        layer.compile()
+    (compiled,) = seconds_of([train], repeats)
+    results = {
+        "recompute_cost": recomputed / plain,
+        "fused_gain": updates[0] / updates[1],
+        "compile_gain": plain / compiled,
+    }
+    console.print(
+        f"a step of 9.6 s: {plain:.2f} s, recomputed {recomputed:.2f} s, compiled {compiled:.2f} s; AdamW's update "
+        f"{1000 * updates[0]:.0f} ms, fused {1000 * updates[1]:.0f} ms"
+    )
+    return results
+
+
+def mfu(model: StreamFlow, repeats: int, console: Console) -> dict[str, float]:
+    """MFU of a training step in bf16 with its layers compiled: useful operations over the nominal peak."""
     from lightning.fabric.utilities.throughput import get_available_flops
 
     results: dict[str, float] = {}
-    for layer in model.dit.layers:
-        layer.compile()
     for seconds in (28.8, 240.0):
         given = Inputs(seconds)
 
@@ -247,7 +277,7 @@ def main() -> None:
     parser.add_argument("--train", type=float, nargs="*", default=TRAIN, help="seconds of speech, training steps")
     parser.add_argument("--quick", action="store_true", help="leave out 'medium' precision")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--memory-of", choices=["sibling", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=["sibling", "ours", "recomputed"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_float32_matmul_precision("highest")
     if args.memory_of:
@@ -257,10 +287,11 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     console.print(f"{name}, torch {torch.__version__}, fp32 unless said otherwise")
     # Before this process holds anything: the sibling's step needs most of 24 GiB.
-    theirs, mine = peak_memory("sibling"), peak_memory("ours")
-    results = {f"memory_{MEMORY:g}": theirs / mine}
+    theirs, mine, least = (peak_memory(which) for which in ("sibling", "ours", "recomputed"))
+    results = {f"memory_{MEMORY:g}": theirs / mine, "recompute_memory": least / mine}
     console.print(
-        f"peak memory of a step of {MEMORY:g} s: {theirs:.1f} GiB there, {mine:.1f} here, {theirs / mine:.2f}"
+        f"peak memory of a step of {MEMORY:g} s: {theirs:.1f} GiB there, {mine:.1f} here, {theirs / mine:.2f}; "
+        f"{least:.1f} GiB recomputed"
     )
     sibling = make_sibling()
     model = from_qwen(sibling.state_dict()).to(device)
@@ -270,9 +301,11 @@ def main() -> None:
         torch.set_float32_matmul_precision("medium")
         medium = compare(sibling, model, MEDIUM, MEDIUM, args.repeats, console)
         results |= {f"medium_{name}": value for name, value in medium.items()}
+        torch.set_float32_matmul_precision("highest")
     del sibling
+    results |= switches(model, args.repeats, console)
     if device.type == "cuda":
-        results |= compiled(model, args.repeats, console)
+        results |= mfu(model, args.repeats, console)
     if args.json:
         print(json.dumps({name: round(value, 4) for name, value in results.items()}))
 

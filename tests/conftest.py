@@ -1,14 +1,18 @@
 """Fixtures that many tests share."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from bigvgan import BigVGAN
+from bigvgan.env import AttrDict
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.corpus import find_units
 from sf_lightning.data.writer import Recipe, build, fit_tokenizer
-from tests.helpers import write_corpus
+from tests.helpers import BIGVGAN, write_corpus
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +30,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 def repository() -> Path:
     """The root of the repository."""
     return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def bigvgan(tmp_path: Path) -> Path:
+    """A small generator in the package's own format, with weights that say something."""
+    torch.manual_seed(0)
+    generator = BigVGAN(AttrDict(BIGVGAN))
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.mul_(1.5)
+    torch.save({"generator": generator.state_dict()}, tmp_path / "bigvgan_generator.pt")
+    (tmp_path / "config.json").write_text(json.dumps(BIGVGAN))
+    return tmp_path

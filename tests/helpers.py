@@ -16,6 +16,25 @@ from sf_lightning.model.streamflow import MelScale, StreamFlow
 
 SMALL = DiTConfig(width=32, num_heads=2, token_width=16, speaker_width=8, vocabulary=50)
 
+BIGVGAN = {
+    "resblock": "1",
+    "upsample_rates": [5, 4, 4, 2],
+    "upsample_kernel_sizes": [11, 8, 8, 4],
+    "upsample_initial_channel": 32,
+    "resblock_kernel_sizes": [3, 7],
+    "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5]],
+    "activation": "snakebeta",
+    "snake_logscale": True,
+    "sampling_rate": 16000,
+    "n_fft": 1024,
+    "num_mels": 80,
+    "hop_size": 160,
+    "win_size": 640,
+    "fmin": 0,
+    "fmax": None,
+}
+"""Hyperparameters of a small generator, in the package's own words."""
+
 
 def loud(module: nn.Module, seed: int = 0) -> nn.Module:
     """Re-draws every weight: a fresh network has zero gates and says 0 to everything, exactly."""

@@ -51,6 +51,7 @@ def decode(
     seed: int | None = None,
     vocoder: str | None = None,
     device: str = "cpu",
+    bf16: bool = False,
 ) -> None:
     """Decodes tokens to a wave as they would be decoded live; what is not given is as in training.
 
@@ -80,6 +81,7 @@ def decode(
         seed: Of the noise.
         vocoder: BigVGAN checkpoint, or folder of Qwen2.5-Omni, to use instead of the vocoder of training.
         device: Where to decode, such as "cpu" or "cuda".
+        bf16: Keep the network's weights in bfloat16: half the memory, and faster where the machine multiplies it.
     """
     if (tokens is None) == (not stdin):
         raise ValueError("give either --tokens or --stdin")
@@ -108,6 +110,8 @@ def decode(
         raise ValueError(f"--ckpt: {ckpt} is no checkpoint of sf-fit ({one_line(error)[:80]})") from error
     if vocoder is not None:
         module.vocoder = VocoderConfig(checkpoint=vocoder)
+    if bf16:
+        module.model.dit.to(torch.bfloat16)
     decoder = module.decoder(decode=replace(module.decode, **given))
     who = _speaker(module, Path(speaker), x_vector) if speaker is not None else None
     if codes is None:
@@ -226,7 +230,7 @@ def _embedding(module: StreamFlowModule, crop: Wave, x_vector: Tensor) -> Tensor
     return module.model.encode_speaker(*(each.to(module.device) for each in inputs))[0]
 
 
-FLAGS = ("stdin", "stdout", "latency", "offline")
+FLAGS = ("stdin", "stdout", "latency", "offline", "bf16")
 
 
 @one_line_errors

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sf_lightning.model.blocks import Blocks, shift
 from sf_lightning.model.layout import Span
+from sf_lightning.model.linear import Linear
 from sf_lightning.model.rope import rotate, rotation
 
 
@@ -39,16 +40,19 @@ class Memory:
     edge: Tensor | None
     beyond: Tensor | None = None
 
-    def neighbours(self, k: Tensor, v: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-        """Returns keys and values [M, H, W, Dh] of every block's neighbour, and keeps those at the edge."""
+    def neighbours(self, k: Tensor, v: Tensor, offset: int, there: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns keys and values [M, H, W, Dh] of every block's neighbour, and keeps those at the edge.
+
+        Where no neighbour is `there`, bool [M, 1, 1, 1], they are zero: masked ones count as 0, but 0 x NaN is NaN,
+        and a stream that fails must not take the next one with it.
+        """
         known, place = (self.edge, self.first) if offset < 0 else (self.beyond, self.last)
         if offset < 0 and self.edge is not None:
             self.edge = torch.stack([k[self.last], v[self.last]], dim=1)
-        pair = shift(k, offset), shift(v, offset)
-        if known is None:
-            return pair
-        k_there, v_there = (x.index_copy(0, place, known[:, i].to(x)) for i, x in enumerate(pair))
-        return k_there, v_there
+        pair = tuple(shift(x, offset).masked_fill(~there, 0) for x in (k, v))
+        if known is not None:
+            pair = tuple(x.index_copy(0, place, known[:, i].to(x)) for i, x in enumerate(pair))
+        return pair[0], pair[1]
 
 
 class Edges(NamedTuple):
@@ -68,17 +72,19 @@ class Sight(NamedTuple):
 
     Attributes:
         mask: Which keys count: bool [M, 1, 1, k W] on blocks, [rows, 1, T, T] dense.
+        there: Which blocks have a neighbour in the list, by offset, bool [M, 1, 1, 1]; empty where dense.
         table: The rotation of the keys' positions, [2, k W, Dh / 2] or [2, T, Dh / 2].
         blocks: Where the blocks belong.
     """
 
     mask: Tensor
+    there: dict[int, Tensor]
     table: Tensor
     blocks: Blocks
 
     def of(self, some: slice) -> "Sight":
         """Returns that of some blocks, for a span that does not leave the own block."""
-        return Sight(self.mask[some], self.table, self.blocks.of(some))
+        return Sight(self.mask[some], {}, self.table, self.blocks.of(some))
 
 
 def near_sight(span: Span, blocks: Blocks, head_width: int, edges: Edges | None = None) -> Sight:
@@ -93,16 +99,15 @@ def near_sight(span: Span, blocks: Blocks, head_width: int, edges: Edges | None 
     size, device = blocks.block_size, blocks.valid.device
     # A block without valid frames must attend to something or its softmax is 0 / 0.
     own = blocks.valid | (torch.arange(size, device=device) == 0)
-    keys = [
-        shift(blocks.valid, offset) & blocks.neighbour(offset)[:, None] if offset else own
-        for offset in span.offsets
-    ]
+    there = {offset: blocks.neighbour(offset) for offset in span.offsets if offset}
+    keys = [shift(blocks.valid, offset) & there[offset][:, None] if offset else own for offset in span.offsets]
     if edges is not None and span.back:
         keys[0] = keys[0] | edges.continued[:, None]
     if edges is not None and edges.followed is not None and span.ahead:
         keys[-1] = keys[-1] | edges.followed
     positions = torch.arange(span.offsets[0] * size, (span.offsets[-1] + 1) * size, device=device)
-    return Sight(torch.cat(keys, dim=1)[:, None, None], rotation(positions, head_width), blocks)
+    there = {offset: each[:, None, None, None] for offset, each in there.items()}
+    return Sight(torch.cat(keys, dim=1)[:, None, None], there, rotation(positions, head_width), blocks)
 
 
 def dense_sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
@@ -119,7 +124,7 @@ def dense_sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
     # Frames beyond an utterance's end may see nothing; they are dropped, but must not be 0 / 0.
     alone = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
     places = torch.arange(valid.shape[1], device=valid.device)
-    return Sight((seen | alone)[:, None], rotation(places, head_width), blocks)
+    return Sight((seen | alone)[:, None], {}, rotation(places, head_width), blocks)
 
 
 def sight(span: Span, blocks: Blocks, head_width: int, edges: Edges | None = None) -> Sight:
@@ -143,8 +148,8 @@ class BlockAttention(nn.Module):
         super().__init__()
         self.num_heads, self.rope_heads = num_heads, rope_heads
         self.span = span
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, sight: Sight, memory: Memory | None = None) -> Tensor:
         """Attends within each block's span.
@@ -169,7 +174,7 @@ class BlockAttention(nn.Module):
         own = -offsets[0] * size
         if len(offsets) > 1:
             memory = memory or Memory(sight.blocks.position, sight.blocks.position, None)
-            pairs = [memory.neighbours(k, v, offset) if offset else (k, v) for offset in offsets]
+            pairs = [memory.neighbours(k, v, at, sight.there[at]) if at else (k, v) for at in offsets]
             k, v = (torch.cat(each, dim=2) for each in zip(*pairs, strict=True))
         q = rotate(q, sight.table[:, own : own + size], self.rope_heads)
         return attend(q, rotate(k, sight.table, self.rope_heads), v, sight.mask)

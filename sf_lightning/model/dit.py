@@ -20,6 +20,7 @@ from sf_lightning.model.attention import BlockAttention, Edges, Memory, Sight, s
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.embeddings import TimeEmbedding, TokenEmbedding
 from sf_lightning.model.layout import Layout, Span
+from sf_lightning.model.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class DiT(nn.Module):
 
     def enter(self, x: Tensor, condition: Tensor) -> Tensor:
         """Returns what the first layer is given, [M, W, D]."""
-        return self.from_mel(x) + condition
+        return self.from_mel(x.to(self.from_mel.weight.dtype)) + condition
 
     def through(
         self,
@@ -227,7 +228,7 @@ class Layer(nn.Module):
         width, inner = config.width, config.mlp_ratio * config.width
         rope_heads = config.num_heads if config.rope_heads is None else config.rope_heads
         self.attention = BlockAttention(width, config.num_heads, rope_heads, span)
-        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, width))
+        self.mlp = nn.Sequential(Linear(width, inner), nn.GELU(approximate="tanh"), Linear(inner, width))
 
     def forward(self, h: Tensor, modulation: Tensor, sight: Sight, memory: Memory | None = None) -> Tensor:
         """Advances h [M, W, D]; the modulation [U, 6 D] is that of each utterance."""

@@ -21,7 +21,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Returns the embedding [U, D] of flow times [U]."""
         angles = t.float()[:, None] * self.frequencies
-        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1).to(next(self.mlp.parameters()).dtype))
 
 
 class TokenEmbedding(nn.Module):

@@ -85,6 +85,7 @@ class StreamFlow(nn.Module):
 
     def to_velocity(self, answer: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Returns the velocity that the network's answer at x, [M, W, F], means; t broadcasts to x."""
+        answer = answer.to(x.dtype)
         if self.predict == "velocity":
             return answer
         return (answer - x) / (1 - t).clamp(min=MIN_TIME_LEFT)

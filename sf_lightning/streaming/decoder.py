@@ -10,7 +10,7 @@ and any number of streams advance in one batched call.
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Lock
@@ -23,6 +23,7 @@ from sf_lightning.flow.solver import Progress, Solver
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.streaming.runs import Run, condition_of, integrate
+from sf_lightning.streaming.sound import alike, extend
 from sf_lightning.streaming.state import Account, Chunk, DecodeConfig, StreamState
 from sf_lightning.streaming.wavefront import Flight, Wavefront
 from sf_lightning.vocoder.base import Vocoder
@@ -96,13 +97,13 @@ class StreamingDecoder:
         chunks = [Chunk(state.mel[:0], state.wave[:0]) for state in states]
         ready = [i for i, state in enumerate(states) if not state.error and self._chunk_end(state) > state.emitted]
         waves = [state for state in states if state.front is not None and not state.error]
-        for alike in _alike(range(len(waves)), lambda i: _how(waves[i].config)):
-            self._run_waves([waves[i] for i in alike])
-        for same in _alike(ready, lambda i: _how(states[i].config)):
+        for same in alike(range(len(waves)), lambda i: _how(waves[i].config)):
+            self._run_waves([waves[i] for i in same])
+        for same in alike(ready, lambda i: _how(states[i].config)):
             members = [states[i] for i in same]
             made = [self._land(state) for state in members] if members[0].front else self._integrate(members)
             good = [(i, mels) for i, mels in zip(same, made, strict=True) if not states[i].error]
-            sounds = self._vocode([states[i] for i, _ in good], [mels for _, mels in good])
+            sounds = self._sound([states[i] for i, _ in good], [mels for _, mels in good])
             for (i, _), chunk in zip(good, sounds, strict=True):
                 chunks[i] = chunk
         return chunks
@@ -126,6 +127,32 @@ class StreamingDecoder:
         runs = [Run(each.cpu(), 0, self._checked(who), seed) for each, who in zip(tokens, speakers, strict=True)]
         mels = self._carry(runs, self.config, remember=False)
         return [Chunk(mel, self.vocoder.decode(mel[None])[0]) for mel in mels]
+
+    def streamed(
+        self, tokens: Sequence[Tensor], speakers: Sequence[Tensor | None], config: DecodeConfig | None = None
+    ) -> list[Chunk]:
+        """Decodes whole utterances as streams, side by side, chunk by chunk, and joins what each emitted.
+
+        Args:
+            tokens: One int64 [L] per utterance.
+            speakers: One embedding [S], or None, per utterance.
+            config: How; by default as the decoder says.
+
+        Raises:
+            ValueError: if tokens or embeddings are wrong.
+            FloatingPointError: if a mel is not finite.
+        """
+        streams = [self.open(speaker, config) for speaker in speakers]
+        for stream, each in zip(streams, tokens, strict=True):
+            stream.feed(each)
+            stream.end()
+        emitted: list[list[Chunk]] = [[] for _ in streams]
+        while not all(stream.finished for stream in streams):
+            for parts, chunk in zip(emitted, self.step(streams), strict=True):
+                parts.append(chunk)
+        for stream in streams:
+            stream.require_sound()
+        return [Chunk(torch.cat([c.mel for c in parts]), torch.cat([c.wave for c in parts])) for parts in emitted]
 
     def check(self, tokens: Tensor) -> None:
         """Raises ValueError if tokens are not [L] codes of the vocabulary."""
@@ -289,38 +316,11 @@ class StreamingDecoder:
         state.tokens = state.tokens[(first - state.first) * self.tokens_per_block :]
         state.first = first
 
-    # -- the sound ------------------------------------------------------------------------------------
-
-    def _vocode(self, states: Sequence[StreamState], mels: Sequence[tuple[Tensor, Tensor]]) -> list[Chunk]:
-        """Extends each stream's wave; streams whose pieces have the same lengths go through together."""
+    def _sound(self, states: Sequence[StreamState], mels: Sequence[tuple[Tensor, Tensor]]) -> list[Chunk]:
         clock = self._clock()
-        pieces = [self._piece(state, *mel) for state, mel in zip(states, mels, strict=True)]
-        waves = [state.wave[:0] for state in states]
-        for same in _alike(range(len(states)), lambda i: (len(pieces[i][0]), pieces[i][1], len(states[i].wave))):
-            if num_new := pieces[same[0]][1]:
-                mel = torch.stack([pieces[i][0] for i in same])
-                past = torch.stack([states[i].wave for i in same])
-                for i, wave in zip(same, self.vocoder.extend(mel, past, num_new), strict=True):
-                    waves[i] = wave
-        left, hop = self.vocoder.left, self.vocoder.hop
-        for state, (final, _), wave in zip(states, mels, waves, strict=True):
-            heard = torch.cat([state.wave, wave])
-            waiting = len(state.mel) + len(final) - len(heard) // hop
-            state.mel = _last(torch.cat([state.mel, final]), left + waiting)
-            state.wave = _last(heard, left * hop)
+        waves = extend(self.vocoder, states, mels, [self.is_finished(state) for state in states])
         self.account.vocoder_seconds += self._clock() - clock
         return [Chunk(final, wave) for (final, _), wave in zip(mels, waves, strict=True)]
-
-    def _piece(self, state: StreamState, final: Tensor, after: Tensor) -> tuple[Tensor, int]:
-        """Returns the mel to vocode, [P + C + R, F], and C, the frames of it that are to be heard now."""
-        right, past = self.vocoder.right, len(state.wave) // self.vocoder.hop
-        frames = torch.cat([state.mel, final])
-        num_new = len(frames) - past
-        if not state.config.exact_vocoder:
-            return torch.cat([frames, after[:right]]), num_new
-        if not self.is_finished(state):
-            num_new = max(0, num_new - right)
-        return frames[: past + num_new + right], num_new
 
     def is_finished(self, state: StreamState) -> bool:
         """Whether the mel of everything that will ever come is final."""
@@ -349,7 +349,7 @@ class Stream:
         """
         if self.state.ended:
             raise ValueError("tokens were pushed to a stream that was flushed: open a new one")
-        self._require_sound()
+        self.require_sound()
         self.decoder.check(tokens)
         self.state.tokens = torch.cat([self.state.tokens, tokens.cpu().long()])
 
@@ -389,10 +389,11 @@ class Stream:
         while emitted != self.state.emitted:
             emitted = self.state.emitted
             waves.append(self.decoder.step([self])[0].wave)
-            self._require_sound()
+            self.require_sound()
         return torch.cat(waves)
 
-    def _require_sound(self) -> None:
+    def require_sound(self) -> None:
+        """Raises FloatingPointError if the stream was stopped because its mel was not finite."""
         if self.state.error:
             raise FloatingPointError(f"this stream was stopped: {self.state.error}; are the weights broken?")
 
@@ -409,16 +410,3 @@ class Stream:
 def _how(config: DecodeConfig) -> DecodeConfig:
     """What streams must have in common to go through the network together: all but the noise and the chunks."""
     return replace(config, seed=0, chunk=1, first_chunk=1, exact_vocoder=False)
-
-
-def _alike(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
-    """Groups numbers by a key, in order of appearance."""
-    groups: dict[Hashable, list[int]] = {}
-    for number in numbers:
-        groups.setdefault(key(number), []).append(number)
-    return list(groups.values())
-
-
-def _last(x: Tensor, count: int) -> Tensor:
-    """The last `count` rows, or fewer if there are fewer; in memory of their own."""
-    return x[max(0, len(x) - count) :].clone()

@@ -1,6 +1,9 @@
 """When the first packet leaves, and what a second of sound costs: an account of one stream."""
 
+import statistics
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +21,7 @@ class Latency:
         first_packet_ms: The three together. The tokenizer and the language model are not in it.
         real_time_factor: Seconds of computing for a second of sound, over the whole stream.
         num_evaluations: Network evaluations (NFE) of a chunk.
+        chunk_ms: Computing of each chunk, in order: whether it grows with what came before.
     """
 
     wait_ms: float
@@ -26,6 +30,12 @@ class Latency:
     first_packet_ms: float
     real_time_factor: float
     num_evaluations: int
+    chunk_ms: tuple[float, ...]
+
+    def values(self) -> dict[str, float]:
+        """Returns what a tracker can draw as curves, by name; of the chunks their median."""
+        values: dict[str, Any] = {**vars(self), "chunk_ms": statistics.median(self.chunk_ms)}
+        return {name: float(value) for name, value in values.items()}
 
 
 def measure_latency(
@@ -40,36 +50,42 @@ def measure_latency(
         token_rate: Tokens a second that whoever makes them makes; by default as many as are spoken.
 
     Raises:
-        ValueError: if the rate is not positive.
+        ValueError: if the rate is not positive, or there are no tokens.
     """
     if token_rate is not None and token_rate <= 0:
         raise ValueError(f"--token_rate is {token_rate}: wanted tokens a second, more than 0")
+    if len(tokens) == 0:
+        raise ValueError("a stream of no tokens has no latency: give some")
     model, config = decoder.model, decoder.config
-    before = _seconds(decoder)
     stream = decoder.open(speaker)
     stream.feed(tokens)
     stream.end()
-    samples = len(decoder.step([stream])[0].wave)
-    first = _seconds(decoder)
+    clock, samples, emitted = [_milliseconds(decoder)], [0], [0]
     while not stream.finished:
-        samples += len(decoder.step([stream])[0].wave)
-    spent = sum(_seconds(decoder)) - sum(before)
-    network, vocoder = (1000 * (now - then) for now, then in zip(first, before, strict=True))
+        samples.append(len(decoder.step([stream])[0].wave))
+        emitted.append(stream.state.emitted)
+        clock.append(_milliseconds(decoder))
+    stream.require_sound()
+    # With an exact vocoder the first chunk may be silent: the first packet is that of the first sound.
+    first = next(i for i, count in enumerate(samples) if count)
+    network, vocoder = (now - then for now, then in zip(clock[first], clock[0], strict=True))
+    chunk_ms = tuple(sum(now) - sum(then) for then, now in pairwise(clock))
     spoken_rate = model.mel.config.frame_rate / model.dit.config.frames_per_token
-    wait = model.layout.wait_ms(config.first_chunk or config.chunk, config.lookahead, model.mel.config.frame_rate)
+    wait = model.layout.wait_ms(emitted[first], config.lookahead, model.mel.config.frame_rate)
     wait *= spoken_rate / (token_rate or spoken_rate)
     return Latency(
         wait_ms=wait,
         network_ms=network,
         vocoder_ms=vocoder,
         first_packet_ms=wait + network + vocoder,
-        real_time_factor=spent * decoder.vocoder.sample_rate / samples,
+        real_time_factor=sum(chunk_ms) / 1000 * decoder.vocoder.sample_rate / sum(samples),
         num_evaluations=config.num_evaluations,
+        chunk_ms=chunk_ms,
     )
 
 
-def _seconds(decoder: StreamingDecoder) -> tuple[float, float]:
-    return decoder.account.network_seconds, decoder.account.vocoder_seconds
+def _milliseconds(decoder: StreamingDecoder) -> tuple[float, float]:
+    return 1000 * decoder.account.network_seconds, 1000 * decoder.account.vocoder_seconds
 
 
 def latency_line(latency: Latency) -> str:
@@ -77,5 +93,6 @@ def latency_line(latency: Latency) -> str:
     return (
         f"first packet {latency.first_packet_ms:.0f} ms = {latency.wait_ms:.0f} waiting for tokens "
         f"+ {latency.network_ms:.0f} network + {latency.vocoder_ms:.0f} vocoder; "
-        f"real-time factor {latency.real_time_factor:.2f}; {latency.num_evaluations} network evaluations a chunk"
+        f"{latency.num_evaluations} network evaluations, "
+        f"{statistics.median(latency.chunk_ms):.0f} ms for a chunk; real-time factor {latency.real_time_factor:.2f}"
     )

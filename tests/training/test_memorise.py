@@ -11,7 +11,6 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.training.callbacks.streaming_validation import decode_streaming
 from tests.training.test_training import small_module
 
 
@@ -44,7 +43,7 @@ def test_it_learns_a_clip_by_heart(shards: ShardSet, predict: str) -> None:
         speaker = module.model.encode_speaker(torch.from_numpy(drawn.reference)[None])[0]
     decoder = module.decoder()
     baseline = (mel - mel.mean(0)).abs().mean()
-    (streamed,) = decode_streaming(decoder, [tokens], [speaker])
+    (streamed,) = decoder.streamed([tokens], [speaker])
     for chunk in (decoder.offline([tokens], [speaker])[0], streamed):
         error = (mel - chunk.mel).abs().mean()
         assert error < 0.15 * baseline, f"{float(error / baseline):.3f}"

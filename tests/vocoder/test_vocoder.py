@@ -1,6 +1,5 @@
 """Vocoders: the true mel gives the voice back, a continued wave joins, BigVGAN is the package's own."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,44 +12,13 @@ from sf_lightning.audio.seam import seam_db
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder, context_frames
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.griffin_lim import GriffinLim
-from tests.helpers import voice
-
-H = {
-    "resblock": "1",
-    "upsample_rates": [5, 4, 4, 2],
-    "upsample_kernel_sizes": [11, 8, 8, 4],
-    "upsample_initial_channel": 32,
-    "resblock_kernel_sizes": [3, 7],
-    "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5]],
-    "activation": "snakebeta",
-    "snake_logscale": True,
-    "sampling_rate": 16000,
-    "n_fft": 1024,
-    "num_mels": 80,
-    "hop_size": 160,
-    "win_size": 640,
-    "fmin": 0,
-    "fmax": None,
-}
+from tests.helpers import BIGVGAN, voice
 
 
 @pytest.fixture
 def mel() -> torch.Tensor:
     """Two seconds of log-mel, [1, 200, 80]."""
     return MelSpectrogram(MelConfig())(torch.from_numpy(voice(2.0))[None])
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """A small generator in the package's own format, with weights that say something."""
-    torch.manual_seed(0)
-    generator = BigVGAN(AttrDict(H))
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.mul_(1.5)
-    torch.save({"generator": generator.state_dict()}, tmp_path / "bigvgan_generator.pt")
-    (tmp_path / "config.json").write_text(json.dumps(H))
-    return tmp_path
 
 
 def test_griffin_lim_gives_the_mel_back(mel: torch.Tensor) -> None:
@@ -87,19 +55,19 @@ def test_a_continued_wave_has_no_click_where_pieces_meet(mel: torch.Tensor) -> N
 
 
 @torch.inference_mode()
-def test_bigvgan_equals_the_package_to_1e_6(checkpoint: Path, mel: torch.Tensor) -> None:
-    theirs = BigVGAN(AttrDict(H))
-    theirs.load_state_dict(torch.load(checkpoint / "bigvgan_generator.pt")["generator"])
-    ours = VocoderConfig(checkpoint=str(checkpoint)).make(MelConfig())
+def test_bigvgan_equals_the_package_to_1e_6(bigvgan: Path, mel: torch.Tensor) -> None:
+    theirs = BigVGAN(AttrDict(BIGVGAN))
+    theirs.load_state_dict(torch.load(bigvgan / "bigvgan_generator.pt")["generator"])
+    ours = VocoderConfig(checkpoint=str(bigvgan)).make(MelConfig())
     wave = ours.decode(mel)
     assert wave.abs().mean() > 1e-3
     torch.testing.assert_close(wave, theirs.eval()(mel.transpose(1, 2))[:, 0], atol=1e-6, rtol=0)
 
 
 @torch.inference_mode()
-def test_a_frame_beyond_the_context_changes_no_sample_and_one_within_does(checkpoint: Path) -> None:
-    vocoder = BigVGANVocoder.from_checkpoint(checkpoint, MelConfig())
-    reach = context_frames(H)
+def test_a_frame_beyond_the_context_changes_no_sample_and_one_within_does(bigvgan: Path) -> None:
+    vocoder = BigVGANVocoder.from_checkpoint(bigvgan, MelConfig())
+    reach = context_frames(BIGVGAN)
     mel = torch.randn(1, 4 * reach, 80, generator=torch.Generator().manual_seed(0))
     before = vocoder.decode(mel)
     middle = 2 * reach
@@ -111,8 +79,8 @@ def test_a_frame_beyond_the_context_changes_no_sample_and_one_within_does(checkp
 
 
 @torch.inference_mode()
-def test_bigvgan_streamed_with_its_context_equals_the_whole(checkpoint: Path) -> None:
-    vocoder = BigVGANVocoder.from_checkpoint(checkpoint, MelConfig())
+def test_bigvgan_streamed_with_its_context_equals_the_whole(bigvgan: Path) -> None:
+    vocoder = BigVGANVocoder.from_checkpoint(bigvgan, MelConfig())
     mel = torch.randn(1, 120, 80, generator=torch.Generator().manual_seed(0))
     whole = vocoder.decode(mel)
     for start in range(0, 120, 24):
@@ -132,7 +100,7 @@ def test_bigvgan_streamed_with_its_context_equals_the_whole(checkpoint: Path) ->
 )
 def test_a_vocoder_of_another_mel_is_refused_with_both_values(change: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        BigVGANVocoder(H | change, MelConfig())
+        BigVGANVocoder(BIGVGAN | change, MelConfig())
 
 
 def test_a_missing_vocoder_is_named(tmp_path: Path) -> None:

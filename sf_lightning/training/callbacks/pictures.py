@@ -1,6 +1,6 @@
-"""Mel spectrograms as pictures, with the edges of the chunks drawn."""
+"""Pictures: mel spectrograms with the edges of the chunks drawn, and what streaming costs and loses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,5 +30,33 @@ def draw_mels(mels: Mapping[str, Tensor], edges: Tensor, frame_rate: float, path
         axis.set_ylabel("mel band")
     axes[-1].set_xlabel("seconds; white lines are chunk edges")
     figure.colorbar(image, ax=list(axes), label="log magnitude", pad=0.01)
+    _save(figure, path)
+
+
+def draw_streaming(chunk_ms: Sequence[float], gaps: Mapping[int, float], path: Path) -> None:
+    """Draws what each chunk cost, in order, and beside it the gap to offline against look-ahead in blocks.
+
+    Args:
+        chunk_ms: Computing of each chunk.
+        gaps: By look-ahead; may be empty.
+        path: PNG to write.
+    """
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    cost, loss = figure.subplots(1, 2)
+    cost.plot(range(1, len(chunk_ms) + 1), chunk_ms, marker=".")
+    cost.set_ylim(bottom=0)
+    cost.set_xlabel("chunk")
+    cost.set_ylabel("ms of computing")
+    cost.set_title("cost against position", loc="left", fontsize=10)
+    if gaps:
+        # A gap of nothing has no logarithm.
+        loss.semilogy(list(gaps), [max(gap, 1e-8) for gap in gaps.values()], marker="o")
+    loss.set_xlabel("look-ahead in blocks")
+    loss.set_ylabel("mean difference of log-mel")
+    loss.set_title("gap of streamed to offline", loc="left", fontsize=10)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(path)

@@ -5,7 +5,7 @@ passes, and *look-up* (the mean mel of each token), which a decoder must beat to
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import Latency, latency_line, measure_latency
 from sf_lightning.streaming.state import Chunk
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
-from sf_lightning.training.callbacks.pictures import draw_mels
+from sf_lightning.training.callbacks.pictures import draw_mels, draw_streaming
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
 
@@ -53,8 +53,8 @@ class StreamingValidation(L.Callback):
     """Decodes the clips of validation as the product will, with the averaged weights, and logs what it hears.
 
     Logs `{streamed,offline}/{pesq_wb,stoi,visqol,mel_l1,seam_db,no_score}`, `streamed/gap` to offline,
-    `latency/*`, and once the same scores of the baselines; writes waves and pictures under
-    `samples/step-*/` of the run's folder, and to W&B; ends a fit with a table.
+    `latency/*`, `gap/lookahead_*` (the gap if more were waited for), and once the same scores of the baselines;
+    writes waves and pictures under `samples/step-*/` of the run's folder, and to W&B; ends a fit with a table.
 
     Args:
         keep: Clips whose sound and picture are kept.
@@ -100,8 +100,9 @@ class StreamingValidation(L.Callback):
             speakers = list(pl_module.model.encode_speaker(*inputs))
             tokens = [clip.tokens for clip in clips]
             made["offline"] = decoder.offline(tokens, list(speakers))
-            made["streamed"] = decode_streaming(decoder, tokens, speakers)
+            made["streamed"] = decoder.streamed(tokens, list(speakers))
             self.latency = measure_latency(decoder, tokens[0][:LATENCY_TOKENS], speakers[0])
+            gaps = self._gaps(decoder, tokens, speakers, made["offline"])
             pl_module.model.train()
         hop = decoder.model.layout.block_size * decoder.config.chunk
         edges = [torch.arange(hop, len(clip.mel), hop) for clip in clips]
@@ -109,9 +110,11 @@ class StreamingValidation(L.Callback):
             self.rows[way] = self._score(decoder, chunks, clips, edges)
         self.rows["streamed"]["gap"] = gap(*([c.mel for c in made[way]] for way in ("streamed", "offline")))
         values = {f"{way}/{name}": value for way in made for name, value in self.rows[way].items()}
-        values |= {f"latency/{name}": float(value) for name, value in asdict(self.latency).items()}
+        values |= {f"latency/{name}": value for name, value in self.latency.values().items()}
+        values |= {f"gap/lookahead_{blocks}": value for blocks, value in gaps.items()}
         if trainer.is_global_zero:
             self._keep(trainer, decoder, clips, made, speakers, edges)
+            self._draw(trainer, gaps)
         values["val/seconds"] = time.perf_counter() - self._started
         pl_module.log_dict(values, batch_size=1)
 
@@ -156,6 +159,22 @@ class StreamingValidation(L.Callback):
         }
         return {way: [Chunk(mel, self.vocoder.decode(mel[None])[0]) for mel in each] for way, each in mels.items()}
 
+    def _gaps(
+        self, decoder: StreamingDecoder, tokens: list[Tensor], speakers: list[Tensor], offline: list[Chunk]
+    ) -> dict[int, float]:
+        """The gap of the clips that are kept, by look-ahead in blocks: q, twice that, and on until all is seen."""
+        layout, evaluations = decoder.model.layout, decoder.config.num_evaluations
+        if decoder.config.mode != "cached" or layout.lookahead == 0:
+            return {}
+        some = self._kept(len(tokens))
+        given = [tokens[i] for i in some], [speakers[i] for i in some]
+        doubled = [2**i for i in range(evaluations.bit_length()) if 2**i < evaluations]
+        found = {}
+        for blocks in (layout.lookahead * factor for factor in [*doubled, evaluations]):
+            streamed = decoder.streamed(*given, replace(decoder.config, lookahead=blocks))
+            found[blocks] = gap([chunk.mel for chunk in streamed], [offline[i].mel for i in some])
+        return found
+
     def _score(
         self, decoder: StreamingDecoder, chunks: list[Chunk], clips: list[_Clip], edges: list[Tensor]
     ) -> dict[str, float]:
@@ -186,8 +205,8 @@ class StreamingValidation(L.Callback):
         rates = {"reference": decoder.vocoder.mel.sample_rate, "offline": rate, "streamed": rate}
         self.samples = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
         wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        spread = max(1, len(clips) // max(1, self.keep))
-        for i, clip in list(enumerate(clips))[::spread][: self.keep]:
+        for i in self._kept(len(clips)):
+            clip = clips[i]
             offline, streamed = made["offline"][i], made["streamed"][i]
             base = self.samples / clip.key
             sounds = {"reference": clip.wave, "offline": offline.wave, "streamed": streamed.wave}
@@ -207,6 +226,18 @@ class StreamingValidation(L.Callback):
                     caption=list(sounds),
                 )
                 logger.log_image(f"mel/{clip.key}", [str(picture)])
+
+    def _kept(self, count: int) -> list[int]:
+        """Which of so many clips are kept."""
+        return list(range(count))[:: max(1, count // max(1, self.keep))][: self.keep]
+
+    def _draw(self, trainer: L.Trainer, gaps: dict[int, float]) -> None:
+        assert self.samples is not None and self.latency is not None
+        picture = self.samples / "streaming.png"
+        draw_streaming(self.latency.chunk_ms, gaps, picture)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("streaming", [str(picture)])
 
     def _end(self, trainer: L.Trainer, folder: Path) -> None:
         lines = [summary(self.rows), "", latency_line(self.latency) if self.latency else ""]
@@ -229,19 +260,6 @@ class StreamingValidation(L.Callback):
         ):
             if path:
                 console.print(f"{what + ':':14}{path}", soft_wrap=True, highlight=False)
-
-
-def decode_streaming(decoder: StreamingDecoder, tokens: list[Tensor], speakers: list[Tensor]) -> list[Chunk]:
-    """Streams utterances side by side, chunk by chunk, and joins what each emitted."""
-    streams = [decoder.open(speaker) for speaker in speakers]
-    for stream, each in zip(streams, tokens, strict=True):
-        stream.feed(each)
-        stream.end()
-    emitted: list[list[Chunk]] = [[] for _ in streams]
-    while not all(stream.finished for stream in streams):
-        for parts, chunk in zip(emitted, decoder.step(streams), strict=True):
-            parts.append(chunk)
-    return [Chunk(torch.cat([c.mel for c in parts]), torch.cat([c.wave for c in parts])) for parts in emitted]
 
 
 def resampled(wave: Tensor, rate: int, wanted: int) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 
 from sf_lightning.audio.wave import Wave
 from sf_lightning.data.perturb import Perturbation
-from sf_lightning.data.sample import BadSample, Clip, Raw, decode_clip, reference_crop, speaker_of
+from sf_lightning.data.sample import BadSample, Clip, Raw, crop_of, decode_clip, reference_crop, speaker_of
 from sf_lightning.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
@@ -154,6 +154,13 @@ class _Found(NamedTuple):
     after: Place
 
 
+class _Name(NamedTuple):
+    """Which sample."""
+
+    shard: int
+    key: str
+
+
 @dataclass
 class _Strand:
     """A lane's way through one set."""
@@ -204,62 +211,94 @@ class _Strand:
 
     def _draw_group(self, group: list[_Part], key: tuple[int, int], start: int, sample: int) -> Iterator[_Found]:
         epoch, number = key
-        raws: dict[tuple[int, str], Raw] = {}
-        names: list[tuple[int, str]] = []
+        raws: dict[_Name, Raw] = {}
+        rows: list[tuple[_Name, str]] = []
         for part in group:
-            mine = [row.key for row in self.shards.index(part.shard)][part.part :: part.of]
-            names += [(part.shard, key) for key in mine]
-            wanted = set(mine)
-            raws |= {(part.shard, r["__key__"]): r for r in self.shards.read(part.shard) if r["__key__"] in wanted}
-        by_speaker = defaultdict(list)
-        for name, raw in raws.items():
-            by_speaker[speaker_of(raw)].append(name)
-        order = self._random(epoch, self.lane, number).permutation(len(names))
-        for place in range(max(0, sample - start), len(names)):
-            name = names[order[place]]
+            mine = self.shards.index(part.shard)[part.part :: part.of]
+            rows += [(_Name(part.shard, row.key), row.speaker) for row in mine]
+            wanted = {row.key for row in mine}
+            for raw in self.shards.read(part.shard):
+                if raw["__key__"] in wanted:
+                    raws[_Name(part.shard, raw["__key__"])] = raw
+        order = self._random(epoch, self.lane, number).permutation(len(rows))
+        voices = _Voices(self, raws, [rows[i] for i in order], epoch, start)
+        for place in range(max(0, sample - start), len(order)):
+            name = rows[order[place]][0]
             try:
                 if name not in raws:
                     raise BadSample("damaged", "not in the tar as the index has it")
-                clip, reference = self._draw(raws, name, by_speaker, Place(epoch, start + place))
+                clip = self._decode(raws[name])
+                reference = voices.reference(place, clip)
                 self.seen += 1
             except BadSample as error:
                 self._skip(name, error)
             else:
+                manifest, random = self.shards.manifest, self._random(epoch, self.lane, start + place, 3)
+                clip = self.reading.perturbation.of(
+                    clip, manifest.mel, manifest.tokenizer.frames_per_token, random
+                )
                 yield _Found(clip, reference, Place(epoch, start + place + 1))
 
-    def _draw(
-        self,
-        raws: dict[tuple[int, str], Raw],
-        name: tuple[int, str],
-        by_speaker: dict[str, list[tuple[int, str]]],
-        place: Place,
-    ) -> tuple[Clip, Wave]:
-        manifest, reading = self.shards.manifest, self.reading
-        spec, mel = manifest.tokenizer, manifest.mel
-        clip = decode_clip(raws[name], mel, spec.vocabulary, spec.frames_per_token, reading.x_vector_width)
-        random = self._random(place.epoch, self.lane, place.sample, 1)
-        others = [other for other in by_speaker[clip.speaker] if other != name] or [name]
-        other = raws[others[random.integers(len(others))]]
-        try:
-            reference = reference_crop(other, mel, reading.crop_samples, random)
-        except BadSample:
-            # The clip itself is good: a broken neighbour must not cost it.
-            reference = reference_crop(raws[name], mel, reading.crop_samples, random)
-        return reading.perturbation.of(clip, mel, spec.frames_per_token, random), reference
+    def _decode(self, raw: Raw) -> Clip:
+        manifest = self.shards.manifest
+        spec = manifest.tokenizer
+        return decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token, self.reading.x_vector_width)
 
-    def _skip(self, name: tuple[int, str], error: BadSample) -> None:
+    def _skip(self, name: _Name, error: BadSample) -> None:
         self.seen += 1
         self.bad[error.cause] += 1
         self.skipped[error.cause] += 1
-        shard = self.shards.manifest.shards[name[0]].name
-        log.warning("skipped %s in %s of %s: %s", name[1], shard, self.shards.folder, error)
+        shard = self.shards.manifest.shards[name.shard].name
+        log.warning("skipped %s in %s of %s: %s", name.key, shard, self.shards.folder, error)
         bad = self.bad.total()
         if self.seen >= 20 and bad > self.reading.max_bad_share * self.seen:
             raise RuntimeError(
                 f"{bad} of {self.seen} samples of {self.shards.folder} are broken "
-                f"({', '.join(f'{cause}: {n}' for cause, n in self.bad.items())}), the last one {name[1]} "
+                f"({', '.join(f'{cause}: {n}' for cause, n in self.bad.items())}), the last one {name.key} "
                 f"in {shard}: mend the set, or raise --data.max_bad_share above {self.reading.max_bad_share}"
             )
+
+
+class _Voices:
+    """Finds reference crops in a group of samples that are shuffled: of the clip of the same speaker that came last.
+
+    So each clip is decoded once, and yet the crop is a pure function of the order: after a resume the clip is looked
+    up again. A speaker's first clip takes its crop from his second, and a speaker with one clip from that.
+    """
+
+    def __init__(
+        self, strand: _Strand, raws: dict[_Name, Raw], order: Sequence[tuple[_Name, str]], epoch: int, start: int
+    ) -> None:
+        self.strand, self.raws, self.order, self.epoch, self.start = strand, raws, order, epoch, start
+        self.places: dict[str, list[int]] = defaultdict(list)
+        for place, (_, speaker) in enumerate(order):
+            self.places[speaker].append(place)
+        self.last: dict[str, Wave] = {}
+
+    def reference(self, place: int, clip: Clip) -> Wave:
+        """Returns the crop for the clip at a place, and keeps one of the clip for the speaker's next."""
+        speaker = self.order[place][1]
+        own = self._crop(clip.wave, place)
+        reference = self.last.get(speaker)
+        if reference is None:
+            mine = self.places[speaker]
+            here = mine.index(place)
+            others = [*reversed(mine[:here]), *mine[here + 1 :]]
+            reference = next((crop for each in others if (crop := self._decoded(each)) is not None), own)
+        self.last[speaker] = own
+        return reference
+
+    def _decoded(self, place: int) -> Wave | None:
+        """The crop of the clip at another place, or None if it is broken."""
+        raw = self.raws.get(self.order[place][0])
+        try:
+            return None if raw is None else self._crop(self.strand._decode(raw).wave, place)
+        except BadSample:
+            return None
+
+    def _crop(self, wave: Wave, place: int) -> Wave:
+        random = self.strand._random(self.epoch, self.strand.lane, self.start + place, 1)
+        return crop_of(wave, self.strand.reading.crop_samples, random)
 
 
 def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width: int = 0) -> Iterator[Drawn]:

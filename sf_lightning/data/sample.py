@@ -164,12 +164,16 @@ def read_tokens(data: bytes, vocabulary: int) -> Tokens:
     return tokens.astype(np.int64)
 
 
-def reference_crop(raw: Raw, mel: MelConfig, samples: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """Returns a crop [samples] of a sample's audio at a random place, repeated if the audio is shorter.
+def reference_crop(raw: Raw, mel: MelConfig, samples: int, random: np.random.Generator) -> Wave:
+    """Returns a crop [samples] of a sample's audio; see `crop_of`.
 
     Raises:
         BadSample: as `read_speech`.
     """
-    wave = read_speech(audio_of(raw)[1], mel)
+    return crop_of(read_speech(audio_of(raw)[1], mel), samples, random)
+
+
+def crop_of(wave: Wave, samples: int, random: np.random.Generator) -> Wave:
+    """Returns a crop [samples] of a wave at a random place, repeated if the wave is shorter."""
     start = int(random.integers(0, max(1, len(wave) - samples)))
     return np.resize(wave[start : start + samples], samples)

@@ -35,7 +35,7 @@ class PretrainedECAPA:
     """
 
     def __init__(self, source: str, device: str = "cpu") -> None:
-        from speechbrain.inference.speaker import EncoderClassifier
+        from speechbrain.inference.classifiers import EncoderClassifier
         from speechbrain.utils.fetching import LocalStrategy
 
         folder = Path(source)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 import torch
 import webdataset
 from rich.console import Console
@@ -41,15 +42,15 @@ SHAPE = PackShape(125, 24, 4, 16, MelConfig())
 """Packs of 30 s."""
 
 
-def write_audio(source: Path, folder: Path, kind: str, seconds: float) -> None:
-    """Writes so much speech again in another format, with tokens of the right number beside it."""
+def write_audio(source: Path, folder: Path, kind: str, rate: int, seconds: float) -> None:
+    """Writes so much speech again in another format and rate, with tokens of the right number beside it."""
     written = 0.0
     paths = sorted(path for path in source.rglob("*") if path.suffix in AUDIO_SUFFIXES)
     for path in track(paths, f"writing {kind}", transient=True):
         wave = read_wave(path, RATE)
         out = folder / path.parent.name / f"{path.stem}.{kind}"
         out.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(out, wave, RATE, format=kind.upper())
+        soundfile.write(out, wave if rate == RATE else soxr.resample(wave, RATE, rate), rate, format=kind.upper())
         np.save(out.with_suffix(".tokens.npy"), np.zeros(len(wave) // 640, np.int32))
         written += len(wave) / RATE
         if written > seconds:
@@ -133,11 +134,21 @@ def main() -> None:
     console.print(f"one of {os.cpu_count()} CPU cores, torch {torch.__version__}")
     table = Table("audio", "way", "audio seconds a second", title="one core")
     with tempfile.TemporaryDirectory() as folder:
+        # Emilia is mp3 at 24 kHz, which is resampled as well.
+        write_audio(args.audio, Path(folder) / "mp3_24k", "mp3", 24000, args.seconds)
+        resampled = ShardSet(Path(folder) / "set-mp3_24k")
+        build(find_units(Path(folder) / "mp3_24k", 100), Path(resampled.folder), Recipe(SPEC))
+        results |= rates({"rate_mp3_24k": partial(ours, resampled, "")}, args.repeats)
+        table.add_row("mp3, 24 kHz", "ours", f"{results['rate_mp3_24k']:.0f}")
         for kind in ("mp3", "flac"):
             files = Path(folder) / kind
-            write_audio(args.audio, files, kind, args.seconds)
+            write_audio(args.audio, files, kind, RATE, args.seconds)
             build(find_units(files, 100), Path(folder) / f"set-{kind}", Recipe(SPEC))
             shards = ShardSet(Path(folder) / f"set-{kind}")
+            if kind == "flac":
+                spoken = sum(info.seconds for info in shards.manifest.shards)
+                audio = sum(path.stat().st_size for path in files.rglob("*.flac"))
+                results["flac_bytes_per_second"] = audio / spoken
             ways = {
                 f"rate_{kind}": partial(ours, shards, kind),
                 f"plain_{kind}": partial(plain, shards, kind),

@@ -1,0 +1,112 @@
+"""What 100,000 hours ask of a cluster, from measured rates: writes shards/CAPACITY.md.
+
+    python benchmarks/loader.py --audio FOLDER --json | tail -n 1 > loader.json
+    python benchmarks/capacity.py --loader loader.json --out shards/CAPACITY.md
+
+The network's speed is its arithmetic over a GPU's peak at a stated utilisation; everything else is measured or the
+corpus's own figures.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sf_lightning.model.dit import DiT, DiTConfig
+from sf_lightning.model.flops import flops_per_frame
+from sf_lightning.model.layout import Layout
+
+HOURS = 100_000
+A100_PEAK = 312e12
+"""Operations a second in bf16, NVIDIA's figure."""
+SECONDS_PER_TAR, BYTES_PER_TAR = 69.4 * 3600, 1.9e9
+"""Of a tar of Emilia, mp3 at 24 kHz, measured by others."""
+BYTES_PER_SECOND = {"mp3, 24 kHz (as Emilia is)": BYTES_PER_TAR / SECONDS_PER_TAR, "wav, 16 kHz": 32_000.0}
+FRAMES_PER_SECOND = 100
+CLIP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """GPUs that train."""
+
+    name: str
+    gpus: int
+
+
+def training_rate(utilisation: float) -> float:
+    """Audio seconds a second of one A100 that trains the paper's network."""
+    with torch.device("meta"):
+        dit = DiT(DiTConfig(), Layout(22, 24, (0, 20), (10,)))
+    return utilisation * A100_PEAK / (3 * flops_per_frame(dit) * FRAMES_PER_SECOND)
+
+
+def page(rates: dict[str, float], utilisation: float, flac_bytes: float, tokenize: float) -> str:
+    """Returns the page in Markdown."""
+    formats = BYTES_PER_SECOND | {"flac, 16 kHz": flac_bytes}
+    each, seconds = training_rate(utilisation), HOURS * 3600
+    lines = [
+        "# What 100,000 hours ask for",
+        "",
+        "Computed by `benchmarks/capacity.py` from `benchmarks/loader.py`; do not edit. Measured here, on one core: "
+        f"{rates['rate_mp3']:.0f} audio seconds a second from mp3 and {rates['rate_flac']:.0f} from flac (16 kHz, decoded, "
+        f"cut, packed, with a reference crop for each piece). Emilia's mp3 is at 24 kHz and is resampled too: "
+        f"{rates['rate_mp3_24k']:.0f}. Arithmetic: one A100 at {utilisation:.0%} of its 312 TFLOP/s trains the network of "
+        f"333 M on {each:.0f} audio seconds a second.",
+        "",
+        "| | 16 A100s | 64 A100s |",
+        "|---|---|---|",
+    ]
+
+    def row(name: str, values: list[str]) -> None:
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
+
+    clusters = (Cluster("16 A100s", 16), Cluster("64 A100s", 64))
+    speeds = [cluster.gpus * each for cluster in clusters]
+    row("audio seconds a second", [f"{speed:,.0f}" for speed in speeds])
+    row("an epoch of 100,000 hours", [f"{seconds / speed / 3600:.1f} h" for speed in speeds])
+    for name, rate in (("mp3 at 24 kHz", "rate_mp3_24k"), ("flac at 16 kHz", "rate_flac")):
+        row(f"loader cores, {name}", [f"{speed / rates[rate]:.1f}" for speed in speeds])
+    for name, size in formats.items():
+        row(f"read bandwidth, {name}", [f"{speed * size / 1e6:.0f} MB/s" for speed in speeds])
+    lines += ["", "| 100,000 hours as | TB |", "|---|---|"]
+    lines += [f"| {name} | {seconds * size / 1e12:.1f} |" for name, size in formats.items()]
+    clips = seconds / CLIP_SECONDS
+    decode = seconds / rates["rate_mp3_24k"] / 3600
+    lines += [
+        "",
+        f"Clips of {CLIP_SECONDS:g} s make {clips / 1e6:.0f} million samples; in shards of 1,000 that is {clips / 1000:,.0f} "
+        f"shards of {1000 * CLIP_SECONDS * formats['mp3, 24 kHz (as Emilia is)'] / 1e6:.0f} MB. The build reads everything "
+        f"once: {decode:,.0f} core hours to decode, and tokens at {tokenize:,.0f} times real time on a GPU take "
+        f"{seconds / tokenize / 3600:,.0f} GPU hours, {seconds / tokenize / 3600 / 64:.1f} h in 64 jobs "
+        "(`--tokenize` of the script: give the rate that `sf-shards build` shows on your GPU).",
+        "",
+        f"What breaks first: with one loader process for each GPU, {rates['rate_mp3_24k'] / each:.1f} times as much arrives as an "
+        f"A100 takes from mp3 and {rates['rate_flac'] / each:.1f} times from flac"
+        + (
+            "; below 1 the GPUs wait, and each needs that many more."
+            if min(rates["rate_mp3_24k"], rates["rate_flac"]) < each
+            else ": the loader is no limit with one process a GPU."
+        )
+        + f" A shared disk must give {speeds[0] * formats['mp3, 24 kHz (as Emilia is)'] / 1e6:.0f} MB/s to 16 GPUs, in sequential reads of "
+        "whole shards; a group of four shards of 1,000 clips is "
+        f"{4000 * CLIP_SECONDS * formats['mp3, 24 kHz (as Emilia is)'] / 1e6:.0f} MB of memory for each lane.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--loader", type=Path, required=True, help="JSON that loader.py printed")
+    parser.add_argument("--out", type=Path, required=True, help="page to write")
+    parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak that training reaches")
+    parser.add_argument("--tokenize", type=float, default=500.0, help="times real time of the tokenizer on a GPU")
+    args = parser.parse_args()
+    rates = json.loads(args.loader.read_text())
+    args.out.write_text(page(rates, args.utilisation, rates["flac_bytes_per_second"], args.tokenize))
+
+
+if __name__ == "__main__":
+    main()

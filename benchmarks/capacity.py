@@ -23,7 +23,8 @@ A100_PEAK = 312e12
 """Operations a second in bf16, NVIDIA's figure."""
 SECONDS_PER_TAR, BYTES_PER_TAR = 69.4 * 3600, 1.9e9
 """Of a tar of Emilia, mp3 at 24 kHz, measured by others."""
-BYTES_PER_SECOND = {"mp3, 24 kHz (as Emilia is)": BYTES_PER_TAR / SECONDS_PER_TAR, "wav, 16 kHz": 32_000.0}
+EMILIA = "mp3, 24 kHz (as Emilia is)"
+BYTES_PER_SECOND = {EMILIA: BYTES_PER_TAR / SECONDS_PER_TAR, "wav, 16 kHz": 32_000.0}
 FRAMES_PER_SECOND = 100
 CLIP_SECONDS = 10.0
 
@@ -50,11 +51,11 @@ def page(rates: dict[str, float], utilisation: float, flac_bytes: float, tokeniz
     lines = [
         "# What 100,000 hours ask for",
         "",
-        "Computed by `benchmarks/capacity.py` from `benchmarks/loader.py`; do not edit. Measured here, on one core: "
-        f"{rates['rate_mp3']:.0f} audio seconds a second from mp3 and {rates['rate_flac']:.0f} from flac (16 kHz, decoded, "
-        f"cut, packed, with a reference crop for each piece). Emilia's mp3 is at 24 kHz and is resampled too: "
-        f"{rates['rate_mp3_24k']:.0f}. Arithmetic: one A100 at {utilisation:.0%} of its 312 TFLOP/s trains the network of "
-        f"333 M on {each:.0f} audio seconds a second.",
+        "Computed by `benchmarks/capacity.py` from `benchmarks/loader.py`; do not edit. Measured, on one core: "
+        f"{rates['rate_mp3']:.0f} audio seconds a second from mp3 and {rates['rate_flac']:.0f} from flac (16 kHz, "
+        "decoded, cut, packed, with a reference crop for each piece). Emilia's mp3 is at 24 kHz and is resampled "
+        f"too: {rates['rate_mp3_24k']:.0f}. Arithmetic: one A100 at {utilisation:.0%} of its 312 TFLOP/s trains the "
+        f"network of 333 M on {each:.0f} audio seconds a second.",
         "",
         "| | 16 A100s | 64 A100s |",
         "|---|---|---|",
@@ -73,26 +74,22 @@ def page(rates: dict[str, float], utilisation: float, flac_bytes: float, tokeniz
         row(f"read bandwidth, {name}", [f"{speed * size / 1e6:.0f} MB/s" for speed in speeds])
     lines += ["", "| 100,000 hours as | TB |", "|---|---|"]
     lines += [f"| {name} | {seconds * size / 1e12:.1f} |" for name, size in formats.items()]
-    clips = seconds / CLIP_SECONDS
-    decode = seconds / rates["rate_mp3_24k"] / 3600
+    clips, decode = seconds / CLIP_SECONDS, seconds / rates["rate_mp3_24k"] / 3600
+    shard = 1000 * CLIP_SECONDS * formats[EMILIA]
+    least = min(rates["rate_mp3_24k"], rates["rate_flac"]) / each
+    verdict = "the GPUs wait, and each needs that many more" if least < 1 else "the loader is no limit"
     lines += [
         "",
-        f"Clips of {CLIP_SECONDS:g} s make {clips / 1e6:.0f} million samples; in shards of 1,000 that is {clips / 1000:,.0f} "
-        f"shards of {1000 * CLIP_SECONDS * formats['mp3, 24 kHz (as Emilia is)'] / 1e6:.0f} MB. The build reads everything "
-        f"once: {decode:,.0f} core hours to decode, and tokens at {tokenize:,.0f} times real time on a GPU take "
-        f"{seconds / tokenize / 3600:,.0f} GPU hours, {seconds / tokenize / 3600 / 64:.1f} h in 64 jobs "
-        "(`--tokenize` of the script: give the rate that `sf-shards build` shows on your GPU).",
+        f"Clips of {CLIP_SECONDS:g} s make {clips / 1e6:.0f} million samples; in shards of 1,000 that is "
+        f"{clips / 1000:,.0f} shards of {shard / 1e6:.0f} MB. The build reads everything once: {decode:,.0f} core "
+        f"hours to decode, and tokens at {tokenize:,.0f} times real time on a GPU (assumed; `sf-shards build` shows "
+        f"yours, `--tokenize` takes it) {seconds / tokenize / 3600:,.0f} GPU hours, "
+        f"{seconds / tokenize / 3600 / 64:.1f} h in 64 jobs.",
         "",
-        f"What breaks first: with one loader process for each GPU, {rates['rate_mp3_24k'] / each:.1f} times as much arrives as an "
-        f"A100 takes from mp3 and {rates['rate_flac'] / each:.1f} times from flac"
-        + (
-            "; below 1 the GPUs wait, and each needs that many more."
-            if min(rates["rate_mp3_24k"], rates["rate_flac"]) < each
-            else ": the loader is no limit with one process a GPU."
-        )
-        + f" A shared disk must give {speeds[0] * formats['mp3, 24 kHz (as Emilia is)'] / 1e6:.0f} MB/s to 16 GPUs, in sequential reads of "
-        "whole shards; a group of four shards of 1,000 clips is "
-        f"{4000 * CLIP_SECONDS * formats['mp3, 24 kHz (as Emilia is)'] / 1e6:.0f} MB of memory for each lane.",
+        f"What breaks first: one loader core gives {rates['rate_mp3_24k'] / each:.1f} times what an A100 takes from "
+        f"mp3, and {rates['rate_flac'] / each:.1f} times from flac: with one core a GPU {verdict}. Then the shared "
+        f"disk, which must give {speeds[0] * formats[EMILIA] / 1e6:.0f} MB/s to 16 GPUs, in sequential reads of whole "
+        f"shards. A group of four shards takes {4 * shard / 1e6:.0f} MB of memory for each lane.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""How fast shards become packs on one core, beside plain WebDataset and beside loose files, which decode the same audio.
+"""How fast shards become packs on one core, beside plain WebDataset and loose files, which decode the same audio.
 
     python benchmarks/loader.py --audio shards/demo/corpus/train [--json]
 
@@ -164,8 +164,8 @@ def main() -> None:
         results["packing_lost"] = packing_lost(shards)
     console.print(table)
     console.print(
-        f"ours costs {results['cost_mp3']:.1%} over plain WebDataset with mp3, {results['cost_flac']:.1%} with flac; "
-        f"{results['packing_lost']:.2%} of the frames of a pack of 30 s are padding"
+        f"ours costs {results['cost_mp3']:.1%} over plain WebDataset with mp3, {results['cost_flac']:.1%} with "
+        f"flac; {results['packing_lost']:.2%} of the frames of a pack of 30 s are padding"
     )
     if args.json:
         print(json.dumps({name: round(value, 4) for name, value in results.items()}))

@@ -2,7 +2,9 @@
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jsonargparse import auto_cli
@@ -283,8 +285,8 @@ def inspect(shards: str, read: int = 4) -> None:
             np.add.at(used, read_tokens(raw["tokens.npy"], len(used)), 1)
     share = used[used > 0] / max(1, used.sum())
     print(
-        f"tokens in {len(chosen)} of {len(manifest.shards)} shards: {np.count_nonzero(used)} of {len(used)} codes used, "
-        f"perplexity {np.exp(-(share * np.log(share)).sum()):.0f}, the most frequent is {share.max(initial=0):.1%}"
+        f"tokens in {len(chosen)} of {len(manifest.shards)} shards: {np.count_nonzero(used)} of {len(used)} codes "
+        f"used, perplexity {np.exp(-(share * np.log(share)).sum()):.0f}, the most frequent is {share.max(initial=0):.1%}"
     )
 
 
@@ -305,7 +307,7 @@ def _describe(folder: Path, manifest: Manifest) -> None:
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
     args = sys.argv[1:] if args is None else args
-    commands = [build, fit, demo, verify, inspect, sample]
+    commands: list[Callable[..., Any] | type] = [build, fit, demo, verify, inspect, sample]
     auto_cli(commands, args=args, as_positional=False, exit_on_error=False)
 
 

@@ -143,7 +143,9 @@ class Lane:
             found = next(streams[which])
             before = replace(state, places=tuple(places), turn=turn, block=block)
             places[which], turn, block = found.after, turn + 1, 0
-            yield Drawn(found.clip, found.reference, before, replace(before, places=tuple(places), turn=turn, block=0))
+            yield Drawn(
+                found.clip, found.reference, before, replace(before, places=tuple(places), turn=turn, block=0)
+            )
 
 
 class _Found(NamedTuple):
@@ -234,9 +236,7 @@ class _Strand:
                 self._skip(name, error)
             else:
                 manifest, random = self.shards.manifest, self._random(epoch, self.lane, start + place, 3)
-                clip = self.reading.perturbation.of(
-                    clip, manifest.mel, manifest.tokenizer.frames_per_token, random
-                )
+                clip = self.reading.perturbation.of(clip, manifest.mel, manifest.tokenizer.frames_per_token, random)
                 yield _Found(clip, reference, Place(epoch, start + place + 1))
 
     def _decode(self, raw: Raw) -> Clip:
@@ -260,10 +260,10 @@ class _Strand:
 
 
 class _Voices:
-    """Finds reference crops in a group of samples that are shuffled: of the clip of the same speaker that came last.
+    """Finds reference crops in a group of shuffled samples: of the clip of the same speaker that came last.
 
-    So each clip is decoded once, and yet the crop is a pure function of the order: after a resume the clip is looked
-    up again. A speaker's first clip takes its crop from his second, and a speaker with one clip from that.
+    So each clip is decoded once, and yet the crop is a pure function of the order: after a resume the clip is
+    looked up again. A speaker's first clip takes its crop from the second, and a single one from itself.
     """
 
     def __init__(

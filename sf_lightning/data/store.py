@@ -93,4 +93,6 @@ class Store:
             except OSError as error:
                 log.warning("%s, attempt %d of %d: %s", url, attempt + 1, self.attempts, error)
         fresh.unlink(missing_ok=True)
-        raise FileNotFoundError(f"{url} could not be read in {self.attempts} attempts; see the log for each of them")
+        raise FileNotFoundError(
+            f"{url} could not be read in {self.attempts} attempts; see the log for each of them"
+        )

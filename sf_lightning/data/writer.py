@@ -25,7 +25,14 @@ import torch
 import webdataset
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.wave import Wave
@@ -258,9 +265,7 @@ def build_unit(unit: Unit, partial: Path, recipe: Recipe) -> Report:
     return report
 
 
-def _samples(
-    run: Sequence[Source], recipe: Recipe, skipped: Counter[str], said: list[str]
-) -> Iterator[Sample]:
+def _samples(run: Sequence[Source], recipe: Recipe, skipped: Counter[str], said: list[str]) -> Iterator[Sample]:
     """Yields what can be used of a run of clips, a few at once; counts and names what cannot."""
     taken: set[str] = set()
 
@@ -357,7 +362,7 @@ class ShardWriter:
         self.seconds += sample.seconds
 
     def close(self, skipped: Mapping[str, int]) -> ShardInfo:
-        """Ends the shard and returns its row of the manifest; its index, which comes last, says that it is whole."""
+        """Ends the shard and returns its row of the manifest; the index comes last and says that it is whole."""
         self.tar.close()
         self.file.close()
         with self.fresh.open("rb") as file:

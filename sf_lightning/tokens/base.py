@@ -62,6 +62,4 @@ def load_tokenizer(path: Path, device: str = "cpu") -> Tokenizer:
         from sf_lightning.tokens.s3 import S3Tokenizer
 
         return S3Tokenizer(path, device)
-    raise ValueError(
-        f"tokenizer: {path} has suffix {path.suffix!r}, known are .npz (k-means), .onnx and .pt (S3)"
-    )
+    raise ValueError(f"tokenizer: {path} has suffix {path.suffix!r}, known are .npz (k-means), .onnx and .pt (S3)")

@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 import soundfile
 
-from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.corpus import Filters, TarUnit, clean_key, find_units
 from sf_lightning.data.shards import ShardSet, checksum
-from sf_lightning.data.writer import Recipe, SpeakerSpec, build, build_unit
-from sf_lightning.tokens.base import Tokenizer, TokenizerSpec
-from tests.helpers import voice
+from sf_lightning.data.writer import Recipe, build, build_unit
+from sf_lightning.tokens.base import TokenizerSpec
 from tests.data.test_shards import tokenizer_of
+from tests.helpers import voice
 
 
 def mp3(seconds: float, seed: int = 0) -> bytes:
     """Speech as Emilia has it: mp3, 24 kHz, mono."""
     buffer = io.BytesIO()
-    wave = np.interp(np.arange(int(seconds * 24000)) / 24000, np.arange(int(seconds * 16000)) / 16000, voice(seconds, seed=seed))
+    wave = np.interp(
+        np.arange(int(seconds * 24000)) / 24000, np.arange(int(seconds * 16000)) / 16000, voice(seconds, seed=seed)
+    )
     soundfile.write(buffer, wave, 24000, format="MP3")
     return buffer.getvalue()
 
@@ -147,7 +148,9 @@ def test_a_sigkill_in_the_middle_costs_nothing_but_the_shard_it_hit(shards: Shar
     say = [sys.executable, "-m", "sf_lightning.cli.shards", "build", f"--audio={emilia(tmp_path / 'emilia')}"]
     say += [f"--tokenizer={tokens}", "--shard_samples=1"]
     subprocess.run([*say, f"--out={tmp_path / 'whole'}"], check=True, capture_output=True)
-    killed = subprocess.Popen([*say, f"--out={tmp_path / 'set'}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(
+        [*say, f"--out={tmp_path / 'set'}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     partial = tmp_path / "set.partial"
     deadline = time.monotonic() + 60
     while len(list(partial.glob("*.tar"))) < 4 and killed.poll() is None and time.monotonic() < deadline:

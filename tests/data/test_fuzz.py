@@ -1,4 +1,4 @@
-"""Tars with bytes cut, flipped, moved and lied about: what is read is what was written, and what is lost is counted."""
+"""Tars with bytes cut, flipped, moved and lied about: what is read is what was written, what is lost is counted."""
 
 import io
 import json

@@ -61,6 +61,12 @@ def clip(seconds: float) -> Clip:
     return made
 
 
+def envelope(wave: np.ndarray) -> np.ndarray:
+    """How loud it is at 200 moments."""
+    loud = np.abs(wave).reshape(-1, 160).mean(1)
+    return np.interp(np.linspace(0, 1, 200), np.linspace(0, 1, len(loud)), loud)
+
+
 def test_nothing_is_changed_unless_asked_for() -> None:
     one = clip(1.0)
     assert Perturbation().of(one, MelConfig(), 4, np.random.default_rng(0)) is one
@@ -75,9 +81,12 @@ def test_faster_speech_is_shorter_and_its_tokens_are_those_spoken_at_that_moment
         assert len(changed.wave) == 640 * length and 41 <= length <= 63
         spoken = (np.arange(length) + 0.5) * 50 / length
         assert np.abs(changed.tokens + 0.5 - spoken).max() <= 0.5
+
         # The same speech: its envelope, read at the changed pace, is that of the clip.
         def loud(wave: np.ndarray) -> np.ndarray:
-            return np.interp(np.linspace(0, 1, 200), np.linspace(0, 1, len(wave) // 160), np.abs(wave).reshape(-1, 160).mean(1))
+            return np.interp(
+                np.linspace(0, 1, 200), np.linspace(0, 1, len(wave) // 160), np.abs(wave).reshape(-1, 160).mean(1)
+            )
 
         assert np.corrcoef(loud(changed.wave), loud(one.wave))[0, 1] > 0.9
     assert len(lengths) > 5
@@ -93,5 +102,5 @@ def test_levels_go_down_by_no_more_than_was_said() -> None:
 
 
 def test_perturbations_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="speed 0.9 and level_db 0.0: wanted 0 to 0.5"):
+    with pytest.raises(ValueError, match=r"speed 0.9 and level_db 0.0: wanted 0 to 0.5"):
         Perturbation(speed=0.9)

@@ -1,4 +1,4 @@
-"""Sets that lie elsewhere: brought by a web server or a command, kept in a cache that stays small, asked for again."""
+"""Sets that lie elsewhere: brought by a server or a command, kept in a cache that stays small, asked for again."""
 
 import shutil
 import threading
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="WebDataset
 class Flaky(SimpleHTTPRequestHandler):
     """Serves a folder, but breaks off the first tar when it is asked for the first time."""
 
-    asked: list[str] = []
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         """Answers."""
@@ -83,7 +84,7 @@ def test_the_cache_stays_below_its_size_and_keeps_what_was_used_last(shards: Sha
 
 def test_what_cannot_be_had_is_asked_for_again_and_then_named(shards: ShardSet) -> None:
     store = Store("pipe:false {}", attempts=3, delay=0.0)
-    with pytest.raises(FileNotFoundError, match="pipe:false manifest.json could not be read in 3 attempts"):
+    with pytest.raises(FileNotFoundError, match=r"pipe:false manifest.json could not be read in 3 attempts"):
         store.path("manifest.json")
     with pytest.raises(ValueError, match=r"wanted \{\} in the command"):
         Store("pipe:cat set/manifest.json")

@@ -76,5 +76,5 @@ def test_another_training_has_another_name_and_a_folder_without_one_is_named(fol
     torch.save(model.state_dict(), tmp_path / "embedding_model.ckpt")
     assert PretrainedECAPA(str(tmp_path)).name != PretrainedECAPA(str(folder)).name
     (tmp_path / "hyperparams.yaml").unlink()
-    with pytest.raises(FileNotFoundError, match="no hyperparams.yaml in"):
+    with pytest.raises(FileNotFoundError, match=r"no hyperparams.yaml in"):
         PretrainedECAPA(str(tmp_path))

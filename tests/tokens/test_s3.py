@@ -1,5 +1,6 @@
 """S3 tokens from weights on disk: as many as their law says, the same in a batch as alone, of any length."""
 
+import math
 import pickle
 from pathlib import Path
 
@@ -15,7 +16,7 @@ s3tokenizer = pytest.importorskip("s3tokenizer")
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the package's own format, in a folder whose name its `load_model` takes for another model."""
+    """Random weights in the package's own format, in a folder whose name its `load_model` is misled by."""
     from s3tokenizer.model_v2 import S3TokenizerV2
 
     torch.manual_seed(0)
@@ -36,7 +37,7 @@ def test_there_are_as_many_tokens_as_their_law_says(s3: Tokenizer, samples: int)
     (tokens,) = s3.encode([wave])
 
     def law(count: int) -> int:
-        return -(-(-(-(count // 160) // 2)) // 2)
+        return math.ceil(math.ceil(count // 160 / 2) / 2)
 
     pieces = [min(480000, samples - start) for start in range(0, samples, 480000)]
     assert len(tokens) == sum(law(each) for each in pieces)

@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from sf_lightning.data.shards import ShardSet
 
 FIT = [sys.executable, "-m", "sf_lightning.cli.fit"]
@@ -79,7 +77,12 @@ def test_a_rank_whose_shards_all_fail_stops_all_with_one_line(
     shutil.copytree(shards.folder, folder)
     for name in ("shard-000001.tar", "shard-000002.tar", "shard-000004.tar"):
         (folder / name).write_bytes(b"")
-    more = ["--trainer.max_steps=1000", "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    more = [
+        "--trainer.max_steps=1000",
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    ]
     command = [*FIT, *arguments(folder, tmp_path / "run", *more, f"--data.val={shards.folder}")]
     # The time limit is the claim: without it a rank that waits for the other would do so for half an hour.
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=150)

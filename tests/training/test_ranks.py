@@ -1,4 +1,4 @@
-"""Several ranks train as one does: the same global batches, the same losses, and a checkpoint that knows all lanes."""
+"""Several ranks train as one does: the same global batches and losses, and a checkpoint that knows all lanes."""
 
 import json
 import math
@@ -82,7 +82,9 @@ def test_shards_of_any_size_and_fewer_than_workers_never_let_a_rank_wait(
     shards: ShardSet, tmp_path: Path, samples: list[int]
 ) -> None:
     audio = sorted((Path(shards.folder).parent / "audio").rglob("*.wav"))
-    units: list[Unit] = [FileUnit(f"shard-{i:06d}", audio[0].parents[1], tuple(audio[:n])) for i, n in enumerate(samples)]
+    units: list[Unit] = [
+        FileUnit(f"shard-{i:06d}", audio[0].parents[1], tuple(audio[:n])) for i, n in enumerate(samples)
+    ]
     tokenizer = load_tokenizer(Path(shards.folder).parent / "kmeans-50.npz")
     build(units, tmp_path / "set", Recipe(tokenizer, shard_samples=10))
     steps = train(tmp_path / "run", ShardSet(tmp_path / "set"), 2, 6, lanes=4, num_workers=2)

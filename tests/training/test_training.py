@@ -143,7 +143,9 @@ def test_the_loss_of_a_step_is_the_mean_of_its_packs_alone(shards: ShardSet) -> 
     alone = []
     for number in range(2):
         shape = PackShape(8, 24, 4, 8, shards.manifest.mel)
-        one = Batch.of_packs([next(pack(Lane([shards], number, Reading(0, 2, 4000)).draws(LaneState()), shape, number))])
+        one = Batch.of_packs(
+            [next(pack(Lane([shards], number, Reading(0, 2, 4000)).draws(LaneState()), shape, number))]
+        )
         alone.append(module._losses(one, module._draw(one)).mean())
     together = module._losses(both, module._draw(both)).mean()
     torch.testing.assert_close(together, (alone[0] + alone[1]) / 2, atol=1e-5, rtol=1e-5)

@@ -285,8 +285,8 @@ def inspect(shards: str, read: int = 4) -> None:
             np.add.at(used, read_tokens(raw["tokens.npy"], len(used)), 1)
     share = used[used > 0] / max(1, used.sum())
     print(
-        f"tokens in {len(chosen)} of {len(manifest.shards)} shards: {np.count_nonzero(used)} of {len(used)} codes "
-        f"used, perplexity {np.exp(-(share * np.log(share)).sum()):.0f}, the most frequent is {share.max(initial=0):.1%}"
+        f"tokens in {len(chosen)} of {len(manifest.shards)} shards: {np.count_nonzero(used)} of {len(used)} "
+        f"codes used, perplexity {np.exp(-(share * np.log(share)).sum()):.0f}, largest {share.max(initial=0):.1%}"
     )
 
 

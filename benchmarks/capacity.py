@@ -54,8 +54,8 @@ def page(rates: dict[str, float], utilisation: float, flac_bytes: float, tokeniz
         "Computed by `benchmarks/capacity.py` from `benchmarks/loader.py`; do not edit. Measured, on one core: "
         f"{rates['rate_mp3']:.0f} audio seconds a second from mp3 and {rates['rate_flac']:.0f} from flac (16 kHz, "
         "decoded, cut, packed, with a reference crop for each piece). Emilia's mp3 is at 24 kHz and is "
-        f"resampled too: {rates['rate_mp3_24k']:.0f}. Arithmetic: one A100 at {utilisation:.0%} of its 312 TFLOP/s trains "
-        f"the network of 333 M on {each:.0f} audio seconds a second.",
+        f"resampled too: {rates['rate_mp3_24k']:.0f}. Arithmetic: one A100 at {utilisation:.0%} of its 312 TFLOP/s "
+        f"trains the network of 333 M on {each:.0f} audio seconds a second.",
         "",
         "| | 16 A100s | 64 A100s |",
         "|---|---|---|",
@@ -82,13 +82,13 @@ def page(rates: dict[str, float], utilisation: float, flac_bytes: float, tokeniz
         "",
         f"Clips of {CLIP_SECONDS:g} s make {clips / 1e6:.0f} million samples; in shards of 1,000 that is "
         f"{clips / 1000:,.0f} shards of {shard / 1e6:.0f} MB. The build reads everything once: {decode:,.0f} "
-        f"core hours to decode, and tokens at {tokenize:,.0f} times real time on a GPU (assumed; `sf-shards build` shows "
-        f"yours, `--tokenize` takes it) {seconds / tokenize / 3600:,.0f} GPU hours, "
+        f"core hours to decode, and tokens at {tokenize:,.0f} times real time on a GPU (assumed; `sf-shards build` "
+        f"shows yours, `--tokenize` takes it) {seconds / tokenize / 3600:,.0f} GPU hours, "
         f"{seconds / tokenize / 3600 / 64:.1f} h in 64 jobs.",
         "",
         f"What breaks first: one loader core gives {rates['rate_mp3_24k'] / each:.1f} times what an A100 takes "
-        f"from mp3, and {rates['rate_flac'] / each:.1f} times from flac: with one core a GPU {verdict}. Then the shared "
-        f"disk, which must give {speeds[0] * formats[EMILIA] / 1e6:.0f} MB/s to 16 GPUs, in sequential reads of "
+        f"from mp3, and {rates['rate_flac'] / each:.1f} times from flac: with one core a GPU {verdict}. Then the "
+        f"shared disk, which must give {speeds[0] * formats[EMILIA] / 1e6:.0f} MB/s to 16 GPUs, in sequential reads of "
         f"whole shards. A group of four shards takes {4 * shard / 1e6:.0f} MB of memory for each lane.",
     ]
     return "\n".join(lines) + "\n"

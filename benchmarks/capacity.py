@@ -88,8 +88,8 @@ def page(rates: dict[str, float], utilisation: float, flac_bytes: float, tokeniz
         "",
         f"What breaks first: one loader core gives {rates['rate_mp3_24k'] / each:.1f} times what an A100 takes "
         f"from mp3, and {rates['rate_flac'] / each:.1f} times from flac: with one core a GPU {verdict}. Then the "
-        f"shared disk, which must give {speeds[0] * formats[EMILIA] / 1e6:.0f} MB/s to 16 GPUs, in sequential reads "
-        f"of whole shards. A group of four shards takes {4 * shard / 1e6:.0f} MB of memory for each lane.",
+        f"shared disk, which must give {speeds[0] * formats[EMILIA] / 1e6:.0f} MB/s to 16 GPUs, in sequential "
+        f"reads of whole shards. A group of four shards takes {4 * shard / 1e6:.0f} MB of memory for each lane.",
     ]
     return "\n".join(lines) + "\n"
 

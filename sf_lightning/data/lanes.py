@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
     Attributes:
         epoch: Times it has begun its shards.
-        sample: The next sample, counted within the lane's epoch.
+        sample: The next sample, counted within the lane's epoch; past its last one the next epoch begins.
     """
 
     epoch: int = 0
@@ -141,19 +141,19 @@ class Lane:
             random = np.random.default_rng([self.reading.seed, self.lane, turn, 2])
             which = int(random.choice(len(streams), p=self.chances)) if len(streams) > 1 else 0
             found = next(streams[which])
+            places[which] = found.place
             before = replace(state, places=tuple(places), turn=turn, block=block)
-            places[which], turn, block = found.after, turn + 1, 0
-            yield Drawn(
-                found.clip, found.reference, before, replace(before, places=tuple(places), turn=turn, block=0)
-            )
+            places[which], turn, block = Place(found.place.epoch, found.place.sample + 1), turn + 1, 0
+            after = replace(before, places=tuple(places), turn=turn, block=0)
+            yield Drawn(found.clip, found.reference, before, after)
 
 
 class _Found(NamedTuple):
-    """A clip of a set, a crop of its speaker, and the place after it."""
+    """A clip of a set, a crop of its speaker, and where it lies."""
 
     clip: Clip
     reference: Wave
-    after: Place
+    place: Place
 
 
 class _Name(NamedTuple):
@@ -237,7 +237,7 @@ class _Strand:
             else:
                 manifest, random = self.shards.manifest, self._random(epoch, self.lane, start + place, 3)
                 clip = self.reading.perturbation.of(clip, manifest.mel, manifest.tokenizer.frames_per_token, random)
-                yield _Found(clip, reference, Place(epoch, start + place + 1))
+                yield _Found(clip, reference, Place(epoch, start + place))
 
     def _decode(self, raw: Raw) -> Clip:
         manifest = self.shards.manifest

@@ -257,9 +257,11 @@ def build_unit(unit: Unit, partial: Path, recipe: Recipe) -> Report:
         if (partial / f"{name}.json").is_file():
             continue
         writer, skipped = ShardWriter(partial, name), Counter[str]()
-        for sample in _samples(run, recipe, skipped, report.said):
+        said: list[str] = []
+        for sample in _samples(run, recipe, skipped, said):
             writer.add(sample)
             report.seconds += sample.seconds
+        report.said += [f"skipped for {name}: {line}" for line in said]
         writer.close(skipped)
     replace_file(_mark(partial, unit), json.dumps(names).encode())
     return report
@@ -286,7 +288,7 @@ def _samples(run: Sequence[Source], recipe: Recipe, skipped: Counter[str], said:
             yield source, wave
         except BadSample as error:
             skipped[error.cause] += 1
-            said.append(f"skipped {source.key}: {error}")
+            said.append(f"{source.key}.{source.suffix}: {error}")
 
     pairs = (pair for source in run for pair in usable(source))
     while batch := list(islice(pairs, recipe.at_once)):
@@ -300,7 +302,7 @@ def _samples(run: Sequence[Source], recipe: Recipe, skipped: Counter[str], said:
                 read_x_vector(x_vector, recipe.speaker.width)
             except BadSample as error:
                 skipped[error.cause] += 1
-                said.append(f"skipped {source.key}: {error}")
+                said.append(f"{source.key}.{source.suffix}: {error}")
             else:
                 yield Sample(source, tokens, x_vector, len(wave) / recipe.mel.sample_rate)
 

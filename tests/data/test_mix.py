@@ -47,9 +47,9 @@ def test_sets_are_drawn_from_by_weight_and_each_in_its_own_order(shards: ShardSe
 
 
 def test_a_mix_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet, other: ShardSet) -> None:
-    whole = packs(mixed([shards, other], [2, 1]), 16)
+    whole = packs(mixed([shards, other], [2, 1]), 26)
     assert max(place.epoch for place in whole[-1].state.places) >= 1
-    for stop in range(15):
+    for stop in range(25):
         (after,) = packs(mixed([shards, other], [2, 1]), 1, whole[stop].state)
         assert same(after, whole[stop + 1])
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def test_damage_is_named_and_repaired(shards: ShardSet, tmp_path: Path, capsys: 
     tar = folder / "shard-000001.tar"
     data = bytearray(tar.read_bytes())
     row = broken.index(1)[2]
-    data[row.offset + 512 + 100] ^= 1  # in the audio of its third clip
+    with tarfile.open(tar) as members:
+        data[members.getmember(f"{row.key}.wav").offset_data + 1000] ^= 1
     tar.write_bytes(data)
     (folder / "shard-000003.tar").write_bytes(b"")
     with pytest.raises(SystemExit):

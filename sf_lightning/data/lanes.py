@@ -102,6 +102,11 @@ class Reading:
     max_bad_share: float = 0.1
     perturbation: Perturbation = Perturbation()
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_share < 1:
+            # At 1, a lane whose samples are all broken would look for a good one for ever.
+            raise ValueError(f"data.max_bad_share is {self.max_bad_share}: wanted 0 or more, and less than 1")
+
 
 class Lane:
     """One lane of an endless, shuffled stream over one shard set or several.

@@ -15,6 +15,9 @@ from sf_lightning.tokens.base import TokenizerSpec, Tokens
 
 MODEL = "speech_tokenizer_v2_25hz"
 VOCABULARY, FRAMES_PER_TOKEN = 6561, 4
+HOP_LENGTH = 160
+MIN_SAMPLES = 201
+"""Shorter pieces are padded: the edges of the mel are a reflection of 200 samples. It is still one frame."""
 MAX_SAMPLES = 30 * 16000
 """Longer waves are cut: beyond 30 s the package's own windows lose tokens (its issue 53)."""
 
@@ -60,11 +63,16 @@ class S3Tokenizer:
         from s3tokenizer.utils import padding
 
         pieces = [torch.from_numpy(piece) for wave in waves for piece in _pieces(wave)]
+        if not pieces:
+            return [np.zeros(0, np.int64) for _ in waves]
         mels, lengths = padding([log_mel_spectrogram(piece) for piece in pieces])
         codes, counts = self.model.quantize(mels.to(self.device), lengths.to(self.device))
         found = iter(code[:count].cpu().numpy().astype(np.int64) for code, count in zip(codes, counts, strict=True))
-        return [np.concatenate([next(found) for _ in _pieces(wave)]) for wave in waves]
+        return [np.concatenate([next(found) for _ in _pieces(wave)] or [np.zeros(0, np.int64)]) for wave in waves]
 
 
 def _pieces(wave: Wave) -> list[Wave]:
-    return [wave[start : start + MAX_SAMPLES] for start in range(0, len(wave), MAX_SAMPLES)]
+    """Cuts a wave; what is left behind whole pieces may be too short for a frame, or for the mel's padding."""
+    pieces = [wave[start : start + MAX_SAMPLES] for start in range(0, len(wave), MAX_SAMPLES)]
+    pieces = [piece for piece in pieces if len(piece) >= HOP_LENGTH]
+    return [np.pad(piece, (0, max(0, MIN_SAMPLES - len(piece)))) for piece in pieces]

@@ -159,6 +159,11 @@ def test_too_many_broken_samples_stop_the_run_with_causes_and_knob(shards: Shard
         list(islice(lane(broken).draws(LaneState()), 100))
 
 
+def test_a_share_that_would_never_stop_a_run_is_refused(shards: ShardSet) -> None:
+    with pytest.raises(ValueError, match=r"max_bad_share is 1.0: wanted 0 or more, and less than 1"):
+        lane(shards, max_bad_share=1.0)
+
+
 def test_a_set_without_one_good_sample_stops_too(shards: ShardSet, tmp_path: Path) -> None:
     broken = copy_of(shards, tmp_path / "set")
     for info in broken.manifest.shards:

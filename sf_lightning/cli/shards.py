@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli.errors import one_line_errors
-from sf_lightning.data.corpus import Filters, Unit, find_units
+from sf_lightning.data.corpus import Filters, Unit, clean_key, find_units
 from sf_lightning.data.sample import audio_of, read_tokens
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.verify import Problem, verify_shard
@@ -75,9 +75,7 @@ def build(
     target, mel, (number, of) = Path(out), MelConfig(), _part(part)
     if target.exists():
         raise FileExistsError(f"{target} is there already: delete it or give another --out")
-    for name, value in (("shard_samples", shard_samples), ("processes", processes), ("at_once", at_once)):
-        if value < 1:
-            raise ValueError(f"--{name} is {value}: wanted 1 or more")
+    _require_positive(shard_samples=shard_samples, processes=processes, at_once=at_once, vocabulary=vocabulary)
     units = find_units(Path(audio), shard_samples)
     blocked = Path(blocked_speakers).read_text().split("\n") if blocked_speakers else []
     recipe = Recipe(
@@ -101,11 +99,19 @@ def build(
         _describe(target, manifest)
 
 
+def _require_positive(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}: wanted 1 or more")
+
+
 def _part(text: str) -> tuple[int, int]:
     try:
         number, of = (int(each) for each in text.split("/"))
     except ValueError:
         raise ValueError(f"--part is {text!r}: wanted two numbers, such as 3/64") from None
+    if of < 1:
+        raise ValueError(f"--part is {text}: wanted at least one part, such as 1/1")
     if not 1 <= number <= of:
         raise ValueError(f"--part is {text}: wanted 1/{of} to {of}/{of}")
     return number, of
@@ -169,6 +175,7 @@ def fit(audio: str, out: str, vocabulary: int = 1024) -> None:
         out: File to write, a `.npz`.
         vocabulary: Codes.
     """
+    _require_positive(vocabulary=vocabulary)
     if Path(out).suffix != ".npz":
         raise ValueError(f"--out {out}: wanted a name that ends in .npz")
     fit_tokenizer(find_units(Path(audio), 100), vocabulary, MelConfig()).save(Path(out))
@@ -229,6 +236,7 @@ def sample(shards: str, out: str, count: int = 5, seed: int = 0) -> None:
         count: How many, drawn evenly from all.
         seed: Of the draw.
     """
+    _require_positive(count=count)
     held, folder = ShardSet(shards), Path(out)
     drawn = set(np.random.default_rng(seed).permutation(held.samples)[:count].tolist())
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,9 +247,10 @@ def sample(shards: str, out: str, count: int = 5, seed: int = 0) -> None:
         for raw in held.read(number) if wanted else ():
             if raw["__key__"] in wanted:
                 suffix, audio = audio_of(raw)
-                for name, data in ((suffix, audio), ("json", raw["json"])):
-                    (folder / f"{raw['__key__']}.{name}").write_bytes(data)
-                print(folder / f"{raw['__key__']}.{suffix}")
+                key = clean_key(raw["__key__"])  # a set made by others may have keys that leave the folder
+                for name, data in ((suffix, audio), ("json", raw.get("json", b"{}"))):
+                    (folder / f"{key}.{name}").write_bytes(data)
+                print(folder / f"{key}.{suffix}")
 
 
 def inspect(shards: str, read: int = 4) -> None:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from sf_lightning.data.corpus import Source
 from sf_lightning.data.sample import BadSample, Raw, audio_of, decode_clip, read_tokens
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.writer import Sample, ShardWriter, replace_file
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,14 @@ def _reason_against(shards: ShardSet, raw: Raw) -> str | None:
     return None
 
 
+def _known(shards: ShardSet, number: int) -> Iterator[Raw]:
+    """Yields the samples that are what was written; none where the index, which knows what was, is gone."""
+    try:
+        yield from shards.read(number)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s is given up, its index cannot be read: %s", shards.manifest.shards[number].name, error)
+
+
 def repair(shards: ShardSet, numbers: Iterable[int]) -> int:
     """Writes shards again without their broken samples, and the manifest after them.
 
@@ -87,7 +98,7 @@ def repair(shards: ShardSet, numbers: Iterable[int]) -> int:
     infos = list(manifest.shards)
     for number in numbers:
         writer = ShardWriter(folder, Path(infos[number].name).stem)
-        for raw in shards.read(number):
+        for raw in _known(shards, number):
             if not _reason_against(shards, raw):
                 (suffix, audio), fields = audio_of(raw), json.loads(raw["json"])
                 tokens = read_tokens(raw["tokens.npy"], manifest.tokenizer.vocabulary)

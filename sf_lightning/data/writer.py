@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -44,6 +45,10 @@ from sf_lightning.tokens.kmeans import KMeansTokenizer
 
 MAX_FIT_SECONDS = 2 * 3600
 """K-means is fitted, and the look-up table made, on no more speech than this, spread over the corpus."""
+
+
+SECONDS_BETWEEN_LINES = 60.0
+"""How often a build without a terminal says how far it is."""
 
 
 class SpeakerEncoder(Protocol):
@@ -210,15 +215,25 @@ def _work(units: Sequence[Unit], partial: Path, recipe: Recipe, processes: int, 
     )
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task(title, total=len(units), hours=0.0, rate=0.0)
-        seconds = 0.0
+        seconds, said_at = 0.0, 0.0
 
         def done(report: "Report") -> None:
-            nonlocal seconds
+            nonlocal seconds, said_at
             seconds += report.seconds
             for line in report.said:
                 progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
             elapsed = progress.tasks[task].elapsed or 1e-9
-            progress.update(task, advance=1, hours=seconds / 3600, rate=seconds / elapsed)
+            hours, rate = seconds / 3600, seconds / elapsed
+            progress.update(task, advance=1, hours=hours, rate=rate)
+            # The log of a job shows no bar: a line a minute instead.
+            if not progress.console.is_terminal and elapsed - said_at > SECONDS_BETWEEN_LINES:
+                said_at, count = elapsed, progress.tasks[task].completed
+                left = elapsed * (len(units) - count) / count / 3600
+                print(
+                    f"{title}: {count:.0f} of {len(units)}, {hours:.1f} h of speech, {rate:.0f} x real time, "
+                    f"{left:.1f} h left",
+                    flush=True,
+                )
 
         if processes == 1:
             for unit in units:
@@ -226,7 +241,7 @@ def _work(units: Sequence[Unit], partial: Path, recipe: Recipe, processes: int, 
             return
         # Not forked: torch's threads do not survive a fork.
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, spawn, _one_thread) as pool:
+        with ProcessPoolExecutor(processes, spawn, _begin_process) as pool:
             futures = [pool.submit(build_unit, unit, partial, recipe) for unit in units]
             try:
                 for future in futures:
@@ -236,8 +251,17 @@ def _work(units: Sequence[Unit], partial: Path, recipe: Recipe, processes: int, 
                 raise
 
 
-def _one_thread() -> None:
+def _begin_process() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: a pool whose owner was killed waits for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @dataclass
@@ -388,6 +412,15 @@ class ShardWriter:
 
 def _finish(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> Manifest:
     """Writes the manifest of a build whose units are all there, and gives the set its name."""
+    try:
+        return _gather(partial, out, units, recipe)
+    except FileNotFoundError:
+        if not (out / "manifest.json").is_file():
+            raise
+        return Manifest.load(out)  # another job has ended at the same time and was quicker
+
+
+def _gather(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> Manifest:
     names = [name for unit in units for name in json.loads(_mark(partial, unit).read_text())]
     indices = [json.loads((partial / f"{name}.json").read_text()) for name in names]
     skipped = Counter[str]()
@@ -408,11 +441,7 @@ def _finish(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> 
     # The marks, and what killed jobs have left half-written.
     for path in [*partial.glob("*.done"), *partial.glob(".*"), partial / "build.json"]:
         path.unlink(missing_ok=True)
-    try:
-        partial.rename(out)
-    except FileNotFoundError:
-        if not out.exists():  # else another job has finished it a moment ago
-            raise
+    partial.rename(out)
     return manifest
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import soundfile
 
 from sf_lightning.cli.shards import main
+from sf_lightning.data import writer
 from sf_lightning.data.corpus import Filters, TarUnit, clean_key, find_units
 from sf_lightning.data.shards import ShardSet, checksum
 from sf_lightning.data.writer import Recipe, build, build_unit
@@ -109,14 +111,21 @@ def test_filters_leave_clips_out_and_count_them(
     assert sum(info.samples for info in manifest.shards) == left
 
 
-def test_parts_and_processes_give_the_bytes_of_one_job(recipe: Recipe, tmp_path: Path) -> None:
+def test_parts_give_the_bytes_of_one_job(recipe: Recipe, tmp_path: Path) -> None:
     units = find_units(emilia(tmp_path / "emilia"), 3)
     build(units, tmp_path / "one", recipe)
-    build(units, tmp_path / "processes", recipe, processes=2)
     assert build(units, tmp_path / "parts", recipe, part=(2, 2)) is None
     assert not (tmp_path / "parts").exists()
     assert build(units, tmp_path / "parts", recipe, part=(1, 2)) is not None
-    assert files(tmp_path / "one") == files(tmp_path / "processes") == files(tmp_path / "parts")
+    assert files(tmp_path / "one") == files(tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_processes_give_the_bytes_of_one(recipe: Recipe, tmp_path: Path) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    build(units, tmp_path / "one", recipe)
+    build(units, tmp_path / "two", recipe, processes=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
 def test_a_build_that_was_stopped_goes_on_after_the_last_whole_shard(recipe: Recipe, tmp_path: Path) -> None:
@@ -136,6 +145,33 @@ def test_a_build_that_was_stopped_goes_on_after_the_last_whole_shard(recipe: Rec
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
+def test_a_build_in_a_job_says_in_its_log_how_far_it_is(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "SECONDS_BETWEEN_LINES", 0.0)
+    build(find_units(emilia(tmp_path / "emilia"), 3), tmp_path / "set", recipe)
+    said = capsys.readouterr().out
+    assert re.search(r"writing .*set: 1 of 2, 0\.0 h of speech, \d+ x real time, 0\.0 h left", said), said
+
+
+def test_jobs_that_end_at_the_same_time_are_both_content(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units, look_up = find_units(emilia(tmp_path / "emilia"), 3), writer.look_up
+
+    def slow(shards: ShardSet) -> np.ndarray:
+        # While this job makes the table, another one ends the set.
+        monkeypatch.setattr(writer, "look_up", look_up)
+        assert build(units, tmp_path / "set", recipe) is not None
+        return look_up(shards)
+
+    monkeypatch.setattr(writer, "look_up", slow)
+    assert build(units, tmp_path / "set", recipe) == ShardSet(tmp_path / "set").manifest
+    assert not (tmp_path / "set.partial").exists()
+    build(units, tmp_path / "alone", recipe)
+    assert files(tmp_path / "set") == files(tmp_path / "alone")
+
+
 def test_a_build_cannot_go_on_with_other_options(recipe: Recipe, tmp_path: Path) -> None:
     units = find_units(emilia(tmp_path / "emilia"), 3)
     build(units, tmp_path / "set", recipe, part=(1, 2))
@@ -144,21 +180,37 @@ def test_a_build_cannot_go_on_with_other_options(recipe: Recipe, tmp_path: Path)
         build(units, tmp_path / "set", other, part=(2, 2))
 
 
-def test_a_sigkill_in_the_middle_costs_nothing_but_the_shard_it_hit(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_sigkill_in_the_middle_costs_nothing_but_the_shards_it_hit_and_leaves_no_process(
+    shards: ShardSet, tmp_path: Path
+) -> None:
     tokens = shards.folder.parent / "kmeans-50.npz"
     say = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--tokenizer={tokens}", "--shard_samples=1"]
     main([*say, f"--out={tmp_path / 'whole'}"])
-    command = [sys.executable, "-m", "sf_lightning.cli.shards", *say, f"--out={tmp_path / 'set'}"]
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    partial = tmp_path / "set.partial"
-    deadline = time.monotonic() + 60
+    say.append(f"--out={tmp_path / 'set'}")
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "sf_lightning.cli.shards", *say, "--processes=2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    partial, deadline = tmp_path / "set.partial", time.monotonic() + 120
     while len(list(partial.glob("*.tar"))) < 4 and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(killed.pid)], capture_output=True, text=True)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert not (tmp_path / "set").exists() and len(list(partial.glob("*.json"))) >= 3
-    main([*say, f"--out={tmp_path / 'set'}"])
+    assert not (tmp_path / "set").exists() and len(list(partial.glob("*-*.json"))) >= 2
+    pids = [int(pid) for pid in children.stdout.split()]
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(pids) >= 2 and not any(alive(pid) for pid in pids)
+    main(say)
     assert files(tmp_path / "set") == files(tmp_path / "whole")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs."""
+    said = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(said) and not said.startswith("Z")
 
 
 def test_tokens_made_elsewhere_are_taken_as_they_are_and_checked(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def test_a_manifest_that_lies_and_an_index_that_is_gone_are_named(shards: ShardS
     again = ShardSet(broken.folder)
     assert "5 samples in the index, the manifest has 6" in str(verify_shard(again, 0)[0])
     assert "cannot be read" in str(verify_shard(again, 2)[0])
+    assert repair(again, [0, 2]) == 6 and again.samples == 24  # one that never was, and the five of that shard
+    assert not any(verify_shard(ShardSet(broken.folder), number) for number in range(4))
 
 
 def test_a_set_that_lies_elsewhere_is_not_repaired(shards: ShardSet) -> None:
@@ -93,6 +95,8 @@ def test_the_command_builds_in_parts_and_asks_for_what_it_needs(
     for args, said in (
         (["--part=3"], "--part is '3': wanted two numbers, such as 3/64"),
         (["--part=3/2"], "wanted 1/2 to 2/2"),
+        (["--part=1/0"], "wanted at least one part"),
+        (["--vocabulary=0"], "--vocabulary is 0: wanted 1 or more"),
         (["--part=1/2"], "jobs that share the work must share it too"),
         (["--tokenizer=precomputed"], "needs --vocabulary"),
         (["--processes=0"], "--processes is 0: wanted 1 or more"),

@@ -86,7 +86,7 @@ def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
     assert (run / "checkpoints" / "last.ckpt").is_file() and list(run.glob("checkpoints/best-*.ckpt"))
     assert list(run.glob("wandb/offline-run-*/*.wandb"))
     samples = run / "samples" / "step-000004"
-    assert len(list(samples.glob("*.png"))) == 2
+    assert len(list(samples.glob("*.png"))) == 3  # two clips, and how the streams went
     for path in samples.glob("*.wav"):
         assert soundfile.info(path).samplerate == 16000
     summary = (run / "summary.md").read_text()

@@ -9,8 +9,9 @@ from bigvgan import BigVGAN
 from bigvgan.env import AttrDict
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.corpus import find_units
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.data.writer import build, find_audio, fit_tokenizer
+from sf_lightning.data.writer import Recipe, build, fit_tokenizer
 from tests.helpers import BIGVGAN, write_corpus
 
 
@@ -18,10 +19,10 @@ from tests.helpers import BIGVGAN, write_corpus
 def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """A shard set of 23 clips in 5 shards, with k-means tokens of 50 codes."""
     folder = tmp_path_factory.mktemp("shards")
-    sources = find_audio(write_corpus(folder / "audio", clips=23))
-    tokenizer = fit_tokenizer(sources, 50, MelConfig())
+    units = find_units(write_corpus(folder / "audio", clips=23), 5)
+    tokenizer = fit_tokenizer(units, 50, MelConfig())
     tokenizer.save(folder / "kmeans-50.npz")
-    build(sources, folder / "set", tokenizer, shard_samples=5)
+    build(units, folder / "set", Recipe(tokenizer, shard_samples=5))
     return ShardSet(folder / "set")
 
 

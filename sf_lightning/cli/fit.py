@@ -63,8 +63,7 @@ class RecordRun(SaveConfigCallback):
             "config": config,
             "commit": _commit(),
             "shards": {
-                str(each.folder): [shard.digest for shard in each.manifest.shards]
-                for each in (datamodule.train, datamodule.val)
+                str(each.folder): [shard.digest for shard in each.manifest.shards] for each in datamodule.sets
             },
             "layout_picture": layout.picture(),
             "field_back": layout.field.back,

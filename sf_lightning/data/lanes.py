@@ -1,23 +1,37 @@
 """The order of samples: a pure function of (seed, epoch, lane) that does not know the world size.
 
 A run has V fixed *lanes*; ranks and workers own whole lanes, and a step takes one pack of each. In every
-epoch the shards are permuted and dealt to the lanes; a lane reads its shards in groups, from start to end,
-and permutes the samples within a group. There is no buffer with a hidden state: a lane resumes from four
-numbers, having read nothing but the group it is in.
+epoch the shards of a set are permuted and dealt to the lanes; a lane reads its shards in groups, from start to
+end, and permutes the samples within a group. Where sets are mixed, whose turn it is is drawn by weight. There is
+no buffer with a hidden state: a lane resumes from a few numbers, having read nothing but the groups it is in.
 """
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from sf_lightning.audio.wave import Wave
-from sf_lightning.data.sample import BadSample, Clip, Raw, decode_clip, reference_crop, speaker_of
+from sf_lightning.data.perturb import Perturbation
+from sf_lightning.data.sample import BadSample, Clip, Raw, crop_of, decode_clip, reference_crop, speaker_of
 from sf_lightning.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Where a lane stands in one set.
+
+    Attributes:
+        epoch: Times it has begun its shards.
+        sample: The next sample, counted within the lane's epoch; past its last one the next epoch begins.
+    """
+
+    epoch: int = 0
+    sample: int = 0
 
 
 @dataclass(frozen=True)
@@ -25,25 +39,33 @@ class LaneState:
     """Where a lane stands.
 
     Attributes:
-        epoch: Times this lane has begun its shards.
-        sample: The next sample, counted within the lane's epoch.
-        block: Blocks of that sample that are used up already.
+        places: In each set.
+        turn: Clips drawn so far; it keys whose turn it is.
+        block: Blocks of the next clip that are used up already.
         pack: Packs made so far; it keys the noise of training.
     """
 
-    epoch: int = 0
-    sample: int = 0
+    places: tuple[Place, ...] = ()
+    turn: int = 0
     block: int = 0
     pack: int = 0
 
 
 @dataclass
 class Drawn:
-    """A clip that a lane has drawn, and a crop of the same speaker from another clip where there is one."""
+    """A clip that a lane has drawn, and a crop of the same speaker from another clip where there is one.
+
+    Attributes:
+        clip: The clip.
+        reference: The crop, [N].
+        state: Where the lane stood before it.
+        after: Where the lane stands when the clip is used up.
+    """
 
     clip: Clip
     reference: Wave
-    state: LaneState
+    state: LaneState = LaneState()
+    after: LaneState = LaneState()
 
 
 @dataclass(frozen=True)
@@ -58,131 +80,230 @@ class _Part:
         return len(range(self.part, samples, self.of))
 
 
-@dataclass
-class Lane:
-    """One lane of an endless, shuffled stream over a shard set.
+@dataclass(frozen=True)
+class Reading:
+    """How lanes read.
 
     Args:
-        shards: The set.
         seed: Of the order.
-        lane: Number of this lane, 0 .. num_lanes - 1.
         num_lanes: V, the same for the whole life of a run.
         crop_samples: Length of the reference crops.
         x_vector_width: Width of the x-vectors to read; 0 reads none.
         group: Shards whose samples are shuffled together.
         max_bad_share: Stop when more than this share of the samples is broken.
-        skipped: Broken samples by cause, counted while reading.
-
-    Raises:
-        ValueError: if the set has fewer samples than there are lanes.
+        perturbation: Of clips, at random.
     """
 
-    shards: ShardSet
     seed: int
-    lane: int
     num_lanes: int
     crop_samples: int
     x_vector_width: int = 0
     group: int = 4
     max_bad_share: float = 0.1
+    perturbation: Perturbation = Perturbation()
 
     def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_share < 1:
+            # At 1, a lane whose samples are all broken would look for a good one for ever.
+            raise ValueError(f"data.max_bad_share is {self.max_bad_share}: wanted 0 or more, and less than 1")
+
+
+class Lane:
+    """One lane of an endless, shuffled stream over one shard set or several.
+
+    Args:
+        sets: The sets.
+        lane: Number of this lane, 0 .. num_lanes - 1.
+        reading: How.
+        weights: Of each set, how often it is drawn from; by default all alike.
+
+    Attributes:
+        skipped: Broken samples by cause, counted while reading.
+
+    Raises:
+        ValueError: if a set has fewer samples than there are lanes.
+    """
+
+    def __init__(
+        self, sets: Sequence[ShardSet], lane: int, reading: Reading, weights: Sequence[float] | None = None
+    ) -> None:
+        self.lane, self.reading = lane, reading
         self.skipped: Counter[str] = Counter()
-        self.seen = 0
-        if self.shards.samples < self.num_lanes:
-            raise ValueError(
-                f"{self.shards.folder} has {self.shards.samples} samples for {self.num_lanes} lanes: "
-                "lower --data.lanes or build a larger set"
-            )
+        self.strands = [_Strand(each, i, lane, reading, self.skipped) for i, each in enumerate(sets)]
+        weighed = np.asarray(weights or [1.0] * len(sets), np.float64)
+        self.chances = weighed / weighed.sum()
 
     def draws(self, state: LaneState) -> Iterator[Drawn]:
-        """Yields clips without end, from a state on; each carries the state that begins with it.
+        """Yields clips without end, from a state on.
 
         Raises:
             RuntimeError: if too many samples are broken.
         """
+        places = list(state.places) or [Place()] * len(self.strands)
+        streams = [strand.draws(place) for strand, place in zip(self.strands, places, strict=True)]
+        turn, block = state.turn, state.block
         while True:
-            groups = self._groups(state.epoch)
+            random = np.random.default_rng([self.reading.seed, self.lane, turn, 2])
+            which = int(random.choice(len(streams), p=self.chances)) if len(streams) > 1 else 0
+            found = next(streams[which])
+            places[which] = found.place
+            before = replace(state, places=tuple(places), turn=turn, block=block)
+            places[which], turn, block = Place(found.place.epoch, found.place.sample + 1), turn + 1, 0
+            after = replace(before, places=tuple(places), turn=turn, block=0)
+            yield Drawn(found.clip, found.reference, before, after)
+
+
+class _Found(NamedTuple):
+    """A clip of a set, a crop of its speaker, and where it lies."""
+
+    clip: Clip
+    reference: Wave
+    place: Place
+
+
+class _Name(NamedTuple):
+    """Which sample."""
+
+    shard: int
+    key: str
+
+
+@dataclass
+class _Strand:
+    """A lane's way through one set."""
+
+    shards: ShardSet
+    number: int
+    lane: int
+    reading: Reading
+    skipped: Counter[str]
+    seen: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        if self.shards.samples < self.reading.num_lanes:
+            raise ValueError(
+                f"{self.shards.folder} has {self.shards.samples} samples for {self.reading.num_lanes} lanes: "
+                "lower --data.lanes or build a larger set"
+            )
+
+    def draws(self, place: Place) -> Iterator[_Found]:
+        """Yields clips without end; what is broken is passed over, unless it is too much."""
+        epoch, sample = place
+        while True:
             start = 0
-            for number, group in enumerate(groups):
+            for number, group in enumerate(self._groups(epoch)):
                 size = sum(part.size(self._samples(part)) for part in group)
-                if state.sample < start + size:
-                    yield from self._draw_group(group, number, start, state)
-                    # Only the first sample after a resume can be partly used.
-                    state = replace(state, sample=start + size, block=0)
+                if sample < start + size:
+                    yield from self._draw_group(group, (epoch, number), start, sample)
+                    sample = start + size
                 start += size
-            state = replace(state, epoch=state.epoch + 1, sample=0, block=0)
+            epoch, sample = epoch + 1, 0
 
     def _samples(self, part: _Part) -> int:
         return self.shards.manifest.shards[part.shard].samples
 
     def _random(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *key])
+        # The first set's numbers do not change when another is added.
+        return np.random.default_rng([self.reading.seed + self.number, *key])
 
     def _groups(self, epoch: int) -> list[list[_Part]]:
         """The parts of this lane in an epoch, in groups that are shuffled together."""
+        lanes, group = self.reading.num_lanes, self.reading.group
         held = [i for i, shard in enumerate(self.shards.manifest.shards) if shard.samples]
-        of = -(-self.num_lanes // len(held))
-        parts = [_Part(shard, part, of) for shard in held for part in range(of)]
-        order = self._random(epoch).permutation(len(parts))[self.lane :: self.num_lanes]
-        mine = [parts[i] for i in order]
-        return [mine[i : i + self.group] for i in range(0, len(mine), self.group)]
+        of = -(-lanes // len(held))
+        order = self._random(epoch).permutation(len(held) * of)[self.lane :: lanes]
+        mine = [_Part(held[i // of], int(i % of), of) for i in order]
+        return [mine[i : i + group] for i in range(0, len(mine), group)]
 
-    def _draw_group(self, group: list[_Part], number: int, start: int, state: LaneState) -> Iterator[Drawn]:
-        raws: dict[tuple[int, str], Raw] = {}
-        names: list[tuple[int, str]] = []
+    def _draw_group(self, group: list[_Part], key: tuple[int, int], start: int, sample: int) -> Iterator[_Found]:
+        epoch, number = key
+        raws: dict[_Name, Raw] = {}
+        rows: list[tuple[_Name, str]] = []
         for part in group:
-            mine = [row.key for row in self.shards.index(part.shard)][part.part :: part.of]
-            names += [(part.shard, key) for key in mine]
-            wanted = set(mine)
-            raws |= {(part.shard, r["__key__"]): r for r in self.shards.read(part.shard) if r["__key__"] in wanted}
-        by_speaker = defaultdict(list)
-        for name, raw in raws.items():
-            by_speaker[speaker_of(raw)].append(name)
-        order = self._random(state.epoch, self.lane, number).permutation(len(names))
-        for place in range(max(0, state.sample - start), len(names)):
-            name = names[order[place]]
-            here = replace(state, sample=start + place, block=state.block if start + place == state.sample else 0)
+            mine = self.shards.index(part.shard)[part.part :: part.of]
+            rows += [(_Name(part.shard, row.key), row.speaker) for row in mine]
+            wanted = {row.key for row in mine}
+            for raw in self.shards.read(part.shard):
+                if raw["__key__"] in wanted:
+                    raws[_Name(part.shard, raw["__key__"])] = raw
+        order = self._random(epoch, self.lane, number).permutation(len(rows))
+        voices = _Voices(self, raws, [rows[i] for i in order], epoch, start)
+        for place in range(max(0, sample - start), len(order)):
+            name = rows[order[place]][0]
             try:
                 if name not in raws:
-                    raise BadSample("incomplete", "listed in the index, not found in the tar")
-                yield self._draw(raws, name, by_speaker, here)
+                    raise BadSample("damaged", "not in the tar as the index has it")
+                clip = self._decode(raws[name])
+                reference = voices.reference(place, clip)
                 self.seen += 1
             except BadSample as error:
                 self._skip(name, error)
+            else:
+                manifest, random = self.shards.manifest, self._random(epoch, self.lane, start + place, 3)
+                clip = self.reading.perturbation.of(clip, manifest.mel, manifest.tokenizer.frames_per_token, random)
+                yield _Found(clip, reference, Place(epoch, start + place))
 
-    def _draw(
-        self,
-        raws: dict[tuple[int, str], Raw],
-        name: tuple[int, str],
-        by_speaker: dict[str, list[tuple[int, str]]],
-        state: LaneState,
-    ) -> Drawn:
+    def _decode(self, raw: Raw) -> Clip:
         manifest = self.shards.manifest
-        spec, mel = manifest.tokenizer, manifest.mel
-        clip = decode_clip(raws[name], mel, spec.vocabulary, spec.frames_per_token, self.x_vector_width)
-        random = self._random(state.epoch, self.lane, state.sample, 1)
-        others = [other for other in by_speaker[clip.speaker] if other != name] or [name]
-        other = raws[others[random.integers(len(others))]]
-        try:
-            reference = reference_crop(other, mel, self.crop_samples, random)
-        except BadSample:
-            # The clip itself is good: a broken neighbour must not cost it.
-            reference = reference_crop(raws[name], mel, self.crop_samples, random)
-        return Drawn(clip, reference, state)
+        spec = manifest.tokenizer
+        return decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token, self.reading.x_vector_width)
 
-    def _skip(self, name: tuple[int, str], error: BadSample) -> None:
+    def _skip(self, name: _Name, error: BadSample) -> None:
         self.seen += 1
+        self.bad[error.cause] += 1
         self.skipped[error.cause] += 1
-        shard = self.shards.manifest.shards[name[0]].name
-        log.warning("skipped %s in %s: %s", name[1], self.shards.folder / shard, error)
-        bad = self.skipped.total()
-        if self.seen >= 20 and bad > self.max_bad_share * self.seen:
+        shard = self.shards.manifest.shards[name.shard].name
+        log.warning("skipped %s in %s of %s: %s", name.key, shard, self.shards.folder, error)
+        bad = self.bad.total()
+        if self.seen >= 20 and bad > self.reading.max_bad_share * self.seen:
             raise RuntimeError(
                 f"{bad} of {self.seen} samples of {self.shards.folder} are broken "
-                f"({', '.join(f'{cause}: {n}' for cause, n in self.skipped.items())}), the last one {name[1]} "
-                f"in {shard}: mend the set, or raise --data.max_bad_share above {self.max_bad_share}"
+                f"({', '.join(f'{cause}: {n}' for cause, n in self.bad.items())}), the last one {name.key} "
+                f"in {shard}: mend the set, or raise --data.max_bad_share above {self.reading.max_bad_share}"
             )
+
+
+class _Voices:
+    """Finds reference crops in a group of shuffled samples: of the clip of the same speaker that came last.
+
+    So each clip is decoded once, and yet the crop is a pure function of the order: after a resume the clip is
+    looked up again. A speaker's first clip takes its crop from the second, and a single one from itself.
+    """
+
+    def __init__(
+        self, strand: _Strand, raws: dict[_Name, Raw], order: Sequence[tuple[_Name, str]], epoch: int, start: int
+    ) -> None:
+        self.strand, self.raws, self.order, self.epoch, self.start = strand, raws, order, epoch, start
+        self.places: dict[str, list[int]] = defaultdict(list)
+        for place, (_, speaker) in enumerate(order):
+            self.places[speaker].append(place)
+        self.last: dict[str, Wave] = {}
+
+    def reference(self, place: int, clip: Clip) -> Wave:
+        """Returns the crop for the clip at a place, and keeps one of the clip for the speaker's next."""
+        speaker = self.order[place][1]
+        own = self._crop(clip.wave, place)
+        reference = self.last.get(speaker)
+        if reference is None:
+            mine = self.places[speaker]
+            here = mine.index(place)
+            others = [*reversed(mine[:here]), *mine[here + 1 :]]
+            reference = next((crop for each in others if (crop := self._decoded(each)) is not None), own)
+        self.last[speaker] = own
+        return reference
+
+    def _decoded(self, place: int) -> Wave | None:
+        """The crop of the clip at another place, or None if it is broken."""
+        raw = self.raws.get(self.order[place][0])
+        try:
+            return None if raw is None else self._crop(self.strand._decode(raw).wave, place)
+        except BadSample:
+            return None
+
+    def _crop(self, wave: Wave, place: int) -> Wave:
+        random = self.strand._random(self.epoch, self.strand.lane, self.start + place, 1)
+        return crop_of(wave, self.strand.reading.crop_samples, random)
 
 
 def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width: int = 0) -> Iterator[Drawn]:
@@ -207,7 +328,10 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width:
             key = index[i].key
             if key not in by_key:
                 log.warning(
-                    "left %s out: listed in the index of %s, not found there", key, shards.folder / info.name
+                    "left %s of %s in %s out: damaged, not in the tar as the index has it",
+                    key,
+                    info.name,
+                    shards.folder,
                 )
                 continue
             raw = by_key[key]
@@ -216,6 +340,6 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width:
             try:
                 clip = decode_clip(raw, mel, spec.vocabulary, spec.frames_per_token, x_vector_width)
                 reference = reference_crop(same[0], mel, crop_samples, random)
-                yield Drawn(clip, reference, LaneState())
+                yield Drawn(clip, reference)
             except BadSample as error:
-                log.warning("left %s of %s out: %s", key, shards.folder / info.name, error)
+                log.warning("left %s of %s in %s out: %s", key, info.name, shards.folder, error)

@@ -195,9 +195,8 @@ def pack(draws: Iterable[Drawn], shape: PackShape, lane: int = 0, state: LaneSta
             first = end
             if free == 0 or len(pieces) == shape.max_pieces:
                 number += 1
-                after = replace(drawn.state, block=first, pack=number)
-                if first == len(tokens):
-                    after = replace(after, sample=after.sample + 1, block=0)
+                used_up = first == len(tokens)
+                after = replace(drawn.after if used_up else drawn.state, block=0 if used_up else first, pack=number)
                 yield _assemble(pieces, shape, (lane, number - 1), after)
                 pieces, free = [], shape.num_blocks
     if pieces:

@@ -30,7 +30,7 @@ class BadSample(Exception):
 
     Args:
         cause: Short and countable: "undecodable", "silent", "not finite", "too short", "token count", "x-vector",
-            "incomplete".
+            "incomplete", "damaged".
         detail: What came and what was wanted.
     """
 
@@ -58,15 +58,15 @@ class Clip:
     x_vector: NDArray[np.float32]
 
 
-def audio_of(raw: Raw) -> bytes:
-    """Returns the bytes of the sample's audio file.
+def audio_of(raw: Raw) -> tuple[str, bytes]:
+    """Returns suffix and bytes of the sample's audio file.
 
     Raises:
         BadSample: if it has none.
     """
     for suffix in AUDIO_SUFFIXES:
         if suffix[1:] in raw:
-            return raw[suffix[1:]]
+            return suffix[1:], raw[suffix[1:]]
     raise BadSample(
         "incomplete", f"no audio among {', '.join(k for k in raw if not k.startswith('__')) or 'nothing'}"
     )
@@ -105,16 +105,25 @@ def decode_clip(raw: Raw, mel: MelConfig, vocabulary: int, frames_per_token: int
     Raises:
         BadSample: if a part is missing or broken, or tokens and audio are of different length.
     """
-    tokens = _read_tokens(raw, vocabulary)
+    tokens = read_tokens(raw.get("tokens.npy", b""), vocabulary)
     x_vector = read_x_vector(raw.get("speaker.npy", b""), x_vector_width)
-    wave = read_speech(audio_of(raw), mel)
+    wave = fit_to_tokens(read_speech(audio_of(raw)[1], mel), tokens, mel, frames_per_token)
+    return Clip(str(raw["__key__"]), wave, tokens, speaker_of(raw), x_vector)
+
+
+def fit_to_tokens(wave: Wave, tokens: Tokens, mel: MelConfig, frames_per_token: int) -> Wave:
+    """Returns a wave [N] trimmed or zero-padded to its tokens [L], [L * frames_per_token * hop_length].
+
+    Raises:
+        BadSample: if the two are of different length.
+    """
     frames, wanted = len(wave) // mel.hop_length, len(tokens) * frames_per_token
     # A tokenizer that drops a partial token leaves up to frames_per_token - 1 frames, and as many the other way.
     if len(tokens) == 0 or abs(frames - wanted) > MAX_FRAMES_APART:
         raise BadSample("token count", f"{len(tokens)} tokens are {wanted} frames, the audio has {frames}")
     whole = np.zeros(wanted * mel.hop_length, np.float32)
     whole[: len(wave)] = wave[: len(whole)]
-    return Clip(str(raw["__key__"]), whole, tokens, speaker_of(raw), x_vector)
+    return whole
 
 
 def read_x_vector(data: bytes, width: int) -> NDArray[np.float32]:
@@ -136,11 +145,16 @@ def read_x_vector(data: bytes, width: int) -> NDArray[np.float32]:
     return x_vector.astype(np.float32)
 
 
-def _read_tokens(raw: Raw, vocabulary: int) -> Tokens:
-    if "tokens.npy" not in raw:
+def read_tokens(data: bytes, vocabulary: int) -> Tokens:
+    """Reads tokens [L] from the bytes of a `.npy`.
+
+    Raises:
+        BadSample: if they are missing, broken, or outside the vocabulary.
+    """
+    if not data:
         raise BadSample("incomplete", "no tokens.npy")
     try:
-        tokens = np.load(io.BytesIO(raw["tokens.npy"]), allow_pickle=False)
+        tokens = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise BadSample("undecodable", f"tokens.npy ({error})") from error
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
@@ -150,12 +164,16 @@ def _read_tokens(raw: Raw, vocabulary: int) -> Tokens:
     return tokens.astype(np.int64)
 
 
-def reference_crop(raw: Raw, mel: MelConfig, samples: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """Returns a crop [samples] of a sample's audio at a random place, repeated if the audio is shorter.
+def reference_crop(raw: Raw, mel: MelConfig, samples: int, random: np.random.Generator) -> Wave:
+    """Returns a crop [samples] of a sample's audio; see `crop_of`.
 
     Raises:
         BadSample: as `read_speech`.
     """
-    wave = read_speech(audio_of(raw), mel)
+    return crop_of(read_speech(audio_of(raw)[1], mel), samples, random)
+
+
+def crop_of(wave: Wave, samples: int, random: np.random.Generator) -> Wave:
+    """Returns a crop [samples] of a wave at a random place, repeated if the wave is shorter."""
     start = int(random.integers(0, max(1, len(wave) - samples)))
     return np.resize(wave[start : start + samples], samples)

@@ -4,26 +4,29 @@ speech/train/
   manifest.json         what the set holds and how it was made
   lookup.npy            the mean mel of each token, [vocabulary, frames_per_token, F]
   shard-000000.tar      a plain WebDataset shard
-  shard-000000.json     its index: key, byte offset and tokens of each sample
+  shard-000000.json     its index: key, byte offset, tokens, checksum, speaker and language of each sample
 """
 
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from webdataset.tariterators import tarfile_samples
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.sample import Raw
+from sf_lightning.data.store import Store
 from sf_lightning.tokens.base import TokenizerSpec
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,32 @@ class ShardInfo:
     digest: str
 
 
-@dataclass(frozen=True)
-class IndexRow:
-    """One sample, as a shard's index has it."""
+class IndexRow(NamedTuple):
+    """One sample, as a shard's index has it.
+
+    Attributes:
+        key: Of the sample.
+        offset: Of its first header in the tar, in bytes.
+        tokens: How many.
+        checksum: Of its files; see `checksum`.
+        speaker: Name of the speaker.
+        language: Empty where it is not known.
+    """
 
     key: str
     offset: int
     tokens: int
+    checksum: int
+    speaker: str
+    language: str
+
+
+def checksum(files: Mapping[str, bytes]) -> int:
+    """Returns the CRC-32 of the files of a sample: names and bytes, sorted by name."""
+    total = 0
+    for name in sorted(name for name in files if not name.startswith("__")):
+        total = zlib.crc32(files[name], zlib.crc32(name.encode(), total))
+    return total
 
 
 @dataclass(frozen=True)
@@ -67,20 +89,22 @@ class Manifest:
     x_vectors: str = ""
     x_vector_width: int = 0
 
-    def save(self, folder: Path) -> None:
-        """Writes `manifest.json`."""
-        text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
-        (folder / "manifest.json").write_text(text + "\n")
+    def as_json(self) -> bytes:
+        """What `manifest.json` says."""
+        return (json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n").encode()
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
+    def load(cls, folder: Path | str) -> "Manifest":
         """Reads `manifest.json`.
+
+        Args:
+            folder: Of the set, or its place elsewhere; see `Store`.
 
         Raises:
             FileNotFoundError: if the folder is no shard set.
             ValueError: if the manifest is damaged or of another format.
         """
-        path = folder / "manifest.json"
+        path = Store(str(folder)).path("manifest.json")
         if not path.is_file():
             raise FileNotFoundError(
                 f"no shard set at {folder} (no manifest.json there): make one with "
@@ -104,9 +128,19 @@ class Manifest:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A shard set that can be read."""
+    """A shard set that can be read.
 
-    folder: Path
+    Args:
+        folder: Where it is, or its place elsewhere; see `Store`.
+        cache_gb: Size of the cache of what is brought from elsewhere.
+    """
+
+    folder: Path | str
+    cache_gb: float = 50.0
+
+    def path(self, name: str, size: int | None = None) -> Path:
+        """Returns a local path of one of its files; see `Store.path`."""
+        return Store(str(self.folder), cache_gb=self.cache_gb).path(name, size)
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -120,23 +154,40 @@ class ShardSet:
 
     def index(self, shard: int) -> list[IndexRow]:
         """Reads the index of a shard: its samples in the order of the tar."""
-        path = (self.folder / self.manifest.shards[shard].name).with_suffix(".json")
-        return [IndexRow(*row) for row in json.loads(path.read_text())]
+        path = self.path(f"{Path(self.manifest.shards[shard].name).stem}.json")
+        return [IndexRow(*row) for row in json.loads(path.read_text())["rows"]]
 
     def read(self, shard: int) -> Iterator[Raw]:
-        """Yields the samples of a shard in order; a damaged tar ends early, whoever reads must check."""
-        url = str(self.folder / self.manifest.shards[shard].name)
+        """Yields the samples of a shard in order; a damaged tar ends early, whoever reads must check.
+
+        A sample that is not what was written, to the byte, is left out as well.
+        """
+        info = self.manifest.shards[shard]
+        checksums = {row.key: row.checksum for row in self.index(shard)}
+        url = str(self.path(info.name, None if Path(self.folder).is_dir() else info.bytes))
+
+        def stop(error: Exception) -> bool:
+            log.warning("%s ends early: %s", url, error)
+            return False
+
         # A truncated tar raises in the middle of a member: what was read before it is still good.
-        yield from tarfile_samples(iter([{"url": url}]), handler=lambda error: False)  # type: ignore[misc]
+        for raw in tarfile_samples(iter([{"url": url}]), handler=stop):  # type: ignore[misc]
+            key = raw["__key__"]
+            if key in checksums and checksum(raw) == checksums.pop(key):
+                yield raw
 
     def check_files(self) -> None:
         """Warns of shards whose size is not the manifest's; their samples that are left can still be used.
 
+        Of a set that lies elsewhere nothing is checked before it is brought.
+
         Raises:
             FileNotFoundError: if a shard is missing.
         """
+        if Store(str(self.folder)).is_remote:
+            return
         for info in self.manifest.shards:
-            path = self.folder / info.name
+            path = Path(self.folder) / info.name
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing, though the manifest lists it: build the set again")
             if (size := path.stat().st_size) != info.bytes:

@@ -1,228 +1,468 @@
-"""Builds a shard set from a folder of audio. Audio bytes are kept as they came.
+"""Builds a shard set from a corpus. Audio bytes are kept as they came.
 
-Everything is written into a folder beside the target and renamed at the end: a build that stops half-way
-leaves no set that looks whole, and never touches one that is there.
+Every unit of a corpus makes its own shards, each from a fixed run of its clips, whatever was skipped in
+others. So units go to any number of processes and jobs, a build that was killed goes on after the last whole
+shard, and the bytes are the same each time. All is written into a folder beside the target, and renamed when
+the last unit is there: a set that looks whole is whole.
 """
 
 import hashlib
 import io
 import json
+import multiprocessing
+import os
 import shutil
+import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import webdataset
+from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
-from sf_lightning.audio.wave import AUDIO_SUFFIXES, Wave
-from sf_lightning.data.sample import BadSample, read_speech, read_x_vector
-from sf_lightning.data.shards import Manifest, ShardInfo
-from sf_lightning.tokens.base import Tokenizer, Tokens
+from sf_lightning.audio.wave import Wave
+from sf_lightning.data.corpus import Filters, Source, Unit
+from sf_lightning.data.sample import BadSample, decode_clip, fit_to_tokens, read_speech, read_tokens, read_x_vector
+from sf_lightning.data.shards import FORMAT, IndexRow, Manifest, ShardInfo, ShardSet, checksum
+from sf_lightning.tokens.base import Tokenizer, TokenizerSpec, Tokens
 from sf_lightning.tokens.kmeans import KMeansTokenizer
 
 MAX_FIT_SECONDS = 2 * 3600
-"""K-means is fitted on no more speech than this, spread over the corpus."""
+"""K-means is fitted, and the look-up table made, on no more speech than this, spread over the corpus."""
+
+
+SECONDS_BETWEEN_LINES = 60.0
+"""How often a build without a terminal says how far it is."""
+
+
+class SpeakerEncoder(Protocol):
+    """What makes x-vectors.
+
+    Attributes:
+        name: As the model's `speaker.x_vectors` says it.
+        width: Of an x-vector.
+    """
+
+    name: str
+    width: int
+
+    def encode(self, waves: Sequence[Wave]) -> list[NDArray[np.float32]]:
+        """Returns the x-vector [width] of each wave [N] at 16 kHz."""
+        ...
 
 
 @dataclass(frozen=True)
-class Source:
-    """An audio file on its way into a shard."""
+class SpeakerSpec:
+    """X-vectors made elsewhere; no name says that there are none."""
 
-    key: str
-    path: Path
-    speaker: str
+    name: str = ""
+    width: int = 0
 
 
-def find_audio(folder: Path) -> list[Source]:
-    """Lists the audio files under a folder, in order; the folder that holds a file names its speaker.
+@dataclass(frozen=True)
+class Recipe:
+    """How every clip becomes a sample.
 
-    Dots in keys are replaced, for WebDataset cuts a key at its first dot.
-
-    Raises:
-        FileNotFoundError: if there is no folder, or no audio in it.
-        ValueError: if two files would have one key.
+    Args:
+        tokenizer: Makes the tokens; or the spec of one, if they lie beside the audio as `tokens.npy`.
+        mel: The mel of the models to be trained on the set.
+        speaker: Makes x-vectors; or the spec of what made those that lie beside the audio as `speaker.npy`.
+        filters: Which clips are taken.
+        shard_samples: Clips that make a shard; fewer are in it where some are skipped.
+        at_once: Clips that go through tokenizer and speaker encoder together.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: give a folder of audio files with --audio")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"no audio under {folder}: wanted files ending in {', '.join(AUDIO_SUFFIXES)}")
-    sources, taken = [], dict[str, Path]()
-    for path in paths:
-        inside = path.relative_to(folder)
-        key = "_".join(inside.with_suffix("").parts).replace(".", "-")
-        if key in taken:
-            raise ValueError(f"{path} and {taken[key]} would both have the key {key}: rename one of them")
-        taken[key] = path
-        sources.append(Source(key, path, "_".join(inside.parent.parts) or key))
-    return sources
 
+    tokenizer: Tokenizer | TokenizerSpec
+    mel: MelConfig = MelConfig()
+    speaker: SpeakerEncoder | SpeakerSpec = SpeakerSpec()
+    filters: Filters = Filters()
+    shard_samples: int = 100
+    at_once: int = 16
 
-def fit_tokenizer(sources: Sequence[Source], vocabulary: int, mel: MelConfig) -> KMeansTokenizer:
-    """Fits k-means tokens on audio files, at most `MAX_FIT_SECONDS` of them."""
+    @property
+    def spec(self) -> TokenizerSpec:
+        """Of the tokenizer."""
+        return self.tokenizer if isinstance(self.tokenizer, TokenizerSpec) else self.tokenizer.spec
 
-    def waves() -> Iterator[Wave]:
-        seconds, order = 0.0, np.random.default_rng(0).permutation(len(sources))
-        for i in track(order, "reading speech for the tokenizer", transient=True):
-            if seconds >= MAX_FIT_SECONDS:
-                return
-            try:
-                wave = read_speech(sources[i].path.read_bytes(), mel)
-            except BadSample:
-                continue  # counted and named when the shards are written
-            seconds += len(wave) / mel.sample_rate
-            yield wave
-
-    speech = list(waves())
-    with Console().status(f"fitting {vocabulary} codes"):
-        return KMeansTokenizer.fit(speech, vocabulary)
-
-
-class LookUp:
-    """Gathers the mean mel of each token: the best decoder that has no network, shown as a baseline."""
-
-    def __init__(self, vocabulary: int, frames_per_token: int, mel: MelConfig) -> None:
-        self.mel = MelSpectrogram(mel)
-        self.sum = np.zeros((vocabulary, frames_per_token, mel.num_bands))
-        self.count = np.zeros(vocabulary)
-
-    def add(self, wave: Wave, tokens: Tokens) -> None:
-        """Adds a wave [N] and its tokens [L]."""
-        frames_per_token = self.sum.shape[1]
-        with torch.inference_mode():
-            mel = self.mel(torch.from_numpy(wave)[None])[0].numpy()
-        length = min(len(tokens), len(mel) // frames_per_token)
-        patches = mel[: length * frames_per_token].reshape(length, frames_per_token, -1)
-        np.add.at(self.sum, tokens[:length], patches)
-        np.add.at(self.count, tokens[:length], 1)
-
-    def table(self) -> np.ndarray:
-        """Returns the means, float32 [vocabulary, frames_per_token, F]; tokens never seen get the mean of all."""
-        overall = self.sum.sum(0) / max(1.0, self.count.sum())
-        seen = self.count[:, None, None]
-        return np.where(seen > 0, self.sum / np.maximum(seen, 1), overall).astype(np.float32)
+    def as_dict(self) -> dict[str, Any]:
+        """What two builds of one set must have in common."""
+        filters = asdict(self.filters) | {"blocked_speakers": sorted(self.filters.blocked_speakers)}
+        speaker = [self.speaker.name, self.speaker.width]
+        said = {
+            "format": FORMAT,
+            "mel": asdict(self.mel),
+            "tokenizer": asdict(self.spec),
+            "speaker": speaker,
+            "filters": filters,
+            "shard_samples": self.shard_samples,
+        }
+        return json.loads(json.dumps(said))
 
 
 def build(
-    sources: Sequence[Source],
-    out: Path,
-    tokenizer: Tokenizer,
-    mel: MelConfig | None = None,
-    shard_samples: int = 100,
-    x_vectors: tuple[str, int] = ("", 0),
-) -> Manifest:
-    """Writes a shard set.
+    units: Sequence[Unit], out: Path, recipe: Recipe, part: tuple[int, int] = (1, 1), processes: int = 1
+) -> Manifest | None:
+    """Writes a shard set, or goes on with one.
 
     Args:
-        sources: What goes in, in this order.
+        units: Of the corpus, the same for every part.
         out: The folder to make.
-        tokenizer: Makes the tokens.
-        mel: The mel of the models to be trained on the set.
-        shard_samples: Samples of a shard.
-        x_vectors: Name and width of embeddings that lie beside the audio as `NAME.speaker.npy`; by default none.
+        recipe: How.
+        part: Which part of how many this job does, (1, 1) being all.
+        processes: That work side by side.
 
     Returns:
-        The manifest.
+        The manifest; None while other parts are missing.
 
     Raises:
         FileExistsError: if `out` is there already.
-        ValueError: if not one source could be used.
+        ValueError: if the build that is to be continued was another one, or not one clip could be used.
     """
     if out.exists():
         raise FileExistsError(f"{out} is there already: delete it or give another --out")
-    mel = mel or MelConfig()
     partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    spec, skipped, infos = tokenizer.spec, Counter[str](), list[ShardInfo]()
-    look_up = LookUp(spec.vocabulary, spec.frames_per_token, mel)
-    shard: _ShardWriter | None = None
-    for source in track(sources, f"writing {out}", transient=True):
-        audio = source.path.read_bytes()
+    _begin(partial, units, recipe)
+    number, of = part
+    mine = [unit for unit in units[number - 1 :: of] if not _mark(partial, unit).is_file()]
+    _work(mine, partial, recipe, processes, f"writing {out}")
+    if not all(_mark(partial, unit).is_file() for unit in units):
+        return None
+    return _finish(partial, out, units, recipe)
+
+
+def fit_tokenizer(units: Sequence[Unit], vocabulary: int, mel: MelConfig) -> KMeansTokenizer:
+    """Fits k-means tokens on at most `MAX_FIT_SECONDS` of a corpus, a little of every unit."""
+    share = max(10.0, MAX_FIT_SECONDS / len(units))
+
+    def waves() -> Iterator[Wave]:
+        total = 0.0
+        for i in np.random.default_rng(0).permutation(len(units)):
+            seconds = 0.0
+            for source in units[i].read():
+                if seconds >= share or total >= MAX_FIT_SECONDS:
+                    break
+                try:
+                    wave = read_speech(source.audio, mel)
+                except BadSample:
+                    continue  # counted and named when the shards are written
+                seconds += len(wave) / mel.sample_rate
+                total += len(wave) / mel.sample_rate
+                yield wave
+
+    with Console().status(f"fitting {vocabulary} codes"):
+        return KMeansTokenizer.fit(waves(), vocabulary)
+
+
+# -- units to shards -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Sample:
+    """A clip that is ready to be written."""
+
+    source: Source
+    tokens: Tokens
+    x_vector: bytes
+    seconds: float
+
+
+def _begin(partial: Path, units: Sequence[Unit], recipe: Recipe) -> None:
+    """Makes the folder, or checks that the build begun there is this one."""
+    said = recipe.as_dict() | {"units": [unit.name for unit in units]}
+    path = partial / "build.json"
+    if path.is_file():
+        begun = json.loads(path.read_text())
+        if different := [name for name in said if begun.get(name) != said[name]]:
+            raise ValueError(
+                f"{partial} holds a build that was begun with another {' and '.join(different)}: give the same "
+                "options to go on, or delete the folder to begin again"
+            )
+        return
+    partial.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(said, indent=1) + "\n").encode())
+
+
+def _mark(partial: Path, unit: Unit) -> Path:
+    """The file that says that a unit is done, and names its shards."""
+    return partial / f"{unit.name}.done"
+
+
+def _work(units: Sequence[Unit], partial: Path, recipe: Recipe, processes: int, title: str) -> None:
+    """Builds units, and says how many hours are done, how fast, and how long it will take."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[hours]:.1f} h of speech, {task.fields[rate]:.0f} x real time"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(title, total=len(units), hours=0.0, rate=0.0)
+        seconds, said_at = 0.0, 0.0
+
+        def done(report: "Report") -> None:
+            nonlocal seconds, said_at
+            seconds += report.seconds
+            for line in report.said:
+                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            elapsed = progress.tasks[task].elapsed or 1e-9
+            hours, rate = seconds / 3600, seconds / elapsed
+            progress.update(task, advance=1, hours=hours, rate=rate)
+            # The log of a job shows no bar: a line a minute instead.
+            if not progress.console.is_terminal and elapsed - said_at > SECONDS_BETWEEN_LINES:
+                said_at, count = elapsed, progress.tasks[task].completed
+                left = elapsed * (len(units) - count) / count / 3600
+                print(
+                    f"{title}: {count:.0f} of {len(units)}, {hours:.1f} h of speech, {rate:.0f} x real time, "
+                    f"{left:.1f} h left",
+                    flush=True,
+                )
+
+        if processes == 1:
+            for unit in units:
+                done(build_unit(unit, partial, recipe))
+            return
+        # Not forked: torch's threads do not survive a fork.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, spawn, _begin_process) as pool:
+            futures = [pool.submit(build_unit, unit, partial, recipe) for unit in units]
+            try:
+                for future in futures:
+                    done(future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _begin_process() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: a pool whose owner was killed waits for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@dataclass
+class Report:
+    """What building a unit gave: seconds of speech, and lines about clips that were left out."""
+
+    seconds: float
+    said: list[str]
+
+
+def build_unit(unit: Unit, partial: Path, recipe: Recipe) -> Report:
+    """Writes the shards of a unit, but for those that are there, and marks it done."""
+    report, names, sources = Report(0.0, []), list[str](), unit.read()
+    while run := list(islice(sources, recipe.shard_samples)):
+        name = f"{unit.name}-{len(names):04d}" if names else unit.name
+        names.append(name)
+        if (partial / f"{name}.json").is_file():
+            continue
+        writer, skipped = ShardWriter(partial, name), Counter[str]()
+        said: list[str] = []
+        for sample in _samples(run, recipe, skipped, said):
+            writer.add(sample)
+            report.seconds += sample.seconds
+        report.said += [f"skipped for {name}: {line}" for line in said]
+        writer.close(skipped)
+    replace_file(_mark(partial, unit), json.dumps(names).encode())
+    return report
+
+
+def _samples(run: Sequence[Source], recipe: Recipe, skipped: Counter[str], said: list[str]) -> Iterator[Sample]:
+    """Yields what can be used of a run of clips, a few at once; counts and names what cannot."""
+    taken: set[str] = set()
+
+    def usable(source: Source) -> Iterator[tuple[Source, Wave]]:
         try:
-            wave = read_speech(audio, mel)
-            tokens = tokenizer.encode([wave])[0]
-            x_vector = _beside(source) if x_vectors[0] else b""
-            read_x_vector(x_vector, x_vectors[1])
-            if len(tokens) == 0:
-                raise BadSample("too short", f"{len(wave)} samples make no token")
+            if reason := recipe.filters.reason_against(source.fields):
+                skipped[f"filtered: {reason}"] += 1
+                return
+            if source.key in taken:
+                raise BadSample("duplicate key", source.key)
+            if not source.audio:
+                raise BadSample("incomplete", "no audio")
+            wave = read_speech(source.audio, recipe.mel)
+            if not recipe.filters.takes(len(wave) / recipe.mel.sample_rate):
+                skipped["filtered: duration"] += 1
+                return
+            taken.add(source.key)
+            yield source, wave
         except BadSample as error:
             skipped[error.cause] += 1
-            print(f"skipped {source.path}: {error}")
-            continue
-        look_up.add(wave, tokens)
-        shard = shard or _ShardWriter(partial, len(infos))
-        shard.add(source, audio, tokens, x_vector, len(wave) / mel.sample_rate)
-        if len(shard.index) == shard_samples:
-            infos.append(shard.close())
-            shard = None
-    if shard:
-        infos.append(shard.close())
+            said.append(f"{source.key}.{source.suffix}: {error}")
+
+    pairs = (pair for source in run for pair in usable(source))
+    while batch := list(islice(pairs, recipe.at_once)):
+        sources, waves = [source for source, _ in batch], [wave for _, wave in batch]
+        codes, x_vectors = _tokens_of(sources, waves, recipe), _x_vectors_of(sources, waves, recipe)
+        for source, wave, code, x_vector in zip(sources, waves, codes, x_vectors, strict=True):
+            try:
+                # What training would refuse has no place in a set.
+                tokens = read_tokens(code, recipe.spec.vocabulary)
+                fit_to_tokens(wave, tokens, recipe.mel, recipe.spec.frames_per_token)
+                read_x_vector(x_vector, recipe.speaker.width)
+            except BadSample as error:
+                skipped[error.cause] += 1
+                said.append(f"{source.key}.{source.suffix}: {error}")
+            else:
+                yield Sample(source, tokens, x_vector, len(wave) / recipe.mel.sample_rate)
+
+
+def _tokens_of(sources: Sequence[Source], waves: Sequence[Wave], recipe: Recipe) -> list[bytes]:
+    """The bytes of `tokens.npy` of each clip; empty where it was to be made elsewhere and is not there."""
+    if isinstance(recipe.tokenizer, TokenizerSpec):
+        return [source.made.get("tokens.npy", b"") for source in sources]
+    return [_npy(tokens.astype(np.int32)) for tokens in recipe.tokenizer.encode(waves)]
+
+
+def _x_vectors_of(sources: Sequence[Source], waves: Sequence[Wave], recipe: Recipe) -> list[bytes]:
+    """The bytes of `speaker.npy` of each clip; empty where none are wanted, or one is not there."""
+    if not recipe.speaker.name:
+        return [b""] * len(sources)
+    if isinstance(recipe.speaker, SpeakerSpec):
+        return [source.made.get("speaker.npy", b"") for source in sources]
+    return [_npy(x_vector.astype(np.float16)) for x_vector in recipe.speaker.encode(waves)]
+
+
+def _npy(array: NDArray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a file that is either whole or not there."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_bytes(data)
+    fresh.replace(path)
+
+
+class ShardWriter:
+    """One tar and its index; the same samples give the same bytes, and a shard that has its index is whole."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / f"{name}.tar"
+        self.fresh = folder / f".{name}.tar.{os.getpid()}"
+        self.file = self.fresh.open("wb")
+        self.tar = webdataset.TarWriter(self.file, mtime=0, user="", group="")
+        self.rows: list[IndexRow] = []
+        self.seconds = 0.0
+
+    def add(self, sample: Sample) -> None:
+        """Adds a sample."""
+        source, offset = sample.source, self.tar.tarstream.offset
+        fields = source.fields | {"duration": round(sample.seconds, 3)}
+        files = {
+            source.suffix: source.audio,
+            "tokens.npy": _npy(sample.tokens.astype(np.int32)),
+            "json": json.dumps(fields, ensure_ascii=False).encode(),
+        }
+        if sample.x_vector:
+            files["speaker.npy"] = sample.x_vector
+        self.tar.write({"__key__": source.key, **files})
+        speaker, language = str(fields["speaker"]), str(fields.get("language", ""))
+        self.rows.append(IndexRow(source.key, offset, len(sample.tokens), checksum(files), speaker, language))
+        self.seconds += sample.seconds
+
+    def close(self, skipped: Mapping[str, int]) -> ShardInfo:
+        """Ends the shard and returns its row of the manifest; the index comes last and says that it is whole."""
+        self.tar.close()
+        self.file.close()
+        with self.fresh.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        info = ShardInfo(
+            name=self.path.name,
+            samples=len(self.rows),
+            tokens=sum(row.tokens for row in self.rows),
+            seconds=round(self.seconds, 3),
+            bytes=self.fresh.stat().st_size,
+            digest=digest,
+        )
+        self.fresh.replace(self.path)
+        index = {"info": asdict(info), "skipped": dict(skipped), "rows": [list(row) for row in self.rows]}
+        replace_file(self.path.with_suffix(".json"), (json.dumps(index, ensure_ascii=False) + "\n").encode())
+        return info
+
+
+# -- the end -------------------------------------------------------------------------------------------------
+
+
+def _finish(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> Manifest:
+    """Writes the manifest of a build whose units are all there, and gives the set its name."""
+    try:
+        return _gather(partial, out, units, recipe)
+    except FileNotFoundError:
+        if not (out / "manifest.json").is_file():
+            raise
+        return Manifest.load(out)  # another job has ended at the same time and was quicker
+
+
+def _gather(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> Manifest:
+    names = [name for unit in units for name in json.loads(_mark(partial, unit).read_text())]
+    indices = [json.loads((partial / f"{name}.json").read_text()) for name in names]
+    skipped = Counter[str]()
+    for index in indices:
+        skipped.update(index["skipped"])
+    infos = tuple(ShardInfo(**index["info"]) for index in indices if index["rows"])
     if not infos:
         shutil.rmtree(partial)
-        raise ValueError(f"none of {len(sources)} files could be used ({_counts(skipped)}): nothing was written")
-    np.save(partial / "lookup.npy", look_up.table())
-    manifest = Manifest(mel, spec, tuple(infos), dict(skipped), *x_vectors)
-    manifest.save(partial)
+        counts = ", ".join(f"{cause}: {count}" for cause, count in skipped.items()) or "there were none"
+        raise ValueError(f"not one clip could be used ({counts}): nothing was written")
+    manifest = Manifest(recipe.mel, recipe.spec, infos, dict(skipped), recipe.speaker.name, recipe.speaker.width)
+    for name, index in zip(names, indices, strict=True):
+        if not index["rows"]:
+            for suffix in (".tar", ".json"):
+                (partial / f"{name}{suffix}").unlink(missing_ok=True)
+    replace_file(partial / "manifest.json", manifest.as_json())
+    replace_file(partial / "lookup.npy", _npy(look_up(ShardSet(partial))))
+    # The marks, and what killed jobs have left half-written.
+    for path in [*partial.glob("*.done"), *partial.glob(".*"), partial / "build.json"]:
+        path.unlink(missing_ok=True)
     partial.rename(out)
     return manifest
 
 
-def _beside(source: Source) -> bytes:
-    """The bytes of the x-vector beside an audio file; empty if there is none."""
-    path = source.path.with_suffix(".speaker.npy")
-    return path.read_bytes() if path.is_file() else b""
+def look_up(shards: ShardSet) -> NDArray[np.float32]:
+    """Returns the mean mel of each token, [vocabulary, frames_per_token, F]; tokens never seen get the mean of all.
 
-
-def _counts(skipped: Counter[str]) -> str:
-    return ", ".join(f"{cause}: {count}" for cause, count in skipped.items())
-
-
-class _ShardWriter:
-    """One tar and its index; the same samples give the same bytes."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self.path = folder / f"shard-{number:06d}.tar"
-        self.file = self.path.open("wb")
-        self.tar = webdataset.TarWriter(self.file, mtime=0, user="", group="")
-        self.index: list[tuple[str, int, int]] = []
-        self.seconds = 0.0
-
-    def add(self, source: Source, audio: bytes, tokens: Tokens, x_vector: bytes, seconds: float) -> None:
-        """Adds a sample."""
-        offset = self.tar.tarstream.offset
-        fields = {"id": source.key, "speaker": source.speaker, "duration": round(seconds, 3)}
-        buffer = io.BytesIO()
-        np.save(buffer, tokens.astype(np.int32))
-        files = {
-            source.path.suffix[1:].lower(): audio,
-            "tokens.npy": buffer.getvalue(),
-            "json": json.dumps(fields, ensure_ascii=False).encode(),
-        }
-        if x_vector:
-            files["speaker.npy"] = x_vector
-        self.tar.write({"__key__": source.key, **files})
-        self.index.append((source.key, offset, len(tokens)))
-        self.seconds += seconds
-
-    def close(self) -> ShardInfo:
-        """Ends the shard and returns its row of the manifest."""
-        self.tar.close()
-        self.file.close()
-        self.path.with_suffix(".json").write_text(json.dumps(self.index) + "\n")
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return ShardInfo(
-            name=self.path.name,
-            samples=len(self.index),
-            tokens=sum(row[2] for row in self.index),
-            seconds=round(self.seconds, 3),
-            bytes=self.path.stat().st_size,
-            digest=digest,
-        )
+    The best decoder that has no network, shown as a baseline. Made of at most `MAX_FIT_SECONDS` of the set.
+    """
+    manifest = shards.manifest
+    spec, to_mel = manifest.tokenizer, MelSpectrogram(manifest.mel)
+    total = np.zeros((spec.vocabulary, spec.frames_per_token, manifest.mel.num_bands))
+    count, seconds = np.zeros(spec.vocabulary), 0.0
+    for number in np.random.default_rng(0).permutation(len(manifest.shards)):
+        if seconds >= MAX_FIT_SECONDS:
+            break
+        for raw in shards.read(int(number)):
+            clip = decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token)
+            with torch.inference_mode():
+                mel = to_mel(torch.from_numpy(clip.wave)[None])[0].numpy()
+            np.add.at(total, clip.tokens, mel.reshape(len(clip.tokens), spec.frames_per_token, -1))
+            np.add.at(count, clip.tokens, 1)
+            seconds += len(clip.wave) / manifest.mel.sample_rate
+    overall, seen = total.sum(0) / max(1.0, count.sum()), count[:, None, None]
+    return np.where(seen > 0, total / np.maximum(seen, 1), overall).astype(np.float32)

@@ -40,8 +40,12 @@ class Tokenizer(Protocol):
         ...
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Loads a tokenizer from its file; the suffix says its kind (`.npz`: k-means).
+def load_tokenizer(path: Path, device: str = "cpu") -> Tokenizer:
+    """Loads a tokenizer from its file; the suffix says its kind (`.npz`: k-means; `.onnx`, `.pt`: S3).
+
+    Args:
+        path: Of the file.
+        device: Where it runs; k-means runs on the CPU.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -54,4 +58,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         from sf_lightning.tokens.kmeans import KMeansTokenizer
 
         return KMeansTokenizer.load(path)
-    raise ValueError(f"tokenizer: {path} has suffix {path.suffix!r}, known is .npz (k-means)")
+    if path.suffix in (".onnx", ".pt"):
+        from sf_lightning.tokens.s3 import S3Tokenizer
+
+        return S3Tokenizer(path, device)
+    raise ValueError(f"tokenizer: {path} has suffix {path.suffix!r}, known are .npz (k-means), .onnx and .pt (S3)")

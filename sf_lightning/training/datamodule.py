@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -12,8 +11,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sf_lightning.data.lanes import Drawn, Lane, LaneState, first_clips
+from sf_lightning.data.lanes import Drawn, Lane, LaneState, Place, Reading, first_clips
 from sf_lightning.data.packing import Batch, Pack, PackShape, pack
+from sf_lightning.data.perturb import Perturbation
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.module import StreamFlowModule
 
@@ -100,8 +100,9 @@ class ShardDataModule(L.LightningDataModule):
     the module at `setup`, so that it is written once.
 
     Args:
-        train: Folder of the shard set to train on.
-        val: Folder of the shard set to validate on.
+        train: Shard set to train on: its folder, or its place elsewhere (see `Store`); or several, to be mixed.
+        val: Shard set to validate on.
+        weights: Of each training set, how often a clip is drawn from it; by default all alike.
         pack_frames: Frames of a pack, in whole blocks; one pack of each lane makes a step.
         lanes: V, packs of a global step; a multiple of every world size the run may have.
         max_pieces: Pieces of clips in a pack; what remains of a pack beyond them is padding.
@@ -110,12 +111,16 @@ class ShardDataModule(L.LightningDataModule):
         group: Shards whose samples are shuffled together.
         max_bad_share: Share of broken samples beyond which training stops.
         seed: Of the order of samples.
+        speed: Share by which training clips are made faster or slower at random; see `Perturbation`.
+        level_db: Decibels by which they are made softer at random.
+        cache_gb: Size of the cache of sets that lie elsewhere.
     """
 
     def __init__(
         self,
-        train: str,
+        train: str | list[str],
         val: str,
+        weights: list[float] | None = None,
         pack_frames: int = 768,
         lanes: int = 1,
         max_pieces: int = 8,
@@ -124,9 +129,19 @@ class ShardDataModule(L.LightningDataModule):
         group: int = 4,
         max_bad_share: float = 0.1,
         seed: int = 0,
+        speed: float = 0.0,
+        level_db: float = 0.0,
+        cache_gb: float = 50.0,
     ) -> None:
         super().__init__()
-        self.train, self.val = ShardSet(Path(train)), ShardSet(Path(val))
+        places = [train] if isinstance(train, str) else train
+        self.train, self.val = [ShardSet(each, cache_gb) for each in places], ShardSet(val, cache_gb)
+        self.weights = weights or [1.0] * len(places)
+        if len(self.weights) != len(places) or not places or min(self.weights) <= 0:
+            raise ValueError(
+                f"data.weights {self.weights} for {len(places)} sets of data.train: wanted one above 0 for each"
+            )
+        self.perturbation = Perturbation(speed, level_db)
         self.pack_frames, self.lanes, self.max_pieces = pack_frames, lanes, max_pieces
         self.val_clips, self.num_workers, self.group = val_clips, num_workers, group
         self.max_bad_share, self.seed = max_bad_share, seed
@@ -134,6 +149,11 @@ class ShardDataModule(L.LightningDataModule):
         self.skipped: dict[int, dict[str, int]] = {}
         self.clips: list[Drawn] = []
         self.steps: StepLoader | None = None
+
+    @property
+    def sets(self) -> list[ShardSet]:
+        """All sets, that of validation last."""
+        return [*self.train, self.val]
 
     def check(self, module: StreamFlowModule) -> None:
         """Checks that a module can learn from these shards, and tells it whose tokens they are.
@@ -144,13 +164,12 @@ class ShardDataModule(L.LightningDataModule):
         """
         mel, dit = module.model.mel.config, module.model.dit.config
         x_vectors = (module.model.speaker.x_vectors, module.model.speaker.stored_width)
-        for shards in (self.train, self.val):
+        for shards in self.sets:
             shards.require(mel, module.tokenizer, dit.vocabulary, dit.frames_per_token, x_vectors)
             shards.check_files()
-        ours, theirs = (shards.manifest.tokenizer.digest for shards in (self.train, self.val))
-        learnt = module.tokenizer_digest or ours
-        for shards, digest in ((self.train, ours), (self.val, theirs)):
-            if digest != learnt:
+        learnt = module.tokenizer_digest or self.train[0].manifest.tokenizer.digest
+        for shards in self.sets:
+            if (digest := shards.manifest.tokenizer.digest) != learnt:
                 raise ValueError(
                     f"{shards.folder} has tokens of tokenizer {digest}, the model learns those of {learnt}: "
                     "build it again with --tokenizer pointing at the same file"
@@ -190,19 +209,16 @@ class ShardDataModule(L.LightningDataModule):
         """The endless stream of this rank's steps."""
         assert self.trainer is not None
         mine = range(self.trainer.global_rank, self.lanes, self.trainer.world_size)
-        lanes = [
-            Lane(
-                self.train,
-                self.seed,
-                n,
-                self.lanes,
-                self.crop_samples,
-                self.x_vector_width,
-                self.group,
-                self.max_bad_share,
-            )
-            for n in mine
-        ]
+        reading = Reading(
+            self.seed,
+            self.lanes,
+            self.crop_samples,
+            self.x_vector_width,
+            self.group,
+            self.max_bad_share,
+            self.perturbation,
+        )
+        lanes = [Lane(self.train, number, reading, self.weights) for number in mine]
         pin = self.trainer.strategy.root_device.type == "cuda"
         self.steps = StepLoader(LaneDataset(lanes, self.states, self.shape), self.num_workers, pin)
         return self.steps
@@ -254,8 +270,26 @@ class ShardDataModule(L.LightningDataModule):
             mine = {lane: state for lane, state in self.states.items() if lane % world == rank}
             known = [{} for _ in range(world)]
             torch.distributed.all_gather_object(known, mine)
-        return {"states": {lane: vars(state) for states in known for lane, state in states.items()}}
+        everyone = {lane: state for states in known for lane, state in states.items()}
+        # Plain lists: a checkpoint is read with weights_only.
+        return {
+            "states": {
+                lane: vars(state) | {"places": [list(place) for place in state.places]}
+                for lane, state in everyone.items()
+            }
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the lanes up where they stood."""
-        self.states = {int(lane): LaneState(**values) for lane, values in state["states"].items()}
+        """Takes the lanes up where they stood.
+
+        Raises:
+            ValueError: if the run had another number of training sets.
+        """
+        for lane, values in state["states"].items():
+            places = tuple(Place(*place) for place in values["places"])
+            if len(places) != len(self.train):
+                raise ValueError(
+                    f"the checkpoint stands in {len(places)} training sets, data.train has {len(self.train)}: give "
+                    "the same sets to go on"
+                )
+            self.states[int(lane)] = LaneState(**(values | {"places": places}))

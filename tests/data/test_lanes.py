@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
-from sf_lightning.data.lanes import Drawn, Lane, LaneState, first_clips
+from sf_lightning.data.lanes import Drawn, Lane, LaneState, Reading, first_clips
 from sf_lightning.data.packing import Batch, Pack, PackShape, pack
 from sf_lightning.data.sample import decode_clip
 from sf_lightning.data.shards import ShardSet
@@ -22,7 +22,7 @@ SHAPE = PackShape(num_blocks=16, block_size=24, frames_per_token=4, max_pieces=6
 
 def lane(shards: ShardSet, number: int = 0, of: int = 1, seed: int = 0, **change: float) -> Lane:
     """A lane with short reference crops."""
-    return Lane(shards, seed, number, of, crop_samples=4000, **change)  # type: ignore[arg-type]
+    return Lane([shards], number, Reading(seed, of, crop_samples=4000, **change))  # type: ignore[arg-type]
 
 
 def packs(shards: ShardSet, count: int, state: LaneState = LaneState(), **change: int) -> list[Pack]:
@@ -48,9 +48,9 @@ def epoch(shards: ShardSet, number: int, of: int, wanted: int = 0) -> list[str]:
     """The keys that a lane draws in one of its epochs."""
     keys = []
     for drawn in lane(shards, number, of).draws(LaneState()):
-        if drawn.state.epoch > wanted:
+        if drawn.state.places[0].epoch > wanted:
             return keys
-        if drawn.state.epoch == wanted:
+        if drawn.state.places[0].epoch == wanted:
             keys.append(drawn.clip.key)
     raise AssertionError
 
@@ -71,7 +71,7 @@ def test_the_order_is_a_function_of_seed_epoch_and_lane(shards: ShardSet) -> Non
 
 def test_a_lane_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet) -> None:
     whole = packs(shards, 14)  # more than two epochs
-    assert whole[-1].state.epoch >= 1
+    assert whole[-1].state.places[0].epoch >= 1
     for stop in range(13):
         assert same(packs(shards, 1, whole[stop].state)[0], whole[stop + 1])
 
@@ -146,7 +146,7 @@ def test_a_truncated_tar_costs_the_samples_it_lost_and_no_more(shards: ShardSet,
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size * 6 // 10])
     mine = lane(broken, max_bad_share=0.5)
     keys = [drawn.clip.key for drawn in islice(mine.draws(LaneState()), 40)]
-    assert 1 <= mine.skipped["incomplete"] and set(mine.skipped) <= {"incomplete", "undecodable"}
+    assert 1 <= mine.skipped["damaged"] and set(mine.skipped) == {"damaged"}
     lost = {row.key for row in shards.index(1)} - set(keys)
     assert 1 <= len(lost) <= 4
 
@@ -155,8 +155,13 @@ def test_too_many_broken_samples_stop_the_run_with_causes_and_knob(shards: Shard
     broken = copy_of(shards, tmp_path / "set")
     for info in broken.manifest.shards[:3]:
         (broken.folder / info.name).write_bytes(b"")
-    with pytest.raises(RuntimeError, match=r"incomplete: \d+.*raise --data.max_bad_share above 0.1"):
+    with pytest.raises(RuntimeError, match=r"damaged: \d+.*raise --data.max_bad_share above 0.1"):
         list(islice(lane(broken).draws(LaneState()), 100))
+
+
+def test_a_share_that_would_never_stop_a_run_is_refused(shards: ShardSet) -> None:
+    with pytest.raises(ValueError, match=r"max_bad_share is 1.0: wanted 0 or more, and less than 1"):
+        lane(shards, max_bad_share=1.0)
 
 
 def test_a_set_without_one_good_sample_stops_too(shards: ShardSet, tmp_path: Path) -> None:
@@ -175,7 +180,8 @@ def test_validation_names_the_clips_that_a_truncated_tar_lost(
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size * 6 // 10])
     clips = list(first_clips(broken, 23, 4000))
     assert 19 <= len(clips) < 23
-    assert sum("shard-000001.tar" in message for message in caplog.messages) == 23 - len(clips)
+    named = [message for message in caplog.messages if message.startswith("left ")]
+    assert len(named) == 23 - len(clips) and all("of shard-000001.tar" in message for message in named)
     broken.check_files()
     assert "is it truncated?" in caplog.text
     tar.unlink()

@@ -11,9 +11,10 @@ import soundfile
 import webdataset
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.data.corpus import find_units
 from sf_lightning.data.sample import BadSample, decode_clip, reference_crop
 from sf_lightning.data.shards import Manifest, ShardSet
-from sf_lightning.data.writer import build, find_audio
+from sf_lightning.data.writer import Recipe, build
 from sf_lightning.tokens.base import load_tokenizer
 from tests.helpers import voice, write_corpus
 
@@ -51,8 +52,8 @@ def test_manifest_and_indices_say_what_the_tars_hold(shards: ShardSet) -> None:
 
 
 def test_the_same_audio_gives_the_same_bytes(shards: ShardSet, tmp_path: Path) -> None:
-    sources = find_audio(shards.folder.parent / "audio")
-    again = build(sources, tmp_path / "again", tokenizer_of(shards), shard_samples=5)
+    units = find_units(shards.folder.parent / "audio", 5)
+    again = build(units, tmp_path / "again", Recipe(tokenizer_of(shards), shard_samples=5))
     assert again == shards.manifest
 
 
@@ -82,7 +83,7 @@ def test_broken_files_are_left_out_counted_and_named(
     soundfile.write(bad / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
     (bad / "garbage.flac").write_bytes(b"garbage")
     (bad / "notes.txt").write_text("no audio")
-    manifest = build(find_audio(folder), tmp_path / "set", tokenizer_of(shards))
+    manifest = build(find_units(folder, 100), tmp_path / "set", Recipe(tokenizer_of(shards)))
     assert manifest.skipped == {"silent": 1, "too short": 1, "not finite": 1, "undecodable": 1}
     assert manifest.shards[0].samples == 3
     said = capsys.readouterr().out
@@ -92,25 +93,25 @@ def test_broken_files_are_left_out_counted_and_named(
 def test_a_corpus_of_nothing_but_silence_writes_nothing(shards: ShardSet, tmp_path: Path) -> None:
     (tmp_path / "audio").mkdir()
     soundfile.write(tmp_path / "audio" / "silent.wav", np.zeros(16000), 16000)
-    with pytest.raises(ValueError, match=r"none of 1 files could be used \(silent: 1\): nothing was written"):
-        build(find_audio(tmp_path / "audio"), tmp_path / "set", tokenizer_of(shards))
+    with pytest.raises(ValueError, match=r"not one clip could be used \(silent: 1\): nothing was written"):
+        build(find_units(tmp_path / "audio", 100), tmp_path / "set", Recipe(tokenizer_of(shards)))
     assert not list(tmp_path.glob("set*"))
 
 
 def test_what_is_there_is_never_overwritten(shards: ShardSet) -> None:
     before = (shards.folder / "manifest.json").read_bytes()
     with pytest.raises(FileExistsError, match="is there already: delete it or give another --out"):
-        build(find_audio(shards.folder.parent / "audio"), shards.folder, tokenizer_of(shards))
+        build(find_units(shards.folder.parent / "audio", 5), shards.folder, Recipe(tokenizer_of(shards)))
     assert (shards.folder / "manifest.json").read_bytes() == before
 
 
 def test_dots_in_names_do_not_cut_keys(tmp_path: Path) -> None:
     for name in ("a.mic1.wav", "a.mic2.wav"):
         soundfile.write(tmp_path / name, voice(0.5), 16000)
-    assert [source.key for source in find_audio(tmp_path)] == ["a-mic1", "a-mic2"]
+    assert [source.key for unit in find_units(tmp_path, 100) for source in unit.read()] == ["a-mic1", "a-mic2"]
     soundfile.write(tmp_path / "a-mic1.wav", voice(0.5), 16000)
     with pytest.raises(ValueError, match="would both have the key a-mic1"):
-        find_audio(tmp_path)
+        find_units(tmp_path, 100)
 
 
 @pytest.mark.parametrize(("make", "said"), [(False, "no folder"), (True, "no audio under")])
@@ -118,7 +119,7 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path, make: bool, said: st
     if make:
         (tmp_path / "audio").mkdir()
     with pytest.raises(FileNotFoundError, match=said):
-        find_audio(tmp_path / "audio")
+        find_units(tmp_path / "audio", 100)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_a_folder_that_is_no_shard_set_says_how_to_make_one(tmp_path: Path) -> N
     with pytest.raises(FileNotFoundError, match="sf-shards build --audio FOLDER --out"):
         Manifest.load(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="format 99, this version reads 1"):
+    with pytest.raises(ValueError, match="format 99, this version reads 2"):
         Manifest.load(tmp_path)
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.data.lanes import Lane, LaneState
+from sf_lightning.data.corpus import find_units
+from sf_lightning.data.lanes import Lane, LaneState, Reading
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.data.writer import build, find_audio, fit_tokenizer
+from sf_lightning.data.writer import Recipe, SpeakerSpec, build, fit_tokenizer
 from sf_lightning.model.speaker import SpeakerConfig
 from tests.helpers import write_corpus
 from tests.training.test_training import data, fit, small_module
@@ -21,13 +22,15 @@ WIDTH = 5
 def stored(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """A shard set of six clips with x-vectors, the seventh having a broken one and the eighth none."""
     folder = tmp_path_factory.mktemp("x_vectors")
-    sources = find_audio(write_corpus(folder / "audio", clips=8))
+    audio = write_corpus(folder / "audio", clips=8)
     random = np.random.default_rng(0)
-    for i, source in enumerate(sources[:7]):
+    for i, path in enumerate(sorted(audio.rglob("*.wav"))[:7]):
         x_vector = random.standard_normal(WIDTH) if i < 6 else np.full(WIDTH, np.nan)
-        np.save(source.path.with_suffix(".speaker.npy"), x_vector.astype(np.float16))
-    tokenizer = fit_tokenizer(sources, 50, MelConfig())
-    build(sources, folder / "set", tokenizer, shard_samples=4, x_vectors=("elsewhere", WIDTH))
+        np.save(path.with_suffix(".speaker.npy"), x_vector.astype(np.float16))
+    units = find_units(audio, 4)
+    tokenizer = fit_tokenizer(units, 50, MelConfig())
+    recipe = Recipe(tokenizer, speaker=SpeakerSpec("elsewhere", WIDTH), shard_samples=4)
+    build(units, folder / "set", recipe)
     return ShardSet(folder / "set")
 
 
@@ -42,7 +45,7 @@ def test_each_piece_of_a_pack_has_the_x_vector_of_its_clip(stored: ShardSet) -> 
     for shard in range(2):
         for drawn in stored.read(shard):
             expected[drawn["__key__"]] = drawn["speaker.npy"]
-    lane = Lane(stored, 0, 0, 1, 4000, x_vector_width=WIDTH)
+    lane = Lane([stored], 0, Reading(0, 1, 4000, x_vector_width=WIDTH))
     stream = pack(lane.draws(LaneState()), PackShape(10, 24, 4, 4, MelConfig()))
     batch = Batch.of_packs([next(stream), next(stream)])
     assert batch.x_vector.shape == (8, WIDTH)

@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from itertools import islice
 
-from sf_lightning.data.lanes import Lane, LaneState
+from sf_lightning.data.lanes import Lane, LaneState, Place, Reading
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.flow.path import straight_path
@@ -16,7 +16,7 @@ from tests.training.test_training import small_module
 def test_the_loss_of_packs_is_that_of_their_pieces_alone_weighted_by_frames(shards: ShardSet) -> None:
     module = small_module()
     loud(module.model)
-    lane = Lane(shards, 0, 0, 1, 4000)
+    lane = Lane([shards], 0, Reading(0, 1, 4000))
     stream = pack(lane.draws(LaneState()), PackShape(10, 24, 4, 4, shards.manifest.mel))
     batch = Batch.of_packs(list(islice(stream, 3)))
     assert max(Counter(filter(None, batch.keys)).values()) > 1  # a clip is cut, its tail is a piece of its own
@@ -59,8 +59,8 @@ def test_two_ranks_never_see_the_same_clip_in_an_epoch_and_together_they_see_all
         for rank in range(world):
             mine = set()
             for number in range(rank, lanes, world):
-                for drawn in Lane(shards, 0, number, lanes, 4000).draws(LaneState(epoch=epoch)):
-                    if drawn.state.epoch > epoch:
+                for drawn in Lane([shards], number, Reading(0, lanes, 4000)).draws(LaneState((Place(epoch),))):
+                    if drawn.state.places[0].epoch > epoch:
                         break
                     mine.add(drawn.clip.key)
             seen.append(mine)

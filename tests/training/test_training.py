@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sf_lightning.data.lanes import Lane, LaneState
+from sf_lightning.data.lanes import Lane, LaneState, Reading
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.layout import Layout
@@ -81,7 +81,7 @@ def fit(folder: Path, module: StreamFlowModule, datamodule: ShardDataModule, ste
 def batch_of(shards: ShardSet, lanes: int = 2) -> Batch:
     """The first step of a run."""
     shape = PackShape(8, 24, 4, 8, shards.manifest.mel)
-    streams = [pack(Lane(shards, 0, n, lanes, 4000).draws(LaneState()), shape, n) for n in range(lanes)]
+    streams = [pack(Lane([shards], n, Reading(0, lanes, 4000)).draws(LaneState()), shape, n) for n in range(lanes)]
     return Batch.of_packs([next(stream) for stream in streams])
 
 
@@ -143,7 +143,9 @@ def test_the_loss_of_a_step_is_the_mean_of_its_packs_alone(shards: ShardSet) -> 
     alone = []
     for number in range(2):
         shape = PackShape(8, 24, 4, 8, shards.manifest.mel)
-        one = Batch.of_packs([next(pack(Lane(shards, 0, number, 2, 4000).draws(LaneState()), shape, number))])
+        one = Batch.of_packs(
+            [next(pack(Lane([shards], number, Reading(0, 2, 4000)).draws(LaneState()), shape, number))]
+        )
         alone.append(module._losses(one, module._draw(one)).mean())
     together = module._losses(both, module._draw(both)).mean()
     torch.testing.assert_close(together, (alone[0] + alone[1]) / 2, atol=1e-5, rtol=1e-5)

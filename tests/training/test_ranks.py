@@ -1,7 +1,10 @@
-"""Two ranks train as one does: the same global batches, the same losses, and a checkpoint that knows all lanes."""
+"""Several ranks train as one does: the same global batches and losses, and a checkpoint that knows all lanes."""
 
 import json
 import math
+import multiprocessing
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,27 @@ import lightning as L
 import pytest
 import torch
 
+from sf_lightning.data.corpus import FileUnit, Unit
 from sf_lightning.data.packing import Batch
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.data.writer import Recipe, build
+from sf_lightning.tokens.base import load_tokenizer
 from tests.training.test_training import data, small_module
+
+
+@pytest.fixture(autouse=True)
+def time_limit() -> Iterator[None]:
+    """Kills ranks that wait for each other, so that a hang is a failure."""
+
+    def end(*_: object) -> None:
+        for rank in multiprocessing.active_children():
+            rank.kill()
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(240)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 class Note(L.Callback):
@@ -45,10 +66,14 @@ def trainer_of(world: int, steps: int, callback: L.Callback, folder: Path) -> L.
     )
 
 
-def train(folder: Path, shards: ShardSet, world: int, steps: int) -> list[dict]:
-    """Trains on so many ranks and returns the steps, the clips of all ranks joined."""
+def train(
+    folder: Path, shards: ShardSet, world: int, steps: int, resume: Path | None = None, **change: Any
+) -> list[dict]:
+    """Trains on so many ranks, saves, and returns the steps, the clips of all ranks joined."""
     folder.mkdir()
-    trainer_of(world, steps, Note(folder), folder).fit(small_module(), data(shards))
+    trainer = trainer_of(world, steps, Note(folder), folder)
+    trainer.callbacks.append(SaveAt(steps, folder / "last.ckpt"))  # type: ignore[attr-defined]
+    trainer.fit(small_module(), data(shards, **change), ckpt_path=resume)
     ranks = [
         [json.loads(line) for line in (folder / f"rank{rank}.jsonl").read_text().splitlines()]
         for rank in range(world)
@@ -59,10 +84,29 @@ def train(folder: Path, shards: ShardSet, world: int, steps: int) -> list[dict]:
     ]
 
 
-def test_two_ranks_see_the_global_batches_and_losses_of_one(shards: ShardSet, tmp_path: Path) -> None:
-    one, two = (train(tmp_path / str(world), shards, world, 4) for world in (1, 2))
-    assert [step["keys"] for step in one] == [step["keys"] for step in two]
-    torch.testing.assert_close([s["loss"] for s in one], [s["loss"] for s in two], atol=1e-5, rtol=1e-5)
+def test_any_number_of_ranks_sees_the_global_batches_and_losses_of_one_also_after_a_resume(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    one = train(tmp_path / "one", shards, 1, 5, lanes=4)
+    two = train(tmp_path / "two", shards, 2, 2, lanes=4, num_workers=2)
+    # Saved by two ranks, taken up by four.
+    four = train(tmp_path / "four", shards, 4, 5, tmp_path / "two" / "last.ckpt", lanes=4, val_clips=4)
+    assert len(one) == 5 and [step["keys"] for step in one] == [step["keys"] for step in two + four]
+    torch.testing.assert_close([s["loss"] for s in one], [s["loss"] for s in two + four], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [[0, 1, 4], pytest.param([9], marks=pytest.mark.slow)])
+def test_shards_of_any_size_and_fewer_than_workers_never_let_a_rank_wait(
+    shards: ShardSet, tmp_path: Path, samples: list[int]
+) -> None:
+    audio = sorted((Path(shards.folder).parent / "audio").rglob("*.wav"))
+    units: list[Unit] = [
+        FileUnit(f"shard-{i:06d}", audio[0].parents[1], tuple(audio[:n])) for i, n in enumerate(samples)
+    ]
+    tokenizer = load_tokenizer(Path(shards.folder).parent / "kmeans-50.npz")
+    build(units, tmp_path / "set", Recipe(tokenizer, shard_samples=10))
+    steps = train(tmp_path / "run", ShardSet(tmp_path / "set"), 2, 6, lanes=4, num_workers=2)
+    assert len(steps) == 6 and all(math.isfinite(step["loss"]) for step in steps)
 
 
 class SaveAt(L.Callback):

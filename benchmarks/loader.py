@@ -1,0 +1,175 @@
+"""How fast shards become packs on one core, beside plain WebDataset and loose files, which decode the same audio.
+
+    python benchmarks/loader.py --audio shards/demo/corpus/train [--json]
+
+The audio is written again as mp3 and flac at 16 kHz, and built into shards. Each way is taken in turn, several
+times; the fastest counts. One process and one thread, as one loader worker has.
+"""
+
+import argparse
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+import webdataset
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.audio.wave import AUDIO_SUFFIXES, read_wave
+from sf_lightning.data.corpus import find_units
+from sf_lightning.data.lanes import Lane, LaneState, Reading
+from sf_lightning.data.packing import PackShape, pack
+from sf_lightning.data.sample import read_tokens
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.data.writer import Recipe, build
+from sf_lightning.tokens.base import TokenizerSpec
+
+RATE, CROP_SECONDS = 16000, 3.0
+SPEC = TokenizerSpec("any", 50, 4, "any")
+SHAPE = PackShape(125, 24, 4, 16, MelConfig())
+"""Packs of 30 s."""
+
+
+def write_audio(source: Path, folder: Path, kind: str, rate: int, seconds: float) -> None:
+    """Writes so much speech again in another format and rate, with tokens of the right number beside it."""
+    written = 0.0
+    paths = sorted(path for path in source.rglob("*") if path.suffix in AUDIO_SUFFIXES)
+    for path in track(paths, f"writing {kind}", transient=True):
+        wave = read_wave(path, RATE)
+        out = folder / path.parent.name / f"{path.stem}.{kind}"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(out, wave if rate == RATE else soxr.resample(wave, RATE, rate), rate, format=kind.upper())
+        np.save(out.with_suffix(".tokens.npy"), np.zeros(len(wave) // 640, np.int32))
+        written += len(wave) / RATE
+        if written > seconds:
+            return
+
+
+def plain(shards: ShardSet, kind: str) -> Iterator[float]:
+    """Plain WebDataset: seconds of each clip, decoded with soundfile."""
+    urls = [str(shards.path(info.name)) for info in shards.manifest.shards]
+    for sample in webdataset.WebDataset(urls, shardshuffle=False):
+        wave, rate = soundfile.read(io.BytesIO(sample[kind]), dtype="float32")
+        yield len(wave) / rate
+
+
+class Files(Dataset):
+    """Loose files."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.paths = sorted(folder.rglob(f"*.{kind}"))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> float:
+        wave, rate = soundfile.read(self.paths[index], dtype="float32")
+        return len(wave) / rate
+
+
+def loose(folder: Path, kind: str) -> Iterator[float]:
+    """A plain dataset over files, shuffled."""
+    yield from (float(each) for each in DataLoader(Files(folder, kind), batch_size=None, shuffle=True))
+
+
+def ours(shards: ShardSet, _: str) -> Iterator[float]:
+    """Lanes and packs, with a reference crop for every piece: seconds of each pack of an epoch."""
+    lane = Lane([shards], 0, Reading(0, 1, round(CROP_SECONDS * RATE)))
+    for each in pack(lane.draws(LaneState()), SHAPE):
+        if each.state.places[0].epoch:
+            return
+        yield int(each.blocks.valid.sum()) / 100
+
+
+def tokens_only(shards: ShardSet, _: str) -> Iterator[float]:
+    """Tokens without sound: seconds of each clip."""
+    for number in range(len(shards.manifest.shards)):
+        for raw in shards.read(number):
+            yield len(read_tokens(raw["tokens.npy"], SPEC.vocabulary)) / 25
+
+
+def rates(ways: dict[str, Callable[[], Iterator[float]]], repeats: int) -> dict[str, float]:
+    """Audio seconds a second of each way, the ways taken in turn, the fastest of each."""
+    best = dict.fromkeys(ways, 0.0)
+    for _ in range(repeats):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            seconds = sum(way())
+            best[name] = max(best[name], seconds / (time.perf_counter() - start))
+    return best
+
+
+def packing_lost(shards: ShardSet) -> float:
+    """Share of frames of the packs of an epoch that are padding."""
+    held = total = 0
+    lane = Lane([shards], 0, Reading(0, 1, RATE))
+    for each in pack(lane.draws(LaneState()), SHAPE):
+        if each.state.places[0].epoch:
+            break
+        held, total = held + int(each.blocks.valid.sum()), total + each.blocks.valid.numel()
+    return 1 - held / total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--audio", type=Path, required=True, help="folder of speech")
+    parser.add_argument("--seconds", type=float, default=1200, help="how much of it")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    console, results = Console(width=118), {}
+    console.print(f"one of {os.cpu_count()} CPU cores, torch {torch.__version__}")
+    table = Table("audio", "way", "audio seconds a second", title="one core")
+    with tempfile.TemporaryDirectory() as folder:
+        # Emilia is mp3 at 24 kHz, which is resampled as well.
+        write_audio(args.audio, Path(folder) / "mp3_24k", "mp3", 24000, args.seconds)
+        resampled = ShardSet(Path(folder) / "set-mp3_24k")
+        build(find_units(Path(folder) / "mp3_24k", 100), Path(resampled.folder), Recipe(SPEC))
+        results |= rates({"rate_mp3_24k": partial(ours, resampled, "")}, args.repeats)
+        table.add_row("mp3, 24 kHz", "ours", f"{results['rate_mp3_24k']:.0f}")
+        for kind in ("mp3", "flac"):
+            files = Path(folder) / kind
+            write_audio(args.audio, files, kind, RATE, args.seconds)
+            build(find_units(files, 100), Path(folder) / f"set-{kind}", Recipe(SPEC))
+            shards = ShardSet(Path(folder) / f"set-{kind}")
+            if kind == "flac":
+                spoken = sum(info.seconds for info in shards.manifest.shards)
+                audio = sum(path.stat().st_size for path in files.rglob("*.flac"))
+                results["flac_bytes_per_second"] = audio / spoken
+            ways = {
+                f"rate_{kind}": partial(ours, shards, kind),
+                f"plain_{kind}": partial(plain, shards, kind),
+                f"files_{kind}": partial(loose, files, kind),
+            }
+            found = rates(ways, args.repeats)
+            for (name, rate), said in zip(found.items(), ("ours", "plain WebDataset", "loose files"), strict=True):
+                results[name] = rate
+                table.add_row(kind, said, f"{rate:.0f}")
+            results[f"cost_{kind}"] = found[f"plain_{kind}"] / found[f"rate_{kind}"] - 1
+        results |= rates({"rate_tokens": partial(tokens_only, shards, "")}, args.repeats)
+        table.add_row("tokens only", "ours", f"{results['rate_tokens']:.0f}")
+        results["packing_lost"] = packing_lost(shards)
+    console.print(table)
+    console.print(
+        f"ours costs {results['cost_mp3']:.1%} over plain WebDataset with mp3, {results['cost_flac']:.1%} with "
+        f"flac; {results['packing_lost']:.2%} of the frames of a pack of 30 s are padding"
+    )
+    if args.json:
+        print(json.dumps({name: round(value, 4) for name, value in results.items()}))
+
+
+if __name__ == "__main__":
+    main()

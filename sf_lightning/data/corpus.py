@@ -1,0 +1,201 @@
+"""Where speech comes from: folders of audio, and tars as Emilia and Emilia-YODAS are distributed.
+
+A corpus is a list of *units*. A unit is read by one process and always gives the same sources in the same
+order, so that units can be dealt to processes and jobs, and a build that was killed can go on.
+"""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from webdataset.tariterators import tarfile_samples
+
+from sf_lightning.audio.wave import AUDIO_SUFFIXES
+
+log = logging.getLogger(__name__)
+
+MADE_ELSEWHERE = ("tokens.npy", "speaker.npy")
+"""What may lie beside the audio: tokens, and the speaker's x-vector."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A clip on its way into a shard.
+
+    Attributes:
+        key: Of the sample; without dots, for WebDataset cuts a key at its first one.
+        suffix: Of the audio file, such as "mp3"; empty where there is no audio.
+        audio: Its bytes as they came.
+        fields: What is known of it: `id`, `speaker`, and what its JSON file says (`language`, `text`, `dnsmos`).
+        made: Bytes of what was made elsewhere, by name; see `MADE_ELSEWHERE`.
+    """
+
+    key: str
+    suffix: str
+    audio: bytes
+    fields: dict[str, Any]
+    made: dict[str, bytes] = field(default_factory=dict)
+
+
+class Unit(Protocol):
+    """A part of a corpus."""
+
+    @property
+    def name(self) -> str:
+        """Of its shards."""
+        ...
+
+    def read(self) -> Iterator[Source]:
+        """Yields its sources, the same ones every time."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileUnit:
+    """Audio files under a folder; the folder that holds a file names its speaker, unless a JSON file does."""
+
+    name: str
+    folder: Path
+    paths: tuple[Path, ...]
+
+    def read(self) -> Iterator[Source]:
+        """Yields one source for each file, with what lies beside it under the same name."""
+        for path in self.paths:
+            inside = path.relative_to(self.folder)
+            key = file_key(inside)
+            raw = {suffix: _read_beside(path, suffix) for suffix in ("json", *MADE_ELSEWHERE)}
+            fields = {"speaker": "_".join(inside.parent.parts) or key} | _read_fields(raw.pop("json"))
+            made = {suffix: data for suffix, data in raw.items() if data}
+            yield Source(key, path.suffix[1:].lower(), path.read_bytes(), {"id": key} | fields, made)
+
+
+@dataclass(frozen=True)
+class TarUnit:
+    """A WebDataset tar: `KEY.mp3` (or another audio suffix) and `KEY.json` of each clip, in any order."""
+
+    name: str
+    path: Path
+
+    def read(self) -> Iterator[Source]:
+        """Yields its clips; of a damaged tar those before the damage."""
+
+        def stop(error: Exception) -> bool:
+            log.warning("%s ends early: %s", self.path, error)
+            return False
+
+        for raw in tarfile_samples(iter([{"url": str(self.path)}]), handler=stop):  # type: ignore[misc]
+            key = clean_key(raw["__key__"])
+            suffix = next((each[1:] for each in AUDIO_SUFFIXES if each[1:] in raw), "")
+            fields = _read_fields(raw.get("json", b""))
+            # Emilia-YODAS says `_id`; its keys hold ids of videos with underscores, and end in _W and a number.
+            fields["id"] = str(fields.pop("_id", None) or fields.get("id") or key)
+            fields.setdefault("speaker", re.sub(r"_W\d+$", "", key))
+            made = {name: raw[name] for name in MADE_ELSEWHERE if name in raw}
+            yield Source(key, suffix, raw.get(suffix, b""), fields, made)
+
+
+def find_units(corpus: Path, shard_samples: int) -> list[Unit]:
+    """Lists the units of a corpus, in order.
+
+    Args:
+        corpus: A folder of audio files, or of tars, searched through; or one tar.
+        shard_samples: Files of a unit; a tar is a unit, however many clips it holds.
+
+    Raises:
+        FileNotFoundError: if there is nothing, or no speech in it.
+        ValueError: if two files would have one key, or two tars one name.
+    """
+    if not corpus.exists():
+        raise FileNotFoundError(f"no folder {corpus}: give a folder of audio files or of tars with --audio")
+    tars = [corpus] if corpus.suffix == ".tar" else sorted(corpus.rglob("*.tar"))
+    paths = sorted(path for path in corpus.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    if tars and paths:
+        raise ValueError(f"{corpus} holds tars ({tars[0]}) and audio ({paths[0]}): give a folder of one kind")
+    if tars:
+        _require_unique([(path.stem, path) for path in tars])
+        return [TarUnit(clean_key(path.stem), path) for path in tars]
+    if not paths:
+        raise FileNotFoundError(f"no audio under {corpus}: wanted files ending in {', '.join(AUDIO_SUFFIXES)}")
+    _require_unique([(file_key(path.relative_to(corpus)), path) for path in paths])
+    runs = [tuple(paths[i : i + shard_samples]) for i in range(0, len(paths), shard_samples)]
+    return [FileUnit(f"shard-{number:06d}", corpus, run) for number, run in enumerate(runs)]
+
+
+def file_key(inside: Path) -> str:
+    """Returns the key of an audio file, from its path within the corpus."""
+    return clean_key("_".join(inside.with_suffix("").parts))
+
+
+def clean_key(name: str) -> str:
+    """Returns a name that WebDataset neither cuts nor takes for its own, and that leaves no folder."""
+    name = re.sub(r"[/\\\s\x00-\x1f]", "_", name.removeprefix("./")).replace(".", "-")
+    return re.sub(r"^__+", "_", name) or "_"
+
+
+def _require_unique(named: list[tuple[str, Path]]) -> None:
+    taken: dict[str, Path] = {}
+    for name, path in named:
+        if name in taken:
+            raise ValueError(f"{path} and {taken[name]} would both have the key {name}: rename one of them")
+        taken[name] = path
+
+
+def _read_beside(path: Path, suffix: str) -> bytes:
+    beside = path.with_suffix(f".{suffix}")
+    return beside.read_bytes() if beside.is_file() else b""
+
+
+def _read_fields(data: bytes) -> dict[str, Any]:
+    """Reads a clip's JSON; what is no JSON object says nothing."""
+    try:
+        fields = json.loads(data)
+    except ValueError:
+        return {}
+    if not isinstance(fields, dict):
+        return {}
+    if isinstance(fields.get("text"), str):
+        fields["text"] = fields["text"].strip()
+    return fields
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which clips of a corpus are taken; what a clip does not say about itself does not pass a filter on it.
+
+    Args:
+        languages: Those wanted, such as ["en", "zh"]; by default all.
+        min_seconds: Shortest clip.
+        max_seconds: Longest clip.
+        min_dnsmos: Least predicted quality, as Emilia has it.
+        blocked_speakers: Speakers that are left out.
+    """
+
+    languages: tuple[str, ...] = ()
+    min_seconds: float = 0.0
+    max_seconds: float = math.inf
+    min_dnsmos: float | None = None
+    blocked_speakers: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_seconds <= self.max_seconds:
+            raise ValueError(f"min_seconds {self.min_seconds} must be at most max_seconds {self.max_seconds}")
+
+    def reason_against(self, fields: dict[str, Any]) -> str | None:
+        """Returns why a clip with these fields is left out, or None."""
+        if self.languages and str(fields.get("language", "")).lower() not in map(str.lower, self.languages):
+            return "language"
+        if str(fields.get("speaker")) in self.blocked_speakers:
+            return "blocked speaker"
+        dnsmos = fields.get("dnsmos")
+        if self.min_dnsmos is not None and not (isinstance(dnsmos, int | float) and dnsmos >= self.min_dnsmos):
+            return "dnsmos"
+        return None
+
+    def takes(self, seconds: float) -> bool:
+        """Whether a clip is neither too short nor too long."""
+        return self.min_seconds <= seconds <= self.max_seconds

@@ -1,0 +1,112 @@
+"""Checks shards, and mends them. Knows nothing of how they are read in training."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sf_lightning.data.corpus import Source
+from sf_lightning.data.sample import BadSample, Raw, audio_of, decode_clip, read_tokens
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.data.writer import Sample, ShardWriter, replace_file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in a shard.
+
+    Attributes:
+        shard: Its number.
+        key: Of the sample, empty where it is the shard itself.
+        what: What is wrong.
+    """
+
+    shard: int
+    key: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.what}" if self.key else self.what
+
+
+def verify_shard(shards: ShardSet, number: int) -> list[Problem]:
+    """Reads a shard whole and returns what is wrong with it and with every sample that training would skip."""
+    info, problems = shards.manifest.shards[number], list[Problem]()
+    try:
+        rows = shards.index(number)
+        with shards.path(info.name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return [Problem(number, "", f"cannot be read: {error}")]
+    if digest != info.digest:
+        problems.append(Problem(number, "", f"digest {digest[:12]}, the manifest has {info.digest[:12]}"))
+    for what, came, wanted in (
+        ("samples", len(rows), info.samples),
+        ("tokens", sum(row.tokens for row in rows), info.tokens),
+    ):
+        if came != wanted:
+            problems.append(Problem(number, "", f"{came} {what} in the index, the manifest has {wanted}"))
+    found: Counter[str] = Counter()
+    for raw in shards.read(number):
+        found[raw["__key__"]] += 1
+        if reason := _reason_against(shards, raw):
+            problems.append(Problem(number, raw["__key__"], reason))
+    lost = (row.key for row in rows if not found[row.key])
+    problems += [Problem(number, key, "damaged: not in the tar as the index has it") for key in lost]
+    return problems
+
+
+def _reason_against(shards: ShardSet, raw: Raw) -> str | None:
+    manifest = shards.manifest
+    spec, width = manifest.tokenizer, manifest.x_vector_width
+    try:
+        decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token, width)
+    except BadSample as error:
+        return str(error)
+    return None
+
+
+def _known(shards: ShardSet, number: int) -> Iterator[Raw]:
+    """Yields the samples that are what was written; none where the index, which knows what was, is gone."""
+    try:
+        yield from shards.read(number)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s is given up, its index cannot be read: %s", shards.manifest.shards[number].name, error)
+
+
+def repair(shards: ShardSet, numbers: Iterable[int]) -> int:
+    """Writes shards again without their broken samples, and the manifest after them.
+
+    Args:
+        shards: A set in a folder.
+        numbers: Of the shards.
+
+    Returns:
+        How many samples are gone.
+
+    Raises:
+        ValueError: if the set lies elsewhere, or not one sample of it is good.
+    """
+    folder, manifest = Path(shards.folder), shards.manifest
+    if not folder.is_dir():
+        raise ValueError(f"{shards.folder} is no folder here: only a set in a folder can be repaired")
+    infos = list(manifest.shards)
+    for number in numbers:
+        writer = ShardWriter(folder, Path(infos[number].name).stem)
+        for raw in _known(shards, number):
+            if not _reason_against(shards, raw):
+                (suffix, audio), fields = audio_of(raw), json.loads(raw["json"])
+                tokens = read_tokens(raw["tokens.npy"], manifest.tokenizer.vocabulary)
+                source = Source(raw["__key__"], suffix, audio, fields)
+                writer.add(Sample(source, tokens, raw.get("speaker.npy", b""), fields["duration"]))
+        infos[number] = writer.close({})
+    left = tuple(info for info in infos if info.samples)
+    if not left:
+        raise ValueError(f"{folder}: not one sample is good: build the set again")
+    replace_file(folder / "manifest.json", replace(manifest, shards=left).as_json())
+    return shards.samples - sum(info.samples for info in left)

@@ -1,0 +1,68 @@
+"""SpeechBrain's trained ECAPA-TDNN: x-vectors that are made once and stored in shards.
+
+Always given crops of one length, so that an embedding depends on nothing but its own clip: with padding it
+would move by several per cent, however the lengths are declared.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sf_lightning.audio.wave import Wave
+
+CROP_SECONDS = 6.0
+"""Length of the crops, from the middle of a clip; a shorter clip is repeated."""
+
+
+class PretrainedECAPA:
+    """Turns waves at 16 kHz into x-vectors.
+
+    Args:
+        source: Folder with SpeechBrain's `hyperparams.yaml` and checkpoints, or a name on the hub, such as
+            speechbrain/spkrec-ecapa-voxceleb.
+        device: Where it runs.
+
+    Attributes:
+        name: "ecapa-" and a digest of the weights: embeddings of two trainings are two spaces.
+        width: Of an x-vector.
+
+    Raises:
+        FileNotFoundError: if a folder has no `hyperparams.yaml`.
+    """
+
+    def __init__(self, source: str, device: str = "cpu") -> None:
+        from speechbrain.inference.classifiers import EncoderClassifier
+        from speechbrain.utils.fetching import LocalStrategy
+
+        folder = Path(source)
+        if folder.exists() and not (folder / "hyperparams.yaml").is_file():
+            raise FileNotFoundError(f"--speaker_encoder: no hyperparams.yaml in {folder}")
+        self.source, self.device = source, device
+        self.encoder = EncoderClassifier.from_hparams(
+            source,
+            savedir=source if folder.exists() else None,
+            run_opts={"device": device},
+            local_strategy=LocalStrategy.NO_LINK if folder.exists() else LocalStrategy.SYMLINK,
+        )
+        self.encoder.eval()
+        total = hashlib.sha256()
+        for _, weight in sorted(self.encoder.mods.embedding_model.state_dict().items()):
+            total.update(weight.cpu().numpy().tobytes())
+        self.name = f"ecapa-{total.hexdigest()[:8]}"
+        self.width = len(self.encode([np.ones(16000, np.float32)])[0])
+
+    def __reduce__(self) -> tuple:
+        # To another process goes where it is loaded from, not its weights.
+        return PretrainedECAPA, (self.source, self.device)
+
+    @torch.inference_mode()
+    def encode(self, waves: Sequence[Wave]) -> list[NDArray[np.float32]]:
+        """Returns the x-vector [width] of each wave [N]."""
+        samples = round(16000 * CROP_SECONDS)
+        middles = [wave[max(0, (len(wave) - samples) // 2) :][:samples] for wave in waves]
+        crops = torch.from_numpy(np.stack([np.resize(each, samples) for each in middles]))
+        return list(self.encoder.encode_batch(crops.to(self.device))[:, 0].float().cpu().numpy())

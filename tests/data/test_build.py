@@ -1,0 +1,283 @@
+"""Building: from folders and Emilia's tars, in parts and pieces, killed and taken up, always the same bytes."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from sf_lightning.cli.shards import main
+from sf_lightning.data import writer
+from sf_lightning.data.corpus import Filters, TarUnit, clean_key, find_units
+from sf_lightning.data.shards import ShardSet, checksum
+from sf_lightning.data.writer import Recipe, build, build_unit
+from sf_lightning.tokens.base import TokenizerSpec
+from tests.data.test_shards import tokenizer_of
+from tests.helpers import voice
+
+
+def mp3(seconds: float, seed: int = 0) -> bytes:
+    """Speech as Emilia has it: mp3, 24 kHz, mono."""
+    buffer = io.BytesIO()
+    wave = np.interp(
+        np.arange(int(seconds * 24000)) / 24000, np.arange(int(seconds * 16000)) / 16000, voice(seconds, seed=seed)
+    )
+    soundfile.write(buffer, wave, 24000, format="MP3")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    """Writes a plain tar."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def emilia(folder: Path) -> Path:
+    """Two tars, one as Emilia has it and one as Emilia-YODAS, of seven clips each."""
+    for language, tar in (("en", "EN-B000000"), ("zh", "ZH-B000001")):
+        members = []
+        for i in range(7):
+            yodas = language == "zh"
+            key = f"ZH_a_b-{i // 2}_W{i:06d}" if yodas else f"EN_B00000_S{i // 3:05d}_W{i:06d}"
+            fields = {
+                "text": f" sentence {i}",
+                "duration": 0.8 + 0.1 * i,
+                "speaker": key.rsplit("_W")[0],
+                "language": language,
+                "dnsmos": 3.0 + 0.05 * i,
+            } | ({"_id": key, "phone_count": 7} if yodas else {"id": key, "wav": f"{key}.mp3"})
+            pair = [(f"{key}.mp3", mp3(0.8 + 0.1 * i, i)), (f"{key}.json", json.dumps(fields).encode())]
+            members += pair if yodas else reversed(pair)
+        write_tar(folder / f"{tar}.tar", members)
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def recipe(shards: ShardSet) -> Recipe:
+    """Shards of three clips with the k-means tokens of the fixture."""
+    return Recipe(tokenizer_of(shards), shard_samples=3)
+
+
+def test_emilia_and_yodas_tars_become_shards_with_their_fields_and_bytes(recipe: Recipe, tmp_path: Path) -> None:
+    build(find_units(emilia(tmp_path / "emilia"), 3), tmp_path / "set", recipe)
+    made = ShardSet(tmp_path / "set")
+    names = [info.name for info in made.manifest.shards]
+    assert names == [f"{tar}{run}.tar" for tar in ("EN-B000000", "ZH-B000001") for run in ("", "-0001", "-0002")]
+    rows = [row for number in range(6) for row in made.index(number)]
+    assert len(rows) == 14 and {row.language for row in rows} == {"en", "zh"}
+    assert rows[0].speaker == "EN_B00000_S00000" and rows[-1].speaker == "ZH_a_b-3"
+    (first, *_) = made.read(0)
+    assert first["mp3"] == mp3(0.8, 0)
+    fields = json.loads(first["json"])
+    assert fields["text"] == "sentence 0" and fields["dnsmos"] == 3.0 and fields["id"] == first["__key__"]
+    assert checksum(first) == rows[0].checksum
+
+
+@pytest.mark.parametrize(
+    ("filters", "left", "causes"),
+    [
+        (Filters(languages=("ZH",)), 7, {"filtered: language": 7}),
+        (Filters(min_seconds=1.05, max_seconds=1.25), 4, {"filtered: duration": 10}),
+        (Filters(min_dnsmos=3.2), 6, {"filtered: dnsmos": 8}),
+        (Filters(blocked_speakers=frozenset(["EN_B00000_S00001"])), 11, {"filtered: blocked speaker": 3}),
+    ],
+)
+def test_filters_leave_clips_out_and_count_them(
+    recipe: Recipe, tmp_path: Path, filters: Filters, left: int, causes: dict
+) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    manifest = build(units, tmp_path / "set", Recipe(recipe.tokenizer, filters=filters))
+    assert manifest is not None and manifest.skipped == causes
+    assert sum(info.samples for info in manifest.shards) == left
+
+
+def test_parts_give_the_bytes_of_one_job(recipe: Recipe, tmp_path: Path) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    build(units, tmp_path / "one", recipe)
+    assert build(units, tmp_path / "parts", recipe, part=(2, 2)) is None
+    assert not (tmp_path / "parts").exists()
+    assert build(units, tmp_path / "parts", recipe, part=(1, 2)) is not None
+    assert files(tmp_path / "one") == files(tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_processes_give_the_bytes_of_one(recipe: Recipe, tmp_path: Path) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    build(units, tmp_path / "one", recipe)
+    build(units, tmp_path / "two", recipe, processes=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_a_build_that_was_stopped_goes_on_after_the_last_whole_shard(recipe: Recipe, tmp_path: Path) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    build(units, tmp_path / "whole", recipe)
+    partial = tmp_path / "set.partial"
+    assert build(units, tmp_path / "set", recipe, part=(1, 2)) is None
+    # Killed while its last shard was written, before the unit was marked.
+    (partial / "EN-B000000.done").unlink()
+    (partial / "EN-B000000-0002.json").unlink()
+    (partial / ".EN-B000000-0002.tar.77").write_bytes(b"half")
+    before = (partial / "EN-B000000-0001.tar").stat().st_mtime_ns
+    report = build_unit(units[0], partial, recipe)
+    assert report.seconds == pytest.approx(1.4, abs=0.1)  # the last clip alone
+    assert (partial / "EN-B000000-0001.tar").stat().st_mtime_ns == before
+    assert build(units, tmp_path / "set", recipe) is not None
+    assert files(tmp_path / "set") == files(tmp_path / "whole")
+
+
+def test_a_build_in_a_job_says_in_its_log_how_far_it_is(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "SECONDS_BETWEEN_LINES", 0.0)
+    build(find_units(emilia(tmp_path / "emilia"), 3), tmp_path / "set", recipe)
+    said = capsys.readouterr().out
+    assert re.search(r"writing .*set: 1 of 2, 0\.0 h of speech, \d+ x real time, 0\.0 h left", said), said
+
+
+def test_jobs_that_end_at_the_same_time_are_both_content(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units, look_up = find_units(emilia(tmp_path / "emilia"), 3), writer.look_up
+
+    def slow(shards: ShardSet) -> np.ndarray:
+        # While this job makes the table, another one ends the set.
+        monkeypatch.setattr(writer, "look_up", look_up)
+        assert build(units, tmp_path / "set", recipe) is not None
+        return look_up(shards)
+
+    monkeypatch.setattr(writer, "look_up", slow)
+    assert build(units, tmp_path / "set", recipe) == ShardSet(tmp_path / "set").manifest
+    assert not (tmp_path / "set.partial").exists()
+    build(units, tmp_path / "alone", recipe)
+    assert files(tmp_path / "set") == files(tmp_path / "alone")
+
+
+def test_a_build_cannot_go_on_with_other_options(recipe: Recipe, tmp_path: Path) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    build(units, tmp_path / "set", recipe, part=(1, 2))
+    other = Recipe(recipe.tokenizer, filters=Filters(min_dnsmos=3.0), shard_samples=3)
+    with pytest.raises(ValueError, match="begun with another filters: give the same options to go on, or delete"):
+        build(units, tmp_path / "set", other, part=(2, 2))
+
+
+def test_a_sigkill_in_the_middle_costs_nothing_but_the_shards_it_hit_and_leaves_no_process(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    tokens = shards.folder.parent / "kmeans-50.npz"
+    say = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--tokenizer={tokens}", "--shard_samples=1"]
+    main([*say, f"--out={tmp_path / 'whole'}"])
+    say.append(f"--out={tmp_path / 'set'}")
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "sf_lightning.cli.shards", *say, "--processes=2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    partial, deadline = tmp_path / "set.partial", time.monotonic() + 120
+    while len(list(partial.glob("*.tar"))) < 4 and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(killed.pid)], capture_output=True, text=True)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "set").exists() and len(list(partial.glob("*-*.json"))) >= 2
+    pids = [int(pid) for pid in children.stdout.split()]
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(pids) >= 2 and not any(alive(pid) for pid in pids)
+    main(say)
+    assert files(tmp_path / "set") == files(tmp_path / "whole")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs."""
+    said = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(said) and not said.startswith("Z")
+
+
+def test_tokens_made_elsewhere_are_taken_as_they_are_and_checked(tmp_path: Path) -> None:
+    for i, length in enumerate((25, 25, 27, None)):
+        soundfile.write(tmp_path / f"clip{i}.wav", voice(1.0, seed=i), 16000)
+        if length:
+            np.save(tmp_path / f"clip{i}.tokens.npy", np.full(length, 60 if i == 1 else 7))
+    spec = TokenizerSpec("s3", 50, 4, "s3")
+    manifest = build(find_units(tmp_path, 9), tmp_path.with_name("made"), Recipe(spec))
+    assert manifest is not None and manifest.tokenizer == spec
+    assert manifest.skipped == {"token count": 2, "incomplete": 1}
+    (raw,) = ShardSet(tmp_path.with_name("made")).read(0)
+    assert np.load(io.BytesIO(raw["tokens.npy"])).tolist() == [7] * 25
+
+
+class FakeECAPA:
+    """Says the length of each wave."""
+
+    name, width = "fake", 2
+
+    def encode(self, waves: list) -> list:
+        """Returns [N, 1]."""
+        assert len(waves) <= 2
+        return [np.array([len(wave) / 16000, 1], np.float32) for wave in waves]
+
+
+def test_x_vectors_are_made_a_few_clips_at_once_and_stored_beside_their_own_clip(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    made = Recipe(recipe.tokenizer, speaker=FakeECAPA(), shard_samples=5, at_once=2)
+    build(units, tmp_path / "set", made)
+    held = ShardSet(tmp_path / "set")
+    assert (held.manifest.x_vectors, held.manifest.x_vector_width) == ("fake", 2)
+    for raw in held.read(0):
+        x_vector = np.load(io.BytesIO(raw["speaker.npy"]))
+        assert x_vector.dtype == np.float16
+        assert x_vector[0] == pytest.approx(json.loads(raw["json"])["duration"], abs=2e-3)
+
+
+def test_names_that_would_leave_the_folder_or_hide_are_made_harmless(recipe: Recipe, tmp_path: Path) -> None:
+    assert clean_key("../../etc/passwd.d") == "--_--_etc_passwd-d"
+    assert clean_key("__meta__") == "_meta__" and clean_key("./a b") == "a_b"
+    write_tar(tmp_path / "in" / "a.tar", [("../../evil/clip.mp3", mp3(1.0)), ("../../evil/clip.json", b"[1]")])
+    build(find_units(tmp_path / "in", 3), tmp_path / "set", recipe)
+    assert [row.key for row in ShardSet(tmp_path / "set").index(0)] == ["--_--_evil_clip"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "set"]
+
+
+def test_a_damaged_tar_gives_what_lies_before_the_damage_and_twins_are_counted(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    twin = [("a.mp3", mp3(1.0)), ("b.mp3", mp3(1.0, 1)), ("a.mp3", mp3(1.0))]
+    tar = write_tar(tmp_path / "in" / "a.tar", twin)
+    manifest = build(find_units(tmp_path / "in", 9), tmp_path / "set", recipe)
+    assert manifest is not None and manifest.skipped == {"duplicate key": 1}
+    with tarfile.open(tar) as members:
+        cut = members.getmembers()[2].offset_data + 1000
+    tar.write_bytes(tar.read_bytes()[:cut])
+    assert len(list(TarUnit("a", tar).read())) == 2
+
+
+def test_mixed_folders_and_twins_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x" / "a.tar", [])
+    write_tar(tmp_path / "y" / "a.tar", [])
+    with pytest.raises(ValueError, match="would both have the key a: rename one"):
+        find_units(tmp_path, 3)
+    soundfile.write(tmp_path / "a.wav", voice(0.5), 16000)
+    with pytest.raises(ValueError, match=r"holds tars .* and audio .*: give a folder of one kind"):
+        find_units(tmp_path, 3)

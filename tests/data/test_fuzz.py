@@ -1,0 +1,128 @@
+"""Tars with bytes cut, flipped, moved and lied about: what is read is what was written, what is lost is counted."""
+
+import io
+import json
+import resource
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.corpus import find_units
+from sf_lightning.data.lanes import Lane, LaneState, Reading
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.data.writer import Recipe, build
+from sf_lightning.tokens.base import TokenizerSpec
+from tests.data.test_shards import raw_sample
+from tests.helpers import voice
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """One shard of eight clips of a tenth of a second."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    for i in range(8):
+        raw = raw_sample(voice(0.12 + 0.04 * i, seed=i), 3 + i)
+        (folder / f"clip{i}.wav").parent.mkdir(exist_ok=True)
+        (folder / f"clip{i}.wav").write_bytes(raw["wav"])
+        (folder / f"clip{i}.tokens.npy").write_bytes(raw["tokens.npy"])
+    build(find_units(folder, 8), folder.with_name(folder.name + "-set"), Recipe(TokenizerSpec("any", 50, 4, "any")))
+    return ShardSet(folder.with_name(folder.name + "-set"))
+
+
+def mutate(data: bytes, random: np.random.Generator) -> bytes:
+    """Breaks a tar in one of five ways."""
+    out, kind = bytearray(data), random.integers(5)
+    if kind == 0:  # cut
+        return bytes(out[: random.integers(len(out))])
+    if kind == 1:  # flip a few bits
+        for place in random.integers(len(out), size=random.integers(1, 9)):
+            out[place] ^= 1 << random.integers(8)
+        return bytes(out)
+    blocks = [bytes(out[i : i + 512]) for i in range(0, len(out), 512)]
+    if kind == 2:  # two blocks change places
+        a, b = random.integers(len(blocks), size=2)
+        blocks[a], blocks[b] = blocks[b], blocks[a]
+    elif kind == 3:  # a run of blocks is lost, or is there twice
+        a, length = random.integers(len(blocks)), random.integers(1, 20)
+        blocks[a : a + length] = [] if random.random() < 0.5 else 2 * blocks[a : a + length]
+    else:  # a header lies about its size, with a checksum that is right
+        headers = [i for i, block in enumerate(blocks) if block[257:262] == b"ustar"]
+        at = headers[random.integers(len(headers))]
+        info = tarfile.TarInfo.frombuf(blocks[at], "utf-8", "strict")
+        info.size = int(random.choice([0, 1, 10**10, 2**33 - 1, info.size + 512]))
+        blocks[at] = info.tobuf(tarfile.USTAR_FORMAT if info.size < 2**33 else tarfile.GNU_FORMAT)[:512]
+    return b"".join(blocks)
+
+
+@pytest.mark.parametrize("count", [1500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_whatever_happens_to_a_tar_every_sample_read_is_one_that_was_written(
+    small: ShardSet, tmp_path: Path, count: int
+) -> None:
+    shutil.copytree(small.folder, tmp_path / "set")
+    path = tmp_path / "set" / small.manifest.shards[0].name
+    data, written = path.read_bytes(), {raw["__key__"]: raw for raw in small.read(0)}
+    assert len(written) == 8
+    lost, memory = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for seed in range(count):
+        path.write_bytes(mutate(data, np.random.default_rng(seed)))
+        read = list(ShardSet(tmp_path / "set").read(0))
+        keys = [raw["__key__"] for raw in read]
+        assert len(set(keys)) == len(keys)
+        for raw in read:
+            same = {name for name in raw if not name.startswith("__")}
+            assert same == {name for name in written[raw["__key__"]] if not name.startswith("__")}
+            assert all(raw[name] == written[raw["__key__"]][name] for name in same), seed
+        lost += len(written) - len(read)
+    assert 0.1 * 8 * count < lost < 0.9 * 8 * count
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # a header's word costs no memory
+
+
+def test_every_sample_that_is_lost_is_counted_under_a_cause(small: ShardSet, tmp_path: Path) -> None:
+    shutil.copytree(small.folder, tmp_path / "set")
+    path = tmp_path / "set" / small.manifest.shards[0].name
+    data = path.read_bytes()
+    for seed in range(60):
+        path.write_bytes(mutate(data, np.random.default_rng(seed)))
+        lane = Lane([ShardSet(tmp_path / "set")], 0, Reading(0, 1, 1000, max_bad_share=0.99))
+        (strand,) = lane.strands
+        left = len(list(strand.shards.read(0)))
+        (group,) = strand._groups(0)
+        drawn = list(strand._draw_group(group, (0, 0), 0, 0))
+        assert len(drawn) == left and lane.skipped == ({"damaged": 8 - left} if left < 8 else {})
+
+
+@pytest.mark.parametrize("apart", [-4, -3, -2, -1, 1, 2, 3, 4])
+def test_token_counts_that_are_off_are_counted_when_the_set_is_built(tmp_path: Path, apart: int) -> None:
+    # Whole tokens are four frames: one too many or too few is beyond the three frames that are trimmed or padded.
+    raw = raw_sample(voice(1.0), 25 + apart)
+    for name in ("wav", "tokens.npy"):
+        (tmp_path / f"clip.{name}").write_bytes(raw[name])
+    with pytest.raises(ValueError, match=r"not one clip could be used \(token count: 1\)"):
+        build(find_units(tmp_path, 8), tmp_path / "set", Recipe(TokenizerSpec("any", 50, 4, "any")))
+
+
+def test_stereo_and_8_khz_and_clipping_are_read(tmp_path: Path) -> None:
+    import soundfile
+
+    wave = voice(1.0)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([wave, 0 * wave], 1), 16000)
+    soundfile.write(tmp_path / "narrow.wav", wave[::2], 8000)
+    soundfile.write(tmp_path / "clipped.wav", np.clip(3 * wave, -1, 1), 16000)
+    for name in ("stereo", "narrow", "clipped"):
+        buffer = io.BytesIO()
+        np.save(buffer, np.zeros(25, np.int32))
+        (tmp_path / f"{name}.tokens.npy").write_bytes(buffer.getvalue())
+    manifest = build(find_units(tmp_path, 8), tmp_path / "set", Recipe(TokenizerSpec("any", 50, 4, "any")))
+    assert manifest is not None and manifest.skipped == {} and manifest.shards[0].samples == 3
+    lane = Lane([ShardSet(tmp_path / "set")], 0, Reading(0, 1, 1000))
+    for _, each in zip(range(3), lane.draws(LaneState()), strict=False):
+        assert np.abs(each.clip.wave).max() == pytest.approx(0.7, abs=1e-4)
+
+
+def test_the_mel_of_a_set_survives_its_manifest(small: ShardSet) -> None:
+    assert ShardSet(small.folder).manifest.mel == MelConfig()
+    assert json.loads((Path(small.folder) / "manifest.json").read_text())["format"] == 2

@@ -1,0 +1,106 @@
+"""Sets mixed by weight, and clips perturbed: an order that can be resumed, and nothing unless asked for."""
+
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.lanes import Lane, LaneState, Reading
+from sf_lightning.data.packing import Pack, pack
+from sf_lightning.data.perturb import Perturbation
+from sf_lightning.data.sample import Clip, decode_clip
+from sf_lightning.data.shards import ShardSet
+from tests.data.test_lanes import SHAPE, copy_of, same
+from tests.data.test_shards import raw_sample
+from tests.helpers import voice
+
+
+@pytest.fixture(scope="module")
+def other(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """A second set: the first shards of the fixture."""
+    return copy_of(shards, tmp_path_factory.mktemp("other") / "set")
+
+
+def mixed(sets: list[ShardSet], weights: list[float]) -> Lane:
+    """Lane 0 of 1 over sets."""
+    return Lane(sets, 0, Reading(0, 1, 4000), weights)
+
+
+def packs(lane: Lane, count: int, state: LaneState = LaneState()) -> list[Pack]:
+    """Its packs from a state on."""
+    return list(islice(pack(lane.draws(state), SHAPE, 0, state), count))
+
+
+def test_sets_are_drawn_from_by_weight_and_each_in_its_own_order(shards: ShardSet, other: ShardSet) -> None:
+    drawn = list(islice(mixed([shards, other], [3, 1]).draws(LaneState()), 400))
+    before = [each.state.places for each in drawn]
+    after = [each.after.places for each in drawn]
+    whose = [int(a[1] != b[1]) for a, b in zip(before, after, strict=True)]
+    assert 0.18 < np.mean(whose) < 0.32
+    alone = [each.clip.key for each in islice(mixed([shards], [1]).draws(LaneState()), 100)]
+    mine = [each.clip.key for each, which in zip(drawn, whose, strict=True) if which == 0]
+    assert mine[:100] == alone  # another set beside it changes nothing in its order
+    theirs = Counter(each.clip.key for each, which in zip(drawn, whose, strict=True) if which == 1)
+    assert len(theirs) == 23 and max(theirs.values()) - min(theirs.values()) <= 1
+
+
+def test_a_mix_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet, other: ShardSet) -> None:
+    whole = packs(mixed([shards, other], [2, 1]), 26)
+    assert max(place.epoch for place in whole[-1].state.places) >= 1
+    for stop in range(25):
+        (after,) = packs(mixed([shards, other], [2, 1]), 1, whole[stop].state)
+        assert same(after, whole[stop + 1])
+
+
+def clip(seconds: float) -> Clip:
+    """A clip whose tokens count up."""
+    made = decode_clip(raw_sample(voice(seconds), round(25 * seconds)), MelConfig(), 50, 4)
+    made.tokens = np.arange(len(made.tokens))
+    return made
+
+
+def envelope(wave: np.ndarray) -> np.ndarray:
+    """How loud it is at 200 moments."""
+    loud = np.abs(wave).reshape(-1, 160).mean(1)
+    return np.interp(np.linspace(0, 1, 200), np.linspace(0, 1, len(loud)), loud)
+
+
+def test_nothing_is_changed_unless_asked_for() -> None:
+    one = clip(1.0)
+    assert Perturbation().of(one, MelConfig(), 4, np.random.default_rng(0)) is one
+
+
+def test_faster_speech_is_shorter_and_its_tokens_are_those_spoken_at_that_moment() -> None:
+    one, lengths = clip(2.0), set()
+    for seed in range(20):
+        changed = Perturbation(speed=0.2).of(one, MelConfig(), 4, np.random.default_rng(seed))
+        length = len(changed.tokens)
+        lengths.add(length)
+        assert len(changed.wave) == 640 * length and 41 <= length <= 63
+        spoken = (np.arange(length) + 0.5) * 50 / length
+        assert np.abs(changed.tokens + 0.5 - spoken).max() <= 0.5
+
+        # The same speech: its envelope, read at the changed pace, is that of the clip.
+        def loud(wave: np.ndarray) -> np.ndarray:
+            return np.interp(
+                np.linspace(0, 1, 200), np.linspace(0, 1, len(wave) // 160), np.abs(wave).reshape(-1, 160).mean(1)
+            )
+
+        assert np.corrcoef(loud(changed.wave), loud(one.wave))[0, 1] > 0.9
+    assert len(lengths) > 5
+
+
+def test_levels_go_down_by_no_more_than_was_said() -> None:
+    one = clip(1.0)
+    gains = [
+        np.abs(Perturbation(level_db=12).of(one, MelConfig(), 4, np.random.default_rng(seed)).wave).max() / 0.7
+        for seed in range(40)
+    ]
+    assert 10 ** (-12 / 20) <= min(gains) < 0.35 and 0.85 < max(gains) <= 1 + 1e-6
+
+
+def test_perturbations_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"speed 0.9 and level_db 0.0: wanted 0 to 0.5"):
+        Perturbation(speed=0.9)

@@ -1,0 +1,73 @@
+"""Two million samples on paper: an epoch is planned from the manifest alone, a lane reads where it stands."""
+
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.lanes import Lane, LaneState, Place, Reading
+from sf_lightning.data.sample import Raw
+from sf_lightning.data.shards import IndexRow, Manifest, ShardInfo, ShardSet
+from sf_lightning.data.writer import replace_file
+
+SHARDS, SAMPLES, LANES = 2000, 1000, 64
+
+
+@pytest.fixture(scope="module")
+def large(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of 2,000 shards of 1,000 samples, whose files are not there."""
+    folder = tmp_path_factory.mktemp("large")
+    infos = tuple(
+        ShardInfo(f"shard-{i:06d}.tar", SAMPLES, 250 * SAMPLES, 10.0 * SAMPLES, 80_000_000, 64 * "0")
+        for i in range(SHARDS)
+    )
+    replace_file(folder / "manifest.json", Manifest(MelConfig(), shards.manifest.tokenizer, infos, {}).as_json())
+    return folder
+
+
+def test_an_epoch_is_planned_from_the_manifest_alone_in_little_memory(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    path = ShardSet.path
+    monkeypatch.setattr(ShardSet, "path", lambda self, name, size=None: read.append(name) or path(self, name, size))
+    tracemalloc.start()
+    held = ShardSet(large)
+    lanes = [Lane([held], number, Reading(0, LANES, 4000)) for number in range(LANES)]
+    plans = [lane.strands[0]._groups(7) for lane in lanes]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert read == [] and peak < 200e6
+    dealt = Counter(part.shard for plan in plans for group in plan for part in group)
+    assert held.samples == 2_000_000 and len(dealt) == SHARDS and set(dealt.values()) == {1}
+    sizes = [sum(part.size(SAMPLES) for group in plan for part in group) for plan in plans]
+    assert max(sizes) - min(sizes) <= SAMPLES
+
+
+@pytest.mark.parametrize(("lanes", "sample"), [(1, 10**6), (2, 10**6 - 3), (64, 31_000)])
+def test_a_lane_deep_in_an_epoch_opens_only_the_group_it_is_in(
+    shards: ShardSet, large: Path, monkeypatch: pytest.MonkeyPatch, lanes: int, sample: int
+) -> None:
+    opened: list[tuple[str, int]] = []
+
+    # A clip of the fixture stands for every clip of the large set.
+    row, raw = shards.index(0)[0], next(shards.read(0))
+
+    def index(self: ShardSet, shard: int) -> list[IndexRow]:
+        opened.append(("index", shard))
+        return [row._replace(key=f"{row.key}-{i}") for i in range(SAMPLES)]
+
+    def read(self: ShardSet, shard: int) -> list[Raw]:
+        opened.append(("read", shard))
+        return [raw | {"__key__": f"{row.key}-{i}"} for i in range(SAMPLES)]
+
+    monkeypatch.setattr(ShardSet, "index", index)
+    monkeypatch.setattr(ShardSet, "read", read)
+    lane = Lane([ShardSet(large)], 0, Reading(0, lanes, 4000, group=4))
+    drawn = next(lane.draws(LaneState((Place(3, sample),))))
+    assert drawn.state.places == (Place(3, sample),) and drawn.after.places == (Place(3, sample + 1),)
+    group = lane.strands[0]._groups(3)[sample // (4 * SAMPLES)]
+    assert len(group) <= 4
+    assert sorted(opened) == sorted((what, part.shard) for part in group for what in ("index", "read"))

@@ -1,0 +1,122 @@
+"""`verify`, `repair`, `sample` and `inspect`: what is wrong is said, what is mended is whole."""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from sf_lightning.cli.shards import main
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.data.verify import repair, verify_shard
+from tests.data.test_lanes import copy_of
+
+
+def say(*args: str) -> None:
+    """Runs `sf-shards`."""
+    main(list(args))
+
+
+def test_a_whole_set_has_no_problems(shards: ShardSet, capsys: pytest.CaptureFixture) -> None:
+    say("verify", f"--shards={shards.folder}")
+    assert "23 samples in 5 shards, all as they should be" in capsys.readouterr().out
+
+
+def test_damage_is_named_and_repaired(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    folder = Path(broken.folder)
+    tar = folder / "shard-000001.tar"
+    data = bytearray(tar.read_bytes())
+    row = broken.index(1)[2]
+    with tarfile.open(tar) as members:
+        data[members.getmember(f"{row.key}.wav").offset_data + 1000] ^= 1
+    tar.write_bytes(data)
+    (folder / "shard-000003.tar").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        say("verify", f"--shards={folder}")
+    said = capsys.readouterr()
+    assert "shard-000001.tar: digest" in said.out and f"{row.key}: damaged" in said.out
+    assert "in 2 of 5 shards" in said.err and "--repair=true" in said.err
+    say("verify", f"--shards={folder}", "--repair=true")
+    assert "6 samples are gone" in capsys.readouterr().out
+    mended = ShardSet(folder)
+    assert mended.samples == 17 and len(mended.manifest.shards) == 4
+    assert not any(verify_shard(mended, number) for number in range(4))
+    good = next(raw for raw in mended.read(1) if raw["__key__"] == broken.index(1)[0].key)
+    assert good["wav"] == next(raw for raw in shards.read(1))["wav"]
+
+
+def test_a_manifest_that_lies_and_an_index_that_is_gone_are_named(shards: ShardSet, tmp_path: Path) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    path = Path(broken.folder) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["shards"][0]["samples"] = 6
+    path.write_text(json.dumps(manifest))
+    (Path(broken.folder) / "shard-000002.json").write_text("{")
+    again = ShardSet(broken.folder)
+    assert "5 samples in the index, the manifest has 6" in str(verify_shard(again, 0)[0])
+    assert "cannot be read" in str(verify_shard(again, 2)[0])
+    assert repair(again, [0, 2]) == 6 and again.samples == 24  # one that never was, and the five of that shard
+    assert not any(verify_shard(ShardSet(broken.folder), number) for number in range(4))
+
+
+def test_a_set_that_lies_elsewhere_is_not_repaired(shards: ShardSet) -> None:
+    with pytest.raises(ValueError, match="only a set in a folder can be repaired"):
+        repair(ShardSet(f"pipe:cat {shards.folder}/{{}}"), [0])
+
+
+def test_a_few_clips_are_taken_out_as_they_lie_there(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    say("sample", f"--shards={shards.folder}", f"--out={tmp_path}", "--count=4")
+    waves = sorted(tmp_path.glob("*.wav"))
+    assert len(waves) == 4 and len(list(tmp_path.glob("*.json"))) == 4
+    for path in waves:
+        speaker, clip = path.stem.split("_")
+        source = Path(shards.folder).parent / "audio" / speaker / f"{clip}.wav"
+        assert path.read_bytes() == source.read_bytes()
+    assert str(waves[0]) in capsys.readouterr().out
+
+
+def test_inspect_shows_lengths_languages_speakers_and_codes(
+    shards: ShardSet, capsys: pytest.CaptureFixture
+) -> None:
+    say("inspect", f"--shards={shards.folder}", "--read=5")
+    said = capsys.readouterr().out
+    assert "speakers: 2, most often voice0 12, voice1 11" in said and "languages: not said 23" in said
+    assert "tokens in 5 of 5 shards: 50 of 50 codes used" in said and "#" in said
+
+
+def test_the_command_builds_in_parts_and_asks_for_what_it_needs(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    audio = Path(shards.folder).parent / "audio"
+    for args, said in (
+        (["--part=3"], "--part is '3': wanted two numbers, such as 3/64"),
+        (["--part=3/2"], "wanted 1/2 to 2/2"),
+        (["--part=1/0"], "wanted at least one part"),
+        (["--vocabulary=0"], "--vocabulary is 0: wanted 1 or more"),
+        (["--part=1/2"], "jobs that share the work must share it too"),
+        (["--tokenizer=precomputed"], "needs --vocabulary"),
+        (["--processes=0"], "--processes is 0: wanted 1 or more"),
+        (["--speaker_encoder=x", "--x_vectors=y", "--vocabulary=50"], "leave one out"),
+        (["--min_seconds=5", "--max_seconds=1", "--vocabulary=50"], "must be at most max_seconds"),
+    ):
+        with pytest.raises(SystemExit):
+            say("build", f"--audio={audio}", f"--out={tmp_path / 'a' / 'set'}", *args)
+        assert said in capsys.readouterr().err
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)
+    say("fit", f"--audio={audio}", f"--out={tmp_path}/kmeans-40.npz", "--vocabulary=40")
+    for part in ("1/2", "2/2"):
+        say(
+            "build",
+            f"--audio={audio}",
+            f"--out={tmp_path}/set",
+            "--vocabulary=40",
+            f"--part={part}",
+            "--shard_samples=5",
+        )
+    said = capsys.readouterr().out
+    assert "part 1/2 is done; the set is whole when all parts are" in said
+    assert "23 clips" in said and "5 shards" in said

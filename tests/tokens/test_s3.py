@@ -1,0 +1,71 @@
+"""S3 tokens from weights on disk: as many as their law says, the same in a batch as alone, of any length."""
+
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sf_lightning.tokens.base import Tokenizer, load_tokenizer
+from tests.helpers import voice
+
+s3tokenizer = pytest.importorskip("s3tokenizer")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the package's own format, in a folder whose name its `load_model` is misled by."""
+    from s3tokenizer.model_v2 import S3TokenizerV2
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("v3") / "s3.pt"
+    torch.save(S3TokenizerV2("speech_tokenizer_v2_25hz").state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def s3(path: Path) -> Tokenizer:
+    """The tokenizer."""
+    return load_tokenizer(path)
+
+
+@pytest.mark.parametrize("samples", [16000, 16159, 16160, 16480, 16640, 8001, 160, 200, 30 * 16000 + 5])
+def test_there_are_as_many_tokens_as_their_law_says(s3: Tokenizer, samples: int) -> None:
+    wave = np.resize(voice(2.0), samples)
+    (tokens,) = s3.encode([wave])
+
+    def law(count: int) -> int:
+        return math.ceil(math.ceil(count // 160 / 2) / 2)
+
+    pieces = [min(480000, samples - start) for start in range(0, samples, 480000)]
+    assert len(tokens) == sum(law(each) for each in pieces)
+    assert abs(4 * len(tokens) - samples // 160) <= 3  # what `sample` trims or pads
+    assert tokens.dtype == np.int64 and 0 <= tokens.min() <= tokens.max() < s3.spec.vocabulary == 6561
+
+
+def test_a_clip_has_the_tokens_in_a_batch_that_it_has_alone(s3: Tokenizer) -> None:
+    waves = [voice(seconds, seed=i) for i, seconds in enumerate((0.7, 2.0, 1.3))]
+    for wave, together in zip(waves, s3.encode(waves), strict=True):
+        (alone,) = s3.encode([wave])
+        assert len(set(alone.tolist())) > 3
+        # Codes are rounded: a sum in another order may tip one over.
+        assert np.mean(alone == together) > 0.97
+
+
+def test_it_goes_to_another_process_by_its_path(s3: Tokenizer) -> None:
+    data = pickle.dumps(s3)
+    assert len(data) < 1000
+    again = pickle.loads(data)
+    assert again.spec == s3.spec and s3.spec.name == "s3"
+    assert np.array_equal(again.encode([voice(0.5)])[0], s3.encode([voice(0.5)])[0])
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a.pt holds no weights of speech_tokenizer_v2_25hz"):
+        load_tokenizer(tmp_path / "a.pt")
+    (tmp_path / "b.onnx").write_bytes(b"no onnx")
+    with pytest.raises(ValueError, match=r"b.onnx holds no weights"):
+        load_tokenizer(tmp_path / "b.onnx")

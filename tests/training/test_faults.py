@@ -1,0 +1,92 @@
+"""Whole commands, killed and starved: a run goes on to the bit, or stops with one line, and never waits."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sf_lightning.data.shards import ShardSet
+
+FIT = [sys.executable, "-m", "sf_lightning.cli.fit"]
+
+
+def arguments(shards: Path | str, run: Path, *more: str) -> list[str]:
+    """A small run that keeps every step."""
+    return [
+        "--config=experiments/demo.yaml",
+        f"--data.train={shards}",
+        f"--data.val={shards}",
+        f"--trainer.default_root_dir={run}",
+        "--data.pack_frames=192",
+        "--data.lanes=2",
+        "--data.val_clips=2",
+        "--model.layout={num_layers: 2, block_size: 24, backward: [0], forward: [1]}",
+        "--model.dit={width: 32, num_heads: 2, token_width: 16, speaker_width: 8, vocabulary: 50}",
+        "--model.speaker={channels: 8, crop_seconds: 0.25}",
+        "--model.optimizer.warmup_steps=2",
+        "--trainer.precision=32-true",
+        "--trainer.limit_val_batches=0",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.logger=[{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: ., name: csv}}]",
+        "--trainer.callbacks=[{class_path: sf_lightning.training.callbacks.last_checkpoint.LastCheckpoint, "
+        "init_args: {every_n_train_steps: 3}}]",
+        *more,
+    ]
+
+
+def losses(run: Path) -> dict[int, str]:
+    """The loss of each step, as text, a later row counting."""
+    found = {}
+    for path in sorted(run.rglob("metrics.csv")):
+        with path.open() as file:
+            found |= {int(row["step"]): row["train/loss"] for row in csv.DictReader(file) if row.get("train/loss")}
+    return found
+
+
+def test_a_run_killed_in_the_middle_of_an_epoch_gives_the_losses_of_its_twin(
+    shards: ShardSet, tmp_path: Path, repository: Path
+) -> None:
+    say = {"cwd": repository, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    more = ["--trainer.max_steps=20", "--data.num_workers=1", "--trainer.accelerator=cpu"]
+    subprocess.run([*FIT, *arguments(shards.folder, tmp_path / "twin", *more)], check=True, timeout=180, **say)
+    begun = subprocess.Popen([*FIT, *arguments(shards.folder, tmp_path / "run", *more)], **say)
+    last, deadline = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + 120
+    while not last.is_file() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.1)
+    os.kill(begun.pid, signal.SIGKILL)
+    begun.communicate()
+    killed_at = max(losses(tmp_path / "run"), default=0)
+    assert killed_at < 19, "it was too quick to be killed"
+    resumed = [*FIT, *arguments(shards.folder, tmp_path / "run", *more, "--ckpt_path=last")]
+    subprocess.run(resumed, check=True, timeout=180, **say)
+    twin, run = losses(tmp_path / "twin"), losses(tmp_path / "run")
+    assert len(twin) == 20 and set(range(killed_at + 1, 20)) <= set(run)
+    assert all(run[step] == twin[step] for step in run)
+
+
+def test_a_rank_whose_shards_all_fail_stops_all_with_one_line(
+    shards: ShardSet, tmp_path: Path, repository: Path
+) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(shards.folder, folder)
+    for name in ("shard-000001.tar", "shard-000002.tar", "shard-000004.tar"):
+        (folder / name).write_bytes(b"")
+    more = [
+        "--trainer.max_steps=1000",
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    ]
+    command = [*FIT, *arguments(folder, tmp_path / "run", *more, f"--data.val={shards.folder}")]
+    # The time limit is the claim: without it a rank that waits for the other would do so for half an hour.
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=150)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert said and "are broken" in said[0] and "raise --data.max_bad_share" in said[0]
+    assert "Traceback" not in done.stderr

@@ -53,9 +53,9 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
             load_tokenizer(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no file"):
         load_tokenizer(tmp_path / "none.npz")
-    (tmp_path / "a.onnx").touch()
-    with pytest.raises(ValueError, match=r"suffix '.onnx', known is .npz"):
-        load_tokenizer(tmp_path / "a.onnx")
+    (tmp_path / "a.bin").touch()
+    with pytest.raises(ValueError, match=r"suffix '.bin', known are .npz"):
+        load_tokenizer(tmp_path / "a.bin")
 
 
 def test_more_codes_than_tokens_are_refused() -> None:

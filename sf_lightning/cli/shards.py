@@ -28,10 +28,10 @@ def build(
     out: str,
     tokenizer: str | None = None,
     vocabulary: int | None = None,
-    tokens_by: str = "precomputed",
+    tokens_by: str | None = None,
     speaker_encoder: str | None = None,
     x_vectors: str = "",
-    x_vector_width: int = 192,
+    x_vector_width: int | None = None,
     shard_samples: int = 100,
     languages: list[str] | None = None,
     min_seconds: float = 0.0,
@@ -55,12 +55,12 @@ def build(
         tokenizer: File of a tokenizer: `.npz` of k-means, `.onnx` or `.pt` of the S3 tokenizer; or
             "precomputed", if tokens lie beside the audio (`clip.tokens.npy` beside `clip.wav`).
         vocabulary: Codes of k-means tokens, by default 1024; of precomputed ones it must be given.
-        tokens_by: What made precomputed tokens: the model's `tokenizer` must say the same.
+        tokens_by: What made precomputed tokens, by default "precomputed"; the model's `tokenizer` says the same.
         speaker_encoder: SpeechBrain ECAPA-TDNN that makes an x-vector of each clip: its folder, or its name on
             the hub.
         x_vectors: Name of the encoder whose embeddings lie beside the audio (`clip.speaker.npy` beside
             `clip.wav`); by default there are none.
-        x_vector_width: Their width.
+        x_vector_width: Their width, by default 192.
         shard_samples: Clips of a shard.
         languages: Languages wanted, such as [en, zh]; by default all.
         min_seconds: Shortest clip.
@@ -75,13 +75,26 @@ def build(
     target, mel, (number, of) = Path(out), MelConfig(), _part(part)
     if target.exists():
         raise FileExistsError(f"{target} is there already: delete it or give another --out")
-    _require_positive(shard_samples=shard_samples, processes=processes, at_once=at_once, vocabulary=vocabulary)
+    _require_positive(
+        shard_samples=shard_samples,
+        processes=processes,
+        at_once=at_once,
+        vocabulary=vocabulary,
+        x_vector_width=x_vector_width,
+    )
+    for name, is_given, wanted, has in (
+        ("tokens_by", tokens_by is not None, "--tokenizer=precomputed", tokenizer == "precomputed"),
+        ("x_vector_width", x_vector_width is not None, "--x_vectors", bool(x_vectors)),
+        ("device", device != "cpu", "S3 tokens or --speaker_encoder", _on_device(tokenizer) or speaker_encoder),
+    ):
+        if is_given and not has:
+            raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
     units = find_units(Path(audio), shard_samples)
     blocked = Path(blocked_speakers).read_text().split("\n") if blocked_speakers else []
     recipe = Recipe(
-        _tokenizer(tokenizer, vocabulary, tokens_by, units, target, mel, of, device),
+        _tokenizer(tokenizer, vocabulary, tokens_by or "precomputed", units, target, mel, of, device),
         mel,
-        _speaker(speaker_encoder, x_vectors, x_vector_width, device),
+        _speaker(speaker_encoder, x_vectors, x_vector_width or 192, device),
         Filters(
             tuple(languages or ()),
             min_seconds,
@@ -103,6 +116,11 @@ def _require_positive(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}: wanted 1 or more")
+
+
+def _on_device(tokenizer: str | None) -> bool:
+    """Whether a tokenizer runs where it is told to; k-means runs on the CPU, and precomputed tokens nowhere."""
+    return tokenizer is not None and Path(tokenizer).suffix in (".onnx", ".pt")
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -162,8 +180,6 @@ def _speaker(path: str | None, x_vectors: str, width: int, device: str) -> Speak
         if x_vectors:
             raise ValueError("--speaker_encoder makes x-vectors and --x_vectors names ready ones: leave one out")
         return PretrainedECAPA(path, device)
-    if x_vectors and width < 1:
-        raise ValueError(f"--x_vector_width is {width}: wanted 1 or more")
     return SpeakerSpec(x_vectors, width if x_vectors else 0)
 
 

@@ -8,6 +8,7 @@ A clip whose score is undefined (silent, too short, not finite) counts in `num_n
 B clips of a batch, N samples of a clip.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeAlias
@@ -36,9 +37,9 @@ class PerceptualMetric(Metric):
     full_state_update = False
 
     @staticmethod
+    @abstractmethod
     def scorer(reference: np.ndarray, degraded: np.ndarray) -> float:
         """Score one clip `[N]` against its reference; what a subclass is made of."""
-        raise NotImplementedError
 
     def __init__(self, sample_rate: int, **kwargs: Any) -> None:
         """Check the rate; nothing is started yet.

@@ -19,7 +19,7 @@ HOP_LENGTH = 160
 MIN_SAMPLES = 201
 """Shorter pieces are padded: the edges of the mel are a reflection of 200 samples. It is still one frame."""
 MAX_SAMPLES = 30 * 16000
-"""Longer waves are cut: beyond 30 s the package's own windows lose tokens (its issue 53)."""
+"""Longer waves are cut: beyond 30 s the package's own windows lose tokens (xingchensong/S3Tokenizer#53)."""
 
 
 class S3Tokenizer:

@@ -100,6 +100,9 @@ def test_the_command_builds_in_parts_and_asks_for_what_it_needs(
         (["--part=1/2"], "jobs that share the work must share it too"),
         (["--tokenizer=precomputed"], "needs --vocabulary"),
         (["--processes=0"], "--processes is 0: wanted 1 or more"),
+        (["--tokens_by=s3"], "--tokens_by says something only beside --tokenizer=precomputed"),
+        (["--x_vector_width=4"], "--x_vector_width says something only beside --x_vectors"),
+        (["--device=cuda"], "--device says something only beside S3 tokens or --speaker_encoder"),
         (["--speaker_encoder=x", "--x_vectors=y", "--vocabulary=50"], "leave one out"),
         (["--min_seconds=5", "--max_seconds=1", "--vocabulary=50"], "must be at most max_seconds"),
     ):

@@ -1,16 +1,16 @@
 """The network on a list of blocks: what reaches what, and that it equals the same masks run dense."""
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.blocks import in_dense_masks
 from sf_lightning.model import dit as dit_module
-from sf_lightning.model.attention import BlockAttention, dense_sight, near_sight
+from sf_lightning.model.attention import near_sight
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.dit import DiT
 from sf_lightning.model.layout import Layout, Span
@@ -24,16 +24,6 @@ LAYOUTS = {
     "past": Layout(3, 24, (), (), "past"),
     "all": Layout(3, 24, (), (), "all"),
 }
-
-
-@contextmanager
-def in_dense_masks() -> Iterator[None]:
-    """Runs bounded spans on the path of the unbounded ones."""
-    with (
-        patch.object(BlockAttention, "_near", lambda self, *given: self._dense(*given[:4])),
-        patch("sf_lightning.model.attention.near_sight", lambda *given: dense_sight(*given[:3])),
-    ):
-        yield
 
 
 def inputs(blocks: Blocks, seed: int = 0) -> dict[str, Tensor]:

@@ -28,12 +28,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import AUDIO_SUFFIXES, read_wave
+from sf_lightning.data.build import build
 from sf_lightning.data.corpus import find_units
 from sf_lightning.data.lanes import Lane, LaneState, Reading
 from sf_lightning.data.packing import PackShape, pack
+from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.sample import read_tokens
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.data.writer import Recipe, build
 from sf_lightning.tokens.base import TokenizerSpec
 
 RATE, CROP_SECONDS = 16000, 3.0

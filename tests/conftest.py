@@ -9,9 +9,10 @@ from bigvgan import BigVGAN
 from bigvgan.env import AttrDict
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.build import build, fit_tokenizer
 from sf_lightning.data.corpus import find_units
+from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.data.writer import Recipe, build, fit_tokenizer
 from tests.helpers import BIGVGAN, write_corpus
 
 

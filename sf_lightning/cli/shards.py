@@ -13,13 +13,14 @@ from rich.table import Table
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli.errors import one_line_errors
+from sf_lightning.data.build import build as build_set
+from sf_lightning.data.build import fit_tokenizer
 from sf_lightning.data.corpus import Filters, Unit, clean_key, find_units
+from sf_lightning.data.recipe import Recipe, SpeakerEncoder, SpeakerSpec
 from sf_lightning.data.sample import audio_of, read_tokens
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.verify import Problem, verify_shard
 from sf_lightning.data.verify import repair as repair_set
-from sf_lightning.data.writer import Recipe, SpeakerEncoder, SpeakerSpec, fit_tokenizer
-from sf_lightning.data.writer import build as build_set
 from sf_lightning.tokens.base import Tokenizer, TokenizerSpec, load_tokenizer
 
 

@@ -17,10 +17,11 @@ import pytest
 import soundfile
 
 from sf_lightning.cli.shards import main
-from sf_lightning.data import writer
+from sf_lightning.data import build as building
+from sf_lightning.data.build import build, build_unit
 from sf_lightning.data.corpus import Filters, TarUnit, clean_key, find_units
+from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet, checksum
-from sf_lightning.data.writer import Recipe, build, build_unit
 from sf_lightning.tokens.base import TokenizerSpec
 from tests.data.test_shards import tokenizer_of
 from tests.helpers import voice
@@ -148,7 +149,7 @@ def test_a_build_that_was_stopped_goes_on_after_the_last_whole_shard(recipe: Rec
 def test_a_build_in_a_job_says_in_its_log_how_far_it_is(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(building, "SECONDS_BETWEEN_LINES", 0.0)
     build(find_units(emilia(tmp_path / "emilia"), 3), tmp_path / "set", recipe)
     said = capsys.readouterr().out
     assert re.search(r"writing .*set: 1 of 2, 0\.0 h of speech, \d+ x real time, 0\.0 h left", said), said
@@ -157,15 +158,15 @@ def test_a_build_in_a_job_says_in_its_log_how_far_it_is(
 def test_jobs_that_end_at_the_same_time_are_both_content(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    units, look_up = find_units(emilia(tmp_path / "emilia"), 3), writer.look_up
+    units, look_up = find_units(emilia(tmp_path / "emilia"), 3), building.look_up
 
     def slow(shards: ShardSet) -> np.ndarray:
         # While this job makes the table, another one ends the set.
-        monkeypatch.setattr(writer, "look_up", look_up)
+        monkeypatch.setattr(building, "look_up", look_up)
         assert build(units, tmp_path / "set", recipe) is not None
         return look_up(shards)
 
-    monkeypatch.setattr(writer, "look_up", slow)
+    monkeypatch.setattr(building, "look_up", slow)
     assert build(units, tmp_path / "set", recipe) == ShardSet(tmp_path / "set").manifest
     assert not (tmp_path / "set.partial").exists()
     build(units, tmp_path / "alone", recipe)

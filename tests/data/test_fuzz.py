@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.build import build
 from sf_lightning.data.corpus import find_units
 from sf_lightning.data.lanes import Lane, LaneState, Reading
+from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.data.writer import Recipe, build
 from sf_lightning.tokens.base import TokenizerSpec
 from tests.data.test_shards import raw_sample
 from tests.helpers import voice

@@ -11,10 +11,11 @@ import soundfile
 import webdataset
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.data.build import build
 from sf_lightning.data.corpus import find_units
+from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.sample import BadSample, decode_clip, reference_crop
 from sf_lightning.data.shards import Manifest, ShardSet
-from sf_lightning.data.writer import Recipe, build
 from sf_lightning.tokens.base import load_tokenizer
 from tests.helpers import voice, write_corpus
 

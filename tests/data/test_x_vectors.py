@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.build import build, fit_tokenizer
 from sf_lightning.data.corpus import find_units
 from sf_lightning.data.lanes import Lane, LaneState, Reading
 from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.recipe import Recipe, SpeakerSpec
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.data.writer import Recipe, SpeakerSpec, build, fit_tokenizer
 from sf_lightning.model.speaker import SpeakerConfig
 from tests.helpers import write_corpus
 from tests.training.test_training import data, fit, small_module

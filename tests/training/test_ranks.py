@@ -12,10 +12,11 @@ import lightning as L
 import pytest
 import torch
 
+from sf_lightning.data.build import build
 from sf_lightning.data.corpus import FileUnit, Unit
 from sf_lightning.data.packing import Batch
+from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.data.writer import Recipe, build
 from sf_lightning.tokens.base import load_tokenizer
 from tests.training.test_training import data, small_module
 

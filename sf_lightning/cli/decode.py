@@ -20,9 +20,9 @@ from sf_lightning.cli.errors import one_line, one_line_errors
 from sf_lightning.data.lanes import Drawn, first_clips
 from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.streaming.decoder import Stream
 from sf_lightning.streaming.latency import latency_line, measure_latency
 from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.streaming.stream import Stream
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.vocoder.config import VocoderConfig
 

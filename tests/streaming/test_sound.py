@@ -13,9 +13,10 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.layout import Layout
-from sf_lightning.streaming.decoder import Stream, StreamingDecoder
+from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import measure_latency
 from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.streaming.stream import Stream
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.griffin_lim import GriffinLim
 from tests.helpers import small_model
@@ -130,14 +131,14 @@ def test_a_stream_in_two_threads_is_refused_and_goes_on_in_one() -> None:
     decoder = make()
     stream, alone = decoder.open(), decoder.open()
     inside, go = threading.Event(), threading.Event()
-    advance = decoder._advance
+    advance = decoder.advance
 
     def slow(streams: Sequence[Stream]) -> list:
         inside.set()
         assert go.wait(10)
         return advance(streams)
 
-    decoder._advance = slow  # type: ignore[method-assign]
+    decoder.advance = slow  # type: ignore[method-assign]
     waves: list[Tensor] = []
     thread = threading.Thread(target=lambda: waves.append(stream.push(tokens(12))))
     thread.start()
@@ -147,7 +148,7 @@ def test_a_stream_in_two_threads_is_refused_and_goes_on_in_one() -> None:
             call()
     go.set()
     thread.join()
-    decoder._advance = advance  # type: ignore[method-assign]
+    decoder.advance = advance  # type: ignore[method-assign]
     waves.append(stream.flush())
     assert torch.equal(torch.cat(waves), torch.cat([alone.push(tokens(12)), alone.flush()]))
 

@@ -28,10 +28,12 @@ def read_wave(source: Path | bytes, sample_rate: int) -> Wave:
     """
     try:
         with soundfile.SoundFile(BytesIO(source) if isinstance(source, bytes) else source) as file:
-            wave = file.read(dtype="float32", always_2d=True).mean(axis=1)
+            wave = file.read(dtype="float32")
             rate = file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
         raise ValueError(f"audio that cannot be decoded ({error})") from error
+    if wave.ndim > 1:
+        wave = wave.mean(axis=1)
     if rate != sample_rate:
         wave = soxr.resample(wave, rate, sample_rate)
     return np.ascontiguousarray(wave, dtype=np.float32)
@@ -52,8 +54,3 @@ def open_wave(path: Path, sample_rate: int) -> soundfile.SoundFile:
 def to_pcm(wave: Wave) -> NDArray[np.int16]:
     """Returns a wave [N] as 16-bit samples; those beyond full scale are clipped."""
     return (np.clip(wave, -1.0, 1.0) * 32767).round().astype(np.int16)
-
-
-def scale_to_peak(wave: Wave, peak: float) -> Wave:
-    """Returns the wave scaled so that its largest sample is `peak`; corpora differ by 15 dB and more."""
-    return wave * np.float32(peak / max(float(np.abs(wave).max(initial=0.0)), 1e-9))

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sf_lightning.audio.wave import Wave
 from sf_lightning.data.perturb import Perturbation
-from sf_lightning.data.sample import BadSample, Clip, Raw, crop_of, decode_clip, reference_crop, speaker_of
+from sf_lightning.data.sample import BadSample, Clip, Raw, crop_of, decode_clip, reference_crop
 from sf_lightning.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
@@ -143,14 +144,18 @@ class Lane:
         streams = [strand.draws(place) for strand, place in zip(self.strands, places, strict=True)]
         turn, block = state.turn, state.block
         while True:
-            random = np.random.default_rng([self.reading.seed, self.lane, turn, 2])
-            which = int(random.choice(len(streams), p=self.chances)) if len(streams) > 1 else 0
+            which = self._turn(turn) if len(streams) > 1 else 0
             found = next(streams[which])
             places[which] = found.place
             before = replace(state, places=tuple(places), turn=turn, block=block)
             places[which], turn, block = Place(found.place.epoch, found.place.sample + 1), turn + 1, 0
             after = replace(before, places=tuple(places), turn=turn, block=0)
             yield Drawn(found.clip, found.reference, before, after)
+
+    def _turn(self, turn: int) -> int:
+        """Which set is drawn from."""
+        random = np.random.default_rng([self.reading.seed, self.lane, turn, 2])
+        return int(random.choice(len(self.strands), p=self.chances))
 
 
 class _Found(NamedTuple):
@@ -223,12 +228,10 @@ class _Strand:
         for part in group:
             mine = self.shards.index(part.shard)[part.part :: part.of]
             rows += [(_Name(part.shard, row.key), row.speaker) for row in mine]
-            wanted = {row.key for row in mine}
-            for raw in self.shards.read(part.shard):
-                if raw["__key__"] in wanted:
-                    raws[_Name(part.shard, raw["__key__"])] = raw
-        order = self._random(epoch, self.lane, number).permutation(len(rows))
-        voices = _Voices(self, raws, [rows[i] for i in order], epoch, start)
+            raws |= {_Name(part.shard, raw["__key__"]): raw for raw in self.shards.read(part.shard, mine)}
+        random = self._random(epoch, self.lane, number)
+        order = random.permutation(len(rows))
+        voices = _Voices(self, raws, [rows[i] for i in order], random.random(len(rows)))
         for place in range(max(0, sample - start), len(order)):
             name = rows[order[place]][0]
             try:
@@ -240,9 +243,13 @@ class _Strand:
             except BadSample as error:
                 self._skip(name, error)
             else:
-                manifest, random = self.shards.manifest, self._random(epoch, self.lane, start + place, 3)
-                clip = self.reading.perturbation.of(clip, manifest.mel, manifest.tokenizer.frames_per_token, random)
-                yield _Found(clip, reference, Place(epoch, start + place))
+                yield _Found(self._perturbed(clip, epoch, start + place), reference, Place(epoch, start + place))
+
+    def _perturbed(self, clip: Clip, epoch: int, sample: int) -> Clip:
+        if not self.reading.perturbation.changes:
+            return clip
+        manifest, random = self.shards.manifest, self._random(epoch, self.lane, sample, 3)
+        return self.reading.perturbation.of(clip, manifest.mel, manifest.tokenizer.frames_per_token, random)
 
     def _decode(self, raw: Raw) -> Clip:
         manifest = self.shards.manifest
@@ -272,9 +279,13 @@ class _Voices:
     """
 
     def __init__(
-        self, strand: _Strand, raws: dict[_Name, Raw], order: Sequence[tuple[_Name, str]], epoch: int, start: int
+        self,
+        strand: _Strand,
+        raws: dict[_Name, Raw],
+        order: Sequence[tuple[_Name, str]],
+        where: NDArray[np.float64],
     ) -> None:
-        self.strand, self.raws, self.order, self.epoch, self.start = strand, raws, order, epoch, start
+        self.strand, self.raws, self.order, self.where = strand, raws, order, where
         self.places: dict[str, list[int]] = defaultdict(list)
         for place, (_, speaker) in enumerate(order):
             self.places[speaker].append(place)
@@ -302,8 +313,7 @@ class _Voices:
             return None
 
     def _crop(self, wave: Wave, place: int) -> Wave:
-        random = self.strand._random(self.epoch, self.strand.lane, self.start + place, 1)
-        return crop_of(wave, self.strand.reading.crop_samples, random)
+        return crop_of(wave, self.strand.reading.crop_samples, float(self.where[place]))
 
 
 def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width: int = 0) -> Iterator[Drawn]:
@@ -322,11 +332,10 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width:
         if not wanted:
             continue
         index = shards.index(number)
-        by_key = {raw["__key__"]: raw for raw in shards.read(number)}
-        raws = list(by_key.values())
+        raws = {raw["__key__"]: raw for raw in shards.read(number)}
         for i in wanted:
-            key = index[i].key
-            if key not in by_key:
+            key, speaker = index[i].key, index[i].speaker
+            if key not in raws:
                 log.warning(
                     "left %s of %s in %s out: damaged, not in the tar as the index has it",
                     key,
@@ -334,12 +343,11 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width:
                     shards.folder,
                 )
                 continue
-            raw = by_key[key]
-            same = [r for r in raws if speaker_of(r) == speaker_of(raw) and r is not raw] or [raw]
-            random = np.random.default_rng([0, number, i])
+            same = [row.key for row in index if row.speaker == speaker and row.key != key and row.key in raws]
+            where = np.random.default_rng([0, number, i]).random()
             try:
-                clip = decode_clip(raw, mel, spec.vocabulary, spec.frames_per_token, x_vector_width)
-                reference = reference_crop(same[0], mel, crop_samples, random)
+                clip = decode_clip(raws[key], mel, spec.vocabulary, spec.frames_per_token, x_vector_width)
+                reference = reference_crop(raws[[*same, key][0]], mel, crop_samples, where)
                 yield Drawn(clip, reference)
             except BadSample as error:
                 log.warning("left %s of %s in %s out: %s", key, info.name, shards.folder, error)

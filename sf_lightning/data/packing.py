@@ -10,14 +10,11 @@ Letters: U utterances (pieces of clips), M blocks, W frames of a block, K tokens
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.lanes import Drawn, LaneState
-from sf_lightning.data.sample import Clip
 from sf_lightning.model.blocks import Blocks
 
 
@@ -144,33 +141,51 @@ class PackShape:
     mel: MelConfig
 
 
-@dataclass
+@dataclass(frozen=True)
 class Piece:
-    """A run of whole blocks of one clip."""
+    """A run of whole blocks of one clip, from `first` up to but without `end`."""
 
     drawn: Drawn
-    wave: NDArray[np.float32]
-    tokens: NDArray[np.int64]
-    valid: NDArray[np.bool_]
+    first: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def waves(self, shape: PackShape) -> list[Tensor]:
+        """The wave of each block with its context, [., pad + W * hop + pad], in parts: views but at the edges."""
+        size, pad = shape.block_size * shape.mel.hop_length, shape.mel.pad
+        wave, first, end = torch.from_numpy(self.drawn.clip.wave), self.first, self.end
+        inside = (len(wave) - pad) // size  # blocks from 1 up to but without this one lie wholly within the wave
+        parts = ((first, min(end, 1)), (max(first, 1), min(end, inside)), (max(first, inside, 1), end))
+        return [
+            _stretch(wave, start * size - pad, stop * size + pad, pad).unfold(0, size + 2 * pad, size)
+            for start, stop in parts
+            if start < stop
+        ]
+
+    def tokens(self, shape: PackShape) -> Tensor:
+        """[., K]; 0 beyond the clip."""
+        per_block = shape.block_size // shape.frames_per_token
+        out = torch.zeros(len(self), per_block, dtype=torch.int64)
+        held = torch.from_numpy(self.drawn.clip.tokens[self.first * per_block : self.end * per_block])
+        out.view(-1)[: len(held)] = held
+        return out
+
+    def valid(self, shape: PackShape) -> Tensor:
+        """Which frames the clip has, [., W]."""
+        frames = torch.arange(self.first * shape.block_size, self.end * shape.block_size)
+        return frames.view(len(self), -1) < len(self.drawn.clip.tokens) * shape.frames_per_token
 
 
-def cut(clip: Clip, shape: PackShape) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-    """Cuts a clip into blocks.
-
-    Returns:
-        The wave of each block with its context [M, pad + W * hop + pad], its tokens [M, K], and which of its
-        frames are valid [M, W].
-    """
-    size, pad = shape.block_size * shape.mel.hop_length, shape.mel.pad
-    frames = len(clip.tokens) * shape.frames_per_token
-    count = -(-frames // shape.block_size)
-    padded = np.pad(clip.wave, pad, mode="reflect")
-    padded = np.pad(padded, (0, count * size + 2 * pad - len(padded)))
-    waves = np.lib.stride_tricks.sliding_window_view(padded, size + 2 * pad)[::size]
-    per_block = shape.block_size // shape.frames_per_token
-    tokens = np.pad(clip.tokens, (0, count * per_block - len(clip.tokens))).reshape(count, per_block)
-    valid = np.arange(count * shape.block_size).reshape(count, -1) < frames
-    return waves, tokens, valid
+def _stretch(wave: Tensor, start: int, stop: int, pad: int) -> Tensor:
+    """Samples of a wave; beyond its edges lie `pad` of its reflection, as `MelSpectrogram` has it, and zeros."""
+    if 0 <= start and stop <= len(wave):
+        return wave[start:stop]
+    left, right = wave[1 : 1 - min(start, 0)].flip(0), wave[-pad - 1 : -1].flip(0)[: max(0, stop - len(wave))]
+    out = wave.new_zeros(stop - start)
+    torch.cat([left, wave[max(0, start) : stop], right], out=out[: min(stop, len(wave) + pad) - start])
+    return out
 
 
 def pack(draws: Iterable[Drawn], shape: PackShape, lane: int = 0, state: LaneState | None = None) -> Iterator[Pack]:
@@ -186,16 +201,16 @@ def pack(draws: Iterable[Drawn], shape: PackShape, lane: int = 0, state: LaneSta
     pieces: list[Piece] = []
     free = shape.num_blocks
     for drawn in draws:
-        waves, tokens, valid = cut(drawn.clip, shape)
+        count = -(-len(drawn.clip.tokens) * shape.frames_per_token // shape.block_size)
         first = drawn.state.block
-        while first < len(tokens):
-            end = min(len(tokens), first + free)
-            pieces.append(Piece(drawn, waves[first:end], tokens[first:end], valid[first:end]))
+        while first < count:
+            end = min(count, first + free)
+            pieces.append(Piece(drawn, first, end))
             free -= end - first
             first = end
             if free == 0 or len(pieces) == shape.max_pieces:
                 number += 1
-                used_up = first == len(tokens)
+                used_up = first == count
                 after = replace(drawn.after if used_up else drawn.state, block=0 if used_up else first, pack=number)
                 yield _assemble(pieces, shape, (lane, number - 1), after)
                 pieces, free = [], shape.num_blocks
@@ -204,32 +219,27 @@ def pack(draws: Iterable[Drawn], shape: PackShape, lane: int = 0, state: LaneSta
 
 
 def _assemble(pieces: list[Piece], shape: PackShape, key: tuple[int, int], state: LaneState) -> Pack:
-    used = sum(len(piece.tokens) for piece in pieces)
+    def fill(tensors: list[Tensor], count: int) -> Tensor:
+        out = tensors[0].new_empty(count, *tensors[0].shape[1:])
+        length = sum(len(each) for each in tensors)
+        torch.cat(tensors, out=out[:length])
+        out[length:] = 0
+        return out
 
-    def fill(arrays: list[NDArray], count: int) -> Tensor:
-        joined = np.concatenate(arrays)
-        out = np.zeros((count, *joined.shape[1:]), joined.dtype)
-        out[: len(joined)] = joined
-        return torch.from_numpy(out)
-
-    lengths = [len(piece.tokens) for piece in pieces]
-    utterance = np.repeat(np.arange(len(pieces)), lengths)
-    position = np.concatenate([np.arange(length) for length in lengths])
     blocks = Blocks(
-        fill([utterance], shape.num_blocks),
-        fill([position], shape.num_blocks),
-        fill([piece.valid for piece in pieces], shape.num_blocks),
+        fill([torch.full((len(piece),), i) for i, piece in enumerate(pieces)], shape.num_blocks),
+        fill([torch.arange(len(piece)) for piece in pieces], shape.num_blocks),
+        fill([piece.valid(shape) for piece in pieces], shape.num_blocks),
         shape.max_pieces,
         shape.num_blocks,
         packed=True,
     )
-    assert used <= shape.num_blocks
     return Pack(
-        wave=fill([piece.wave for piece in pieces], shape.num_blocks),
-        tokens=fill([piece.tokens for piece in pieces], shape.num_blocks),
+        wave=fill([part for piece in pieces for part in piece.waves(shape)], shape.num_blocks),
+        tokens=fill([piece.tokens(shape) for piece in pieces], shape.num_blocks),
         blocks=blocks,
-        reference=fill([np.stack([piece.drawn.reference for piece in pieces])], shape.max_pieces),
-        x_vector=fill([np.stack([piece.drawn.clip.x_vector for piece in pieces])], shape.max_pieces),
+        reference=fill([torch.from_numpy(piece.drawn.reference)[None] for piece in pieces], shape.max_pieces),
+        x_vector=fill([torch.from_numpy(piece.drawn.clip.x_vector)[None] for piece in pieces], shape.max_pieces),
         keys=[piece.drawn.clip.key for piece in pieces],
         key=key,
         state=state,

@@ -28,6 +28,11 @@ class Perturbation:
                 f"perturbation: speed {self.speed} and level_db {self.level_db}: wanted 0 to 0.5, and 0 or more"
             )
 
+    @property
+    def changes(self) -> bool:
+        """Whether it does anything."""
+        return bool(self.speed or self.level_db)
+
     def of(self, clip: Clip, mel: MelConfig, frames_per_token: int, random: np.random.Generator) -> Clip:
         """Returns a changed clip; the clip itself where nothing is to be changed."""
         if self.speed:

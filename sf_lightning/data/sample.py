@@ -4,15 +4,15 @@ A broken sample raises `BadSample` with a cause; who reads decides whether to sk
 """
 
 import io
-import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.audio.wave import AUDIO_SUFFIXES, Wave, read_wave, scale_to_peak
+from sf_lightning.audio.wave import AUDIO_SUFFIXES, Wave, read_wave
 from sf_lightning.tokens.base import Tokens
 
 PEAK = 0.7
@@ -47,14 +47,12 @@ class Clip:
         key: Of the sample.
         wave: [L * frames_per_token * hop_length], scaled to `PEAK`.
         tokens: [L].
-        speaker: Name of the speaker.
         x_vector: [X], of the speaker in this clip; X is 0 where none is wanted.
     """
 
     key: str
     wave: Wave
     tokens: Tokens
-    speaker: str
     x_vector: NDArray[np.float32]
 
 
@@ -72,14 +70,6 @@ def audio_of(raw: Raw) -> tuple[str, bytes]:
     )
 
 
-def speaker_of(raw: Raw) -> str:
-    """Returns the speaker's name; a sample that names none is a speaker of its own."""
-    try:
-        return str(json.loads(raw["json"])["speaker"])
-    except (KeyError, ValueError, TypeError):
-        return str(raw["__key__"])
-
-
 def read_speech(source: bytes, mel: MelConfig) -> Wave:
     """Returns a wave at the mel's rate, scaled to `PEAK`.
 
@@ -90,13 +80,15 @@ def read_speech(source: bytes, mel: MelConfig) -> Wave:
         wave = read_wave(source, mel.sample_rate)
     except ValueError as error:
         raise BadSample("undecodable", str(error)) from error
-    if not np.isfinite(wave).all():
-        raise BadSample("not finite", "NaN or infinity among the samples")
     if len(wave) <= mel.pad:
         raise BadSample("too short", f"{len(wave)} samples, more than {mel.pad} wanted")
-    if float(np.abs(wave).max()) < 1e-3:
-        raise BadSample("silent", f"peak {float(np.abs(wave).max()):.1e}, at least 1e-3 wanted")
-    return scale_to_peak(wave, PEAK)
+    peak = max(float(wave.max()), -float(wave.min()))
+    if not np.isfinite(peak):
+        raise BadSample("not finite", "NaN or infinity among the samples")
+    if peak < 1e-3:
+        raise BadSample("silent", f"peak {peak:.1e}, at least 1e-3 wanted")
+    wave *= np.float32(PEAK / peak)
+    return wave
 
 
 def decode_clip(raw: Raw, mel: MelConfig, vocabulary: int, frames_per_token: int, x_vector_width: int = 0) -> Clip:
@@ -108,7 +100,7 @@ def decode_clip(raw: Raw, mel: MelConfig, vocabulary: int, frames_per_token: int
     tokens = read_tokens(raw.get("tokens.npy", b""), vocabulary)
     x_vector = read_x_vector(raw.get("speaker.npy", b""), x_vector_width)
     wave = fit_to_tokens(read_speech(audio_of(raw)[1], mel), tokens, mel, frames_per_token)
-    return Clip(str(raw["__key__"]), wave, tokens, speaker_of(raw), x_vector)
+    return Clip(str(raw["__key__"]), wave, tokens, x_vector)
 
 
 def fit_to_tokens(wave: Wave, tokens: Tokens, mel: MelConfig, frames_per_token: int) -> Wave:
@@ -121,9 +113,31 @@ def fit_to_tokens(wave: Wave, tokens: Tokens, mel: MelConfig, frames_per_token: 
     # A tokenizer that drops a partial token leaves up to frames_per_token - 1 frames, and as many the other way.
     if len(tokens) == 0 or abs(frames - wanted) > MAX_FRAMES_APART:
         raise BadSample("token count", f"{len(tokens)} tokens are {wanted} frames, the audio has {frames}")
-    whole = np.zeros(wanted * mel.hop_length, np.float32)
-    whole[: len(wave)] = wave[: len(whole)]
-    return whole
+    missing = wanted * mel.hop_length - len(wave)
+    return np.pad(wave, (0, missing)) if missing > 0 else wave[: wanted * mel.hop_length]
+
+
+def read_npy(data: bytes) -> NDArray:
+    """Returns the array of a `.npy`, read only.
+
+    Raises:
+        ValueError: if it is broken, or of objects.
+    """
+    # Not np.load: to parse a header takes it longer than all else that is done for a clip but decoding.
+    start = 10 + int.from_bytes(data[8:10], "little")
+    shape, dtype = _npy_header(data[:start])
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+
+
+@lru_cache(maxsize=4096)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    stream = io.BytesIO(header)
+    if (version := np.lib.format.read_magic(stream)) != (1, 0):
+        raise ValueError(f".npy of version {version}: wanted (1, 0)")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran_order and len(shape) > 1:
+        raise ValueError(".npy in Fortran order")
+    return shape, dtype
 
 
 def read_x_vector(data: bytes, width: int) -> NDArray[np.float32]:
@@ -137,8 +151,8 @@ def read_x_vector(data: bytes, width: int) -> NDArray[np.float32]:
     if not data:
         raise BadSample("incomplete", "no speaker.npy")
     try:
-        x_vector = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        x_vector = read_npy(data)
+    except ValueError as error:
         raise BadSample("undecodable", f"speaker.npy ({error})") from error
     if x_vector.shape != (width,) or not np.isfinite(x_vector).all():
         raise BadSample("x-vector", f"speaker.npy of shape {x_vector.shape}: wanted ({width},), all finite")
@@ -154,8 +168,8 @@ def read_tokens(data: bytes, vocabulary: int) -> Tokens:
     if not data:
         raise BadSample("incomplete", "no tokens.npy")
     try:
-        tokens = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        tokens = read_npy(data)
+    except ValueError as error:
         raise BadSample("undecodable", f"tokens.npy ({error})") from error
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         raise BadSample("undecodable", f"tokens.npy of shape {tokens.shape} and {tokens.dtype}")
@@ -164,16 +178,23 @@ def read_tokens(data: bytes, vocabulary: int) -> Tokens:
     return tokens.astype(np.int64)
 
 
-def reference_crop(raw: Raw, mel: MelConfig, samples: int, random: np.random.Generator) -> Wave:
+def reference_crop(raw: Raw, mel: MelConfig, samples: int, where: float) -> Wave:
     """Returns a crop [samples] of a sample's audio; see `crop_of`.
 
     Raises:
         BadSample: as `read_speech`.
     """
-    return crop_of(read_speech(audio_of(raw)[1], mel), samples, random)
+    return crop_of(read_speech(audio_of(raw)[1], mel), samples, where)
 
 
-def crop_of(wave: Wave, samples: int, random: np.random.Generator) -> Wave:
-    """Returns a crop [samples] of a wave at a random place, repeated if the wave is shorter."""
-    start = int(random.integers(0, max(1, len(wave) - samples)))
-    return np.resize(wave[start : start + samples], samples)
+def crop_of(wave: Wave, samples: int, where: float) -> Wave:
+    """Returns a crop [samples] of a wave, repeated if the wave is shorter.
+
+    Args:
+        wave: [N].
+        samples: Its length.
+        where: 0 is the first place it may have, 1 the last.
+    """
+    start = int(where * max(0, len(wave) - samples))
+    # A copy, for a crop is kept longer than its clip.
+    return wave[start : start + samples].copy() if len(wave) >= samples else np.resize(wave, samples)

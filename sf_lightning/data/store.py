@@ -5,8 +5,11 @@ needed. Knows nothing of what is in them.
 """
 
 import hashlib
+import io
 import logging
 import os
+import shlex
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ class Store:
             beyond it what was used longest ago is deleted.
         attempts: How often a file is asked for before giving up.
         delay: Seconds before the second attempt; doubled before each further one.
+        patience: Seconds without a byte after which a web server is given up.
 
     Raises:
         ValueError: if a command has no place for the name.
@@ -37,6 +41,7 @@ class Store:
     cache_gb: float = 50.0
     attempts: int = 5
     delay: float = 1.0
+    patience: float = 60.0
 
     def __post_init__(self) -> None:
         if self.place.startswith("pipe:") and "{}" not in self.place:
@@ -52,47 +57,83 @@ class Store:
         """The folder of the cache."""
         return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sf-lightning"
 
-    def path(self, name: str, size: int | None = None) -> Path:
-        """Returns a local path of a file, which is brought first where it must be.
-
-        Args:
-            name: Of the file.
-            size: Its bytes, if they are known: a file of another size is brought again.
+    def read(self, name: str) -> bytes:
+        """Returns a small file whole, as it is now: it is not cached.
 
         Raises:
             FileNotFoundError: if it cannot be had.
         """
         if not self.is_remote:
-            return Path(self.place) / name
-        digest = hashlib.sha256(self.place.encode()).hexdigest()[:16]
-        path = self.cache / digest / name
-        if path.is_file() and size in (None, path.stat().st_size):
-            os.utime(path)  # used just now: what is deleted is what was used longest ago
-            return path
-        self._bring(name, path, size)
-        return path
+            return Path(self.place, name).read_bytes()
+        self._bring(name, into := io.BytesIO(), None)
+        return into.getvalue()
 
-    def _bring(self, name: str, path: Path, size: int | None) -> None:
-        place = self.place
-        url = place.replace("{}", name) if place.startswith("pipe:") else f"{place.rstrip('/')}/{name}"
+    def open(self, name: str, size: int | None = None, version: str = "") -> io.BufferedIOBase:
+        """Opens a file, which is brought first where it must be.
+
+        Args:
+            name: Of the file.
+            size: Its bytes, if they are known: a file of another size is brought again.
+            version: Of the set: what was cached of another one is not taken.
+
+        Raises:
+            FileNotFoundError: if it cannot be had.
+        """
+        if not self.is_remote:
+            return Path(self.place, name).open("rb")
+        path = self.cache / hashlib.sha256(f"{self.place} {version}".encode()).hexdigest()[:16] / name
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return self._cached(name, path, size)
+        if size not in (None, os.fstat(file.fileno()).st_size):
+            file.close()
+            return self._cached(name, path, size)
+        os.utime(file.fileno())  # used just now: what is deleted is what was used longest ago
+        return file
+
+    def _cached(self, name: str, path: Path, size: int | None) -> io.BufferedIOBase:
+        """Brings a file into the cache; open already, for another process may delete it the next moment."""
         path.parent.mkdir(parents=True, exist_ok=True)
         LRUCleanup(str(self.cache), int(self.cache_gb * 1e9), interval=None).cleanup()
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        file = fresh.open("w+b")
+        try:
+            self._bring(name, file, size)
+            fresh.replace(path)
+        except BaseException:
+            file.close()
+            fresh.unlink(missing_ok=True)
+            raise
+        file.seek(0)
+        return file
+
+    def _bring(self, name: str, into: io.BufferedIOBase, size: int | None) -> None:
+        url = self._url(name)
         for attempt in range(self.attempts):
             if attempt:
                 time.sleep(self.delay * 2 ** (attempt - 1))
+            into.seek(0)
+            into.truncate()
             try:
-                with gopen(url) as stream, fresh.open("wb") as file:
-                    while data := stream.read(1 << 20):
-                        file.write(data)
-                came = fresh.stat().st_size
-                if came == 0 or size not in (None, came):
+                with gopen(url) as stream:
+                    shutil.copyfileobj(stream, into, 1 << 20)
+                if (came := into.tell()) == 0 or size not in (None, came):
                     raise OSError(f"{came} bytes came, wanted {'some' if size is None else size}")
-                fresh.replace(path)
+                into.flush()
                 return
             except OSError as error:
                 log.warning("%s, attempt %d of %d: %s", url, attempt + 1, self.attempts, error)
-        fresh.unlink(missing_ok=True)
         raise FileNotFoundError(
             f"{url} could not be read in {self.attempts} attempts; see the log for each of them"
         )
+
+    def _url(self, name: str) -> str:
+        if self.place.startswith("pipe:"):
+            return self.place.replace("{}", name)
+        url = f"{self.place.rstrip('/')}/{name}"
+        if not url.startswith(("http://", "https://")):
+            return url
+        # WebDataset's own curl waits for ever on a server that goes silent.
+        limits = f"--connect-timeout {self.patience:g} --speed-limit 1 --speed-time {self.patience:g}"
+        return f"pipe:curl -sSfL {limits} {shlex.quote(url)}"

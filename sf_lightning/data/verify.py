@@ -39,7 +39,7 @@ def verify_shard(shards: ShardSet, number: int) -> list[Problem]:
     info, problems = shards.manifest.shards[number], list[Problem]()
     try:
         rows = shards.index(number)
-        with shards.path(info.name).open("rb") as file:
+        with shards.open(info.name) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError, TypeError, KeyError) as error:
         return [Problem(number, "", f"cannot be read: {error}")]

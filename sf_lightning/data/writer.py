@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import tarfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class ShardWriter:
 
     def add(self, sample: Sample) -> None:
         """Adds a sample."""
-        source, offset = sample.source, self.tar.tarstream.offset
+        source = sample.source
         fields = source.fields | {"duration": round(sample.seconds, 3)}
         files = {
             source.suffix: source.audio,
@@ -63,9 +64,13 @@ class ShardWriter:
         }
         if sample.x_vector:
             files["speaker.npy"] = sample.x_vector
-        self.tar.write({"__key__": source.key, **files})
+        places = {}
+        for name in sorted(files):
+            self.tar.write({"__key__": source.key, name: files[name]})
+            size = len(files[name])
+            places[name] = (self.tar.tarstream.offset - -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, size)
         speaker, language = str(fields["speaker"]), str(fields.get("language", ""))
-        self.rows.append(IndexRow(source.key, offset, len(sample.tokens), checksum(files), speaker, language))
+        self.rows.append(IndexRow(source.key, len(sample.tokens), checksum(files), speaker, language, places))
         self.seconds += sample.seconds
 
     def close(self, skipped: Mapping[str, int]) -> ShardInfo:

@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from sf_lightning.audio.seam import seam_db
-from sf_lightning.audio.wave import read_wave, scale_to_peak, write_wave
+from sf_lightning.audio.wave import read_wave, write_wave
 from tests.helpers import voice
 
 
@@ -37,10 +37,6 @@ def test_bytes_that_are_no_audio_are_refused() -> None:
 def test_samples_beyond_full_scale_are_clipped_not_wrapped(tmp_path: Path) -> None:
     write_wave(tmp_path / "a.wav", np.array([2.0, -2.0, 0.5], np.float32), 16000)
     assert soundfile.read(tmp_path / "a.wav")[0] == pytest.approx([1.0, -1.0, 0.5], abs=1e-4)
-
-
-def test_silence_is_not_scaled_to_noise() -> None:
-    assert np.all(scale_to_peak(np.zeros(10, np.float32), 0.7) == 0)
 
 
 def test_a_click_at_the_edges_is_a_seam_and_a_smooth_voice_is_none() -> None:

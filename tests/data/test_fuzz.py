@@ -126,4 +126,4 @@ def test_stereo_and_8_khz_and_clipping_are_read(tmp_path: Path) -> None:
 
 def test_the_mel_of_a_set_survives_its_manifest(small: ShardSet) -> None:
     assert ShardSet(small.folder).manifest.mel == MelConfig()
-    assert json.loads((Path(small.folder) / "manifest.json").read_text())["format"] == 2
+    assert json.loads((Path(small.folder) / "manifest.json").read_text())["format"] == 3

@@ -13,9 +13,10 @@ import torch
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.lanes import Drawn, Lane, LaneState, Reading, first_clips
-from sf_lightning.data.packing import Batch, Pack, PackShape, pack
-from sf_lightning.data.sample import decode_clip
+from sf_lightning.data.packing import Batch, Pack, PackShape, Piece, pack
+from sf_lightning.data.sample import Clip, decode_clip
 from sf_lightning.data.shards import ShardSet
+from tests.helpers import voice
 
 SHAPE = PackShape(num_blocks=16, block_size=24, frames_per_token=4, max_pieces=6, mel=MelConfig())
 
@@ -100,6 +101,22 @@ def test_no_frame_is_lost_or_said_twice_by_packing(shards: ShardSet) -> None:
     assert checked >= 12
 
 
+@pytest.mark.parametrize("tokens", [1, 5, 6, 7, 11, 12, 13, 19, 40])
+def test_the_blocks_of_a_piece_are_those_of_the_clip_reflected_at_its_edges(tokens: int) -> None:
+    wave = voice(tokens / 25)
+    clip = Clip("a", wave, np.arange(1, tokens + 1), np.zeros(0, np.float32))
+    count, pad, size = -(-tokens // 6), MelConfig().pad, 24 * 160
+    whole = np.pad(np.pad(wave, pad, mode="reflect"), (0, count * size - len(wave)))
+    wanted = np.stack([whole[i * size : (i + 1) * size + 2 * pad] for i in range(count)])
+    for first in range(count):
+        for end in range(first + 1, count + 1):
+            piece = Piece(Drawn(clip, wave), first, end)
+            assert np.array_equal(torch.cat(piece.waves(SHAPE)).numpy(), wanted[first:end])
+            held = piece.tokens(SHAPE).flatten().tolist()
+            assert held == [each if each <= tokens else 0 for each in range(6 * first + 1, 6 * end + 1)]
+            assert int(piece.valid(SHAPE).sum()) == min(24 * end, 4 * tokens) - 24 * first
+
+
 def test_packs_have_one_shape_and_pad_nothing_but_last_blocks(shards: ShardSet) -> None:
     for each in packs(shards, 10):
         assert each.wave.shape == (16, 24 * 160 + 2 * MelConfig().pad)
@@ -149,6 +166,15 @@ def test_a_truncated_tar_costs_the_samples_it_lost_and_no_more(shards: ShardSet,
     assert 1 <= mine.skipped["damaged"] and set(mine.skipped) == {"damaged"}
     lost = {row.key for row in shards.index(1)} - set(keys)
     assert 1 <= len(lost) <= 4
+
+
+def test_an_index_that_is_damaged_stops_the_run_with_the_remedy(shards: ShardSet, tmp_path: Path) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    index = broken.folder / "shard-000001.json"
+    for said in (index.read_text()[:300], "{}", '{"rows": [[1]]}'):
+        index.write_text(said)
+        with pytest.raises(ValueError, match=r"shard-000001.json is damaged .* --repair=true"):
+            list(islice(lane(broken).draws(LaneState()), 40))
 
 
 def test_too_many_broken_samples_stop_the_run_with_causes_and_knob(shards: ShardSet, tmp_path: Path) -> None:

@@ -31,8 +31,7 @@ def test_an_epoch_is_planned_from_the_manifest_alone_in_little_memory(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    path = ShardSet.path
-    monkeypatch.setattr(ShardSet, "path", lambda self, name, size=None: read.append(name) or path(self, name, size))
+    monkeypatch.setattr(ShardSet, "open", lambda self, name, size=None: read.append(name))
     tracemalloc.start()
     held = ShardSet(large)
     lanes = [Lane([held], number, Reading(0, LANES, 4000)) for number in range(LANES)]
@@ -59,9 +58,9 @@ def test_a_lane_deep_in_an_epoch_opens_only_the_group_it_is_in(
         opened.append(("index", shard))
         return [row._replace(key=f"{row.key}-{i}") for i in range(SAMPLES)]
 
-    def read(self: ShardSet, shard: int) -> list[Raw]:
+    def read(self: ShardSet, shard: int, rows: list[IndexRow]) -> list[Raw]:
         opened.append(("read", shard))
-        return [raw | {"__key__": f"{row.key}-{i}"} for i in range(SAMPLES)]
+        return [raw | {"__key__": row.key} for row in rows]
 
     monkeypatch.setattr(ShardSet, "index", index)
     monkeypatch.setattr(ShardSet, "read", read)

@@ -14,8 +14,9 @@ from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.build import build
 from sf_lightning.data.corpus import find_units
 from sf_lightning.data.recipe import Recipe
-from sf_lightning.data.sample import BadSample, decode_clip, reference_crop
+from sf_lightning.data.sample import BadSample, decode_clip, read_npy, read_tokens, reference_crop
 from sf_lightning.data.shards import Manifest, ShardSet
+from sf_lightning.data.writer import npy
 from sf_lightning.tokens.base import load_tokenizer
 from tests.helpers import voice, write_corpus
 
@@ -44,11 +45,11 @@ def test_manifest_and_indices_say_what_the_tars_hold(shards: ShardSet) -> None:
     assert shards.samples == 23 and [shard.samples for shard in manifest.shards] == [5, 5, 5, 5, 3]
     for number, info in enumerate(manifest.shards):
         with tarfile.open(shards.folder / info.name) as tar:
-            members = [(member.name.split(".")[0], member.offset) for member in tar.getmembers()]
-        first = {key: offset for key, offset in reversed(members)}
+            places = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
         index = shards.index(number)
         assert [row.key for row in index] == [raw["__key__"] for raw in shards.read(number)]
-        assert {row.key: row.offset for row in index} == first
+        said = {f"{row.key}.{name}": tuple(place) for row in index for name, place in row.files.items()}
+        assert said == places
         assert info.tokens == sum(row.tokens for row in index)
 
 
@@ -144,7 +145,7 @@ def test_a_folder_that_is_no_shard_set_says_how_to_make_one(tmp_path: Path) -> N
     with pytest.raises(FileNotFoundError, match="sf-shards build --audio FOLDER --out"):
         Manifest.load(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="format 99, this version reads 2"):
+    with pytest.raises(ValueError, match="format 99, this version reads 3"):
         Manifest.load(tmp_path)
 
 
@@ -190,7 +191,26 @@ def test_tokens_outside_the_vocabulary_make_a_sample_broken() -> None:
         decode_clip(raw | {"tokens.npy": array.getvalue()}, MelConfig(), 50, 4)
 
 
+@pytest.mark.parametrize(
+    "array", [np.arange(7, dtype=np.int32), np.ones((2, 3), np.float16), np.int64(3), np.zeros(0)]
+)
+def test_an_array_is_read_as_numpy_reads_it(array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    read = read_npy(buffer.getvalue())
+    assert read.dtype == array.dtype and read.shape == array.shape and np.array_equal(read, array)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x93NUMPY", npy(np.arange(7))[:-1], npy(np.arange(7)) + b"x", npy(np.array([None])), b"RIFF" * 40],
+)
+def test_a_broken_array_is_a_bad_sample(data: bytes) -> None:
+    with pytest.raises(BadSample, match=r"incomplete|undecodable"):
+        read_tokens(data, 50)
+
+
 def test_reference_crops_have_one_length_whatever_the_clip_has() -> None:
     for seconds in (0.3, 2.0, 5.0):
-        crop = reference_crop(raw_sample(voice(seconds), 1), MelConfig(), 32000, np.random.default_rng(0))
+        crop = reference_crop(raw_sample(voice(seconds), 1), MelConfig(), 32000, 0.5)
         assert crop.shape == (32000,) and np.abs(crop).max() > 0.01

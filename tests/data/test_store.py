@@ -1,6 +1,7 @@
 """Sets that lie elsewhere: brought by a server or a command, kept in a cache that stays small, asked for again."""
 
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -10,8 +11,12 @@ from typing import ClassVar
 
 import pytest
 
+from sf_lightning.data.build import build
+from sf_lightning.data.corpus import find_units
+from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.store import Store
+from sf_lightning.tokens.base import load_tokenizer
 from tests.data.test_lanes import packs, same
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="WebDataset reads http through curl")
@@ -76,15 +81,43 @@ def test_the_cache_stays_below_its_size_and_keeps_what_was_used_last(shards: Sha
     store = Store(f"pipe:cat '{shards.folder}/{{}}'", cache_gb=2.5 * size / 1e9)
     names = [info.name for info in shards.manifest.shards]
     for name in (names[0], names[1], names[0], names[2], names[0], names[3]):
-        store.path(name)
+        store.open(name).close()
         assert sum(path.stat().st_size for path in cache.rglob("*.tar")) <= 3.5 * size
     assert names[0] in {path.name for path in cache.rglob("*.tar")}
     assert names[1] not in {path.name for path in cache.rglob("*.tar")}
 
 
+def test_a_set_that_is_built_again_is_read_again(shards: ShardSet, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(shards.folder, place)
+    before = packs(ShardSet(f"pipe:cat '{place}/{{}}'"), 3)
+    assert same(before[0], packs(shards, 1)[0])
+    shutil.rmtree(place)
+    units = find_units(Path(shards.folder).parent / "audio", 5)[1:]
+    build(units, place, Recipe(load_tokenizer(Path(shards.folder).parent / "kmeans-50.npz"), shard_samples=5))
+    after, wanted = packs(ShardSet(f"pipe:cat '{place}/{{}}'"), 3), packs(ShardSet(place), 3)
+    assert all(same(a, b) for a, b in zip(after, wanted, strict=True)) and not same(before[0], after[0])
+
+
+def test_what_was_opened_can_be_read_though_the_cache_deletes_it(shards: ShardSet, cache: Path) -> None:
+    store = Store(f"pipe:cat '{shards.folder}/{{}}'", cache_gb=0.0)
+    with store.open("shard-000000.tar") as file, store.open("shard-000001.tar"):
+        assert "shard-000000.tar" not in {path.name for path in cache.rglob("*")}
+        assert file.read() == (Path(shards.folder) / "shard-000000.tar").read_bytes()
+    there = ShardSet(f"pipe:cat '{shards.folder}/{{}}'", cache_gb=0.0)
+    assert all(same(a, b) for a, b in zip(packs(shards, 8), packs(there, 8), strict=True))
+
+
+def test_a_server_that_goes_silent_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never answers
+        store = Store(f"http://127.0.0.1:{silent.getsockname()[1]}", attempts=2, delay=0.0, patience=1)
+        with pytest.raises(FileNotFoundError, match="could not be read in 2 attempts"):
+            store.read("manifest.json")
+
+
 def test_what_cannot_be_had_is_asked_for_again_and_then_named(shards: ShardSet) -> None:
     store = Store("pipe:false {}", attempts=3, delay=0.0)
     with pytest.raises(FileNotFoundError, match=r"pipe:false manifest.json could not be read in 3 attempts"):
-        store.path("manifest.json")
+        store.read("manifest.json")
     with pytest.raises(ValueError, match=r"wanted \{\} in the command"):
         Store("pipe:cat set/manifest.json")

@@ -74,7 +74,8 @@ class StreamingValidation(L.Callback):
         self.vocoder = pl_module.vocoder.make(pl_module.model.mel.config)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, ShardDataModule)
-        self.look_up = torch.from_numpy(np.load(datamodule.train[0].path("lookup.npy")))
+        with datamodule.train[0].open("lookup.npy") as file:
+            self.look_up = torch.from_numpy(np.load(file))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock: what validation costs is logged as `val/seconds`."""

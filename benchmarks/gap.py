@@ -29,7 +29,7 @@ class Clips:
     """Held-out clips, and everything that is measured against them."""
 
     def __init__(self, module: StreamFlowModule, shards: ShardSet, count: int) -> None:
-        model = module.model
+        model = module.average
         mel, stored = model.mel.config, model.speaker.stored_width
         drawn = list(first_clips(shards, count, model.speaker.crop_samples(mel.sample_rate), stored))
         self.waves = [torch.from_numpy(each.clip.wave) for each in drawn]
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, nargs="+", default=(2, 4, 10))
     parser.add_argument("--guidance", type=float, help="by default as in training")
     args = parser.parse_args()
-    module = StreamFlowModule.load_from_checkpoint(args.ckpt, map_location="cpu").use_average()
+    module = StreamFlowModule.load_from_checkpoint(args.ckpt, map_location="cpu")
     clips = Clips(module, ShardSet(args.shards), args.clips)
     header = ["way", "look-ahead", "gap", *COLUMNS, "wait", "network", "vocoder", "first packet ms", "RTF"]
     print("| NFE | " + " | ".join(header) + " |")
@@ -84,7 +84,7 @@ def main() -> None:
         values = clips.scores(offline, decoder.vocoder.sample_rate)
         cells = [FORMS.get(name, "{:.2f}").format(values[name]) for name in COLUMNS]
         print(f"| {evaluations} | offline | | | " + " | ".join(cells) + " | | | | | |", flush=True)
-        q = module.model.layout.lookahead
+        q = module.average.layout.lookahead
         factors = sorted({1, 2, 3, evaluations // 2, evaluations})
         for blocks in (q * factor for factor in factors if factor):
             for mode in ("cached", "windowed"):

@@ -110,13 +110,13 @@ def decode(
         if value is not None and name in {field.name for field in fields(DecodeConfig)}
     }
     try:
-        module = StreamFlowModule.load_from_checkpoint(ckpt, map_location=device).use_average()
+        module = StreamFlowModule.load_from_checkpoint(ckpt, map_location=device)
     except (UnpicklingError, EOFError, KeyError, TypeError) as error:
         raise ValueError(f"--ckpt: {ckpt} is no checkpoint of sf-fit ({one_line(error)[:80]})") from error
     if vocoder is not None:
         module.vocoder = VocoderConfig(checkpoint=vocoder)
     if bf16:
-        module.model.dit.to(torch.bfloat16)
+        module.average.dit.to(torch.bfloat16)
     decoder = module.decoder(decode=replace(module.decode, **given))
     who = _speaker(module, Path(speaker), x_vector) if speaker is not None else None
     if codes is None:
@@ -193,7 +193,7 @@ def _from_stdin(stdin_format: str) -> Iterator[Tensor]:
 
 def _clip_of(shards: ShardSet, key: str | None, module: StreamFlowModule) -> Drawn:
     """Returns a clip of a shard set that fits the model, and a crop of its speaker."""
-    model = module.model
+    model = module.average
     mel, dit, speaker = model.mel.config, model.dit.config, model.speaker
     x_vectors = (speaker.x_vectors, speaker.stored_width)
     shards.require(mel, module.tokenizer, dit.vocabulary, dit.frames_per_token, x_vectors)
@@ -225,13 +225,13 @@ def _speaker(module: StreamFlowModule, path: Path, x_vector: str | None) -> Tens
         if x_vector is not None:
             raise ValueError(f"--speaker {path} is a whole embedding: leave --x_vector out")
         return torch.from_numpy(_load_array(path)).float()
-    mel = module.model.mel.config
+    mel = module.average.mel.config
     try:
         wave = read_speech(path.read_bytes(), mel)
     except BadSample as error:
         raise ValueError(f"--speaker: {path} is no voice to speak in: {error}") from error
     # Crops have one length, always: a shorter one is repeated, as in training.
-    crop = np.resize(wave, module.model.speaker.crop_samples(mel.sample_rate))
+    crop = np.resize(wave, module.average.speaker.crop_samples(mel.sample_rate))
     stored = np.zeros(0, np.float32) if x_vector is None else _load_array(Path(x_vector))
     return _embedding(module, crop, torch.from_numpy(stored))
 
@@ -240,7 +240,7 @@ def _speaker(module: StreamFlowModule, path: Path, x_vector: str | None) -> Tens
 def _embedding(module: StreamFlowModule, crop: Wave, x_vector: Tensor) -> Tensor:
     """The embedding [S] of a crop [N] and an x-vector [X]."""
     inputs = (torch.from_numpy(crop)[None], x_vector.float()[None])
-    return module.model.encode_speaker(*(each.to(module.device) for each in inputs))[0]
+    return module.average.encode_speaker(*(each.to(module.device) for each in inputs))[0]
 
 
 MAX_LINE = 65536

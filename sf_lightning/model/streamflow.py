@@ -62,6 +62,30 @@ class StreamFlow(nn.Module):
         self.dit = DiT(dit, layout)
         self.encoder = SpeakerEncoder(speaker, mel, dit.speaker_width, dit.null_condition)
 
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        tokens: Tensor,
+        speaker: tuple[Tensor, Tensor],
+        blocks: Blocks,
+        drop_speaker: Tensor,
+        drop_tokens: Tensor,
+    ) -> Tensor:
+        """Returns the velocity [M, W, F] with everything it depends on: what training runs.
+
+        Args:
+            x: Between noise and mel, [M, W, F].
+            t: Flow time of each utterance, [U].
+            tokens: As `condition`.
+            speaker: Reference crops [U, N] and x-vectors [U, X].
+            blocks: Where the blocks belong.
+            drop_speaker: As `condition`.
+            drop_tokens: As `condition`.
+        """
+        embedded = self.encode_speaker(*speaker)
+        return self.velocity(x, t, self.condition(tokens, embedded, blocks, drop_speaker, drop_tokens), blocks)
+
     def encode_speaker(self, reference: Tensor, x_vector: Tensor | None = None) -> Tensor:
         """Returns embeddings [B, S] of reference crops [B, N] and, where the model has them, x-vectors [B, X]."""
         return self.encoder(self.mel(reference), x_vector)

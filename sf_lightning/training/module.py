@@ -6,6 +6,7 @@ Letters: U utterances, M blocks, W frames of a block, F mel bands, S speaker wid
 import dataclasses
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +29,10 @@ from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.training.ema import WeightAverage
+from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard
 from sf_lightning.training.schedule import warmup_cosine
+from sf_lightning.training.sharding import gathered, is_sharded, shard, whole
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.config import VocoderConfig
 
@@ -117,13 +119,15 @@ class StreamFlowModule(L.LightningModule):
         self.save_hyperparameters(_plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         self.tokenizer, self.times, self.drop, self.seed = tokenizer, times, drop, seed
         self.optimizer, self.decode, self.vocoder = optimizer, decode, vocoder
-        self.model = StreamFlow(layout, dit, mel, scale, speaker, predict)
+        self._make = partial(StreamFlow, layout, dit, mel, scale, speaker, predict)
+        self.model, self.average = self._make(), self._make()
+        self.average.requires_grad_(False).load_state_dict(self.model.state_dict())
+        self._judged: list[StreamFlow] = []  # in a list, so that it is no part of this module
         self.model.dit.recompute = recompute
         self.compiles, self.init_from = compile, init_from
         self.warm_started: str | None = None
         self.guard = NonFiniteGuard(optimizer.max_bad_steps)
         self._clipped: deque[Tensor] = deque(maxlen=CLIP_WINDOW)
-        self.ema = WeightAverage(self.model, optimizer.ema_decay)
         self.manifest: Manifest | None = None
         self.tokenizer_digest: str | None = None
 
@@ -138,7 +142,7 @@ class StreamFlowModule(L.LightningModule):
         if self.init_from is not None:
             self.warm_started = str(warm_start(self.model, Path(self.init_from)))
             rank_zero_only(print)(f"--model.init_from: {self.warm_started}")
-            self.ema = WeightAverage(self.model, self.optimizer.ema_decay)
+            self.average.load_state_dict(self.model.state_dict())
             self.init_from = None
 
     def setup(self, stage: str) -> None:
@@ -156,19 +160,19 @@ class StreamFlowModule(L.LightningModule):
                 layer.compile()
             self.compiles = False
 
-    def on_fit_start(self) -> None:
-        """Takes foreign weights unless a checkpoint was restored; moves the average to where the parameters are."""
-        self.warm_start()
-        # A copy always: processes that were forked share the memory of a CPU.
-        self.ema.average = {name: value.to(self.device, copy=True) for name, value in self.ema.average.items()}
+    def configure_model(self) -> None:
+        """Shards the weights over ranks, if the strategy does so."""
+        if self.device_mesh is not None and not is_sharded(self.model):
+            for each in (self.model, self.average):
+                shard(each, self.device_mesh["data_parallel"])
 
-    def on_validation_start(self) -> None:
-        """Takes foreign weights where there was no fit and no checkpoint before."""
+    def on_fit_start(self) -> None:
+        """Takes foreign weights unless a checkpoint was restored."""
         self.warm_start()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the flow matching loss of a batch."""
-        losses = self._losses(batch, self._draw(batch))
+        losses = self._losses(self.model, batch, self._draw(batch))
         self.guard.saw(losses, batch)
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
@@ -181,7 +185,7 @@ class StreamFlowModule(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps the optimizer, then moves the averaged weights: before any callback can save them."""
         super().optimizer_step(*args, **kwargs)
-        self.ema.update(self.model)
+        move_average(self.average, self.model, self.global_step + 1, self.optimizer.ema_decay)
 
     def configure_gradient_clipping(
         self,
@@ -202,7 +206,7 @@ class StreamFlowModule(L.LightningModule):
                 f"--trainer.gradient_clip_algorithm is {gradient_clip_algorithm!r}: only 'norm' is known"
             )
         limit = gradient_clip_val or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.guard.watch(optimizer, norm, self.global_step)
         self._clipped.append(norm > limit)
         self.log("train/gradient_norm", norm)
@@ -230,10 +234,28 @@ class StreamFlowModule(L.LightningModule):
 
     # -- validation -----------------------------------------------------------------------------------
 
+    @property
+    def judged(self) -> StreamFlow:
+        """The averaged weights, whole: ranks that hold shards have a copy of them while they validate.
+
+        Each rank decodes clips of its own, and ranks that run sharded weights unequally often wait for ever.
+        """
+        return self._judged[0] if self._judged else self.average
+
+    def on_validation_start(self) -> None:
+        """Gathers the averages where they are sharded; takes foreign weights where nothing else was loaded."""
+        self.warm_start()
+        if is_sharded(self.average):
+            self._judged = [gathered(self.average, self._make()).to(self.device)]
+        self.judged.eval()
+
+    def on_validation_end(self) -> None:
+        """Gives the copy up."""
+        self._judged.clear()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Logs the loss of the averaged weights under noise and times that never change."""
-        with self.ema.swapped(self.model):
-            loss = self._losses(batch, self._fixed(batch, batch_idx)).mean()
+        loss = self._losses(self.judged, batch, self._fixed(batch, batch_idx)).mean()
         # Per valid frame: the last batch is mostly padding.
         loss = loss * batch.blocks.valid.numel() / batch.num_frames
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=batch.num_frames)
@@ -241,16 +263,20 @@ class StreamFlowModule(L.LightningModule):
     # -- checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the averaged weights, and whose tokens the model has learnt."""
-        checkpoint["ema"] = self.ema.state_dict()
+        """Adds whose tokens the model has learnt."""
         checkpoint["tokenizer_digest"] = self.tokenizer_digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes them back."""
-        if "ema" not in checkpoint:
-            raise ValueError("this checkpoint has no averaged weights: it is not one of sf-fit")
+        """Takes it back."""
+        if "tokenizer_digest" not in checkpoint:
+            raise ValueError("this checkpoint does not say whose tokens it has learnt: it is not one of sf-fit")
+        for part in ("layout", "dit", "mel", "scale", "speaker", "predict"):
+            came, wanted = checkpoint["hyper_parameters"][part], self.hparams[part]
+            if came != wanted:
+                raise ValueError(
+                    f"--model.{part}: {_difference(part, came, wanted)}: give what the run was begun with"
+                )
         self.init_from = None
-        self.ema.load_state_dict(checkpoint["ema"])
         self.tokenizer_digest = checkpoint["tokenizer_digest"]
 
     # -- use ------------------------------------------------------------------------------------------
@@ -261,24 +287,18 @@ class StreamFlowModule(L.LightningModule):
         return vocoder.to(self.device) if isinstance(vocoder, torch.nn.Module) else vocoder
 
     def decoder(self, vocoder: Vocoder | None = None, decode: DecodeConfig | None = None) -> StreamingDecoder:
-        """Returns a decoder of the *current* weights; see `use_average`."""
-        return StreamingDecoder(self.model, vocoder or self.make_vocoder(), decode or self.decode)
-
-    def use_average(self) -> "StreamFlowModule":
-        """Overwrites the weights by their averages: for decoding, never in the middle of training."""
-        self.ema.copy_to(self.model)
-        return self.eval()
+        """Returns a decoder of the averaged weights."""
+        return StreamingDecoder(self.judged.eval(), vocoder or self.make_vocoder(), decode or self.decode)
 
     # -- the loss -------------------------------------------------------------------------------------
 
-    def _losses(self, batch: Batch, draws: _Draws) -> Tensor:
+    def _losses(self, model: StreamFlow, batch: Batch, draws: _Draws) -> Tensor:
         """The loss of each block, [M]."""
-        model, blocks = self.model, batch.blocks
+        blocks = batch.blocks
         x_1 = model.to_flow(model.mel.frames(batch.wave))
-        speaker = model.encode_speaker(batch.reference, batch.x_vector)
-        condition = model.condition(batch.tokens, speaker, blocks, draws.drop_speaker, draws.drop_tokens)
         point = straight_path(draws.x_0, x_1, draws.t[blocks.utterance, None, None])
-        velocity = model.velocity(point.x_t, draws.t, condition, blocks)
+        speaker = (batch.reference, batch.x_vector)
+        velocity = model(point.x_t, draws.t, batch.tokens, speaker, blocks, draws.drop_speaker, draws.drop_tokens)
         return flow_matching_loss(velocity, point.dx_t, blocks.valid)
 
     def _draw(self, batch: Batch) -> _Draws:
@@ -300,6 +320,13 @@ class StreamFlowModule(L.LightningModule):
         t = (torch.arange(count, device=self.device) + 0.5) / count
         kept = torch.zeros(count, dtype=torch.bool, device=self.device)
         return _Draws(x_0.to(self.device), t, kept, kept)
+
+
+def _difference(name: str, came: Any, wanted: Any) -> str:
+    """What a checkpoint has and this run has not, in its first place."""
+    if not isinstance(came, dict) or not isinstance(wanted, dict):
+        return f"the checkpoint has {name} {came}, this run has {wanted}"
+    return next(_difference(key, came.get(key), wanted[key]) for key in wanted if came.get(key) != wanted[key])
 
 
 def _plain(value: Any) -> Any:

@@ -366,7 +366,7 @@ def test_a_run_warm_starts_from_a_folder_and_its_average_too(tmp_path: Path) -> 
     module.warm_start()
     loaded = theirs.proj_out.weight
     assert torch.equal(module.model.dit.to_velocity.weight, loaded)
-    assert torch.equal(module.ema.average["dit.to_velocity.weight"], loaded)
+    assert torch.equal(module.average.dit.to_velocity.weight, loaded)
     with torch.no_grad():
         module.model.dit.to_velocity.weight.zero_()
     shutil.rmtree(tmp_path / "gone")

@@ -145,7 +145,7 @@ class Poison(Note):
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, index: int) -> None:
         """Appends a line."""
         raw = float(sum(p.detach().double().abs().sum() for p in module.model.parameters()))
-        average = float(sum(p.double().abs().sum() for p in module.ema.average.values()))
+        average = float(sum(p.double().abs().sum() for p in module.average.parameters()))
         line = json.dumps({"raw": raw, "average": average, "skipped": module.guard.skipped, "key": batch.keys[0]})
         with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
             file.write(line + "\n")

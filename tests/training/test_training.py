@@ -17,7 +17,7 @@ from sf_lightning.model.layout import Layout
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.datamodule import ShardDataModule
-from sf_lightning.training.ema import WeightAverage
+from sf_lightning.training.ema import move_average
 from sf_lightning.training.module import OptimizerConfig, StreamFlowModule
 from sf_lightning.vocoder.config import VocoderConfig
 from tests.helpers import SMALL, loud
@@ -129,11 +129,10 @@ def test_a_checkpoint_loads_by_itself_with_its_averages(shards: ShardSet, tmp_pa
     assert again.tokenizer_digest == shards.manifest.tokenizer.digest
     for name, value in module.model.named_parameters():
         assert torch.equal(dict(again.model.named_parameters())[name], value)
-        assert torch.equal(again.ema.average[name], module.ema.average[name])
-    raw = again.model.dit.to_velocity.weight.clone()
-    again.use_average()
-    assert not torch.equal(again.model.dit.to_velocity.weight, raw)
-    assert torch.equal(again.model.dit.to_velocity.weight, module.ema.average["dit.to_velocity.weight"])
+    for name, value in module.average.named_parameters():
+        assert torch.equal(dict(again.average.named_parameters())[name], value)
+    assert not torch.equal(again.model.dit.to_velocity.weight, again.average.dit.to_velocity.weight)
+    assert again.decoder().model is again.average
 
 
 def test_the_loss_of_a_step_is_the_mean_of_its_packs_alone(shards: ShardSet) -> None:
@@ -146,8 +145,8 @@ def test_the_loss_of_a_step_is_the_mean_of_its_packs_alone(shards: ShardSet) -> 
         one = Batch.of_packs(
             [next(pack(Lane([shards], number, Reading(0, 2, 4000)).draws(LaneState()), shape, number))]
         )
-        alone.append(module._losses(one, module._draw(one)).mean())
-    together = module._losses(both, module._draw(both)).mean()
+        alone.append(module._losses(module.model, one, module._draw(one)).mean())
+    together = module._losses(module.model, both, module._draw(both)).mean()
     torch.testing.assert_close(together, (alone[0] + alone[1]) / 2, atol=1e-5, rtol=1e-5)
 
 
@@ -167,26 +166,24 @@ def test_it_learns_one_batch_by_heart(shards: ShardSet) -> None:
     batch = batch_of(shards)
     optimizer = torch.optim.Adam(module.model.parameters(), lr=3e-3)
     fixed = module._fixed(batch, 0)
-    before = float(module._losses(batch, fixed).detach().mean())
+    before = float(module._losses(module.model, batch, fixed).detach().mean())
     for _ in range(60):
         optimizer.zero_grad()
-        loss = module._losses(batch, fixed).mean()
+        loss = module._losses(module.model, batch, fixed).mean()
         loss.backward()
         optimizer.step()
     assert float(loss) < 0.5 * before
 
 
-def test_the_average_follows_the_weights_and_gives_them_back() -> None:
-    linear = nn.Linear(2, 1, bias=False)
-    nn.init.zeros_(linear.weight)
-    average = WeightAverage(linear, decay=0.5)
-    nn.init.ones_(linear.weight)
-    average.update(linear)  # the first update weighs the past 2 / 11
-    assert float(average.average["weight"][0, 0]) == pytest.approx(9 / 11)
-    with pytest.raises(RuntimeError, match="stop"), average.swapped(linear):
-        assert float(linear.weight[0, 0]) == pytest.approx(9 / 11)
-        raise RuntimeError("stop")
-    assert float(linear.weight[0, 0]) == 1.0
+def test_the_average_follows_the_weights() -> None:
+    average, current = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    nn.init.zeros_(average.weight)
+    nn.init.ones_(current.weight)
+    move_average(average, current, step=1, decay=0.5)  # the first step weighs the past 2 / 11
+    assert float(average.weight[0, 0]) == pytest.approx(9 / 11)
+    move_average(average, current, step=100, decay=0.5)
+    assert float(average.weight[0, 0]) == pytest.approx(10 / 11)
+    assert float(current.weight[0, 0]) == 1.0
 
 
 @pytest.mark.parametrize(("limit", "norm"), [(None, 5.0), (0, 5.0), (1.0, 1.0)])
@@ -204,10 +201,19 @@ def test_gradients_are_clipped_by_norm_and_a_limit_of_zero_is_none(limit: float 
         module.configure_gradient_clipping(torch.optim.SGD([weight], 1.0), 1.0, "value")
 
 
-def test_an_average_of_another_network_is_refused() -> None:
-    average = WeightAverage(nn.Linear(2, 1), 0.9)
-    with pytest.raises(ValueError, match="of another network"):
-        average.load_state_dict({"updates": 1, "average": {"weight": torch.zeros(1, 2)}})
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dit": replace(SMALL, width=128)}, r"--model.dit: the checkpoint has width \d+, this run has 128"),
+        ({"layout": Layout(2, 24, (0,), (0,))}, "--model.layout: the checkpoint has forward .1., this run has .0."),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused(
+    shards: ShardSet, tmp_path: Path, change: dict, said: str
+) -> None:
+    fit(tmp_path, small_module(), data(shards), 1)
+    with pytest.raises(ValueError, match=said):
+        fit(tmp_path / "again", small_module(**change), data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize(

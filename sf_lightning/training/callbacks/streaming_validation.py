@@ -94,17 +94,15 @@ class StreamingValidation(L.Callback):
         if not all(way in self.rows for way in BASELINES):
             made |= self._baselines(clips)
         # Not compiled: every chunk at the edges of clips has a shape of its own.
-        with pl_module.ema.swapped(pl_module.model), torch.compiler.set_stance("force_eager"):
-            pl_module.model.eval()
+        with torch.compiler.set_stance("force_eager"):
             decoder = pl_module.decoder(self.vocoder)
             inputs = (torch.stack(each) for each in zip(*((c.reference, c.x_vector) for c in clips), strict=True))
-            speakers = list(pl_module.model.encode_speaker(*inputs))
+            speakers = list(decoder.model.encode_speaker(*inputs))
             tokens = [clip.tokens for clip in clips]
             made["offline"] = decoder.offline(tokens, list(speakers))
             made["streamed"] = decoder.streamed(tokens, list(speakers))
             self.latency = measure_latency(decoder, tokens[0][:LATENCY_TOKENS], speakers[0])
             gaps = self._gaps(decoder, tokens, speakers, made["offline"])
-            pl_module.model.train()
         size = decoder.model.layout.block_size
         edges = [torch.tensor(decoder.config.edges(-(-len(clip.mel) // size))) * size for clip in clips]
         for way, chunks in made.items():

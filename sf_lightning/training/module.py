@@ -23,11 +23,13 @@ from sf_lightning.flow.noise import keyed_generator
 from sf_lightning.flow.path import draw_times, straight_path
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
+from sf_lightning.model.pretrained import require_format
 from sf_lightning.model.qwen import warm_start
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.training.checkpoint import FIRST_FORMAT, FORMAT
 from sf_lightning.training.ema import WeightAverage
 from sf_lightning.training.guard import NonFiniteGuard
 from sf_lightning.training.schedule import warmup_cosine
@@ -241,7 +243,8 @@ class StreamFlowModule(L.LightningModule):
     # -- checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the averaged weights, and whose tokens the model has learnt."""
+        """Adds the averaged weights, whose tokens the model has learnt, and the number of the format."""
+        checkpoint["format"] = FORMAT
         checkpoint["ema"] = self.ema.state_dict()
         checkpoint["tokenizer_digest"] = self.tokenizer_digest
 
@@ -249,6 +252,7 @@ class StreamFlowModule(L.LightningModule):
         """Takes them back."""
         if "ema" not in checkpoint:
             raise ValueError("this checkpoint has no averaged weights: it is not one of sf-fit")
+        require_format("this checkpoint", checkpoint.get("format", FIRST_FORMAT), FORMAT)
         self.init_from = None
         self.ema.load_state_dict(checkpoint["ema"])
         self.tokenizer_digest = checkpoint["tokenizer_digest"]

@@ -15,6 +15,7 @@ from sf_lightning.cli import decode, export
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.streamflow import StreamFlow
+from sf_lightning.streaming.pretrained import load_decoder
 from sf_lightning.training.module import StreamFlowModule
 from tests.cli.test_cli import mistake
 from tests.helpers import loud, voice
@@ -68,6 +69,16 @@ def test_an_export_has_the_velocity_of_the_averaged_weights(checkpoint: Path, fo
     exported, raw = velocity(StreamFlow.from_pretrained(folder)), velocity(module.model.eval())
     assert torch.equal(exported, velocity(module.use_average().model))
     assert exported.abs().max() > 0.1 and not torch.equal(exported, raw)
+
+
+def test_an_export_streams_with_the_settings_of_training(checkpoint: Path, folder: Path) -> None:
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 50, 20))
+    trained = StreamFlowModule.load_from_checkpoint(checkpoint).use_average().decoder()
+    waves = []
+    for decoder in (trained, load_decoder(folder)):
+        stream = decoder.open()
+        waves.append(torch.cat([stream.push(tokens), stream.flush()]))
+    assert torch.equal(*waves) and waves[0].abs().max() > 0.01
 
 
 def test_the_raw_weights_are_exported_on_demand(checkpoint: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ The road, and the floor on which each step lives::
     data/       WebDataset shards, lanes and packs
     metrics/    PESQ-WB, STOI, ViSQOL, mel distance, seam
     training/   the LightningModule, the data module, callbacks
-    cli/        sf-fit, sf-shards, sf-decode
+    cli/        sf-fit, sf-shards, sf-decode, sf-export
 
 Each floor imports only floors above it in this list; Lightning lives on the last two alone.
 

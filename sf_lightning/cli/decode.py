@@ -5,9 +5,8 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Literal
 
 import numpy as np
@@ -20,10 +19,13 @@ from sf_lightning.cli.errors import one_line, one_line_errors
 from sf_lightning.data.lanes import Drawn, first_clips
 from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.model.pretrained import Pretrained
+from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.streaming.latency import latency_line, measure_latency
+from sf_lightning.streaming.pretrained import make_decoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.streaming.stream import Stream
-from sf_lightning.training.module import StreamFlowModule
+from sf_lightning.training.checkpoint import load_trained
 from sf_lightning.vocoder.config import VocoderConfig
 
 
@@ -56,7 +58,7 @@ def decode(
     """Decodes tokens to a wave as they would be decoded live; what is not given is as in training.
 
     Args:
-        ckpt: Checkpoint of `sf-fit`; its averaged weights are used.
+        ckpt: Checkpoint of `sf-fit`, of which the averaged weights are used; or a folder of `sf-export`.
         tokens: File of tokens, a `.npy` of whole numbers [L]; or the folder of a shard set.
         out: Wave to write, 16-bit, `.wav` or `.flac`, at the vocoder's rate.
         clip: Key of the clip of the shard set; by default its first. It is spoken in its own speaker's voice.
@@ -94,7 +96,9 @@ def decode(
     ):
         if is_given and not has:
             raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
-    for what, path in (("ckpt", ckpt), ("speaker", speaker), ("x_vector", x_vector)):
+    if not Path(ckpt).exists():
+        raise FileNotFoundError(f"--ckpt: no file or folder {ckpt}")
+    for what, path in (("speaker", speaker), ("x_vector", x_vector)):
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"--{what}: no file {path}")
     if x_vector is not None and speaker is None:
@@ -109,25 +113,21 @@ def decode(
         for name, value in locals().items()
         if value is not None and name in {field.name for field in fields(DecodeConfig)}
     }
-    try:
-        module = StreamFlowModule.load_from_checkpoint(ckpt, map_location=device)
-    except (UnpicklingError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(f"--ckpt: {ckpt} is no checkpoint of sf-fit ({one_line(error)[:80]})") from error
-    if vocoder is not None:
-        module.vocoder = VocoderConfig(checkpoint=vocoder)
+    trained = load_trained(Path(ckpt))
+    model = trained.model.to(device)
     if bf16:
-        module.average.dit.to(torch.bfloat16)
-    decoder = module.decoder(decode=replace(module.decode, **given))
-    who = _speaker(module, Path(speaker), x_vector) if speaker is not None else None
+        model.dit.to(torch.bfloat16)
+    decoder = make_decoder(trained, VocoderConfig(checkpoint=vocoder) if vocoder is not None else None, **given)
+    who = _speaker(model, Path(speaker), x_vector) if speaker is not None else None
     if codes is None:
         pushes = _from_stdin(stdin_format)
     elif codes.suffix == ".npy":
         pushes = iter([_load_tokens(codes)])
     else:
-        drawn = _clip_of(ShardSet(codes), clip, module)
+        drawn = _clip_of(ShardSet(codes), clip, trained)
         pushes = iter([torch.from_numpy(drawn.clip.tokens)])
         if who is None:
-            who = _embedding(module, drawn.reference, torch.from_numpy(drawn.clip.x_vector))
+            who = _embedding(model, drawn.reference, torch.from_numpy(drawn.clip.x_vector))
     heard: list[Tensor] = []
     if out is not None or stdout:
         pushes = _noted(pushes, heard) if latency else pushes
@@ -191,12 +191,12 @@ def _from_stdin(stdin_format: str) -> Iterator[Tensor]:
         raise ValueError("--stdin: an odd number of bytes came: wanted two for each token (--stdin_format=int16)")
 
 
-def _clip_of(shards: ShardSet, key: str | None, module: StreamFlowModule) -> Drawn:
+def _clip_of(shards: ShardSet, key: str | None, trained: Pretrained) -> Drawn:
     """Returns a clip of a shard set that fits the model, and a crop of its speaker."""
-    model = module.average
+    model, tokenizer = trained.model, trained.description.tokenizer.name
     mel, dit, speaker = model.mel.config, model.dit.config, model.speaker
     x_vectors = (speaker.x_vectors, speaker.stored_width)
-    shards.require(mel, module.tokenizer, dit.vocabulary, dit.frames_per_token, x_vectors)
+    shards.require(mel, tokenizer, dit.vocabulary, dit.frames_per_token, x_vectors)
     samples = shards.samples if key is not None else 1
     for drawn in first_clips(shards, samples, speaker.crop_samples(mel.sample_rate), speaker.stored_width):
         if key in (None, drawn.clip.key):
@@ -219,28 +219,29 @@ def _load_tokens(path: Path) -> Tensor:
 
 
 @torch.inference_mode()
-def _speaker(module: StreamFlowModule, path: Path, x_vector: str | None) -> Tensor:
+def _speaker(model: StreamFlow, path: Path, x_vector: str | None) -> Tensor:
     """Returns the embedding [S] in a `.npy`, or that of the first seconds of an audio file and an x-vector."""
     if path.suffix == ".npy":
         if x_vector is not None:
             raise ValueError(f"--speaker {path} is a whole embedding: leave --x_vector out")
         return torch.from_numpy(_load_array(path)).float()
-    mel = module.average.mel.config
+    mel = model.mel.config
     try:
         wave = read_speech(path.read_bytes(), mel)
     except BadSample as error:
         raise ValueError(f"--speaker: {path} is no voice to speak in: {error}") from error
     # Crops have one length, always: a shorter one is repeated, as in training.
-    crop = np.resize(wave, module.average.speaker.crop_samples(mel.sample_rate))
+    crop = np.resize(wave, model.speaker.crop_samples(mel.sample_rate))
     stored = np.zeros(0, np.float32) if x_vector is None else _load_array(Path(x_vector))
-    return _embedding(module, crop, torch.from_numpy(stored))
+    return _embedding(model, crop, torch.from_numpy(stored))
 
 
 @torch.inference_mode()
-def _embedding(module: StreamFlowModule, crop: Wave, x_vector: Tensor) -> Tensor:
+def _embedding(model: StreamFlow, crop: Wave, x_vector: Tensor) -> Tensor:
     """The embedding [S] of a crop [N] and an x-vector [X]."""
     inputs = (torch.from_numpy(crop)[None], x_vector.float()[None])
-    return module.average.encode_speaker(*(each.to(module.device) for each in inputs))[0]
+    device = model.dit.from_mel.weight.device
+    return model.encode_speaker(*(each.to(device) for each in inputs))[0]
 
 
 MAX_LINE = 65536

@@ -4,6 +4,7 @@ This is what is trained, averaged, saved and streamed. Knows nothing of losses, 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -61,6 +62,21 @@ class StreamFlow(nn.Module):
         self.mel = MelSpectrogram(mel)
         self.dit = DiT(dit, layout)
         self.encoder = SpeakerEncoder(speaker, mel, dit.speaker_width, dit.null_condition)
+
+    @staticmethod
+    def from_pretrained(name: str | Path) -> "StreamFlow":
+        """Returns a trained model in eval mode, on the CPU.
+
+        Args:
+            name: A folder that `sf-export` wrote; or the id, such as "owner/name", of one on the Hugging Face hub.
+
+        Raises:
+            FileNotFoundError: if there is nothing of that name, or a file is missing in it.
+            ValueError: with the file's name, if one is damaged or of a newer format, or if they do not fit.
+        """
+        from sf_lightning.model.pretrained import load_pretrained, locate  # which build on this module
+
+        return load_pretrained(locate(str(name))).model
 
     def forward(
         self,

@@ -24,11 +24,13 @@ from sf_lightning.flow.noise import keyed_generator
 from sf_lightning.flow.path import draw_times, straight_path
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
+from sf_lightning.model.pretrained import require_format
 from sf_lightning.model.qwen import warm_start
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.training.checkpoint import FORMAT
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard
 from sf_lightning.training.schedule import warmup_cosine
@@ -263,13 +265,15 @@ class StreamFlowModule(L.LightningModule):
     # -- checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds whose tokens the model has learnt."""
+        """Adds whose tokens the model has learnt, and the number of the format."""
+        checkpoint["format"] = FORMAT
         checkpoint["tokenizer_digest"] = self.tokenizer_digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes it back."""
-        if "tokenizer_digest" not in checkpoint:
-            raise ValueError("this checkpoint does not say whose tokens it has learnt: it is not one of sf-fit")
+        """Takes the tokens back, if the model is the one that learnt them."""
+        if "format" not in checkpoint:
+            raise ValueError("this checkpoint has no number of its format: it is not one of sf-fit")
+        require_format("this checkpoint", checkpoint["format"], FORMAT)
         for part in ("layout", "dit", "mel", "scale", "speaker", "predict"):
             came, wanted = checkpoint["hyper_parameters"][part], self.hparams[part]
             if came != wanted:

@@ -1,0 +1,225 @@
+"""The model card of an export: what the decoder is, how good it was in validation, how it is used."""
+
+import csv
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from sf_lightning.model.layout import Layout
+from sf_lightning.model.plain import from_plain
+from sf_lightning.model.pretrained import Description, Pretrained
+from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.training.callbacks.streaming_validation import summary
+from sf_lightning.vocoder.config import VocoderConfig
+
+TAGS = ["streamflow", "streaming", "flow-matching", "speech-token-decoder", "vocoder"]
+
+OTHERS = {
+    "val/loss": "loss {:.4g}",
+    "latency/first_packet_ms": "first packet after {:.0f} ms on the machine of training",
+    "latency/real_time_factor": "real-time factor {:.2f}",
+}
+"""Columns of a run's metrics beside those that are scores, and how the card says them."""
+
+BODY = """
+# {name}
+
+A [StreamFlow](https://arxiv.org/abs/2506.23986) decoder of sf-lightning: it turns a stream of speech tokens into
+sound while they arrive. It makes no tokens: a language model or a tokenizer stands in front of it.
+
+{table}
+
+## What its layers see
+
+    {picture}
+
+## In validation
+
+{validation}
+
+## Use
+
+```python
+import torch
+from sf_lightning.streaming.pretrained import load_decoder
+
+stream = load_decoder("{name}").open()  # this folder, or the id of the repository that it is uploaded to
+wave = torch.cat([stream.push(torch.arange({tokens})), stream.flush()])  # tokens, as many at a time as there are
+```
+
+`stream.decoder.model` is the network alone, as `StreamFlow.from_pretrained` loads it. On the command line:
+
+```bash
+hf download OWNER/NAME --local-dir {name}  # unless it is here already
+sf-decode --ckpt {name} --tokens tokens.npy --speaker voice.wav --out out.wav
+```
+{not_inside}
+## License and data
+
+{license}
+
+**TO BE FILLED IN: data.** What speech it was trained on, in which languages, under what terms, with whose consent.
+"""
+
+
+@dataclass
+class Scores:
+    """Of the last validation that there was.
+
+    Attributes:
+        step: Of it.
+        ways: Scores by way of decoding, those that `summary` writes.
+        others: Of the columns of `OTHERS`.
+    """
+
+    step: int
+    ways: dict[str, dict[str, float]] = field(default_factory=dict)
+    others: dict[str, float] = field(default_factory=dict)
+
+
+def model_card(name: str, trained: Pretrained, scores: Scores | None, license: str | None) -> str:
+    """Returns the card, Markdown under the YAML that the Hugging Face hub reads.
+
+    Args:
+        name: Of the folder.
+        trained: What is in it.
+        scores: Of the last validation before, if they are known.
+        license: Identifier as the hub has it, such as "apache-2.0"; None leaves the line to be filled in.
+    """
+    front = {"library_name": "sf-lightning", "pipeline_tag": "text-to-speech", "tags": TAGS}
+    if license is not None:
+        front["license"] = license
+        said = f"License: {license}."
+    else:
+        said = "**TO BE FILLED IN: license.** Name one here, and as `license:` in the first lines of this file."
+    body = BODY.format(
+        name=name,
+        table=_table(trained),
+        picture=trained.model.layout.picture().replace("\n", "\n    "),
+        validation=_validation(trained.description, scores),
+        tokens=min(trained.model.dit.config.vocabulary, 50),
+        not_inside=_not_inside(trained.description),
+        license=said,
+    )
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}"
+
+
+def _table(trained: Pretrained) -> str:
+    """What the decoder is, as a table."""
+    model, description = trained
+    mel, dit, layout = model.mel.config, model.dit.config, model.layout
+    decode = from_plain(DecodeConfig, description.decode, "decode")
+    tokenizer = description.tokenizer.name
+    if description.tokenizer.digest is not None:
+        tokenizer += f" (digest `{description.tokenizer.digest}`)"
+    voice = f"from {model.speaker.crop_seconds:g} s of audio"
+    if model.speaker.x_vectors:
+        voice += f" and an x-vector of {model.speaker.x_vectors} [{model.speaker.x_vector_width}]"
+    kind = "averaged" if description.weights.averaged else "raw"
+    rows = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,} in all, {layout.num_layers} layers",
+        "training": f"{description.weights.step} steps; {kind} weights",
+        "tokens": f"{tokenizer}, {dit.vocabulary} codes, {mel.frame_rate / dit.frames_per_token:g} a second",
+        "mel": f"{mel.num_bands} bands of {mel.f_min:g} to {mel.f_max:g} Hz, {mel.sample_rate} Hz, hop "
+        f"{mel.hop_length}, window {mel.win_length}, FFT {mel.n_fft}",
+        "field": field_words(layout, mel.frame_rate),
+        "first chunk waits for": wait_words(layout, decode, mel.frame_rate),
+        "voice": voice,
+        "vocoder": vocoder_words(from_plain(VocoderConfig, description.vocoder, "vocoder")),
+        "decoded by default": f"{decode.mode}, {decode.steps} steps of {decode.method}, guidance "
+        f"{decode.guidance:g}, temperature {decode.temperature:g}",
+    }
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def field_words(layout: Layout, frame_rate: float) -> str:
+    """Says how far a network evaluation sees.
+
+    >>> field_words(Layout(), 100)
+    '2 back, 1 ahead, in blocks of 240 ms'
+    """
+    back, ahead = (f"{n:.0f}" if math.isfinite(n) else "all" for n in (layout.field.back, layout.field.ahead))
+    return f"{back} back, {ahead} ahead, in blocks of {1000 * layout.block_size / frame_rate:g} ms"
+
+
+def wait_words(layout: Layout, decode: DecodeConfig, frame_rate: float) -> str:
+    """Says how much speech must have been tokenized before anything is heard.
+
+    >>> wait_words(Layout(), DecodeConfig(), 100)
+    '480 ms of tokens'
+    """
+    if decode.mode == "offline":
+        return "the last token"
+    decode = decode.of(layout)
+    return f"{layout.wait_ms(decode.chunk_end(0), decode.lookahead, frame_rate):g} ms of tokens"
+
+
+def vocoder_words(vocoder: VocoderConfig) -> str:
+    """Says which vocoder it is; of a path only the end, the rest is no one's business."""
+    if vocoder.checkpoint is None:
+        return f"Griffin-Lim, {vocoder.iterations} iterations"
+    return f"`{Path(vocoder.checkpoint).name}`, not in this folder"
+
+
+def _not_inside(description: Description) -> str:
+    """What a user needs that is not in the folder."""
+    lines = [f"**TO BE FILLED IN: tokenizer.** Where the {description.tokenizer.name} tokenizer of its tokens is."]
+    if (checkpoint := description.vocoder["checkpoint"]) is not None:
+        lines.append(f"**TO BE FILLED IN: vocoder.** Where `{Path(checkpoint).name}` is, for `--vocoder`.")
+    return "\n" + "\n\n".join(lines) + "\n"
+
+
+def _validation(description: Description, scores: Scores | None) -> str:
+    if scores is None:
+        return "None: no validation was found beside the checkpoint."
+    text = f"Held-out clips at step {scores.step}"
+    if not description.weights.averaged:
+        text += ", **with the averaged weights; these are the raw ones**"
+    parts = [f"{text}:", summary(scores.ways)] if scores.ways else [f"{text}."]
+    if scores.others:
+        parts.append("; ".join(OTHERS[name].format(value) for name, value in scores.others.items()))
+    return "\n\n".join(parts)
+
+
+def read_scores(checkpoint: Path, step: int) -> Scores | None:
+    """Returns the scores of a run's last validation up to a step.
+
+    Args:
+        checkpoint: `checkpoints/*.ckpt` in the run's folder; the scores are in its `csv/*/metrics.csv`.
+        step: Of the checkpoint.
+    """
+    run = checkpoint.absolute().parent.parent
+    files = sorted(run.glob("csv/*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    rows = sorted(
+        (row for path in files for row in _rows(path) if row.get("step", math.inf) < step),
+        key=lambda row: row["step"],
+    )
+    # What does not change, such as the scores of copy-synthesis, is logged once.
+    values = {name: value for row in rows for name, value in row.items()}
+    validated = [row["step"] for row in rows if "val/loss" in row or "streamed/stoi" in row]
+    if not validated:
+        return None
+    scores = Scores(int(validated[-1]) + 1)
+    for name, value in values.items():
+        way, _, metric = name.partition("/")
+        if f"{way}/stoi" in values:
+            scores.ways.setdefault(way, {})[metric] = value
+        elif name in OTHERS:
+            scores.others[name] = value
+    return scores
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    """The finite numbers of each row of a CSVLogger's file, by column."""
+
+    def number(text: object) -> float:
+        try:
+            return float(str(text))
+        except ValueError:
+            return math.nan
+
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [{name: number(text) for name, text in row.items() if name} for row in csv.DictReader(file)]
+    return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]

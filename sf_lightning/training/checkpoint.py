@@ -1,0 +1,122 @@
+"""What can be used of a checkpoint of `sf-fit`, read without Lightning. Knows nothing of resuming a run."""
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from sf_lightning.model.plain import from_plain
+from sf_lightning.model.pretrained import (
+    CONFIG,
+    WEIGHTS,
+    Description,
+    ModelConfig,
+    Pretrained,
+    TokenizerName,
+    WeightsOf,
+    load_pretrained,
+    require_format,
+)
+from sf_lightning.model.qwen_files import read_torch
+from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.vocoder.config import VocoderConfig
+
+SHARDED_META = "meta.pt"
+"""In the folder of a checkpoint in shards, what is not in shards."""
+
+FORMAT = 1
+"""Of a checkpoint: the newest that is read, and the one that is written."""
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint says of the model.
+
+    Attributes:
+        weights: The state dict of `StreamFlow`.
+        hyper_parameters: The arguments of `StreamFlowModule`, plain values.
+        tokenizer_digest: Of the tokenizer whose tokens it has learnt, if that is known.
+        step: Optimizer steps.
+    """
+
+    weights: dict[str, Tensor]
+    hyper_parameters: dict[str, Any]
+    tokenizer_digest: str | None
+    step: int
+
+
+def read_checkpoint(path: Path, average: bool = True) -> Checkpoint:
+    """Reads a checkpoint of `sf-fit`, on the CPU; optimizer states are not touched.
+
+    Args:
+        path: Of the file; or of the folder, where the weights are in shards.
+        average: Whether to take the averaged weights or the raw ones.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no checkpoint of `sf-fit`, or of a newer format.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no file {path}: wanted a checkpoint of sf-fit (sf-decode also takes a folder that sf-export wrote)"
+        )
+    try:
+        content = read_torch(path / SHARDED_META if path.is_dir() else path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is no checkpoint of sf-fit ({error.__cause__ or error!r:.80})") from error
+    if missing := [name for name in ("format", "hyper_parameters", "tokenizer_digest") if name not in content]:
+        raise ValueError(f"{path} is no checkpoint of sf-fit: it has no {missing[0]}")
+    require_format(path, content["format"], FORMAT)
+    named = _read_shards(path) if path.is_dir() else content["state_dict"]
+    prefix = "average." if average else "model."
+    weights = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+    return Checkpoint(weights, content["hyper_parameters"], content["tokenizer_digest"], content["global_step"])
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    """The state dict of a module, put together from the shards of all ranks."""
+    reader = FileSystemReader(folder)
+    held = {
+        name: torch.empty(each.size, dtype=each.properties.dtype)
+        for name, each in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith("state_dict.") and isinstance(each, TensorStorageMetadata)
+    }
+    load(held, storage_reader=reader, no_dist=True)
+    return {name.removeprefix("state_dict."): value for name, value in held.items()}
+
+
+def load_checkpoint(path: Path, average: bool = True) -> Pretrained:
+    """Returns the decoder of a checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint`; and if weights and hyperparameters do not fit.
+    """
+    weights, given, digest, step = read_checkpoint(path, average)
+    try:
+        if missing := {"tokenizer", "decode", "vocoder"} - given.keys():
+            raise ValueError(f"its hyperparameters have no {min(missing)}")
+        names = {each.name for each in fields(ModelConfig)} & given.keys()
+        description = Description(
+            model=from_plain(ModelConfig, {name: given[name] for name in names}, "model"),
+            tokenizer=TokenizerName(given["tokenizer"], digest),
+            weights=WeightsOf(step, average),
+            # Nothing is left to defaults, which a later version may change.
+            decode=asdict(from_plain(DecodeConfig, given["decode"], "decode")),
+            vocoder=asdict(from_plain(VocoderConfig, given["vocoder"], "vocoder")),
+        )
+        return Pretrained(description.model.build(weights), description)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_trained(path: Path) -> Pretrained:
+    """Returns the decoder of a folder of `sf-export`, or the averaged one of a checkpoint of `sf-fit`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_pretrained` and `load_checkpoint`.
+    """
+    is_export = any((path / name).exists() for name in (CONFIG, WEIGHTS))
+    return load_pretrained(path) if is_export else load_checkpoint(path)

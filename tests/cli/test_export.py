@@ -1,0 +1,233 @@
+"""`sf-export`: the folder decodes as the checkpoint does, its card says what it is, and mistakes are one line."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from sf_lightning.cli import decode, export
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.model.blocks import Blocks
+from sf_lightning.model.streamflow import StreamFlow
+from sf_lightning.streaming.pretrained import load_decoder
+from sf_lightning.training.module import StreamFlowModule
+from tests.cli.test_cli import mistake
+from tests.helpers import loud, voice
+from tests.training.test_training import data, fit, small_module
+
+METRICS = """\
+step,train/loss,val/loss,streamed/stoi,streamed/gap,copy_synthesis/stoi,latency/first_packet_ms
+0,0.9,,,,,
+0,,0.5,0.61,0.01,0.98,500
+1,,0.4,0.72,0.02,,510
+2,,0.3,0.83,0.03,,520
+"""
+"""Of a run with a validation after each of three steps; the checkpoint is that of the second."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The second step of a run whose averaged weights say something, and something else than the raw ones."""
+    folder = tmp_path_factory.mktemp("run")
+    module = small_module()
+    loud(module.model).train()
+    fit(folder / "checkpoints", module, data(shards), 2)
+    (folder / "csv" / "version_0").mkdir(parents=True)
+    (folder / "csv" / "version_0" / "metrics.csv").write_text(METRICS)
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What it is exported to."""
+    out = tmp_path_factory.mktemp("export") / "decoder"
+    export.main([str(checkpoint), str(out), "--license=cc-by-4.0"])
+    return out
+
+
+@torch.inference_mode()
+def velocity(model: StreamFlow) -> Tensor:
+    """What a model says of something."""
+    random = torch.Generator().manual_seed(0)
+    blocks = Blocks.of_lengths([30, 48], 24)
+    x = torch.randn(len(blocks), 24, 80, generator=random)
+    tokens = torch.randint(0, 50, (len(blocks), 6), generator=random)
+    speaker = model.encode_speaker(torch.from_numpy(np.stack([voice(0.25), voice(0.25, 200)])))
+    kept = torch.zeros(2, dtype=torch.bool)
+    condition = model.condition(tokens, speaker, blocks, kept, kept)
+    return model.velocity(x, torch.tensor([0.3, 0.8]), condition, blocks)
+
+
+def test_an_export_has_the_velocity_of_the_averaged_weights(checkpoint: Path, folder: Path) -> None:
+    module = StreamFlowModule.load_from_checkpoint(checkpoint)
+    exported, raw = velocity(StreamFlow.from_pretrained(folder)), velocity(module.model.eval())
+    assert torch.equal(exported, velocity(module.average.eval()))
+    assert exported.abs().max() > 0.1 and not torch.equal(exported, raw)
+
+
+def test_an_export_streams_with_the_settings_of_training(checkpoint: Path, folder: Path) -> None:
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 50, 20))
+    trained = StreamFlowModule.load_from_checkpoint(checkpoint).decoder()
+    waves = []
+    for decoder in (trained, load_decoder(folder)):
+        stream = decoder.open()
+        waves.append(torch.cat([stream.push(tokens), stream.flush()]))
+    assert torch.equal(*waves) and waves[0].abs().max() > 0.01
+
+
+def test_the_raw_weights_are_exported_on_demand(checkpoint: Path, tmp_path: Path) -> None:
+    export.main([str(checkpoint), str(tmp_path / "raw"), "--average=false"])
+    model = StreamFlowModule.load_from_checkpoint(checkpoint).model.eval()
+    assert torch.equal(velocity(StreamFlow.from_pretrained(tmp_path / "raw")), velocity(model))
+    card = (tmp_path / "raw" / "README.md").read_text()
+    assert "2 steps; raw weights" in card and "with the averaged weights; these are the raw ones" in card
+
+
+@pytest.mark.parametrize("more", [[], ["--mode=offline", "--steps=3", "--seed=4"], ["--bf16"]])
+def test_sf_decode_makes_the_same_bytes_of_the_folder(
+    checkpoint: Path, folder: Path, tmp_path: Path, more: list[str]
+) -> None:
+    np.save(tmp_path / "t.npy", np.random.default_rng(0).integers(0, 50, 33))
+    soundfile.write(tmp_path / "v.wav", voice(1.0), 16000)
+    for ckpt, out in ((checkpoint, "a.wav"), (folder, "b.wav")):
+        args = [f"--ckpt={ckpt}", f"--tokens={tmp_path}/t.npy", f"--speaker={tmp_path}/v.wav", *more]
+        decode.main([*args, f"--out={tmp_path}/{out}"])
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    assert np.abs(soundfile.read(tmp_path / "a.wav")[0]).max() > 0.01
+
+
+def test_the_hub_reads_the_card_and_it_says_what_the_decoder_is(folder: Path) -> None:
+    card = huggingface_hub.ModelCard.load(folder / "README.md")
+    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == (
+        "cc-by-4.0",
+        "sf-lightning",
+        "text-to-speech",
+    )
+    for words in (
+        "# decoder\n",
+        "    layer 0: back 1, ahead 0\n      1 0 0 0 0 0\n      1 1 0 0 0 0\n",
+        "| field | 1 back, 1 ahead, in blocks of 240 ms |",
+        "| first chunk waits for | 480 ms of tokens |",
+        f"| parameters | {sum(p.numel() for p in StreamFlow.from_pretrained(folder).parameters()):,} in all",
+        "| training | 2 steps; averaged weights |",
+        "| mel | 80 bands of 0 to 8000 Hz, 16000 Hz, hop 160, window 640, FFT 1024 |",
+        "License: cc-by-4.0.",
+        "**TO BE FILLED IN: data.**",
+    ):
+        assert words in card.content
+    assert re.search(r"\| tokens \| kmeans \(digest `[0-9a-f]{16}`\), 50 codes, 25 a second \|", card.content)
+
+
+def test_the_card_has_the_scores_of_the_last_validation_until_the_checkpoint(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    assert "Held-out clips at step 2:" in card
+    assert re.search(r"\| streamed \|.* 0.720 \|.* 0.0200 \| 73% \|", card)
+    assert re.search(r"\| copy-synthesis \|.* 0.980 \|", card)  # scored once, in the first validation
+    assert "loss 0.4; first packet after 510 ms" in card
+
+
+def test_without_metrics_and_license_the_card_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "alone.ckpt").write_bytes(checkpoint.read_bytes())
+    export.main([str(tmp_path / "alone.ckpt"), str(tmp_path / "decoder")])
+    card = huggingface_hub.ModelCard.load(tmp_path / "decoder" / "README.md")
+    assert card.data.license is None and "**TO BE FILLED IN: license.**" in card.content
+    assert "None: no validation was found beside the checkpoint." in card.content
+
+
+def test_the_python_of_the_card_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    assert names["wave"].shape == (50 * 640,) and names["wave"].abs().max() > 0
+
+
+def edited(checkpoint: Path, where: Path, edit: Any) -> str:
+    """Writes a checkpoint that differs; returns its path."""
+    content = torch.load(checkpoint, weights_only=True)
+    edit(content)
+    torch.save(content, where)
+    return str(where)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda c: c.update(format=99), "odd.ckpt has format 99, sf-lightning .* reads up to 1: install a newer"),
+        (lambda c: c.pop("format"), "odd.ckpt is no checkpoint of sf-fit: it has no format"),
+        (lambda c: c["hyper_parameters"].pop("decode"), "odd.ckpt: its hyperparameters have no decode"),
+        (lambda c: c["hyper_parameters"]["dit"].update(colour=1), "odd.ckpt: model.dit.colour is unknown"),
+        (
+            lambda c: c["hyper_parameters"]["dit"].update(vocabulary=60),
+            r"odd.ckpt: dit.tokens.*: \[.*\] among the weights, \[.*\] by the configuration: wanted the same",
+        ),
+        (
+            lambda c: c["state_dict"].pop("average.dit.from_mel.bias"),
+            "odd.ckpt: dit.from_mel.bias: nothing among the",
+        ),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_line(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, edit: Any, said: str
+) -> None:
+    odd = edited(checkpoint, tmp_path / "odd.ckpt", edit)
+    np.save(tmp_path / "t.npy", np.arange(9))
+    assert re.search(said, mistake(capsys, export.main, odd, str(tmp_path / "out")))
+    args = [f"--ckpt={odd}", f"--tokens={tmp_path}/t.npy", f"--out={tmp_path}/o.wav"]
+    assert re.search(said, mistake(capsys, decode.main, *args))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["odd.ckpt", "t.npy"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no file .*/x.ckpt: wanted a checkpoint of sf-fit"),
+        (b"garbage", "x.ckpt is no checkpoint of sf-fit"),
+        (b"", "x.ckpt is no checkpoint of sf-fit"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "x.ckpt").write_bytes(content)
+    assert re.search(said, mistake(capsys, export.main, str(tmp_path / "x.ckpt"), str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_cut_in_half_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    whole = checkpoint.read_bytes()
+    (tmp_path / "x.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert "x.ckpt is no checkpoint" in mistake(capsys, export.main, f"{tmp_path}/x.ckpt", f"{tmp_path}/out")
+
+
+def test_what_is_there_already_is_not_overwritten(
+    checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    said = mistake(capsys, export.main, str(checkpoint), str(folder))
+    assert said.endswith(f"{folder} is there already: give another folder, or move it away")
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_checkpoint_of_a_newer_format_or_of_none_is_not_resumed(
+    checkpoint: Path, tmp_path: Path, shards: ShardSet
+) -> None:
+    newer = edited(checkpoint, tmp_path / "newer.ckpt", lambda content: content.update(format=99))
+    other = edited(checkpoint, tmp_path / "other.ckpt", lambda content: content.pop("format"))
+    said = "this checkpoint has format 99, sf-lightning .* reads up to 1: install"
+    with pytest.raises(ValueError, match=said):
+        StreamFlowModule.load_from_checkpoint(newer)
+    with pytest.raises(ValueError, match=said):
+        fit(tmp_path / "a", small_module(), data(shards), 3, ckpt_path=newer)
+    with pytest.raises(ValueError, match="it is not one of sf-fit"):
+        fit(tmp_path / "b", small_module(), data(shards), 3, ckpt_path=other)

@@ -1,6 +1,6 @@
 # make help   says what there is
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test test-slurm lint clean
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -12,7 +12,7 @@ EVERY ?= 800
 MINUTES ?= 24
 
 help:  ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 .venv/installed: setup.cfg pyproject.toml
 	@command -v $(PYTHON) > /dev/null || { echo "error: no $(PYTHON) here: name a Python 3.11 or later, make PYTHON=..."; exit 2; }
@@ -42,7 +42,11 @@ lint: setup  ## Lint, format check, types
 	$(BIN)/mypy sf_lightning
 
 test: lint  ## Lint, then all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm"
+
+test-slurm: setup  ## The job scripts on a Slurm cluster of two nodes, on this machine: root on Debian
+	tests/slurm/cluster.sh up
+	trap 'tests/slurm/cluster.sh down' EXIT INT TERM; $(BIN)/python -m pytest -m slurm tests/slurm
 
 clean:  ## Delete runs and demo shards, keep the environment
 	rm -rf runs shards/demo

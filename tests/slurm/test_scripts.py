@@ -1,0 +1,111 @@
+"""The job scripts on a real cluster: ranks on two nodes train as one process, parts make one set."""
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from sf_lightning.data.shards import ShardSet
+from tests.slurm.cluster import Cluster
+from tests.training.test_faults import arguments
+
+pytestmark = pytest.mark.slurm
+
+ON_CPU = ("--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1")
+LOGGERS = (
+    "--trainer.logger=[{class_path: lightning.pytorch.loggers.WandbLogger, init_args: {project: test}}, "
+    "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: ., name: csv}}]"
+)
+
+
+def test_two_nodes_train_as_one_process_does_and_make_one_run(
+    cluster: Cluster, shards: ShardSet, tmp_path: Path
+) -> None:
+    jobs = {}
+    for nodes in (1, 2):
+        run = tmp_path / f"nodes-{nodes}"
+        run.mkdir()
+        note = f"{{class_path: tests.training.test_ranks.Note, init_args: {{folder: {run}}}}}"
+        last = "{class_path: sf_lightning.training.callbacks.last_checkpoint.LastCheckpoint}"
+        more = [
+            "--trainer.accelerator=cpu",
+            "--trainer.max_steps=10",
+            "--model.optimizer.learning_rate=1e-4",
+            f"--trainer.callbacks=[{note}, {last}]",
+        ]
+        args = arguments(shards.folder, run, *more, LOGGERS)
+        jobs[run] = cluster.submit("slurm/fit.sbatch", *args, options=(f"--nodes={nodes}", *ON_CPU))
+    losses = []
+    for run, job in jobs.items():
+        cluster.wait_for(job, "COMPLETED", timeout=180)
+        rows = [json.loads(line) for line in (run / "rank0.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows])
+        assert [row["step"] for row in rows] == [*range(1, 11)]
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=0)
+    assert (run / "rank1.jsonl").is_file() and (run / "checkpoints" / "last.ckpt").is_file()
+    assert len([*run.glob("wandb/offline-run-*")]) == 1
+    (table,) = run.rglob("metrics.csv")
+    with table.open() as file:
+        assert sum(bool(row["train/loss"]) for row in csv.DictReader(file)) == 10
+
+
+def test_parts_of_an_array_build_the_bytes_of_a_single_build(
+    cluster: Cluster, shards: ShardSet, tmp_path: Path
+) -> None:
+    beside = Path(shards.folder).parent
+    args = [f"--audio={beside / 'audio'}", f"--tokenizer={beside / 'kmeans-50.npz'}", "--shard_samples=5"]
+    job = cluster.submit(
+        "slurm/shards.sbatch", *args, f"--out={tmp_path / 'set'}", options=("--array=1-3", "--cpus-per-task=1")
+    )
+    cluster.wait_for(job, "COMPLETED", timeout=180)
+    built, single = ({p.name: p.read_bytes() for p in Path(f).iterdir()} for f in (tmp_path / "set", shards.folder))
+    assert built == single
+
+
+def test_sf_fit_is_told_what_slurm_gives_ignores_early_signals_and_goes_on_after_a_requeue(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    fit = tmp_path / "sf-fit"
+    fit.write_text(
+        f'#!/bin/sh\necho "told $*"\ngrep SigIgn: /proc/$$/status\ntouch {tmp_path}/begun.$SLURM_PROCID\n'
+        f"while [ ! -e {tmp_path}/end ]; do sleep 0.1; done\n"
+    )
+    fit.chmod(0o755)
+    options = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=2")
+    path = f"{tmp_path}:{cluster.environment['PATH']}"
+    job = cluster.submit("slurm/fit.sbatch", "--config", "a b.yaml", options=options, PATH=path)
+    cluster.until(lambda: len([*tmp_path.glob("begun.*")]) == 4, job)
+    cluster.signal(job, "USR1")
+    cluster.requeue(job)
+    (tmp_path / "end").touch()
+    cluster.wait_for(job, "COMPLETED")
+    assert cluster.restarts(job) == 1
+    said = [line.strip() for line in cluster.log(job).splitlines()]
+    assert not any("User defined signal" in line for line in said)
+    for rank in range(4):
+        first, again = (line for line in said if line.startswith(f"{rank}: told"))
+        assert first == f"{rank}: told --config a b.yaml --trainer.num_nodes=2 --trainer.devices=2"
+        assert again == f"{first} --ckpt_path=last"
+        masks = [int(line.split()[-1], 16) for line in said if line.startswith(f"{rank}: SigIgn")]
+        assert len(masks) == 2 and all(mask >> (signal.SIGUSR1 - 1) & 1 for mask in masks)
+
+
+def test_what_does_not_fit_ends_in_one_line(cluster: Cluster) -> None:
+    two = ("--nodes=2", "--cpus-per-task=1", "--gpus-per-node=2")
+    refused = {
+        ("fit", "", *two, "--ntasks-per-node=1"): "--ntasks-per-node=1, but each node has 2 GPUs",
+        ("fit", "", *two, "--ntasks-per-node=2", "--ntasks=3"): "3 tasks are not --ntasks-per-node=2 on each of 2",
+        ("fit", "--trainer.devices=1", *two, "--ntasks-per-node=2"): "devices are Slurm's here",
+        ("shards", "", "--array=2-3", "--cpus-per-task=1"): "wanted all parts",
+    }
+    jobs = {
+        cluster.submit(f"slurm/{script}.sbatch", argument, options=tuple(options)): line
+        for (script, argument, *options), line in refused.items()
+    }
+    for job, line in jobs.items():
+        cluster.wait_for(job, "FAILED")
+        said = cluster.log(job).splitlines()
+        assert all(each.startswith("error: ") and line in each for each in said) and said

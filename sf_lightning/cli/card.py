@@ -187,15 +187,11 @@ def read_scores(checkpoint: Path, step: int) -> Scores | None:
     """Returns the scores of a run's last validation up to a step.
 
     Args:
-        checkpoint: `checkpoints/*.ckpt` in the run's folder; the scores are in its `csv/*/metrics.csv`.
+        checkpoint: `checkpoints/*.ckpt` in the run's folder; the scores are in its `csv/metrics.csv`.
         step: Of the checkpoint.
     """
-    run = checkpoint.absolute().parent.parent
-    files = sorted(run.glob("csv/*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    rows = sorted(
-        (row for path in files for row in _rows(path) if row.get("step", math.inf) < step),
-        key=lambda row: row["step"],
-    )
+    path = checkpoint.absolute().parent.parent / "csv" / "metrics.csv"
+    rows = [row for row in _rows(path) if row.get("step", math.inf) < step] if path.is_file() else []
     # What does not change, such as the scores of copy-synthesis, is logged once.
     values = {name: value for row in rows for name, value in row.items()}
     validated = [row["step"] for row in rows if "val/loss" in row or "streamed/stoi" in row]
@@ -212,7 +208,7 @@ def read_scores(checkpoint: Path, step: int) -> Scores | None:
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
-    """The finite numbers of each row of a CSVLogger's file, by column."""
+    """The finite numbers of each row of a run's table, by column."""
 
     def number(text: object) -> float:
         try:

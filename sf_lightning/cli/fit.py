@@ -14,11 +14,16 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
+from wandb.sdk.lib.runid import generate_id
 
 from sf_lightning.cli.errors import one_line_errors
+from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
+from sf_lightning.training.saving import WholeFiles, newest
 
 
 def best_precision() -> str:
@@ -94,13 +99,26 @@ class FitCLI(LightningCLI):
         parser.add_argument("--base", type=str | None, help="config, beside this one, that this one is laid over")
 
     def before_instantiate_classes(self) -> None:
-        """Puts loggers and checkpoints that name no folder into `trainer.default_root_dir`."""
-        self.config[self.subcommand].base = None  # all that it says is in the config now
-        trainer = self.config[self.subcommand].trainer
+        """Puts loggers and checkpoints that name no folder into the run's; finds its last checkpoint."""
+        config = self.config[self.subcommand]
+        config.base = None  # all that it says is in the config now
+        trainer = config.trainer
         folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit")
+        if config.get("ckpt_path") == "last":
+            last = newest(Path(folder, "checkpoints"))
+            config.ckpt_path = str(last) if last else None
+        if self.subcommand == "fit":
+            _name_run(folder, goes_on=config.ckpt_path is not None)
         for arguments, name, place, _ in _places(trainer):
             if arguments[name] in (None, "."):
                 arguments[name] = place(folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Adds what every run needs: whole checkpoints, and a way to stop and go on that is not Lightning's."""
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        given = [*plugins] if isinstance(plugins, list) else [plugins]
+        ours = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+        return super().instantiate_trainer(plugins=[*given, WholeFiles(), *ours], **kwargs)
 
     def before_fit(self) -> None:
         """Refuses what does not fit, and a second run in the folder of a first, before any logger starts.
@@ -113,6 +131,10 @@ class FitCLI(LightningCLI):
             self.datamodule.check(self.model)
             self.model.warm_start()
         folder = Path(self.trainer.default_root_dir)
+        if stale := [*folder.glob("hpc_ckpt_*")]:
+            raise FileExistsError(
+                f"{stale[0]} is of Lightning's own requeueing, and would be taken for this run's: move it away"
+            )
         if self.config.fit.ckpt_path is None and any(folder.glob("checkpoints/*.ckpt")):
             raise FileExistsError(
                 f"{folder} holds a run already: continue it with --ckpt_path=last, "
@@ -120,7 +142,7 @@ class FitCLI(LightningCLI):
             )
 
 
-def _places(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str], str | None]]:
+def _places(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str | None], str | None]]:
     """Where in a config loggers and callbacks say where they write.
 
     Yields:
@@ -129,9 +151,28 @@ def _places(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str]
     for each in trainer.logger if isinstance(trainer.logger, list) else []:
         if "save_dir" in (arguments := each.get("init_args", {})):
             yield arguments, "save_dir", lambda folder: folder, "."
+        if "id" in arguments:
+            yield arguments, "id", _run_id, None
     for each in trainer.callbacks if isinstance(trainer.callbacks, list) else []:
         if "dirpath" in (arguments := each.get("init_args", {})):
             yield arguments, "dirpath", lambda folder: f"{folder}/checkpoints", None
+
+
+RUN_ID = "wandb-id"
+"""The file in a run's folder that has its id with W&B, under which it goes on."""
+
+
+def _run_id(folder: str) -> str | None:
+    path = Path(folder, RUN_ID)
+    return path.read_text().strip() if path.is_file() else None
+
+
+@rank_zero_only
+def _name_run(folder: str, goes_on: bool) -> None:
+    """Gives a run its id with W&B, unless it goes on and has one."""
+    if not (goes_on and _run_id(folder)):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, RUN_ID).write_text(generate_id() + "\n")
 
 
 def with_bases(args: list[str]) -> list[str]:
@@ -185,9 +226,6 @@ def main(args: list[str] | None = None) -> None:
         parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False},
         save_config_callback=RecordRun,
         save_config_kwargs={"overwrite": True},
+        trainer_defaults={"callbacks": [Continuation()]},
         seed_everything_default=0,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -10,10 +10,14 @@ Letters: U utterances (pieces of clips), M blocks, W frames of a block, K tokens
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.audio.wave import Wave
 from sf_lightning.data.lanes import Drawn, LaneState
 from sf_lightning.model.blocks import Blocks
 
@@ -141,50 +145,85 @@ class PackShape:
     mel: MelConfig
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A run of whole blocks of one clip, from `first` up to but without `end`."""
+class _Filling:
+    """A pack that is being filled, each piece as soon as it is there: its clip then still lies in the cache."""
 
-    drawn: Drawn
-    first: int
-    end: int
+    def __init__(self, shape: PackShape) -> None:
+        self.shape = shape
+        size, count = shape.block_size * shape.mel.hop_length + 2 * shape.mel.pad, shape.num_blocks
+        self.wave = np.empty((count, size), np.float32)
+        self.tokens = np.zeros((count, shape.block_size // shape.frames_per_token), np.int64)
+        self.utterance, self.position = np.zeros((2, count), np.int64)
+        self.valid = np.zeros((count, shape.block_size), np.bool_)
+        self.pieces: list[Drawn] = []
+        self.used = 0
 
-    def __len__(self) -> int:
-        return self.end - self.first
+    @property
+    def free(self) -> int:
+        """Blocks that it can still take."""
+        return self.shape.num_blocks - self.used if len(self.pieces) < self.shape.max_pieces else 0
 
-    def waves(self, shape: PackShape) -> list[Tensor]:
-        """The wave of each block with its context, [., pad + W * hop + pad], in parts: views but at the edges."""
-        size, pad = shape.block_size * shape.mel.hop_length, shape.mel.pad
-        wave, first, end = torch.from_numpy(self.drawn.clip.wave), self.first, self.end
-        inside = (len(wave) - pad) // size  # blocks from 1 up to but without this one lie wholly within the wave
-        parts = ((first, min(end, 1)), (max(first, 1), min(end, inside)), (max(first, inside, 1), end))
-        return [
-            _stretch(wave, start * size - pad, stop * size + pad, pad).unfold(0, size + 2 * pad, size)
-            for start, stop in parts
-            if start < stop
-        ]
-
-    def tokens(self, shape: PackShape) -> Tensor:
-        """[., K]; 0 beyond the clip."""
+    def add(self, drawn: Drawn, first: int, end: int) -> None:
+        """Takes the blocks of a clip from `first` up to but without `end`."""
+        shape, here = self.shape, slice(self.used, self.used + end - first)
+        at = self.used
+        for part in _waves(drawn.clip.wave, first, end, shape):
+            self.wave[at : at + len(part)] = part
+            at += len(part)
         per_block = shape.block_size // shape.frames_per_token
-        out = torch.zeros(len(self), per_block, dtype=torch.int64)
-        held = torch.from_numpy(self.drawn.clip.tokens[self.first * per_block : self.end * per_block])
-        out.view(-1)[: len(held)] = held
-        return out
+        held = drawn.clip.tokens[first * per_block : end * per_block]
+        self.tokens[here].reshape(-1)[: len(held)] = held
+        self.valid[here].reshape(-1)[: len(held) * shape.frames_per_token] = True
+        self.utterance[here] = len(self.pieces)
+        self.position[here] = np.arange(end - first)
+        self.pieces.append(drawn)
+        self.used = here.stop
 
-    def valid(self, shape: PackShape) -> Tensor:
-        """Which frames the clip has, [., W]."""
-        frames = torch.arange(self.first * shape.block_size, self.end * shape.block_size)
-        return frames.view(len(self), -1) < len(self.drawn.clip.tokens) * shape.frames_per_token
+    def finish(self, key: tuple[int, int], state: LaneState) -> Pack:
+        """Returns the pack, its rest padding."""
+        shape = self.shape
+        self.wave[self.used :] = 0
+        utterance, position, valid = map(torch.from_numpy, (self.utterance, self.position, self.valid))
+        return Pack(
+            wave=torch.from_numpy(self.wave),
+            tokens=torch.from_numpy(self.tokens),
+            blocks=Blocks(utterance, position, valid, shape.max_pieces, shape.num_blocks, packed=True),
+            reference=_filled([each.reference for each in self.pieces], shape.max_pieces),
+            x_vector=_filled([each.clip.x_vector for each in self.pieces], shape.max_pieces),
+            keys=[each.clip.key for each in self.pieces],
+            key=key,
+            state=state,
+        )
 
 
-def _stretch(wave: Tensor, start: int, stop: int, pad: int) -> Tensor:
+def _filled(rows: list[NDArray[np.float32]], count: int) -> Tensor:
+    """Rows on top of each other, and zeros to a count of them."""
+    out = np.empty((count, *rows[0].shape), np.float32)
+    np.stack(rows, out=out[: len(rows)])
+    out[len(rows) :] = 0
+    return torch.from_numpy(out)
+
+
+def _waves(wave: Wave, first: int, end: int, shape: PackShape) -> Iterator[NDArray[np.float32]]:
+    """The wave of each block with its context, [., pad + W * hop + pad], in parts: views of it but at its edges."""
+    size, pad = shape.block_size * shape.mel.hop_length, shape.mel.pad
+    inside = (len(wave) - pad) // size  # blocks from 1 up to but without this one lie wholly within the wave
+    for start, stop in ((first, min(end, 1)), (max(first, 1), min(end, inside)), (max(first, inside, 1), end)):
+        if start < stop:
+            stretch = _stretch(wave, start * size - pad, stop * size + pad, pad)
+            strides = (size * stretch.itemsize, stretch.itemsize)
+            yield as_strided(stretch, (stop - start, size + 2 * pad), strides, writeable=False)
+
+
+def _stretch(wave: Wave, start: int, stop: int, pad: int) -> Wave:
     """Samples of a wave; beyond its edges lie `pad` of its reflection, as `MelSpectrogram` has it, and zeros."""
     if 0 <= start and stop <= len(wave):
         return wave[start:stop]
-    left, right = wave[1 : 1 - min(start, 0)].flip(0), wave[-pad - 1 : -1].flip(0)[: max(0, stop - len(wave))]
-    out = wave.new_zeros(stop - start)
-    torch.cat([left, wave[max(0, start) : stop], right], out=out[: min(stop, len(wave) + pad) - start])
+    out, before, after = np.zeros(stop - start, np.float32), max(0, -start), max(0, stop - len(wave))
+    out[:before] = wave[before:0:-1]
+    out[before : len(out) - after] = wave[max(0, start) : stop]
+    mirrored = wave[-2 : -pad - 2 : -1][:after]
+    out[len(out) - after :][: len(mirrored)] = mirrored
     return out
 
 
@@ -198,49 +237,19 @@ def pack(draws: Iterable[Drawn], shape: PackShape, lane: int = 0, state: LaneSta
         state: Where the lane begins: its `pack` is counted on, its `block` is cut off the first clip.
     """
     number = state.pack if state else 0
-    pieces: list[Piece] = []
-    free = shape.num_blocks
+    filling = _Filling(shape)
     for drawn in draws:
         count = -(-len(drawn.clip.tokens) * shape.frames_per_token // shape.block_size)
         first = drawn.state.block
         while first < count:
-            end = min(count, first + free)
-            pieces.append(Piece(drawn, first, end))
-            free -= end - first
+            end = min(count, first + filling.free)
+            filling.add(drawn, first, end)
             first = end
-            if free == 0 or len(pieces) == shape.max_pieces:
+            if not filling.free:
                 number += 1
                 used_up = first == count
                 after = replace(drawn.after if used_up else drawn.state, block=0 if used_up else first, pack=number)
-                yield _assemble(pieces, shape, (lane, number - 1), after)
-                pieces, free = [], shape.num_blocks
-    if pieces:
-        yield _assemble(pieces, shape, (lane, number), LaneState())
-
-
-def _assemble(pieces: list[Piece], shape: PackShape, key: tuple[int, int], state: LaneState) -> Pack:
-    def fill(tensors: list[Tensor], count: int) -> Tensor:
-        out = tensors[0].new_empty(count, *tensors[0].shape[1:])
-        length = sum(len(each) for each in tensors)
-        torch.cat(tensors, out=out[:length])
-        out[length:] = 0
-        return out
-
-    blocks = Blocks(
-        fill([torch.full((len(piece),), i) for i, piece in enumerate(pieces)], shape.num_blocks),
-        fill([torch.arange(len(piece)) for piece in pieces], shape.num_blocks),
-        fill([piece.valid(shape) for piece in pieces], shape.num_blocks),
-        shape.max_pieces,
-        shape.num_blocks,
-        packed=True,
-    )
-    return Pack(
-        wave=fill([part for piece in pieces for part in piece.waves(shape)], shape.num_blocks),
-        tokens=fill([piece.tokens(shape) for piece in pieces], shape.num_blocks),
-        blocks=blocks,
-        reference=fill([torch.from_numpy(piece.drawn.reference)[None] for piece in pieces], shape.max_pieces),
-        x_vector=fill([torch.from_numpy(piece.drawn.clip.x_vector)[None] for piece in pieces], shape.max_pieces),
-        keys=[piece.drawn.clip.key for piece in pieces],
-        key=key,
-        state=state,
-    )
+                yield filling.finish((lane, number - 1), after)
+                filling = _Filling(shape)
+    if filling.pieces:
+        yield filling.finish((lane, number), LaneState())

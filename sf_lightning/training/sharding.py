@@ -1,5 +1,7 @@
 """Weights in shards, one on each rank (FSDP2): how a network is sharded, and made whole again."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from sf_lightning.model.streamflow import StreamFlow
+from sf_lightning.training.saving import settled
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -22,6 +25,23 @@ class ShardedStrategy(ModelParallelStrategy):
         """Takes all ranks for data: none share a tensor."""
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Has every rank save its shards; the folder has its name when all of them are there.
+
+        Raises:
+            OSError: if this rank cannot write.
+        """
+        path = Path(self.broadcast(filepath))
+        fresh = path.with_name(f".{path.name}.writing")
+        if self.is_global_zero:
+            shutil.rmtree(fresh, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, fresh, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            settled(fresh, path)
+        self.barrier()
 
 
 StrategyRegistry.register("fsdp2", ShardedStrategy, description="FSDP2 over all ranks", override=True)

@@ -38,8 +38,8 @@ def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Pa
     module = small_module()
     loud(module.model).train()
     fit(folder / "checkpoints", module, data(shards), 2)
-    (folder / "csv" / "version_0").mkdir(parents=True)
-    (folder / "csv" / "version_0" / "metrics.csv").write_text(METRICS)
+    (folder / "csv").mkdir(parents=True)
+    (folder / "csv" / "metrics.csv").write_text(METRICS)
     return folder / "checkpoints" / "last.ckpt"
 
 

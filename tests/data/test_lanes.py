@@ -13,7 +13,7 @@ import torch
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.lanes import Drawn, Lane, LaneState, Reading, first_clips
-from sf_lightning.data.packing import Batch, Pack, PackShape, Piece, pack
+from sf_lightning.data.packing import Batch, Pack, PackShape, pack
 from sf_lightning.data.sample import Clip, decode_clip
 from sf_lightning.data.shards import ShardSet
 from tests.helpers import voice
@@ -110,11 +110,12 @@ def test_the_blocks_of_a_piece_are_those_of_the_clip_reflected_at_its_edges(toke
     wanted = np.stack([whole[i * size : (i + 1) * size + 2 * pad] for i in range(count)])
     for first in range(count):
         for end in range(first + 1, count + 1):
-            piece = Piece(Drawn(clip, wave), first, end)
-            assert np.array_equal(torch.cat(piece.waves(SHAPE)).numpy(), wanted[first:end])
-            held = piece.tokens(SHAPE).flatten().tolist()
-            assert held == [each if each <= tokens else 0 for each in range(6 * first + 1, 6 * end + 1)]
-            assert int(piece.valid(SHAPE).sum()) == min(24 * end, 4 * tokens) - 24 * first
+            some = dataclasses.replace(SHAPE, num_blocks=end - first)
+            made = next(pack([Drawn(clip, wave, LaneState(block=first))], some))
+            assert np.array_equal(made.wave.numpy(), wanted[first:end])
+            held = [each if each <= tokens else 0 for each in range(6 * first + 1, 6 * end + 1)]
+            assert made.tokens.flatten().tolist() == held
+            assert int(made.blocks.valid.sum()) == min(24 * end, 4 * tokens) - 24 * first
 
 
 def test_packs_have_one_shape_and_pad_nothing_but_last_blocks(shards: ShardSet) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sf_lightning.data.shards import ShardSet
 
-FIT = [sys.executable, "-m", "sf_lightning.cli.fit"]
+FIT = [sys.executable, "-c", "from sf_lightning.cli.start import main; main()"]
 
 
 def arguments(shards: Path | str, run: Path, *more: str) -> list[str]:
@@ -32,7 +32,7 @@ def arguments(shards: Path | str, run: Path, *more: str) -> list[str]:
         "--trainer.limit_val_batches=0",
         "--trainer.log_every_n_steps=1",
         "--trainer.enable_progress_bar=false",
-        "--trainer.logger=[{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: ., name: csv}}]",
+        "--trainer.logger=[{class_path: sf_lightning.training.loggers.ContinuingCSV}]",
         "--trainer.callbacks=[{class_path: sf_lightning.training.callbacks.last_checkpoint.LastCheckpoint, "
         "init_args: {every_n_train_steps: 3}}]",
         *more,

@@ -1,17 +1,23 @@
 """The newest state of a run, on disk: what `--ckpt_path=last` goes on from."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
+
+from sf_lightning.training.saving import saves_folders
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`: replaced after every validation, or every few steps, and at the end of training.
+class LastCheckpoint(Checkpoint):
+    """Keeps one checkpoint: replaced after every validation, or every few steps, and at the end of training.
 
-    `save_last` of a callback that monitors something replaces its file only when that is at its best, and no
-    callback of Lightning saves when training ends between two occasions.
+    It is `last.ckpt`; or, where weights are in shards, a folder `last-STEP.ckpt`, for no folder can take the place
+    of another in one stroke. The old one goes when the new one is whole.
+
+    Lightning's `ModelCheckpoint` with `save_last` replaces its file only when what it monitors is at its best, and
+    never saves when training ends between two occasions.
 
     Args:
         dirpath: Where; by default `checkpoints` in the run's folder.
@@ -19,19 +25,38 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, dirpath: str | None = None, every_n_train_steps: int | None = None) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename="last",
-            every_n_train_steps=every_n_train_steps,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps is {every_n_train_steps}: wanted 1 or more")
+        self.dirpath, self.every_n_train_steps = dirpath, every_n_train_steps
+        self._saved = -1
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Saves the end, if it is not saved yet."""
-        super().on_train_end(trainer, pl_module)
-        if trainer.global_step != self._last_global_step_saved:
-            assert self.dirpath is not None
-            path = str(Path(self.dirpath) / "last.ckpt")
-            trainer.save_checkpoint(path)
-            self.best_model_path, self._last_global_step_saved = path, trainer.global_step
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What was resumed from is saved already."""
+        self._saved = trainer.global_step if trainer.ckpt_path else -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Saves every few steps."""
+        if self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves after a validation."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self.every_n_train_steps:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves the end."""
+        self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Saves now, unless this step is saved already; all ranks must ask."""
+        if trainer.global_step == self._saved:
+            return
+        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        folders = saves_folders(trainer.strategy)
+        path = folder / (f"last-{trainer.global_step:07d}.ckpt" if folders else "last.ckpt")
+        trainer.save_checkpoint(path)
+        self._saved = trainer.global_step
+        if trainer.is_global_zero:
+            for other in {*folder.glob("last*.ckpt")} - {path}:
+                shutil.rmtree(other) if other.is_dir() else other.unlink()

@@ -25,10 +25,11 @@ from sf_lightning.metrics.speech import SpeechScores, gap
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import Latency, latency_line, measure_latency
 from sf_lightning.streaming.state import Chunk
-from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
+from sf_lightning.training.callbacks.continuation import between
 from sf_lightning.training.callbacks.pictures import draw_mels, draw_streaming
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
+from sf_lightning.training.saving import newest
 
 BASELINES = ("copy_synthesis", "look_up")
 WAYS = (*BASELINES, "offline", "streamed")
@@ -99,10 +100,14 @@ class StreamingValidation(L.Callback):
             inputs = (torch.stack(each) for each in zip(*((c.reference, c.x_vector) for c in clips), strict=True))
             speakers = list(decoder.model.encode_speaker(*inputs))
             tokens = [clip.tokens for clip in clips]
+            between(trainer)
             made["offline"] = decoder.offline(tokens, list(speakers))
+            between(trainer)
             made["streamed"] = decoder.streamed(tokens, list(speakers))
+            between(trainer)
             self.latency = measure_latency(decoder, tokens[0][:LATENCY_TOKENS], speakers[0])
             gaps = self._gaps(decoder, tokens, speakers, made["offline"])
+        between(trainer)
         size = decoder.model.layout.block_size
         edges = [torch.tensor(decoder.config.edges(-(-len(clip.mel) // size))) * size for clip in clips]
         for way, chunks in made.items():
@@ -205,6 +210,7 @@ class StreamingValidation(L.Callback):
         rates = {"reference": decoder.vocoder.mel.sample_rate, "offline": rate, "streamed": rate}
         self.samples = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
         wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        step = max(0, trainer.global_step - 1)  # loggers count from 0
         for i in self._kept(len(clips)):
             clip = clips[i]
             offline, streamed = made["offline"][i], made["streamed"][i]
@@ -224,8 +230,9 @@ class StreamingValidation(L.Callback):
                     [wave.cpu().numpy().clip(-1, 1) for wave in sounds.values()],
                     sample_rate=[rates[name] for name in sounds],
                     caption=list(sounds),
+                    step=step,
                 )
-                logger.log_image(f"mel/{clip.key}", [str(picture)])
+                logger.log_image(f"mel/{clip.key}", [str(picture)], step=step)
 
     def _kept(self, count: int) -> list[int]:
         """Which of so many clips are kept."""
@@ -237,7 +244,7 @@ class StreamingValidation(L.Callback):
         draw_streaming(self.latency.chunk_ms, gaps, picture)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("streaming", [str(picture)])
+                logger.log_image("streaming", [str(picture)], step=max(0, trainer.global_step - 1))
 
     def _end(self, trainer: L.Trainer, folder: Path) -> None:
         lines = [summary(self.rows), "", latency_line(self.latency) if self.latency else ""]
@@ -246,8 +253,7 @@ class StreamingValidation(L.Callback):
         console.print(as_table(self.rows))
         if self.latency:
             console.print(latency_line(self.latency))
-        savers = (each for each in trainer.checkpoint_callbacks if isinstance(each, LastCheckpoint))
-        checkpoint = next((f"{each.dirpath}/last.ckpt" for each in savers), "")
+        checkpoint = newest(folder / "checkpoints")
         for what, path in (
             ("hear and see", self.samples),
             (

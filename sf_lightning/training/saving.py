@@ -1,0 +1,62 @@
+"""Checkpoints that are whole or not there: written under another name, synced, and then given theirs."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+
+from sf_lightning.training.checkpoint import SHARDED_META
+
+
+def saves_folders(strategy: Strategy) -> bool:
+    """Whether its checkpoints are folders, of the shards of all ranks."""
+    return isinstance(strategy, ModelParallelStrategy)
+
+
+def newest(folder: Path) -> Path | None:
+    """Returns the last checkpoint in a folder, or None if there is none."""
+    found = [path for path in folder.glob("last*.ckpt") if path.is_file() or (path / SHARDED_META).is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def settled(fresh: Path, path: Path) -> None:
+    """Gives a file or folder its name when it is on the disk; what had the name is gone then."""
+    for each in [*fresh.rglob("*"), fresh] if fresh.is_dir() else [fresh]:
+        _sync(each)
+    if path.is_dir():
+        shutil.rmtree(path)
+    fresh.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the list of a folder's files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Lightning's way of writing a checkpoint to one file, but whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Saves.
+
+        Raises:
+            OSError: if it cannot be written; what was there is untouched.
+        """
+        path = Path(path)
+        fresh = path.with_name(f".{path.name}.writing")
+        fresh.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.save(checkpoint, fresh)
+            settled(fresh, path)
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+            fresh.unlink(missing_ok=True)
+            raise OSError(f"{path} could not be saved, what was saved before is untouched: {error}") from error

@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.cli.encoders import choose_speaker, choose_tokenizer, runs_on_device
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.data.build import build as build_set
 from sf_lightning.data.build import fit_tokenizer
-from sf_lightning.data.corpus import Filters, Unit, clean_key, find_units
-from sf_lightning.data.recipe import Recipe, SpeakerEncoder, SpeakerSpec
+from sf_lightning.data.corpus import Filters, clean_key, find_units
+from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.sample import audio_of, read_tokens
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.verify import Problem, verify_shard
 from sf_lightning.data.verify import repair as repair_set
-from sf_lightning.tokens.base import Tokenizer, TokenizerSpec, load_tokenizer
 
 
 def build(
@@ -86,16 +86,16 @@ def build(
     for name, is_given, wanted, has in (
         ("tokens_by", tokens_by is not None, "--tokenizer=precomputed", tokenizer == "precomputed"),
         ("x_vector_width", x_vector_width is not None, "--x_vectors", bool(x_vectors)),
-        ("device", device != "cpu", "S3 tokens or --speaker_encoder", _on_device(tokenizer) or speaker_encoder),
+        ("device", device != "cpu", "S3 tokens or --speaker_encoder", runs_on_device(tokenizer) or speaker_encoder),
     ):
         if is_given and not has:
             raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
     units = find_units(Path(audio), shard_samples)
     blocked = Path(blocked_speakers).read_text().split("\n") if blocked_speakers else []
     recipe = Recipe(
-        _tokenizer(tokenizer, vocabulary, tokens_by or "precomputed", units, target, mel, of, device),
+        choose_tokenizer(tokenizer, vocabulary, tokens_by or "precomputed", units, target, mel, of, device),
         mel,
-        _speaker(speaker_encoder, x_vectors, x_vector_width or 192, device),
+        choose_speaker(speaker_encoder, x_vectors, x_vector_width or 192, device),
         Filters(
             tuple(languages or ()),
             min_seconds,
@@ -119,11 +119,6 @@ def _require_positive(**values: int | None) -> None:
             raise ValueError(f"--{name} is {value}: wanted 1 or more")
 
 
-def _on_device(tokenizer: str | None) -> bool:
-    """Whether a tokenizer runs where it is told to; k-means runs on the CPU, and precomputed tokens nowhere."""
-    return tokenizer is not None and Path(tokenizer).suffix in (".onnx", ".pt")
-
-
 def _part(text: str) -> tuple[int, int]:
     try:
         number, of = (int(each) for each in text.split("/"))
@@ -134,54 +129,6 @@ def _part(text: str) -> tuple[int, int]:
     if not 1 <= number <= of:
         raise ValueError(f"--part is {text}: wanted 1/{of} to {of}/{of}")
     return number, of
-
-
-def _tokenizer(
-    path: str | None,
-    vocabulary: int | None,
-    tokens_by: str,
-    units: list[Unit],
-    target: Path,
-    mel: MelConfig,
-    parts: int,
-    device: str,
-) -> Tokenizer | TokenizerSpec:
-    """Loads, fits or describes what makes the tokens."""
-    if path == "precomputed":
-        if vocabulary is None:
-            raise ValueError("--tokenizer=precomputed needs --vocabulary: how many codes do its tokens have?")
-        return TokenizerSpec(tokens_by, vocabulary, 4, tokens_by)
-    codes = vocabulary or 1024
-    beside = target.parent / f"kmeans-{codes}.npz"
-    if path is not None or beside.is_file():
-        made = load_tokenizer(Path(path) if path else beside, device)
-        if vocabulary not in (None, made.spec.vocabulary):
-            raise ValueError(
-                f"--vocabulary {vocabulary}, but --tokenizer {path} has {made.spec.vocabulary} codes: "
-                "leave one of them out"
-            )
-        if path is None:
-            print(f"tokens: {beside}, fitted before (delete it to fit anew)")
-        return made
-    if parts > 1:
-        raise FileNotFoundError(
-            f"no tokenizer at {beside}: jobs that share the work must share it too; make it first with `sf-shards "
-            f"fit --audio AUDIO --out {beside}`, or give --tokenizer"
-        )
-    fitted = fit_tokenizer(units, codes, mel)
-    fitted.save(beside)
-    print(f"tokens: {codes} k-means codes fitted on this audio, saved in {beside}")
-    return fitted
-
-
-def _speaker(path: str | None, x_vectors: str, width: int, device: str) -> SpeakerEncoder | SpeakerSpec:
-    if path is not None:
-        from sf_lightning.model.ecapa import PretrainedECAPA
-
-        if x_vectors:
-            raise ValueError("--speaker_encoder makes x-vectors and --x_vectors names ready ones: leave one out")
-        return PretrainedECAPA(path, device)
-    return SpeakerSpec(x_vectors, width if x_vectors else 0)
 
 
 def fit(audio: str, out: str, vocabulary: int = 1024) -> None:

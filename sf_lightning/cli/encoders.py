@@ -4,6 +4,7 @@ Where tokens or x-vectors were made elsewhere there is nothing to load: their sp
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sf_lightning.audio.mel import MelConfig
@@ -27,6 +28,7 @@ def choose_tokenizer(
     mel: MelConfig,
     parts: int,
     device: str,
+    of_set: TokenizerSpec | None = None,
 ) -> Tokenizer | TokenizerSpec:
     """Loads, fits or describes what makes the tokens.
 
@@ -39,6 +41,7 @@ def choose_tokenizer(
         mel: Of the models to be trained.
         parts: Jobs that share the work.
         device: Where S3 tokens are made.
+        of_set: What made the tokens of a set that is there already: nothing is fitted for it again.
 
     Raises:
         FileNotFoundError: if there is no such file, or several jobs would each fit k-means of their own.
@@ -60,6 +63,8 @@ def choose_tokenizer(
         if path is None:
             print(f"tokens: {beside}, fitted before (delete it to fit anew)")
         return made
+    if of_set is not None:
+        return replace(of_set, name="kmeans", vocabulary=codes)
     if parts > 1:
         raise FileNotFoundError(
             f"no tokenizer at {beside}: jobs that share the work must share it too; make it first with `sf-shards "

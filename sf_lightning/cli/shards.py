@@ -17,11 +17,13 @@ from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.data.build import build as build_set
 from sf_lightning.data.build import fit_tokenizer
 from sf_lightning.data.corpus import Filters, clean_key, find_units
+from sf_lightning.data.provenance import made_before
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.sample import audio_of, read_tokens
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.verify import Problem, verify_shard
 from sf_lightning.data.verify import repair as repair_set
+from sf_lightning.tokens.base import TokenizerSpec
 
 
 def build(
@@ -52,7 +54,7 @@ def build(
     Args:
         audio: Folder of wav, flac, mp3, ogg or opus files of any rate, searched through; or of tars, as
             Emilia and Emilia-YODAS are distributed; or one tar.
-        out: Folder to make; it must not be there yet.
+        out: Folder to make; if it is there already, it is left as it is, and must be of the same build.
         tokenizer: File of a tokenizer: `.npz` of k-means, `.onnx` or `.pt` of the S3 tokenizer; or
             "precomputed", if tokens lie beside the audio (`clip.tokens.npy` beside `clip.wav`).
         vocabulary: Codes of k-means tokens, by default 1024; of precomputed ones it must be given.
@@ -74,8 +76,7 @@ def build(
         device: Where those two run, such as "cpu" or "cuda".
     """
     target, mel, (number, of) = Path(out), MelConfig(), _part(part)
-    if target.exists():
-        raise FileExistsError(f"{target} is there already: delete it or give another --out")
+    made = made_before(target)
     _require_positive(
         shard_samples=shard_samples,
         processes=processes,
@@ -92,8 +93,9 @@ def build(
             raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
     units = find_units(Path(audio), shard_samples)
     blocked = Path(blocked_speakers).read_text().split("\n") if blocked_speakers else []
+    spec = TokenizerSpec(**made["tokenizer"]) if made else None
     recipe = Recipe(
-        choose_tokenizer(tokenizer, vocabulary, tokens_by or "precomputed", units, target, mel, of, device),
+        choose_tokenizer(tokenizer, vocabulary, tokens_by or "precomputed", units, target, mel, of, device, spec),
         mel,
         choose_speaker(speaker_encoder, x_vectors, x_vector_width or 192, device),
         Filters(
@@ -107,6 +109,8 @@ def build(
         at_once,
     )
     manifest = build_set(units, target, recipe, (number, of), processes)
+    if made:
+        print(f"{target} is there already, made by this same build: nothing was done")
     if manifest is None:
         print(f"{target}: part {part} is done; the set is whole when all parts are")
     else:

@@ -33,6 +33,7 @@ from rich.progress import (
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.wave import Wave
+from sf_lightning.data import provenance
 from sf_lightning.data.corpus import Unit
 from sf_lightning.data.recipe import Recipe, samples_of
 from sf_lightning.data.sample import BadSample, decode_clip, read_speech
@@ -51,7 +52,7 @@ SECONDS_BETWEEN_LINES = 60.0
 def build(
     units: Sequence[Unit], out: Path, recipe: Recipe, part: tuple[int, int] = (1, 1), processes: int = 1
 ) -> Manifest | None:
-    """Writes a shard set, or goes on with one.
+    """Writes a shard set, or goes on with one; one that this very build has made is left as it is.
 
     Args:
         units: Of the corpus, the same for every part.
@@ -64,11 +65,16 @@ def build(
         The manifest; None while other parts are missing.
 
     Raises:
-        FileExistsError: if `out` is there already.
+        FileExistsError: if `out` is there already, and not made by this build.
         ValueError: if the build that is to be continued was another one, or not one clip could be used.
     """
-    if out.exists():
-        raise FileExistsError(f"{out} is there already: delete it or give another --out")
+    if (made := provenance.made_before(out)) is not None:
+        if different := provenance.differences(made, provenance.describe(units, recipe)):
+            raise FileExistsError(
+                f"{out} is there already, made by another build ({different}): delete it to build it anew, or give "
+                "another --out"
+            )
+        return Manifest.load(out)
     partial = out.with_name(out.name + ".partial")
     _begin(partial, units, recipe)
     number, of = part
@@ -104,18 +110,16 @@ def fit_tokenizer(units: Sequence[Unit], vocabulary: int, mel: MelConfig) -> KMe
 
 def _begin(partial: Path, units: Sequence[Unit], recipe: Recipe) -> None:
     """Makes the folder, or checks that the build begun there is this one."""
-    said = recipe.as_dict() | {"units": [unit.name for unit in units]}
-    path = partial / "build.json"
-    if path.is_file():
-        begun = json.loads(path.read_text())
-        if different := [name for name in said if begun.get(name) != said[name]]:
+    build = provenance.describe(units, recipe)
+    if (begun := provenance.load(partial)) is not None:
+        if different := provenance.differences(begun, build):
             raise ValueError(
-                f"{partial} holds a build that was begun with another {' and '.join(different)}: give the same "
-                "options to go on, or delete the folder to begin again"
+                f"{partial} holds another build ({different}): give the same options to go on, or delete the "
+                "folder to begin again"
             )
         return
     partial.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(said, indent=1) + "\n").encode())
+    provenance.save(partial, build)
 
 
 def _mark(partial: Path, unit: Unit) -> Path:
@@ -240,7 +244,7 @@ def _gather(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> 
     replace_file(partial / "manifest.json", manifest.as_json())
     replace_file(partial / "lookup.npy", npy(look_up(ShardSet(partial))))
     # The marks, and what killed jobs have left half-written.
-    for path in [*partial.glob("*.done"), *partial.glob(".*"), partial / "build.json"]:
+    for path in [*partial.glob("*.done"), *partial.glob(".*")]:
         path.unlink(missing_ok=True)
     partial.rename(out)
     return manifest

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from sf_lightning.cli import encoders
 from sf_lightning.cli.shards import main
 from sf_lightning.data import build as building
 from sf_lightning.data.build import build, build_unit
@@ -177,8 +178,44 @@ def test_a_build_cannot_go_on_with_other_options(recipe: Recipe, tmp_path: Path)
     units = find_units(emilia(tmp_path / "emilia"), 3)
     build(units, tmp_path / "set", recipe, part=(1, 2))
     other = Recipe(recipe.tokenizer, filters=Filters(min_dnsmos=3.0), shard_samples=3)
-    with pytest.raises(ValueError, match="begun with another filters: give the same options to go on, or delete"):
+    said = r"set.partial holds another build \(min_dnsmos was None and is 3.0\): give the same options to go on"
+    with pytest.raises(ValueError, match=said):
         build(units, tmp_path / "set", other, part=(2, 2))
+
+
+def test_a_set_that_is_there_is_content_with_its_own_build_and_refuses_another(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    manifest = build(units, tmp_path / "set", recipe)
+    before = files(tmp_path / "set")
+    assert build(units, tmp_path / "set", recipe) == manifest
+    assert build(units, tmp_path / "set", recipe, part=(2, 3)) == manifest  # a job that is started once more
+    other = Recipe(recipe.tokenizer, filters=Filters(languages=("zh",)), shard_samples=4)
+    said = r"another build \(languages was \[\] and is \['zh'\], shard_samples was 3 and is 4\): .* another --out"
+    with pytest.raises(FileExistsError, match=said):
+        build(units, tmp_path / "set", other)
+    with pytest.raises(FileExistsError, match="the corpus had 2 units and has 1"):
+        build(units[:1], tmp_path / "set", recipe)
+    assert files(tmp_path / "set") == before and not (tmp_path / "set.partial").exists()
+    (tmp_path / "set" / "build.json").unlink()
+    with pytest.raises(FileExistsError, match="set is there already: delete it or give another --out"):
+        build(units, tmp_path / "set", recipe)
+
+
+def test_the_same_command_again_fits_nothing_and_describes_the_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--out={tmp_path}/set"]
+    main([*say, "--vocabulary=40"])
+    monkeypatch.setattr(encoders, "fit_tokenizer", None)
+    for _ in range(2):
+        capsys.readouterr()
+        main([*say, "--vocabulary=40", "--part=2/3"])
+        assert re.search("made by this same build: nothing was done\n.*set: 14 clips", capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        main([*say, "--vocabulary=50"])
+    assert "tokenizer.vocabulary was 40 and is 50" in capsys.readouterr().err
 
 
 def test_a_sigkill_in_the_middle_costs_nothing_but_the_shards_it_hit_and_leaves_no_process(

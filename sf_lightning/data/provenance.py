@@ -1,0 +1,81 @@
+"""What a build was, as `build.json` in its folder has it: the recipe and the corpus, and what two builds differ in.
+
+It is written when a build begins and stays in the set: with it a job that is started again knows its own work.
+Knows nothing of how shards are made.
+"""
+
+import json
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sf_lightning.data.corpus import Unit
+from sf_lightning.data.recipe import Recipe
+from sf_lightning.data.writer import replace_file
+
+NAME = "build.json"
+
+
+def describe(units: Sequence[Unit], recipe: Recipe) -> dict[str, Any]:
+    """Returns what two builds of one set have in common."""
+    return recipe.as_dict() | {"units": [unit.name for unit in units]}
+
+
+def save(folder: Path, build: dict[str, Any]) -> None:
+    """Writes what a build is."""
+    replace_file(folder / NAME, (json.dumps(build, indent=1) + "\n").encode())
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """Reads what a build was; None where nothing says it.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete {folder} and build again") from error
+
+
+def made_before(out: Path) -> dict[str, Any] | None:
+    """Returns what build a set is of; None if there is no set yet.
+
+    Raises:
+        FileExistsError: if something else is there.
+    """
+    if not out.exists():
+        return None
+    if (build := load(out)) is None:
+        raise FileExistsError(f"{out} is there already: delete it or give another --out")
+    return build
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> str:
+    """Says in which options and units a build is another one than before; empty if it is the same."""
+    before, after = _options(was), _options(now)
+    said = [
+        f"{name} was {reprlib.repr(before.get(name))} and is {reprlib.repr(value)}"
+        for name, value in after.items()
+        if before.get(name) != value
+    ]
+    if was["units"] != now["units"]:
+        said.append(f"the corpus had {len(was['units'])} units and has {len(now['units'])}, or others")
+    return ", ".join(said)
+
+
+def _options(build: dict[str, Any]) -> dict[str, Any]:
+    """By name, as a user says them: filters have options of their own."""
+    flat: dict[str, Any] = {}
+    for name, value in build.items():
+        if name == "filters":
+            flat |= value
+        elif isinstance(value, dict):
+            flat |= {f"{name}.{inner}": each for inner, each in value.items()}
+        elif name != "units":
+            flat[name] = value
+    return flat

@@ -114,8 +114,8 @@ def _begin(partial: Path, units: Sequence[Unit], recipe: Recipe) -> None:
     if (begun := provenance.load(partial)) is not None:
         if different := provenance.differences(begun, build):
             raise ValueError(
-                f"{partial} holds another build ({different}): give the same options to go on, or delete the "
-                "folder to begin again"
+                f"{partial} holds another build ({different}): give the same options and files to go on, or "
+                "delete the folder to begin again"
             )
         return
     partial.mkdir(parents=True, exist_ok=True)

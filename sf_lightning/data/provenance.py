@@ -16,10 +16,13 @@ from sf_lightning.data.writer import replace_file
 
 NAME = "build.json"
 
+MAX_UNITS_NAMED = 3
+"""Of the units that are other ones than before, so many are named in a line."""
+
 
 def describe(units: Sequence[Unit], recipe: Recipe) -> dict[str, Any]:
-    """Returns what two builds of one set have in common."""
-    return recipe.as_dict() | {"units": [unit.name for unit in units]}
+    """Returns what two builds of one set have in common; of the corpus each unit and its size in bytes."""
+    return recipe.as_dict() | {"units": {unit.name: unit.bytes for unit in units}}
 
 
 def save(folder: Path, build: dict[str, Any]) -> None:
@@ -63,9 +66,7 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> str:
         for name, value in after.items()
         if before.get(name) != value
     ]
-    if was["units"] != now["units"]:
-        said.append(f"the corpus had {len(was['units'])} units and has {len(now['units'])}, or others")
-    return ", ".join(said)
+    return ", ".join(said + _changed(was["units"], now["units"]))
 
 
 def _options(build: dict[str, Any]) -> dict[str, Any]:
@@ -74,8 +75,20 @@ def _options(build: dict[str, Any]) -> dict[str, Any]:
     for name, value in build.items():
         if name == "filters":
             flat |= value
-        elif isinstance(value, dict):
-            flat |= {f"{name}.{inner}": each for inner, each in value.items()}
         elif name != "units":
-            flat[name] = value
+            inner = value if isinstance(value, dict) else {}
+            flat |= {f"{name}.{each}": inner[each] for each in inner} or {name: value}
     return flat
+
+
+def _changed(was: dict[str, int], now: dict[str, int]) -> list[str]:
+    """Names the units that are other ones than before, the first few of them."""
+    said = [f"unit {name} is gone" for name in was if name not in now]
+    for name, size in now.items():
+        if name not in was:
+            said.append(f"unit {name} is new")
+        elif size != was[name]:
+            said.append(f"unit {name} had {was[name]} bytes and has {size}")
+    if len(said) > MAX_UNITS_NAMED:
+        said[MAX_UNITS_NAMED:] = [f"and more, {len(said)} units in all"]
+    return said

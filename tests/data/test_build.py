@@ -25,7 +25,7 @@ from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet, checksum
 from sf_lightning.tokens.base import TokenizerSpec
 from tests.data.test_shards import tokenizer_of
-from tests.helpers import voice
+from tests.helpers import voice, write_corpus
 
 
 def mp3(seconds: float, seed: int = 0) -> bytes:
@@ -178,9 +178,33 @@ def test_a_build_cannot_go_on_with_other_options(recipe: Recipe, tmp_path: Path)
     units = find_units(emilia(tmp_path / "emilia"), 3)
     build(units, tmp_path / "set", recipe, part=(1, 2))
     other = Recipe(recipe.tokenizer, filters=Filters(min_dnsmos=3.0), shard_samples=3)
-    said = r"set.partial holds another build \(min_dnsmos was None and is 3.0\): give the same options to go on"
+    said = r"set.partial holds another build \(min_dnsmos was None and is 3.0\): give the same options"
     with pytest.raises(ValueError, match=said):
         build(units, tmp_path / "set", other, part=(2, 2))
+
+
+def test_a_corpus_that_changed_under_the_same_names_is_noticed(recipe: Recipe, tmp_path: Path) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    build(units, tmp_path / "set", recipe, part=(1, 2))
+    tar = tmp_path / "emilia" / "ZH-B000001.tar"
+    size = tar.stat().st_size
+    tar.write_bytes(tar.read_bytes() + bytes(512))
+    said = rf"\(unit ZH-B000001 had {size} bytes and has {size + 512}\): give the same options and files"
+    with pytest.raises(ValueError, match=said):
+        build(units, tmp_path / "set", recipe, part=(2, 2))
+
+
+def test_of_audio_files_what_lies_beside_them_counts_as_well(recipe: Recipe, tmp_path: Path) -> None:
+    audio = write_corpus(tmp_path / "audio", clips=12)
+    build(find_units(audio, 3), tmp_path / "set", recipe)
+    (audio / "voice0" / "clip002.json").write_text('{"language": "en"}')
+    with pytest.raises(FileExistsError, match=r"build \(unit shard-000000 had \d+ bytes and has \d+\): delete"):
+        build(find_units(audio, 3), tmp_path / "set", recipe)
+    for path in audio.rglob("*.wav"):
+        path.write_bytes(path.read_bytes() + b"longer")
+    write_corpus(audio / "more", clips=1)
+    with pytest.raises(FileExistsError, match=r"unit shard-000002 had .* has \d+, and more, 5 units in all"):
+        build(find_units(audio, 3), tmp_path / "set", recipe)
 
 
 def test_a_set_that_is_there_is_content_with_its_own_build_and_refuses_another(
@@ -195,7 +219,7 @@ def test_a_set_that_is_there_is_content_with_its_own_build_and_refuses_another(
     said = r"another build \(languages was \[\] and is \['zh'\], shard_samples was 3 and is 4\): .* another --out"
     with pytest.raises(FileExistsError, match=said):
         build(units, tmp_path / "set", other)
-    with pytest.raises(FileExistsError, match="the corpus had 2 units and has 1"):
+    with pytest.raises(FileExistsError, match=r"another build \(unit ZH-B000001 is gone\)"):
         build(units[:1], tmp_path / "set", recipe)
     assert files(tmp_path / "set") == before and not (tmp_path / "set.partial").exists()
     (tmp_path / "set" / "build.json").unlink()

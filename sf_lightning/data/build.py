@@ -6,15 +6,11 @@ shard, and the bytes are the same each time. All is written into a folder beside
 the last unit is there: a set that looks whole is whole.
 """
 
+import functools
 import json
-import multiprocessing
-import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -22,31 +18,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.wave import Wave
 from sf_lightning.data import provenance
-from sf_lightning.data.corpus import Unit
+from sf_lightning.data.corpus import Source, Unit
 from sf_lightning.data.recipe import Recipe, samples_of
 from sf_lightning.data.sample import BadSample, decode_clip, read_speech
 from sf_lightning.data.shards import Manifest, ShardInfo, ShardSet
+from sf_lightning.data.work import Tally, work
 from sf_lightning.data.writer import ShardWriter, npy, replace_file
 from sf_lightning.tokens.kmeans import KMeansTokenizer
 
 MAX_FIT_SECONDS = 2 * 3600
 """K-means is fitted, and the look-up table made, on no more speech than this, spread over the corpus."""
-
-
-SECONDS_BETWEEN_LINES = 60.0
-"""How often a build without a terminal says how far it is."""
 
 
 def build(
@@ -79,7 +64,8 @@ def build(
     _begin(partial, units, recipe)
     number, of = part
     mine = [unit for unit in units[number - 1 :: of] if not _mark(partial, unit).is_file()]
-    _work(mine, partial, recipe, processes, f"writing {out}")
+    do = functools.partial(build_unit, partial=partial, recipe=recipe)
+    work(do, mine, sum(unit.bytes for unit in mine), processes, f"writing {out}")
     if not all(_mark(partial, unit).is_file() for unit in units):
         return None
     return _finish(partial, out, units, recipe)
@@ -127,92 +113,42 @@ def _mark(partial: Path, unit: Unit) -> Path:
     return partial / f"{unit.name}.done"
 
 
-def _work(units: Sequence[Unit], partial: Path, recipe: Recipe, processes: int, title: str) -> None:
-    """Builds units, and says how many hours are done, how fast, and how long it will take."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[hours]:.1f} h of speech, {task.fields[rate]:.0f} x real time"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task(title, total=len(units), hours=0.0, rate=0.0)
-        seconds, said_at = 0.0, 0.0
+def build_unit(unit: Unit, tally: Tally, partial: Path, recipe: Recipe) -> list[str]:
+    """Writes the shards of a unit, but for those that are there, and marks it done.
 
-        def done(report: "Report") -> None:
-            nonlocal seconds, said_at
-            seconds += report.seconds
-            for line in report.said:
-                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-            elapsed = progress.tasks[task].elapsed or 1e-9
-            hours, rate = seconds / 3600, seconds / elapsed
-            progress.update(task, advance=1, hours=hours, rate=rate)
-            # The log of a job shows no bar: a line a minute instead.
-            if not progress.console.is_terminal and elapsed - said_at > SECONDS_BETWEEN_LINES:
-                said_at, count = elapsed, progress.tasks[task].completed
-                left = elapsed * (len(units) - count) / count / 3600
-                print(
-                    f"{title}: {count:.0f} of {len(units)}, {hours:.1f} h of speech, {rate:.0f} x real time, "
-                    f"{left:.1f} h left",
-                    flush=True,
-                )
+    Args:
+        unit: Of the corpus.
+        tally: Counts its bytes after every shard, and the speech that was written after every clip.
+        partial: The folder of the build.
+        recipe: How.
 
-        if processes == 1:
-            for unit in units:
-                done(build_unit(unit, partial, recipe))
-            return
-        # Not forked: torch's threads do not survive a fork.
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, spawn, _begin_process) as pool:
-            futures = [pool.submit(build_unit, unit, partial, recipe) for unit in units]
-            try:
-                for future in futures:
-                    done(future.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def _begin_process() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone: a pool whose owner was killed waits for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-@dataclass
-class Report:
-    """What building a unit gave: seconds of speech, and lines about clips that were left out."""
-
-    seconds: float
-    said: list[str]
-
-
-def build_unit(unit: Unit, partial: Path, recipe: Recipe) -> Report:
-    """Writes the shards of a unit, but for those that are there, and marks it done."""
-    report, names, sources = Report(0.0, []), list[str](), unit.read()
+    Returns:
+        A line about each clip that was left out.
+    """
+    said, names, seen, sources = list[str](), list[str](), 0, unit.read()
     while run := list(islice(sources, recipe.shard_samples)):
         name = f"{unit.name}-{len(names):04d}" if names else unit.name
         names.append(name)
+        size = sum(len(source.audio) for source in run)
+        seen += size
         if (partial / f"{name}.json").is_file():
+            tally.add(passed=size)
             continue
-        writer, skipped = ShardWriter(partial, name), Counter[str]()
-        said: list[str] = []
-        for sample in samples_of(run, recipe, skipped, said):
-            writer.add(sample)
-            report.seconds += sample.seconds
-        report.said += [f"skipped for {name}: {line}" for line in said]
-        writer.close(skipped)
+        said += [f"skipped for {name}: {line}" for line in _write(run, tally, partial, name, recipe)]
+        tally.add(made=size)
+    tally.add(passed=max(0, unit.bytes - seen))  # texts, headers, padding
     replace_file(_mark(partial, unit), json.dumps(names).encode())
-    return report
+    return said
+
+
+def _write(run: Sequence[Source], tally: Tally, partial: Path, name: str, recipe: Recipe) -> list[str]:
+    """Writes a shard, and says which of its clips were left out."""
+    writer, skipped, said = ShardWriter(partial, name), Counter[str](), list[str]()
+    for sample in samples_of(run, recipe, skipped, said):
+        writer.add(sample)
+        tally.add(seconds=sample.seconds)
+    writer.close(skipped)
+    return said
 
 
 def _finish(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> Manifest:

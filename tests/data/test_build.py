@@ -23,6 +23,7 @@ from sf_lightning.data.build import build, build_unit
 from sf_lightning.data.corpus import Filters, TarUnit, clean_key, find_units
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet, checksum
+from sf_lightning.data.work import Tally
 from sf_lightning.tokens.base import TokenizerSpec
 from tests.data.test_shards import tokenizer_of
 from tests.helpers import voice, write_corpus
@@ -140,20 +141,31 @@ def test_a_build_that_was_stopped_goes_on_after_the_last_whole_shard(recipe: Rec
     (partial / "EN-B000000-0002.json").unlink()
     (partial / ".EN-B000000-0002.tar.77").write_bytes(b"half")
     before = (partial / "EN-B000000-0001.tar").stat().st_mtime_ns
-    report = build_unit(units[0], partial, recipe)
-    assert report.seconds == pytest.approx(1.4, abs=0.1)  # the last clip alone
+    tally = Tally()
+    build_unit(units[0], tally, partial, recipe)
+    made, seconds, passed = tally.read()
+    assert seconds == pytest.approx(1.4, abs=0.1) and made == len(mp3(1.4, 6))  # the last clip alone
+    assert made + passed == units[0].bytes
     assert (partial / "EN-B000000-0001.tar").stat().st_mtime_ns == before
     assert build(units, tmp_path / "set", recipe) is not None
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
-def test_a_build_in_a_job_says_in_its_log_how_far_it_is(
-    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(building, "SECONDS_BETWEEN_LINES", 0.0)
-    build(find_units(emilia(tmp_path / "emilia"), 3), tmp_path / "set", recipe)
-    said = capsys.readouterr().out
-    assert re.search(r"writing .*set: 1 of 2, 0\.0 h of speech, \d+ x real time, 0\.0 h left", said), said
+def test_progress_moves_with_every_shard_of_a_tar(recipe: Recipe, tmp_path: Path) -> None:
+    (unit,) = find_units(emilia(tmp_path / "emilia") / "EN-B000000.tar", 3)
+    (tmp_path / "set").mkdir()
+    seen: list[tuple[float, float, float]] = []
+
+    class Watched(Tally):
+        def add(self, made: int = 0, seconds: float = 0.0, passed: int = 0) -> None:
+            super().add(made, seconds, passed)
+            seen.append(self.read())
+
+    build_unit(unit, Watched(), tmp_path / "set", recipe)
+    sizes = [len(mp3(0.8 + 0.1 * i, i)) for i in range(7)]
+    assert sorted({made for made, _, _ in seen}) == [0, sum(sizes[:3]), sum(sizes[:6]), sum(sizes)]
+    assert len({seconds for _, seconds, _ in seen}) == 7 and seen[-1][1] == pytest.approx(7.7, abs=0.4)
+    assert sum(seen[-1][::2]) == unit.bytes
 
 
 def test_jobs_that_end_at_the_same_time_are_both_content(

@@ -21,8 +21,8 @@ from sf_lightning.data.provenance import made_before
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.sample import audio_of, read_tokens
 from sf_lightning.data.shards import Manifest, ShardSet
-from sf_lightning.data.verify import Problem, verify_shard
 from sf_lightning.data.verify import repair as repair_set
+from sf_lightning.data.verify import verify_shard, verify_table
 from sf_lightning.tokens.base import TokenizerSpec
 
 
@@ -170,27 +170,29 @@ def demo(out: str = "shards/demo", minutes: float = 24.0, vocabulary: int = 1024
 
 
 def verify(shards: str, repair: bool = False) -> None:
-    """Reads a whole set and checks it: digests, counts, every sample's bytes, audio and tokens.
+    """Reads a whole set and checks it: digests, counts, every sample's bytes, audio and tokens, the look-up table.
 
     Args:
         shards: Folder of the set, or its place elsewhere.
-        repair: Write shards with broken samples again without them.
+        repair: Write shards with broken samples again without them, and the look-up table anew.
     """
     held = ShardSet(shards)
-    problems: list[Problem] = []
-    for number, info in enumerate(held.manifest.shards):
-        found = verify_shard(held, number)
-        problems += found
-        for problem in found:
-            print(f"{info.name}: {problem}")
+    problems = verify_table(held)
+    for number in range(len(held.manifest.shards)):
+        problems += verify_shard(held, number)
+    for problem in problems:
+        print(problem)
+    broken = {problem.shard for problem in problems if problem.shard is not None}
     if problems and repair:
-        lost = repair_set(held, {problem.shard for problem in problems})
+        lost = repair_set(held, sorted(broken))
         print(f"{shards}: repaired; {lost} samples are gone")
-    elif problems:
+    elif broken:
         raise ValueError(
-            f"{shards}: {len(problems)} problems in {len({p.shard for p in problems})} of "
-            f"{len(held.manifest.shards)} shards: training would skip these samples; --repair=true removes them"
+            f"{shards}: {len(problems)} problems, in {len(broken)} of {len(held.manifest.shards)} shards: training "
+            "would skip these samples; --repair=true removes them"
         )
+    elif problems:
+        raise ValueError(f"{shards}: the look-up table is not as it should be; --repair=true makes it again")
     else:
         print(f"{shards}: {held.samples} samples in {len(held.manifest.shards)} shards, all as they should be")
 

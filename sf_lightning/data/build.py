@@ -15,23 +15,19 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich.console import Console
 
-from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import Wave
-from sf_lightning.data import provenance
+from sf_lightning.data import lookup, provenance
 from sf_lightning.data.corpus import Source, Unit
+from sf_lightning.data.lookup import MAX_FIT_SECONDS, look_up
 from sf_lightning.data.recipe import Recipe, samples_of
-from sf_lightning.data.sample import BadSample, decode_clip, read_speech
+from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.data.shards import Manifest, ShardInfo, ShardSet
 from sf_lightning.data.work import Tally, work
 from sf_lightning.data.writer import ShardWriter, npy, replace_file
 from sf_lightning.tokens.kmeans import KMeansTokenizer
-
-MAX_FIT_SECONDS = 2 * 3600
-"""K-means is fitted, and the look-up table made, on no more speech than this, spread over the corpus."""
 
 
 def build(
@@ -178,32 +174,9 @@ def _gather(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> 
             for suffix in (".tar", ".json"):
                 (partial / f"{name}{suffix}").unlink(missing_ok=True)
     replace_file(partial / "manifest.json", manifest.as_json())
-    replace_file(partial / "lookup.npy", npy(look_up(ShardSet(partial))))
+    replace_file(partial / lookup.NAME, npy(look_up(ShardSet(partial))))
     # The marks, and what killed jobs have left half-written.
     for path in [*partial.glob("*.done"), *partial.glob(".*")]:
         path.unlink(missing_ok=True)
     partial.rename(out)
     return manifest
-
-
-def look_up(shards: ShardSet) -> NDArray[np.float32]:
-    """Returns the mean mel of each token, [vocabulary, frames_per_token, F]; tokens never seen get the mean of all.
-
-    The best decoder that has no network, shown as a baseline. Made of at most `MAX_FIT_SECONDS` of the set.
-    """
-    manifest = shards.manifest
-    spec, to_mel = manifest.tokenizer, MelSpectrogram(manifest.mel)
-    total = np.zeros((spec.vocabulary, spec.frames_per_token, manifest.mel.num_bands))
-    count, seconds = np.zeros(spec.vocabulary), 0.0
-    for number in np.random.default_rng(0).permutation(len(manifest.shards)):
-        if seconds >= MAX_FIT_SECONDS:
-            break
-        for raw in shards.read(int(number)):
-            clip = decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token)
-            with torch.inference_mode():
-                mel = to_mel(torch.from_numpy(clip.wave)[None])[0].numpy()
-            np.add.at(total, clip.tokens, mel.reshape(len(clip.tokens), spec.frames_per_token, -1))
-            np.add.at(count, clip.tokens, 1)
-            seconds += len(clip.wave) / manifest.mel.sample_rate
-    overall, seen = total.sum(0) / max(1.0, count.sum()), count[:, None, None]
-    return np.where(seen > 0, total / np.maximum(seen, 1), overall).astype(np.float32)

@@ -5,11 +5,15 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sf_lightning.cli.shards import main
+from sf_lightning.data import lookup
+from sf_lightning.data.lookup import look_up
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.data.verify import repair, verify_shard
+from sf_lightning.data.verify import repair, verify_shard, verify_table
+from sf_lightning.data.writer import npy
 from tests.data.test_lanes import copy_of
 
 
@@ -59,6 +63,59 @@ def test_a_manifest_that_lies_and_an_index_that_is_gone_are_named(shards: ShardS
     assert "cannot be read" in str(verify_shard(again, 2)[0])
     assert repair(again, [0, 2]) == 6 and again.samples == 24  # one that never was, and the five of that shard
     assert not any(verify_shard(ShardSet(broken.folder), number) for number in range(4))
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (None, "lookup.npy: missing"),
+        (np.zeros((50, 4, 81), np.float32), "float32 of shape (50, 4, 81), wanted float32 of (50, 4, 80)"),
+        (np.zeros((50, 4, 80)), "float64 of shape (50, 4, 80), wanted float32"),
+        (np.full((50, 4, 80), np.nan, np.float32), "not finite"),
+        (b"", "cannot be read"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr'", "cannot be read"),
+    ],
+)
+def test_a_look_up_table_that_is_no_table_of_this_set_is_named_and_made_again(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, table: np.ndarray | bytes | None, said: str
+) -> None:
+    path = Path(copy_of(shards, tmp_path / "set").folder) / "lookup.npy"
+    before = path.read_bytes()
+    path.unlink()
+    if table is not None:
+        path.write_bytes(table if isinstance(table, bytes) else npy(table))
+    with pytest.raises(SystemExit):
+        say("verify", f"--shards={path.parent}")
+    heard = capsys.readouterr()
+    assert said in heard.out and "look-up table is not as it should be; --repair=true makes it again" in heard.err
+    say("verify", f"--shards={path.parent}", "--repair=true")
+    assert path.read_bytes() == before and "repaired; 0 samples are gone" in capsys.readouterr().out
+
+
+def test_a_repaired_set_has_the_table_of_what_is_left(shards: ShardSet, tmp_path: Path) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    folder = Path(broken.folder)
+    for number in (0, 1, 2, 3):
+        (folder / f"shard-00000{number}.tar").write_bytes(b"")
+    repair(broken, range(4))
+    table = np.load(folder / "lookup.npy")
+    assert np.array_equal(table, look_up(ShardSet(folder)))
+    assert not np.array_equal(table, np.load(Path(shards.folder) / "lookup.npy"))
+
+
+def test_a_repair_that_is_killed_leaves_no_table_of_samples_that_are_gone(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    (Path(broken.folder) / "shard-000001.tar").write_bytes(b"")
+
+    def kill(shards: ShardSet) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lookup, "look_up", kill)
+    with pytest.raises(KeyboardInterrupt):
+        repair(broken, [1])
+    assert str(*verify_table(ShardSet(broken.folder))) == "lookup.npy: missing"
 
 
 def test_a_set_that_lies_elsewhere_is_not_repaired(shards: ShardSet) -> None:

@@ -22,7 +22,7 @@ from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.sample import audio_of, read_tokens
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.verify import repair as repair_set
-from sf_lightning.data.verify import verify_shard, verify_table
+from sf_lightning.data.verify import verify as verify_set
 from sf_lightning.tokens.base import TokenizerSpec
 
 
@@ -169,32 +169,39 @@ def demo(out: str = "shards/demo", minutes: float = 24.0, vocabulary: int = 1024
             build(str(folder / "corpus" / split), str(folder / split), vocabulary=vocabulary)
 
 
-def verify(shards: str, repair: bool = False) -> None:
+def verify(shards: str, repair: bool = False, part: str = "1/1", processes: int = 1) -> None:
     """Reads a whole set and checks it: digests, counts, every sample's bytes, audio and tokens, the look-up table.
 
     Args:
         shards: Folder of the set, or its place elsewhere.
-        repair: Write shards with broken samples again without them, and the look-up table anew.
+        repair: Write shards with broken samples again without them, and the look-up table anew; not in parts, for
+            there is one manifest.
+        part: Which part of the shards this job reads, such as 3/64.
+        processes: Processes that read side by side.
     """
-    held = ShardSet(shards)
-    problems = verify_table(held)
-    for number in range(len(held.manifest.shards)):
-        problems += verify_shard(held, number)
-    for problem in problems:
-        print(problem)
+    (number, of), held = _part(part), ShardSet(shards)
+    _require_positive(processes=processes)
+    if repair and of > 1:
+        raise ValueError(
+            f"--repair with --part {part}: jobs would undo each other's manifest: verify in parts, then repair in "
+            "one job without --part (--processes makes it quicker)"
+        )
+    mine = held.manifest.shards[number - 1 :: of]
+    problems = verify_set(held, (number, of), processes)
     broken = {problem.shard for problem in problems if problem.shard is not None}
+    name = shards if of == 1 else f"{shards}, part {part}"
     if problems and repair:
         lost = repair_set(held, sorted(broken))
         print(f"{shards}: repaired; {lost} samples are gone")
     elif broken:
         raise ValueError(
-            f"{shards}: {len(problems)} problems, in {len(broken)} of {len(held.manifest.shards)} shards: training "
-            "would skip these samples; --repair=true removes them"
+            f"{name}: {len(problems)} problems, in {len(broken)} of {len(mine)} shards: training would skip these "
+            "samples; --repair=true removes them"
         )
     elif problems:
-        raise ValueError(f"{shards}: the look-up table is not as it should be; --repair=true makes it again")
+        raise ValueError(f"{name}: the look-up table is not as it should be; --repair=true makes it again")
     else:
-        print(f"{shards}: {held.samples} samples in {len(held.manifest.shards)} shards, all as they should be")
+        print(f"{name}: {sum(info.samples for info in mine)} samples in {len(mine)} shards, all as they should be")
 
 
 def sample(shards: str, out: str, count: int = 5, seed: int = 0) -> None:

@@ -1,5 +1,6 @@
 """Checks shards, and mends them. Knows nothing of how they are read in training."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -12,6 +13,7 @@ from sf_lightning.data import lookup
 from sf_lightning.data.corpus import Source
 from sf_lightning.data.sample import BadSample, Raw, audio_of, decode_clip, read_tokens
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.data.work import Tally, work
 from sf_lightning.data.writer import Sample, ShardWriter, npy, replace_file
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,33 @@ class Problem:
 
     def __str__(self) -> str:
         return ": ".join(filter(None, (self.file, self.key, self.what)))
+
+
+def verify(shards: ShardSet, part: tuple[int, int] = (1, 1), processes: int = 1) -> list[Problem]:
+    """Reads a set, or a part of it, says how far it is, and prints and returns what is wrong.
+
+    Args:
+        shards: The set.
+        part: Which part of its shards of how many, (1, 1) being all; the look-up table belongs to the first.
+        processes: That read side by side.
+    """
+    number, of = part
+    manifest = shards.manifest
+    numbers = range(len(manifest.shards))[number - 1 :: of]
+    # A set as new: its manifest, already read, would go to every process.
+    do = functools.partial(_verify, shards=ShardSet(shards.folder, shards.cache_gb))
+    total = sum(manifest.shards[each].bytes for each in numbers)
+    items = [*([None] if number == 1 else []), *numbers]
+    return work(do, items, total, processes, f"verifying {shards.folder}")
+
+
+def _verify(number: int | None, tally: Tally, shards: ShardSet) -> list[Problem]:
+    """Checks and counts a shard, or the look-up table, which has no number."""
+    if number is None:
+        return verify_table(shards)
+    problems, info = verify_shard(shards, number), shards.manifest.shards[number]
+    tally.add(info.bytes, info.seconds)
+    return problems
 
 
 def verify_table(shards: ShardSet) -> list[Problem]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 SECONDS_BETWEEN_LOOKS = 1.0
 """How often the bar is moved."""
@@ -95,22 +95,19 @@ def how_far(tally: Tally, total: int, elapsed: float) -> str:
         left = elapsed * max(0.0, total - made - passed) / made
         wait = f"{left / 3600:.1f} h left" if left > 3600 else f"{left / 60:.0f} min left"
     else:
-        wait = "time left not known yet"
+        wait = "time left unknown"
     return f"{share:.0%} of {decimal(total)}, {hours:.1f} h of speech, {rate:.0f} x real time, {wait}"
 
 
 @contextmanager
 def _shown(title: str, total: int, tally: Tally) -> Iterator[Console]:
     """Shows how far a tally is while the block runs; what is printed meanwhile goes to the console given."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[said]}"),
-        TimeElapsedColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[said]}"))
     stop, began = threading.Event(), time.monotonic()
-    with Progress(*columns, transient=True) as progress:
-        task, console = progress.add_task(title, total=max(1, total), said=""), progress.console
+    console = Console()
+    in_log = not console.is_interactive
+    with Progress(*columns, console=console, transient=True, disable=in_log) as progress:
+        task = progress.add_task(title, total=max(1, total), said="")
 
         def watch() -> None:
             said_at = began
@@ -119,7 +116,7 @@ def _shown(title: str, total: int, tally: Tally) -> Iterator[Console]:
                 said = how_far(tally, total, now - began)
                 progress.update(task, completed=made + passed, said=said)
                 # The log of a job shows no bar: a line a minute instead.
-                if not console.is_terminal and now - said_at >= SECONDS_BETWEEN_LINES:
+                if in_log and now - said_at >= SECONDS_BETWEEN_LINES:
                     said_at = now
                     print(f"{title}: {said}", flush=True)
 

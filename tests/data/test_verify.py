@@ -12,7 +12,7 @@ from sf_lightning.cli.shards import main
 from sf_lightning.data import lookup
 from sf_lightning.data.lookup import look_up
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.data.verify import repair, verify_shard, verify_table
+from sf_lightning.data.verify import repair, verify, verify_shard, verify_table
 from sf_lightning.data.writer import npy
 from tests.data.test_lanes import copy_of
 
@@ -63,6 +63,52 @@ def test_a_manifest_that_lies_and_an_index_that_is_gone_are_named(shards: ShardS
     assert "cannot be read" in str(verify_shard(again, 2)[0])
     assert repair(again, [0, 2]) == 6 and again.samples == 24  # one that never was, and the five of that shard
     assert not any(verify_shard(ShardSet(broken.folder), number) for number in range(4))
+
+
+def test_parts_read_every_shard_once_and_the_table_too(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = Path(copy_of(shards, tmp_path / "set").folder)
+    for part, said in (("1/2", "13 samples in 3 shards"), ("2/2", "10 samples in 2 shards"), ("6/6", "0 samples")):
+        say("verify", f"--shards={folder}", f"--part={part}")
+        assert f"set, part {part}: {said}" in capsys.readouterr().out
+    (folder / "shard-000001.tar").write_bytes(b"")
+    (folder / "lookup.npy").unlink()
+    parts = [verify(ShardSet(folder), (number, 3)) for number in (1, 2, 3)]
+    assert [{problem.file for problem in part} for part in parts] == [{"lookup.npy"}, {"shard-000001.tar"}, set()]
+    assert sorted(str(problem) for part in parts for problem in part) == sorted(map(str, verify(ShardSet(folder))))
+    with pytest.raises(SystemExit):
+        say("verify", f"--shards={folder}", "--part=2/3")
+    assert "set, part 2/3: 6 problems, in 1 of 2 shards" in capsys.readouterr().err
+
+
+def test_repair_is_refused_in_parts(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = Path(copy_of(shards, tmp_path / "set").folder)
+    (folder / "shard-000001.tar").write_bytes(b"")
+    before = (folder / "manifest.json").read_bytes()
+    for args, said in (
+        (["--repair=true", "--part=2/2"], "--repair with --part 2/2: jobs would undo each other's manifest"),
+        (["--part=3/2"], "wanted 1/2 to 2/2"),
+        (["--processes=0"], "--processes is 0: wanted 1 or more"),
+    ):
+        with pytest.raises(SystemExit):
+            say("verify", f"--shards={folder}", *args)
+        assert said in capsys.readouterr().err
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_processes_find_and_repair_what_one_does(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    for number in (1, 3):
+        (Path(broken.folder) / f"shard-00000{number}.tar").write_bytes(b"")
+    alone = verify(broken)
+    capsys.readouterr()
+    say("verify", f"--shards={broken.folder}", "--processes=2", "--repair=true")
+    *said, last = capsys.readouterr().out.splitlines()
+    assert said == [str(problem) for problem in alone] and last.endswith("repaired; 10 samples are gone")
+    assert not verify(ShardSet(broken.folder))
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,9 @@ def test_the_log_of_one_long_job_shows_it_move(quick: None, capsys: pytest.Captu
 
 def test_a_job_that_is_done_already_does_not_make_the_rest_look_quick() -> None:
     tally = Tally()
-    assert how_far(tally, 1000, 1.0) == "0% of 1.0 kB, 0.0 h of speech, 0 x real time, time left not known yet"
+    assert how_far(tally, 1000, 1.0) == "0% of 1.0 kB, 0.0 h of speech, 0 x real time, time left unknown"
     tally.add(passed=900)
-    assert "90% of 1.0 kB" in how_far(tally, 1000, 1.0) and "not known" in how_far(tally, 1000, 1.0)
+    assert "90% of 1.0 kB" in how_far(tally, 1000, 1.0) and "unknown" in how_far(tally, 1000, 1.0)
     tally.add(made=10, seconds=60.0)
     assert how_far(tally, 1000, 3600.0).endswith("9.0 h left")
 

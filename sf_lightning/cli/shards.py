@@ -36,7 +36,7 @@ def build(
     x_vectors: str = "",
     x_vector_width: int | None = None,
     shard_samples: int = 100,
-    languages: list[str] | None = None,
+    languages: list[str] | str | None = None,
     min_seconds: float = 0.0,
     max_seconds: float = 60.0,
     min_dnsmos: float | None = None,
@@ -65,7 +65,7 @@ def build(
             `clip.wav`); by default there are none.
         x_vector_width: Their width, by default 192.
         shard_samples: Clips of a shard.
-        languages: Languages wanted, such as [en, zh]; by default all.
+        languages: Languages wanted, such as [en, zh] or en; by default all.
         min_seconds: Shortest clip.
         max_seconds: Longest clip.
         min_dnsmos: Least predicted quality, as Emilia has it.
@@ -91,20 +91,15 @@ def build(
     ):
         if is_given and not has:
             raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
+    # Before any tokenizer is fitted: that takes a while, and a mistake here is said at once.
+    filters = Filters(_listed(languages), min_seconds, max_seconds, min_dnsmos, _names_in(blocked_speakers))
     units = find_units(Path(audio), shard_samples)
-    blocked = Path(blocked_speakers).read_text().split("\n") if blocked_speakers else []
     spec = TokenizerSpec(**made["tokenizer"]) if made else None
     recipe = Recipe(
         choose_tokenizer(tokenizer, vocabulary, tokens_by or "precomputed", units, target, mel, of, device, spec),
         mel,
         choose_speaker(speaker_encoder, x_vectors, x_vector_width or 192, device),
-        Filters(
-            tuple(languages or ()),
-            min_seconds,
-            max_seconds,
-            min_dnsmos,
-            frozenset(name.strip() for name in blocked if name.strip()),
-        ),
+        filters,
         shard_samples,
         at_once,
     )
@@ -115,6 +110,27 @@ def build(
         print(f"{target}: part {part} is done; the set is whole when all parts are")
     else:
         _describe(target, manifest)
+
+
+def _listed(names: list[str] | str | None) -> tuple[str, ...]:
+    """A list that was given as one, or as words with commas between them."""
+    given = names.split(",") if isinstance(names, str) else names or []
+    return tuple(name.strip() for name in given if name.strip())
+
+
+def _names_in(path: str | None) -> frozenset[str]:
+    """Reads the speakers that are left out."""
+    if path is None:
+        return frozenset()
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}: give speakers, one to a line, with --blocked_speakers")
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--blocked_speakers {path}: wanted text in UTF-8, one speaker to a line ({error})"
+        ) from error
+    return frozenset(line.strip() for line in lines if line.strip())
 
 
 def _require_positive(**values: int | None) -> None:

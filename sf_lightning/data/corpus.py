@@ -199,7 +199,9 @@ class Filters:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_seconds <= self.max_seconds:
-            raise ValueError(f"min_seconds {self.min_seconds} must be at most max_seconds {self.max_seconds}")
+            raise ValueError(
+                f"min_seconds is {self.min_seconds}: it must be at most max_seconds {self.max_seconds}, not below 0"
+            )
 
     def reason_against(self, fields: dict[str, Any]) -> str | None:
         """Returns why a clip with these fields is left out, or None."""

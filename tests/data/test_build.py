@@ -114,6 +114,16 @@ def test_filters_leave_clips_out_and_count_them(
     assert sum(info.samples for info in manifest.shards) == left
 
 
+@pytest.mark.parametrize(
+    ("languages", "samples"), [("zh", 7), ("[zh]", 7), ("en,zh", 14), ("[en, zh]", 14), ("", 14)]
+)
+def test_languages_may_be_a_list_or_a_word(shards: ShardSet, tmp_path: Path, languages: str, samples: int) -> None:
+    tokens = shards.folder.parent / "kmeans-50.npz"
+    say = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--out={tmp_path}/set", f"--tokenizer={tokens}"]
+    main([*say, f"--languages={languages}"])
+    assert ShardSet(tmp_path / "set").samples == samples
+
+
 def test_parts_give_the_bytes_of_one_job(recipe: Recipe, tmp_path: Path) -> None:
     units = find_units(emilia(tmp_path / "emilia"), 3)
     build(units, tmp_path / "one", recipe)

@@ -207,7 +207,14 @@ def test_the_command_builds_in_parts_and_asks_for_what_it_needs(
         (["--x_vector_width=4"], "--x_vector_width says something only beside --x_vectors"),
         (["--device=cuda"], "--device says something only beside S3 tokens or --speaker_encoder"),
         (["--speaker_encoder=x", "--x_vectors=y", "--vocabulary=50"], "leave one out"),
-        (["--min_seconds=5", "--max_seconds=1", "--vocabulary=50"], "must be at most max_seconds"),
+        (["--min_seconds=5", "--max_seconds=1"], "must be at most max_seconds"),
+        (["--min_seconds=-1"], "not below 0"),
+        (
+            ["--blocked_speakers=/nowhere"],
+            "no file /nowhere: give speakers, one to a line, with --blocked_speakers\n",
+        ),
+        ([f"--blocked_speakers={audio}/voice0/clip000.wav"], "clip000.wav: wanted text in UTF-8, one speaker to a"),
+        (["--vocabulary=many"], "error: --vocabulary is many: wanted int\n"),
     ):
         with pytest.raises(SystemExit):
             say("build", f"--audio={audio}", f"--out={tmp_path / 'a' / 'set'}", *args)

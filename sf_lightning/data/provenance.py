@@ -66,7 +66,8 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> str:
         for name, value in after.items()
         if before.get(name) != value
     ]
-    return ", ".join(said + _changed(was["units"], now["units"]))
+    # The units of files follow from the options: where those differ, they say it all.
+    return ", ".join(said or _changed(was["units"], now["units"]))
 
 
 def _options(build: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A user's mistake ends in one line that says what came, what was wanted and which knob to turn."""
 
 import os
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable
@@ -35,10 +36,25 @@ def one_line(error: BaseException) -> str:
     >>> one_line(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\\nOriginal Traceback\\n"
     ...     "  File x\\nRuntimeError: all broken"))
     'all broken'
+    >>> one_line(ArgumentError(None, "Parser key \\"width\\": Does not validate against any of the Union\\n"
+    ...     "subtypes\\nSubtypes: [<class 'int'>, <class 'NoneType'>]\\nErrors:\\n  - Expected a <class 'int'>\\n"
+    ...     "  - Expected a <class 'NoneType'>\\nGiven value type: <class 'str'>\\nGiven value: wide"))
+    '--width is wide: wanted int'
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     if lines[0].startswith("Caught ") and "worker" in lines[0]:
         return lines[-1].split(": ", 1)[-1]
-    return " ".join(lines)
+    return _wrong_kind(" ".join(lines)) or " ".join(lines)
+
+
+def _wrong_kind(text: str) -> str | None:
+    """Says in a few words what jsonargparse says in many of a value that is of none of the kinds of its option."""
+    union = re.fullmatch(
+        r'Parser key "(.+?)": Does not validate .* Errors: - (.*) Given value type: .*: (.*)', text
+    )
+    if union is None or not all(each.startswith("Expected a ") for each in union[2].split(" - ")):
+        return None
+    kinds = re.findall(r"Expected a <class '(?!NoneType)(.+?)'>", union[2])
+    return f"--{union[1]} is {union[3]}: wanted {' or '.join(kinds)}"

@@ -6,52 +6,34 @@ shard, and the bytes are the same each time. All is written into a folder beside
 the last unit is there: a set that looks whole is whole.
 """
 
+import functools
 import json
-import multiprocessing
-import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import Wave
-from sf_lightning.data.corpus import Unit
+from sf_lightning.data import lookup, provenance
+from sf_lightning.data.corpus import Source, Unit
+from sf_lightning.data.lookup import MAX_FIT_SECONDS, look_up
 from sf_lightning.data.recipe import Recipe, samples_of
-from sf_lightning.data.sample import BadSample, decode_clip, read_speech
+from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.data.shards import Manifest, ShardInfo, ShardSet
+from sf_lightning.data.work import Tally, work
 from sf_lightning.data.writer import ShardWriter, npy, replace_file
 from sf_lightning.tokens.kmeans import KMeansTokenizer
-
-MAX_FIT_SECONDS = 2 * 3600
-"""K-means is fitted, and the look-up table made, on no more speech than this, spread over the corpus."""
-
-
-SECONDS_BETWEEN_LINES = 60.0
-"""How often a build without a terminal says how far it is."""
 
 
 def build(
     units: Sequence[Unit], out: Path, recipe: Recipe, part: tuple[int, int] = (1, 1), processes: int = 1
 ) -> Manifest | None:
-    """Writes a shard set, or goes on with one.
+    """Writes a shard set, or goes on with one; one that this very build has made is left as it is.
 
     Args:
         units: Of the corpus, the same for every part.
@@ -64,16 +46,22 @@ def build(
         The manifest; None while other parts are missing.
 
     Raises:
-        FileExistsError: if `out` is there already.
+        FileExistsError: if `out` is there already, and not made by this build.
         ValueError: if the build that is to be continued was another one, or not one clip could be used.
     """
-    if out.exists():
-        raise FileExistsError(f"{out} is there already: delete it or give another --out")
+    if (made := provenance.made_before(out)) is not None:
+        if different := provenance.differences(made, provenance.describe(units, recipe)):
+            raise FileExistsError(
+                f"{out} is there already, made by another build ({different}): delete it to build it anew, or give "
+                "another --out"
+            )
+        return Manifest.load(out)
     partial = out.with_name(out.name + ".partial")
     _begin(partial, units, recipe)
     number, of = part
     mine = [unit for unit in units[number - 1 :: of] if not _mark(partial, unit).is_file()]
-    _work(mine, partial, recipe, processes, f"writing {out}")
+    do = functools.partial(build_unit, partial=partial, recipe=recipe)
+    work(do, mine, sum(unit.bytes for unit in mine), processes, f"writing {out}")
     if not all(_mark(partial, unit).is_file() for unit in units):
         return None
     return _finish(partial, out, units, recipe)
@@ -104,18 +92,16 @@ def fit_tokenizer(units: Sequence[Unit], vocabulary: int, mel: MelConfig) -> KMe
 
 def _begin(partial: Path, units: Sequence[Unit], recipe: Recipe) -> None:
     """Makes the folder, or checks that the build begun there is this one."""
-    said = recipe.as_dict() | {"units": [unit.name for unit in units]}
-    path = partial / "build.json"
-    if path.is_file():
-        begun = json.loads(path.read_text())
-        if different := [name for name in said if begun.get(name) != said[name]]:
+    build = provenance.describe(units, recipe)
+    if (begun := provenance.load(partial)) is not None:
+        if different := provenance.differences(begun, build):
             raise ValueError(
-                f"{partial} holds a build that was begun with another {' and '.join(different)}: give the same "
-                "options to go on, or delete the folder to begin again"
+                f"{partial} holds another build ({different}): give the same options and files to go on, or "
+                "delete the folder to begin again"
             )
         return
     partial.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(said, indent=1) + "\n").encode())
+    provenance.save(partial, build)
 
 
 def _mark(partial: Path, unit: Unit) -> Path:
@@ -123,92 +109,42 @@ def _mark(partial: Path, unit: Unit) -> Path:
     return partial / f"{unit.name}.done"
 
 
-def _work(units: Sequence[Unit], partial: Path, recipe: Recipe, processes: int, title: str) -> None:
-    """Builds units, and says how many hours are done, how fast, and how long it will take."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[hours]:.1f} h of speech, {task.fields[rate]:.0f} x real time"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task(title, total=len(units), hours=0.0, rate=0.0)
-        seconds, said_at = 0.0, 0.0
+def build_unit(unit: Unit, tally: Tally, partial: Path, recipe: Recipe) -> list[str]:
+    """Writes the shards of a unit, but for those that are there, and marks it done.
 
-        def done(report: "Report") -> None:
-            nonlocal seconds, said_at
-            seconds += report.seconds
-            for line in report.said:
-                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-            elapsed = progress.tasks[task].elapsed or 1e-9
-            hours, rate = seconds / 3600, seconds / elapsed
-            progress.update(task, advance=1, hours=hours, rate=rate)
-            # The log of a job shows no bar: a line a minute instead.
-            if not progress.console.is_terminal and elapsed - said_at > SECONDS_BETWEEN_LINES:
-                said_at, count = elapsed, progress.tasks[task].completed
-                left = elapsed * (len(units) - count) / count / 3600
-                print(
-                    f"{title}: {count:.0f} of {len(units)}, {hours:.1f} h of speech, {rate:.0f} x real time, "
-                    f"{left:.1f} h left",
-                    flush=True,
-                )
+    Args:
+        unit: Of the corpus.
+        tally: Counts its bytes after every shard, and the speech that was written after every clip.
+        partial: The folder of the build.
+        recipe: How.
 
-        if processes == 1:
-            for unit in units:
-                done(build_unit(unit, partial, recipe))
-            return
-        # Not forked: torch's threads do not survive a fork.
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, spawn, _begin_process) as pool:
-            futures = [pool.submit(build_unit, unit, partial, recipe) for unit in units]
-            try:
-                for future in futures:
-                    done(future.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def _begin_process() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone: a pool whose owner was killed waits for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-@dataclass
-class Report:
-    """What building a unit gave: seconds of speech, and lines about clips that were left out."""
-
-    seconds: float
-    said: list[str]
-
-
-def build_unit(unit: Unit, partial: Path, recipe: Recipe) -> Report:
-    """Writes the shards of a unit, but for those that are there, and marks it done."""
-    report, names, sources = Report(0.0, []), list[str](), unit.read()
+    Returns:
+        A line about each clip that was left out.
+    """
+    said, names, seen, sources = list[str](), list[str](), 0, unit.read()
     while run := list(islice(sources, recipe.shard_samples)):
         name = f"{unit.name}-{len(names):04d}" if names else unit.name
         names.append(name)
+        size = sum(len(source.audio) for source in run)
+        seen += size
         if (partial / f"{name}.json").is_file():
+            tally.add(passed=size)
             continue
-        writer, skipped = ShardWriter(partial, name), Counter[str]()
-        said: list[str] = []
-        for sample in samples_of(run, recipe, skipped, said):
-            writer.add(sample)
-            report.seconds += sample.seconds
-        report.said += [f"skipped for {name}: {line}" for line in said]
-        writer.close(skipped)
+        said += [f"skipped for {name}: {line}" for line in _write(run, tally, partial, name, recipe)]
+        tally.add(made=size)
+    tally.add(passed=max(0, unit.bytes - seen))  # texts, headers, padding
     replace_file(_mark(partial, unit), json.dumps(names).encode())
-    return report
+    return said
+
+
+def _write(run: Sequence[Source], tally: Tally, partial: Path, name: str, recipe: Recipe) -> list[str]:
+    """Writes a shard, and says which of its clips were left out."""
+    writer, skipped, said = ShardWriter(partial, name), Counter[str](), list[str]()
+    for sample in samples_of(run, recipe, skipped, said):
+        writer.add(sample)
+        tally.add(seconds=sample.seconds)
+    writer.close(skipped)
+    return said
 
 
 def _finish(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> Manifest:
@@ -238,32 +174,9 @@ def _gather(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> 
             for suffix in (".tar", ".json"):
                 (partial / f"{name}{suffix}").unlink(missing_ok=True)
     replace_file(partial / "manifest.json", manifest.as_json())
-    replace_file(partial / "lookup.npy", npy(look_up(ShardSet(partial))))
+    replace_file(partial / lookup.NAME, npy(look_up(ShardSet(partial))))
     # The marks, and what killed jobs have left half-written.
-    for path in [*partial.glob("*.done"), *partial.glob(".*"), partial / "build.json"]:
+    for path in [*partial.glob("*.done"), *partial.glob(".*")]:
         path.unlink(missing_ok=True)
     partial.rename(out)
     return manifest
-
-
-def look_up(shards: ShardSet) -> NDArray[np.float32]:
-    """Returns the mean mel of each token, [vocabulary, frames_per_token, F]; tokens never seen get the mean of all.
-
-    The best decoder that has no network, shown as a baseline. Made of at most `MAX_FIT_SECONDS` of the set.
-    """
-    manifest = shards.manifest
-    spec, to_mel = manifest.tokenizer, MelSpectrogram(manifest.mel)
-    total = np.zeros((spec.vocabulary, spec.frames_per_token, manifest.mel.num_bands))
-    count, seconds = np.zeros(spec.vocabulary), 0.0
-    for number in np.random.default_rng(0).permutation(len(manifest.shards)):
-        if seconds >= MAX_FIT_SECONDS:
-            break
-        for raw in shards.read(int(number)):
-            clip = decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token)
-            with torch.inference_mode():
-                mel = to_mel(torch.from_numpy(clip.wave)[None])[0].numpy()
-            np.add.at(total, clip.tokens, mel.reshape(len(clip.tokens), spec.frames_per_token, -1))
-            np.add.at(count, clip.tokens, 1)
-            seconds += len(clip.wave) / manifest.mel.sample_rate
-    overall, seen = total.sum(0) / max(1.0, count.sum()), count[:, None, None]
-    return np.where(seen > 0, total / np.maximum(seen, 1), overall).astype(np.float32)

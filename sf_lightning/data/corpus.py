@@ -50,6 +50,11 @@ class Unit(Protocol):
         """Of its shards."""
         ...
 
+    @property
+    def bytes(self) -> int:
+        """Size of its files: another one says that they are not what they were."""
+        ...
+
     def read(self) -> Iterator[Source]:
         """Yields its sources, the same ones every time."""
         ...
@@ -62,6 +67,12 @@ class FileUnit:
     name: str
     folder: Path
     paths: tuple[Path, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of its audio, and of what lies beside it."""
+        beside = (path.with_suffix(f".{suffix}") for path in self.paths for suffix in ("json", *MADE_ELSEWHERE))
+        return sum(path.stat().st_size for path in [*self.paths, *(each for each in beside if each.is_file())])
 
     def read(self) -> Iterator[Source]:
         """Yields one source for each file, with what lies beside it under the same name."""
@@ -80,6 +91,11 @@ class TarUnit:
 
     name: str
     path: Path
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tar."""
+        return self.path.stat().st_size
 
     def read(self) -> Iterator[Source]:
         """Yields its clips; of a damaged tar those before the damage."""
@@ -183,7 +199,9 @@ class Filters:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_seconds <= self.max_seconds:
-            raise ValueError(f"min_seconds {self.min_seconds} must be at most max_seconds {self.max_seconds}")
+            raise ValueError(
+                f"min_seconds is {self.min_seconds}: it must be at most max_seconds {self.max_seconds}, not below 0"
+            )
 
     def reason_against(self, fields: dict[str, Any]) -> str | None:
         """Returns why a clip with these fields is left out, or None."""

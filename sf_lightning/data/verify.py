@@ -1,5 +1,6 @@
 """Checks shards, and mends them. Knows nothing of how they are read in training."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -8,56 +9,98 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sf_lightning.data import lookup
 from sf_lightning.data.corpus import Source
 from sf_lightning.data.sample import BadSample, Raw, audio_of, decode_clip, read_tokens
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.data.writer import Sample, ShardWriter, replace_file
+from sf_lightning.data.work import Tally, work
+from sf_lightning.data.writer import Sample, ShardWriter, npy, replace_file
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong in a shard.
+    """Something wrong in a set.
 
     Attributes:
-        shard: Its number.
-        key: Of the sample, empty where it is the shard itself.
+        shard: Number of the shard; None where it is the look-up table.
+        file: Its name.
+        key: Of the sample, empty where it is the whole file.
         what: What is wrong.
     """
 
-    shard: int
+    shard: int | None
+    file: str
     key: str
     what: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.what}" if self.key else self.what
+        return ": ".join(filter(None, (self.file, self.key, self.what)))
+
+
+def verify(shards: ShardSet, part: tuple[int, int] = (1, 1), processes: int = 1) -> list[Problem]:
+    """Reads a set, or a part of it, says how far it is, and prints and returns what is wrong.
+
+    Args:
+        shards: The set.
+        part: Which part of its shards of how many, (1, 1) being all; the look-up table belongs to the first.
+        processes: That read side by side.
+    """
+    number, of = part
+    manifest = shards.manifest
+    numbers = range(len(manifest.shards))[number - 1 :: of]
+    # A set as new: its manifest, already read, would go to every process.
+    do = functools.partial(_verify, shards=ShardSet(shards.folder, shards.cache_gb))
+    total = sum(manifest.shards[each].bytes for each in numbers)
+    items = [*([None] if number == 1 else []), *numbers]
+    return work(do, items, total, processes, f"verifying {shards.folder}")
+
+
+def _verify(number: int | None, tally: Tally, shards: ShardSet) -> list[Problem]:
+    """Checks and counts a shard, or the look-up table, which has no number."""
+    if number is None:
+        return verify_table(shards)
+    problems, info = verify_shard(shards, number), shards.manifest.shards[number]
+    tally.add(info.bytes, info.seconds)
+    return problems
+
+
+def verify_table(shards: ShardSet) -> list[Problem]:
+    """Returns what is wrong with the look-up table of a set."""
+    reason = lookup.reason_against(shards)
+    return [Problem(None, lookup.NAME, "", reason)] if reason else []
 
 
 def verify_shard(shards: ShardSet, number: int) -> list[Problem]:
     """Reads a shard whole and returns what is wrong with it and with every sample that training would skip."""
     info, problems = shards.manifest.shards[number], list[Problem]()
+
+    def note(key: str, what: str) -> None:
+        problems.append(Problem(number, info.name, key, what))
+
     try:
         rows = shards.index(number)
         with shards.open(info.name) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError, TypeError, KeyError) as error:
-        return [Problem(number, "", f"cannot be read: {error}")]
+        note("", f"cannot be read: {error}")
+        return problems
     if digest != info.digest:
-        problems.append(Problem(number, "", f"digest {digest[:12]}, the manifest has {info.digest[:12]}"))
+        note("", f"digest {digest[:12]}, the manifest has {info.digest[:12]}")
     for what, came, wanted in (
         ("samples", len(rows), info.samples),
         ("tokens", sum(row.tokens for row in rows), info.tokens),
     ):
         if came != wanted:
-            problems.append(Problem(number, "", f"{came} {what} in the index, the manifest has {wanted}"))
+            note("", f"{came} {what} in the index, the manifest has {wanted}")
     found: Counter[str] = Counter()
     for raw in shards.read(number):
         found[raw["__key__"]] += 1
         if reason := _reason_against(shards, raw):
-            problems.append(Problem(number, raw["__key__"], reason))
-    lost = (row.key for row in rows if not found[row.key])
-    problems += [Problem(number, key, "damaged: not in the tar as the index has it") for key in lost]
+            note(raw["__key__"], reason)
+    for key in (row.key for row in rows if not found[row.key]):
+        note(key, "damaged: not in the tar as the index has it")
     return problems
 
 
@@ -80,11 +123,11 @@ def _known(shards: ShardSet, number: int) -> Iterator[Raw]:
 
 
 def repair(shards: ShardSet, numbers: Iterable[int]) -> int:
-    """Writes shards again without their broken samples, and the manifest after them.
+    """Writes shards again without their broken samples, then the manifest, and then the look-up table.
 
     Args:
         shards: A set in a folder.
-        numbers: Of the shards.
+        numbers: Of the shards; without any the table alone is made again.
 
     Returns:
         How many samples are gone.
@@ -96,6 +139,8 @@ def repair(shards: ShardSet, numbers: Iterable[int]) -> int:
     if not folder.is_dir():
         raise ValueError(f"{shards.folder} is no folder here: only a set in a folder can be repaired")
     infos = list(manifest.shards)
+    # Of samples that will be gone: a repair that is killed leaves no table rather than that one.
+    (folder / lookup.NAME).unlink(missing_ok=True)
     for number in numbers:
         writer = ShardWriter(folder, Path(infos[number].name).stem)
         for raw in _known(shards, number):
@@ -109,4 +154,5 @@ def repair(shards: ShardSet, numbers: Iterable[int]) -> int:
     if not left:
         raise ValueError(f"{folder}: not one sample is good: build the set again")
     replace_file(folder / "manifest.json", replace(manifest, shards=left).as_json())
+    replace_file(folder / lookup.NAME, npy(lookup.look_up(ShardSet(folder))))
     return shards.samples - sum(info.samples for info in left)

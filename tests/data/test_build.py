@@ -16,15 +16,17 @@ import numpy as np
 import pytest
 import soundfile
 
+from sf_lightning.cli import encoders
 from sf_lightning.cli.shards import main
 from sf_lightning.data import build as building
 from sf_lightning.data.build import build, build_unit
 from sf_lightning.data.corpus import Filters, TarUnit, clean_key, find_units
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet, checksum
+from sf_lightning.data.work import Tally
 from sf_lightning.tokens.base import TokenizerSpec
 from tests.data.test_shards import tokenizer_of
-from tests.helpers import voice
+from tests.helpers import voice, write_corpus
 
 
 def mp3(seconds: float, seed: int = 0) -> bytes:
@@ -112,6 +114,16 @@ def test_filters_leave_clips_out_and_count_them(
     assert sum(info.samples for info in manifest.shards) == left
 
 
+@pytest.mark.parametrize(
+    ("languages", "samples"), [("zh", 7), ("[zh]", 7), ("en,zh", 14), ("[en, zh]", 14), ("", 14)]
+)
+def test_languages_may_be_a_list_or_a_word(shards: ShardSet, tmp_path: Path, languages: str, samples: int) -> None:
+    tokens = shards.folder.parent / "kmeans-50.npz"
+    say = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--out={tmp_path}/set", f"--tokenizer={tokens}"]
+    main([*say, f"--languages={languages}"])
+    assert ShardSet(tmp_path / "set").samples == samples
+
+
 def test_parts_give_the_bytes_of_one_job(recipe: Recipe, tmp_path: Path) -> None:
     units = find_units(emilia(tmp_path / "emilia"), 3)
     build(units, tmp_path / "one", recipe)
@@ -139,20 +151,31 @@ def test_a_build_that_was_stopped_goes_on_after_the_last_whole_shard(recipe: Rec
     (partial / "EN-B000000-0002.json").unlink()
     (partial / ".EN-B000000-0002.tar.77").write_bytes(b"half")
     before = (partial / "EN-B000000-0001.tar").stat().st_mtime_ns
-    report = build_unit(units[0], partial, recipe)
-    assert report.seconds == pytest.approx(1.4, abs=0.1)  # the last clip alone
+    tally = Tally()
+    build_unit(units[0], tally, partial, recipe)
+    made, seconds, passed = tally.read()
+    assert seconds == pytest.approx(1.4, abs=0.1) and made == len(mp3(1.4, 6))  # the last clip alone
+    assert made + passed == units[0].bytes
     assert (partial / "EN-B000000-0001.tar").stat().st_mtime_ns == before
     assert build(units, tmp_path / "set", recipe) is not None
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
-def test_a_build_in_a_job_says_in_its_log_how_far_it_is(
-    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(building, "SECONDS_BETWEEN_LINES", 0.0)
-    build(find_units(emilia(tmp_path / "emilia"), 3), tmp_path / "set", recipe)
-    said = capsys.readouterr().out
-    assert re.search(r"writing .*set: 1 of 2, 0\.0 h of speech, \d+ x real time, 0\.0 h left", said), said
+def test_progress_moves_with_every_shard_of_a_tar(recipe: Recipe, tmp_path: Path) -> None:
+    (unit,) = find_units(emilia(tmp_path / "emilia") / "EN-B000000.tar", 3)
+    (tmp_path / "set").mkdir()
+    seen: list[tuple[float, float, float]] = []
+
+    class Watched(Tally):
+        def add(self, made: int = 0, seconds: float = 0.0, passed: int = 0) -> None:
+            super().add(made, seconds, passed)
+            seen.append(self.read())
+
+    build_unit(unit, Watched(), tmp_path / "set", recipe)
+    sizes = [len(mp3(0.8 + 0.1 * i, i)) for i in range(7)]
+    assert sorted({made for made, _, _ in seen}) == [0, sum(sizes[:3]), sum(sizes[:6]), sum(sizes)]
+    assert len({seconds for _, seconds, _ in seen}) == 7 and seen[-1][1] == pytest.approx(7.7, abs=0.4)
+    assert sum(seen[-1][::2]) == unit.bytes
 
 
 def test_jobs_that_end_at_the_same_time_are_both_content(
@@ -177,8 +200,68 @@ def test_a_build_cannot_go_on_with_other_options(recipe: Recipe, tmp_path: Path)
     units = find_units(emilia(tmp_path / "emilia"), 3)
     build(units, tmp_path / "set", recipe, part=(1, 2))
     other = Recipe(recipe.tokenizer, filters=Filters(min_dnsmos=3.0), shard_samples=3)
-    with pytest.raises(ValueError, match="begun with another filters: give the same options to go on, or delete"):
+    said = r"set.partial holds another build \(min_dnsmos was None and is 3.0\): give the same options"
+    with pytest.raises(ValueError, match=said):
         build(units, tmp_path / "set", other, part=(2, 2))
+
+
+def test_a_corpus_that_changed_under_the_same_names_is_noticed(recipe: Recipe, tmp_path: Path) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    build(units, tmp_path / "set", recipe, part=(1, 2))
+    tar = tmp_path / "emilia" / "ZH-B000001.tar"
+    size = tar.stat().st_size
+    tar.write_bytes(tar.read_bytes() + bytes(512))
+    said = rf"\(unit ZH-B000001 had {size} bytes and has {size + 512}\): give the same options and files"
+    with pytest.raises(ValueError, match=said):
+        build(units, tmp_path / "set", recipe, part=(2, 2))
+
+
+def test_of_audio_files_what_lies_beside_them_counts_as_well(recipe: Recipe, tmp_path: Path) -> None:
+    audio = write_corpus(tmp_path / "audio", clips=12)
+    build(find_units(audio, 3), tmp_path / "set", recipe)
+    (audio / "voice0" / "clip002.json").write_text('{"language": "en"}')
+    with pytest.raises(FileExistsError, match=r"build \(unit shard-000000 had \d+ bytes and has \d+\): delete"):
+        build(find_units(audio, 3), tmp_path / "set", recipe)
+    for path in audio.rglob("*.wav"):
+        path.write_bytes(path.read_bytes() + b"longer")
+    write_corpus(audio / "more", clips=1)
+    with pytest.raises(FileExistsError, match=r"unit shard-000002 had .* has \d+, and more, 5 units in all"):
+        build(find_units(audio, 3), tmp_path / "set", recipe)
+
+
+def test_a_set_that_is_there_is_content_with_its_own_build_and_refuses_another(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    manifest = build(units, tmp_path / "set", recipe)
+    before = files(tmp_path / "set")
+    assert build(units, tmp_path / "set", recipe) == manifest
+    assert build(units, tmp_path / "set", recipe, part=(2, 3)) == manifest  # a job that is started once more
+    other = Recipe(recipe.tokenizer, filters=Filters(languages=("zh",)), shard_samples=4)
+    said = r"another build \(languages was \[\] and is \['zh'\], shard_samples was 3 and is 4\): .* another --out"
+    with pytest.raises(FileExistsError, match=said):
+        build(units, tmp_path / "set", other)
+    with pytest.raises(FileExistsError, match=r"another build \(unit ZH-B000001 is gone\)"):
+        build(units[:1], tmp_path / "set", recipe)
+    assert files(tmp_path / "set") == before and not (tmp_path / "set.partial").exists()
+    (tmp_path / "set" / "build.json").unlink()
+    with pytest.raises(FileExistsError, match="set is there already: delete it or give another --out"):
+        build(units, tmp_path / "set", recipe)
+
+
+def test_the_same_command_again_fits_nothing_and_describes_the_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--out={tmp_path}/set"]
+    main([*say, "--vocabulary=40"])
+    monkeypatch.setattr(encoders, "fit_tokenizer", None)
+    for _ in range(2):
+        capsys.readouterr()
+        main([*say, "--vocabulary=40", "--part=2/3"])
+        assert re.search("made by this same build: nothing was done\n.*set: 14 clips", capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        main([*say, "--vocabulary=50"])
+    assert "tokenizer.vocabulary was 40 and is 50" in capsys.readouterr().err
 
 
 def test_a_sigkill_in_the_middle_costs_nothing_but_the_shards_it_hit_and_leaves_no_process(

@@ -5,11 +5,15 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sf_lightning.cli.shards import main
+from sf_lightning.data import lookup
+from sf_lightning.data.lookup import look_up
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.data.verify import repair, verify_shard
+from sf_lightning.data.verify import repair, verify, verify_shard, verify_table
+from sf_lightning.data.writer import npy
 from tests.data.test_lanes import copy_of
 
 
@@ -61,6 +65,105 @@ def test_a_manifest_that_lies_and_an_index_that_is_gone_are_named(shards: ShardS
     assert not any(verify_shard(ShardSet(broken.folder), number) for number in range(4))
 
 
+def test_parts_read_every_shard_once_and_the_table_too(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = Path(copy_of(shards, tmp_path / "set").folder)
+    for part, said in (("1/2", "13 samples in 3 shards"), ("2/2", "10 samples in 2 shards"), ("6/6", "0 samples")):
+        say("verify", f"--shards={folder}", f"--part={part}")
+        assert f"set, part {part}: {said}" in capsys.readouterr().out
+    (folder / "shard-000001.tar").write_bytes(b"")
+    (folder / "lookup.npy").unlink()
+    parts = [verify(ShardSet(folder), (number, 3)) for number in (1, 2, 3)]
+    assert [{problem.file for problem in part} for part in parts] == [{"lookup.npy"}, {"shard-000001.tar"}, set()]
+    assert sorted(str(problem) for part in parts for problem in part) == sorted(map(str, verify(ShardSet(folder))))
+    with pytest.raises(SystemExit):
+        say("verify", f"--shards={folder}", "--part=2/3")
+    assert "set, part 2/3: 6 problems, in 1 of 2 shards" in capsys.readouterr().err
+
+
+def test_repair_is_refused_in_parts(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = Path(copy_of(shards, tmp_path / "set").folder)
+    (folder / "shard-000001.tar").write_bytes(b"")
+    before = (folder / "manifest.json").read_bytes()
+    for args, said in (
+        (["--repair=true", "--part=2/2"], "--repair with --part 2/2: jobs would undo each other's manifest"),
+        (["--part=3/2"], "wanted 1/2 to 2/2"),
+        (["--processes=0"], "--processes is 0: wanted 1 or more"),
+    ):
+        with pytest.raises(SystemExit):
+            say("verify", f"--shards={folder}", *args)
+        assert said in capsys.readouterr().err
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_processes_find_and_repair_what_one_does(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    for number in (1, 3):
+        (Path(broken.folder) / f"shard-00000{number}.tar").write_bytes(b"")
+    alone = verify(broken)
+    capsys.readouterr()
+    say("verify", f"--shards={broken.folder}", "--processes=2", "--repair=true")
+    *said, last = capsys.readouterr().out.splitlines()
+    assert said == [str(problem) for problem in alone] and last.endswith("repaired; 10 samples are gone")
+    assert not verify(ShardSet(broken.folder))
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (None, "lookup.npy: missing"),
+        (np.zeros((50, 4, 81), np.float32), "float32 of shape (50, 4, 81), wanted float32 of (50, 4, 80)"),
+        (np.zeros((50, 4, 80)), "float64 of shape (50, 4, 80), wanted float32"),
+        (np.full((50, 4, 80), np.nan, np.float32), "not finite"),
+        (b"", "cannot be read"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr'", "cannot be read"),
+    ],
+)
+def test_a_look_up_table_that_is_no_table_of_this_set_is_named_and_made_again(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, table: np.ndarray | bytes | None, said: str
+) -> None:
+    path = Path(copy_of(shards, tmp_path / "set").folder) / "lookup.npy"
+    before = path.read_bytes()
+    path.unlink()
+    if table is not None:
+        path.write_bytes(table if isinstance(table, bytes) else npy(table))
+    with pytest.raises(SystemExit):
+        say("verify", f"--shards={path.parent}")
+    heard = capsys.readouterr()
+    assert said in heard.out and "look-up table is not as it should be; --repair=true makes it again" in heard.err
+    say("verify", f"--shards={path.parent}", "--repair=true")
+    assert path.read_bytes() == before and "repaired; 0 samples are gone" in capsys.readouterr().out
+
+
+def test_a_repaired_set_has_the_table_of_what_is_left(shards: ShardSet, tmp_path: Path) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    folder = Path(broken.folder)
+    for number in (0, 1, 2, 3):
+        (folder / f"shard-00000{number}.tar").write_bytes(b"")
+    repair(broken, range(4))
+    table = np.load(folder / "lookup.npy")
+    assert np.array_equal(table, look_up(ShardSet(folder)))
+    assert not np.array_equal(table, np.load(Path(shards.folder) / "lookup.npy"))
+
+
+def test_a_repair_that_is_killed_leaves_no_table_of_samples_that_are_gone(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    (Path(broken.folder) / "shard-000001.tar").write_bytes(b"")
+
+    def kill(shards: ShardSet) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lookup, "look_up", kill)
+    with pytest.raises(KeyboardInterrupt):
+        repair(broken, [1])
+    assert str(*verify_table(ShardSet(broken.folder))) == "lookup.npy: missing"
+
+
 def test_a_set_that_lies_elsewhere_is_not_repaired(shards: ShardSet) -> None:
     with pytest.raises(ValueError, match="only a set in a folder can be repaired"):
         repair(ShardSet(f"pipe:cat {shards.folder}/{{}}"), [0])
@@ -104,7 +207,14 @@ def test_the_command_builds_in_parts_and_asks_for_what_it_needs(
         (["--x_vector_width=4"], "--x_vector_width says something only beside --x_vectors"),
         (["--device=cuda"], "--device says something only beside S3 tokens or --speaker_encoder"),
         (["--speaker_encoder=x", "--x_vectors=y", "--vocabulary=50"], "leave one out"),
-        (["--min_seconds=5", "--max_seconds=1", "--vocabulary=50"], "must be at most max_seconds"),
+        (["--min_seconds=5", "--max_seconds=1"], "must be at most max_seconds"),
+        (["--min_seconds=-1"], "not below 0"),
+        (
+            ["--blocked_speakers=/nowhere"],
+            "no file /nowhere: give speakers, one to a line, with --blocked_speakers\n",
+        ),
+        ([f"--blocked_speakers={audio}/voice0/clip000.wav"], "clip000.wav: wanted text in UTF-8, one speaker to a"),
+        (["--vocabulary=many"], "error: --vocabulary is many: wanted int\n"),
     ):
         with pytest.raises(SystemExit):
             say("build", f"--audio={audio}", f"--out={tmp_path / 'a' / 'set'}", *args)

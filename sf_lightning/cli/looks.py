@@ -1,0 +1,99 @@
+"""Looks into a shard set: what it holds in a line, in tables, and a few clips to hear. Changes nothing."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sf_lightning.cli.options import require_positive
+from sf_lightning.data.corpus import clean_key
+from sf_lightning.data.sample import audio_of, read_tokens
+from sf_lightning.data.shards import Manifest, ShardSet
+
+
+def describe(folder: Path, manifest: Manifest) -> None:
+    """Says in a line what a set holds."""
+    seconds = sum(shard.seconds for shard in manifest.shards)
+    skipped = ", ".join(f"{count} {cause}" for cause, count in manifest.skipped.items())
+    spec = manifest.tokenizer
+    length = f"{seconds / 60:.1f} minutes" if seconds < 36000 else f"{seconds / 3600:.1f} hours"
+    print(
+        f"{folder}: {sum(shard.samples for shard in manifest.shards)} clips, {length}, "
+        f"{len(manifest.shards)} shards, {spec.name} tokens of {spec.vocabulary} codes ({spec.digest})"
+        + (f"; x-vectors of {manifest.x_vectors}" if manifest.x_vectors else "")
+        + (f"; left out: {skipped}" if skipped else "")
+    )
+
+
+def sample(shards: str, out: str, count: int = 5, seed: int = 0) -> None:
+    """Takes a few clips out of a set, to hear: their audio as it lies there, and their JSON.
+
+    Args:
+        shards: Folder of the set, or its place elsewhere.
+        out: Folder to write them to.
+        count: How many, drawn evenly from all.
+        seed: Of the draw.
+    """
+    require_positive(count=count)
+    held, folder = ShardSet(shards), Path(out)
+    drawn = set(np.random.default_rng(seed).permutation(held.samples)[:count].tolist())
+    folder.mkdir(parents=True, exist_ok=True)
+    start = 0
+    for number, info in enumerate(held.manifest.shards):
+        wanted = {row.key for i, row in enumerate(held.index(number), start) if i in drawn}
+        start += info.samples
+        for raw in held.read(number) if wanted else ():
+            if raw["__key__"] in wanted:
+                suffix, audio = audio_of(raw)
+                key = clean_key(raw["__key__"])  # a set made by others may have keys that leave the folder
+                for name, data in ((suffix, audio), ("json", raw.get("json", b"{}"))):
+                    (folder / f"{key}.{name}").write_bytes(data)
+                print(folder / f"{key}.{suffix}")
+
+
+def inspect(shards: str, read: int = 4) -> None:
+    """Shows what a shard set holds: its shards, lengths of clips, languages, speakers, and codes that are used.
+
+    Args:
+        shards: Folder of the set, or its place elsewhere.
+        read: Shards whose tokens are counted.
+    """
+    held = ShardSet(shards)
+    manifest, console = held.manifest, Console()
+    describe(Path(shards), manifest)
+    table = Table("shard", "clips", "tokens", "minutes", "MB", "digest")
+    for shard in manifest.shards[:20]:
+        table.add_row(
+            shard.name,
+            str(shard.samples),
+            str(shard.tokens),
+            f"{shard.seconds / 60:.1f}",
+            f"{shard.bytes / 1e6:.1f}",
+            shard.digest[:12],
+        )
+    console.print(table)
+    if len(manifest.shards) > 20:
+        print(f"and {len(manifest.shards) - 20} more")
+    rows = [row for number in range(len(manifest.shards)) for row in held.index(number)]
+    rate = manifest.mel.frame_rate / manifest.tokenizer.frames_per_token
+    seconds = np.array([row.tokens for row in rows]) / rate
+    counts, edges = np.histogram(seconds, bins=min(10, max(1, len(set(seconds.tolist())))))
+    for count, low, high in zip(counts, edges, edges[1:], strict=False):
+        console.print(f"{low:6.1f} to {high:5.1f} s {count:8d} {'#' * round(40 * count / counts.max())}")
+    languages = Counter(row.language or "not said" for row in rows)
+    print("languages: " + ", ".join(f"{name} {count}" for name, count in languages.most_common()))
+    speakers = Counter(row.speaker for row in rows)
+    most = ", ".join(f"{name} {count}" for name, count in speakers.most_common(3))
+    print(f"speakers: {len(speakers)}, most often {most}")
+    used = np.zeros(manifest.tokenizer.vocabulary, np.int64)
+    chosen = range(len(manifest.shards))[:: max(1, len(manifest.shards) // max(1, read))][:read]
+    for number in chosen:
+        for raw in held.read(number):
+            np.add.at(used, read_tokens(raw["tokens.npy"], len(used)), 1)
+    share = used[used > 0] / max(1, used.sum())
+    print(
+        f"tokens in {len(chosen)} of {len(manifest.shards)} shards: {np.count_nonzero(used)} of {len(used)} "
+        f"codes used, perplexity {np.exp(-(share * np.log(share)).sum()):.0f}, largest {share.max(initial=0):.1%}"
+    )

@@ -140,8 +140,9 @@ class Continuation(L.Callback):
         if due:  # as it would be saved by the validation
             for counts in (progress["total"], progress["current"]):
                 counts["completed"] = counts["processed"]
-        begun = {"ready": int(pending), "started": int(pending), "processed": 0, "completed": 0}
-        loops["epoch_loop.val_loop.batch_progress"]["total"].update(begun)
+        none = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+        begun = none | {"ready": int(pending), "started": int(pending)}
+        loops["epoch_loop.val_loop.batch_progress"].update(total=begun, current=none)
         checkpoint["validation_pending"] = pending
 
     def on_load_checkpoint(

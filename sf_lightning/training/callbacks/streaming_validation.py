@@ -168,9 +168,9 @@ class StreamingValidation(L.Callback):
     ) -> dict[int, float]:
         """The gap of the clips that are kept, by look-ahead in blocks: q, twice that, and on until all is seen."""
         layout, evaluations = decoder.model.layout, decoder.config.num_evaluations
-        if decoder.config.mode != "cached" or layout.lookahead == 0:
-            return {}
         some = self._kept(len(tokens))
+        if decoder.config.mode != "cached" or layout.lookahead == 0 or not some:
+            return {}
         given = [tokens[i] for i in some], [speakers[i] for i in some]
         doubled = [2**i for i in range(evaluations.bit_length()) if 2**i < evaluations]
         found = {}

@@ -1,0 +1,221 @@
+"""A run that is asked to stop, at any moment, and goes on: its table is that of a run that never was."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import wandb
+from wandb.proto.wandb_internal_pb2 import Record
+
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.training import stop
+from sf_lightning.training.callbacks.continuation import Continuation
+from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
+from sf_lightning.training.callbacks.streaming_validation import StreamingValidation
+from sf_lightning.training.loggers import ContinuingCSV, ContinuingWandb
+from sf_lightning.training.saving import WholeFiles, newest
+from tests.training.test_training import data, small_module
+
+TIMES = ("latency/", "val/seconds")
+"""Columns that are never the same twice."""
+
+
+@pytest.fixture(autouse=True)
+def nobody_asks() -> Iterator[None]:
+    """The program is not asked to stop, before and after."""
+    stop.REQUESTED.clear()
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    stop.REQUESTED.clear()
+    signal.signal(signal.SIGTERM, before)
+
+
+class Ask(L.Callback):
+    """Asks the run to stop when a hook is called for the n-th time."""
+
+    def __init__(self, hook: str, times: int) -> None:
+        self.left = times
+        setattr(self, hook, self._called)
+
+    def _called(self, *args: Any, **kwargs: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            stop.REQUESTED.set()
+
+
+def run(folder: Path, shards: ShardSet, *more: L.Callback, every: int | None = None) -> L.Trainer:
+    """Trains eight steps with a validation after every third, going on with what is in the folder."""
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=8,
+        max_epochs=-1,
+        val_check_interval=3,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=[ContinuingCSV(str(folder))],
+        callbacks=[*more, Continuation(), StreamingValidation(0), LastCheckpoint(None, every)],
+        plugins=[WholeFiles()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(small_module(), data(shards), ckpt_path=newest(folder / "checkpoints"))
+    return trainer
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The table of a run, but for times and what was logged once."""
+    with (folder / "csv" / "metrics.csv").open(newline="") as file:
+        return [
+            {name: value for name, value in row.items() if value and not name.startswith(TIMES)}
+            for row in csv.DictReader(file)
+        ]
+
+
+@pytest.fixture(scope="module")
+def twin(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """The table of a run that nobody stops."""
+    folder = tmp_path_factory.mktemp("twin")
+    run(folder, shards)
+    return rows(folder)
+
+
+@pytest.mark.parametrize(
+    ("hook", "times", "step", "every"),
+    [
+        ("on_fit_start", 1, 0, None),
+        ("on_train_batch_start", 2, 2, None),
+        ("on_train_batch_end", 2, 3, None),  # in the step before a validation
+        ("on_train_batch_end", 3, 3, 3),  # when a validation is about to begin, and the step is saved already
+        ("on_validation_start", 1, 3, None),
+        ("on_validation_batch_end", 1, 3, 2),
+        ("on_validation_epoch_end", 1, 3, None),  # before clips are decoded
+        ("on_validation_epoch_end", 2, 6, 3),
+        ("on_validation_end", 2, 7, None),
+    ],
+)
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
+    shards: ShardSet, tmp_path: Path, twin: list, hook: str, times: int, step: int, every: int | None
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        run(tmp_path, shards, Ask(hook, times), every=every)
+    assert left.value.code == 75 and (newest(tmp_path / "checkpoints") is None) == (step == 0)
+    if step:
+        saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+        assert saved["global_step"] == step
+    stop.REQUESTED.clear()
+    assert run(tmp_path, shards, every=every).global_step == 8
+    assert rows(tmp_path) == twin
+
+
+def test_a_run_that_died_drops_the_rows_that_it_writes_again_and_repeats_the_validation_it_died_in(
+    shards: ShardSet, tmp_path: Path, twin: list
+) -> None:
+    class Die(L.Callback):
+        def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == 6:
+                raise RuntimeError("died")
+
+    # The last checkpoint is that of step 6 before its validation, or of step 5.
+    for every in (3, 5):
+        folder = tmp_path / str(every)
+        with pytest.raises(RuntimeError, match="died"):
+            run(folder, shards, Die(), every=every)
+        assert run(folder, shards, every=every).global_step == 8
+        assert rows(folder) == twin
+
+
+def test_a_run_that_ended_is_left_as_it_is_when_it_is_begun_again(
+    shards: ShardSet, tmp_path: Path, twin: list
+) -> None:
+    run(tmp_path, shards)
+    run(tmp_path, shards)
+    assert rows(tmp_path) == twin
+
+
+def test_a_wandb_run_that_goes_on_without_a_server_keeps_its_id_and_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for steps in ((0, 1, 2), (3, 4)):
+        logger = ContinuingWandb(str(tmp_path), id="same")
+        for step in steps:
+            logger.log_metrics({"train/loss": float(step)}, step)
+            logger.log_metrics({"beside": float(step)})  # as pictures are logged
+        wandb.finish()
+    found = {}
+    for path in sorted(tmp_path.glob("wandb/offline-run-*/run-same.wandb")):
+        for record in records(path):
+            if record.WhichOneof("record_type") == "history":
+                row = {
+                    "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+                    for item in record.history.item
+                }
+                found[row["_step"]] = row["train/loss"], row["beside"]
+    assert found == {step: (step, step) for step in range(5)}
+
+
+def records(path: Path) -> Iterator[Record]:
+    """What W&B has written for its server: the log format of LevelDB, after a header of seven bytes."""
+    content, at, joined = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:  # no chunk begins at the very end of a block
+            at += 32768 - at % 32768
+            continue
+        size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        joined += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last chunk
+            record = Record()
+            record.ParseFromString(joined)
+            yield record
+            joined = b""
+
+
+def test_the_signal_is_heard_and_kills_neither_the_program_nor_its_children() -> None:
+    program = """
+import os, signal, subprocess, sys, time
+from sf_lightning.training import stop
+assert "torch" not in sys.modules
+stop.listen()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
+for process in (child.pid, os.getpid()):
+    os.kill(process, signal.SIGUSR1)
+assert stop.REQUESTED.wait(5) and child.wait() == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    saver = WholeFiles()
+    saver.save_checkpoint({"step": 1}, path)
+
+    class Full:
+        """Something that fails in the middle of being saved."""
+
+        def __reduce__(self) -> Any:
+            raise OSError(28, os.strerror(28))
+
+    with pytest.raises(OSError, match=r"last.ckpt could not be saved, .* untouched: .*No space left"):
+        saver.save_checkpoint({"weights": torch.zeros(1000), "full": Full()}, path)
+    assert torch.load(path) == {"step": 1} and [*tmp_path.iterdir()] == [path]
+
+
+def test_only_a_whole_folder_counts_as_a_checkpoint(tmp_path: Path) -> None:
+    for name in ("last-0000002.ckpt", ".last-0000004.ckpt.writing", "last-0000003.ckpt"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__0_0.distcp").touch()
+    assert newest(tmp_path) is None
+    (tmp_path / "last-0000002.ckpt" / "meta.pt").touch()
+    assert newest(tmp_path) == tmp_path / "last-0000002.ckpt"

@@ -53,6 +53,15 @@ class NonFiniteGuard:
         self._batches: list[tuple[Tensor, Tensor, list[str]]] = []
         self._last: _Step | None = None
 
+    def state_dict(self) -> dict[str, int]:
+        """What a run that goes on must know, the last step looked at; all ranks must ask."""
+        self.check()
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Takes it back."""
+        self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
+
     def saw(self, losses: Tensor, batch: Batch) -> None:
         """Notes the losses [M] of a batch's blocks; several batches make a step where gradients accumulate."""
         # Not the batch itself: its waves would stay in memory.

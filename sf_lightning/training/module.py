@@ -265,8 +265,10 @@ class StreamFlowModule(L.LightningModule):
     # -- checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds whose tokens the model has learnt, and the number of the format."""
+        """Adds the number of the format, whose tokens the model has learnt, and what the log counts."""
         checkpoint["format"] = FORMAT
+        checkpoint["guard"] = self.guard.state_dict()
+        checkpoint["clipped"] = [bool(each) for each in self._clipped]
         checkpoint["tokenizer_digest"] = self.tokenizer_digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -282,6 +284,8 @@ class StreamFlowModule(L.LightningModule):
                 )
         self.init_from = None
         self.tokenizer_digest = checkpoint["tokenizer_digest"]
+        self.guard.load_state_dict(checkpoint["guard"])
+        self._clipped.extend(torch.tensor(each, device=self.device) for each in checkpoint["clipped"])
 
     # -- use ------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Jobs of the test cluster: submitted, watched, signalled."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -68,6 +69,15 @@ class Cluster:
     def signal(self, job: int, name: str = "USR1") -> None:
         """Signals the ranks of a job, as Slurm itself does before a time limit or a preemption."""
         self.run("scancel", f"--signal={name}", str(job))
+
+    def signal_rank(self, job: int, rank: int, signum: int) -> None:
+        """Signals all processes of one rank, as the Slurm of its node does."""
+        wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode()}
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            # Those that end meanwhile need no signal.
+            with contextlib.suppress(OSError):
+                if wanted <= set(path.read_bytes().split(b"\0")):
+                    os.kill(int(path.parent.name), signum)
 
     def requeue(self, job: int) -> None:
         """Has a job begin again, as after the failure of a node."""

@@ -1,0 +1,107 @@
+"""Jobs that are preempted, killed or lose a node, on a real cluster: they go on as if nothing had been."""
+
+import csv
+import random
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from sf_lightning.data.shards import ShardSet
+from tests.slurm.cluster import FINAL, Cluster
+from tests.training.test_faults import arguments
+
+pytestmark = pytest.mark.slurm
+
+TIMES = ("latency/", "val/seconds")
+"""Columns that are never the same twice."""
+
+CALLBACKS = "sf_lightning.training.callbacks"
+
+
+def submit(cluster: Cluster, shards: ShardSet, run: Path, strategy: str, steps: int) -> int:
+    """Submits a small run on two nodes, with a validation every 40 steps and a checkpoint every 25."""
+    args = arguments(
+        shards.folder,
+        run,
+        "--trainer.accelerator=cpu",
+        f"--trainer.strategy={strategy}",
+        f"--trainer.max_steps={steps}",
+        "--trainer.val_check_interval=40",
+        "--trainer.limit_val_batches=1.0",
+        f"--trainer.callbacks=[{{class_path: {CALLBACKS}.streaming_validation.StreamingValidation}}, "
+        f"{{class_path: {CALLBACKS}.last_checkpoint.LastCheckpoint, init_args: {{every_n_train_steps: 25}}}}]",
+    )
+    options = ("--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1")
+    return cluster.submit("slurm/fit.sbatch", *args, options=options)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """The table of a run, but for times."""
+    with (run / "csv" / "metrics.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if value and not name.startswith(TIMES)} for row in table]
+
+
+def stop(cluster: Cluster, job: int, chance: random.Random) -> None:
+    """Asks a job to stop: both ranks at once, or one after the other, or one alone."""
+    way = chance.randrange(3)
+    if way == 0:
+        cluster.signal(job)
+        return
+    first = chance.randrange(2)
+    cluster.signal_rank(job, first, signal.SIGUSR1)
+    if way == 1:
+        time.sleep(chance.uniform(0, 0.5))
+        cluster.signal_rank(job, 1 - first, signal.SIGUSR1)
+
+
+def has_restarted(cluster: Cluster, job: int, times: int) -> bool:
+    """Whether a job runs, or is done, after so many restarts."""
+    states = set(cluster.show(job, "JobState"))
+    return states <= FINAL or (cluster.restarts(job) == times and states == {"RUNNING"})
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("times", [3, pytest.param(25, marks=pytest.mark.slow)])
+def test_a_job_that_is_preempted_at_random_moments_has_the_table_of_one_that_is_not(
+    cluster: Cluster, shards: ShardSet, tmp_path: Path, strategy: str, times: int
+) -> None:
+    chance = random.Random(strategy)
+    twin = submit(cluster, shards, tmp_path / "twin", strategy, 60 * times)
+    cluster.wait_for(twin, "COMPLETED", timeout=120 + 10 * times)
+    job = submit(cluster, shards, tmp_path / "run", strategy, 60 * times)
+    stopped = 0
+    while stopped < times:
+        cluster.until(partial(has_restarted, cluster, job, stopped), job, timeout=60)
+        # A third of the time in the start, the rest in training, validation and saving.
+        time.sleep(chance.choice([chance.uniform(0, 8), chance.uniform(8, 16), chance.uniform(8, 16)]))
+        if set(cluster.show(job, "JobState")) <= FINAL:
+            break
+        stop(cluster, job, chance)
+        stopped += 1
+        cluster.until(partial(has_restarted, cluster, job, stopped), job, timeout=60)
+    cluster.wait_for(job, "COMPLETED", timeout=180)
+    assert cluster.restarts(job) in (stopped, stopped - 1)  # the last signal may have come too late
+    assert rows(tmp_path / "run") == rows(tmp_path / "twin")
+
+
+def test_a_job_goes_on_from_its_last_checkpoint_when_a_rank_is_killed_and_when_a_node_fails(
+    cluster: Cluster, shards: ShardSet, tmp_path: Path
+) -> None:
+    twin, run = tmp_path / "twin", tmp_path / "run"
+    jobs = [submit(cluster, shards, folder, "fsdp2", 150) for folder in (twin, run)]
+    saved = run / "checkpoints"
+    cluster.until(lambda: any(saved.glob("last-*.ckpt")), jobs[1], timeout=120)
+    cluster.signal_rank(jobs[1], 1, signal.SIGKILL)
+    cluster.until(lambda: has_restarted(cluster, jobs[1], 1), jobs[1], timeout=90)
+    cluster.wait_for(jobs[0], "COMPLETED", timeout=180)
+    before = {*saved.glob("last-*.ckpt")}
+    cluster.until(lambda: {*saved.glob("last-*.ckpt")} != before, jobs[1], timeout=120)
+    cluster.run("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    cluster.run("scontrol", "update", "nodename=node2", "state=resume")
+    cluster.wait_for(jobs[1], "COMPLETED", timeout=180)
+    assert cluster.restarts(jobs[1]) == 2
+    assert rows(run) == rows(twin)

@@ -4,6 +4,7 @@ import csv
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -58,34 +59,47 @@ def stop(cluster: Cluster, job: int, chance: random.Random) -> None:
         cluster.signal_rank(job, 1 - first, signal.SIGUSR1)
 
 
+def is_done(cluster: Cluster, job: int) -> bool:
+    """Whether a job is over."""
+    return set(cluster.show(job, "JobState")) <= FINAL
+
+
 def has_restarted(cluster: Cluster, job: int, times: int) -> bool:
     """Whether a job runs, or is done, after so many restarts."""
-    states = set(cluster.show(job, "JobState"))
-    return states <= FINAL or (cluster.restarts(job) == times and states == {"RUNNING"})
+    return is_done(cluster, job) or (
+        cluster.restarts(job) == times and set(cluster.show(job, "JobState")) == {"RUNNING"}
+    )
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("times", [3, pytest.param(25, marks=pytest.mark.slow)])
-def test_a_job_that_is_preempted_at_random_moments_has_the_table_of_one_that_is_not(
-    cluster: Cluster, shards: ShardSet, tmp_path: Path, strategy: str, times: int
-) -> None:
-    chance = random.Random(strategy)
-    twin = submit(cluster, shards, tmp_path / "twin", strategy, 60 * times)
-    cluster.wait_for(twin, "COMPLETED", timeout=120 + 10 * times)
-    job = submit(cluster, shards, tmp_path / "run", strategy, 60 * times)
-    stopped = 0
-    while stopped < times:
-        cluster.until(partial(has_restarted, cluster, job, stopped), job, timeout=60)
+def preempt(cluster: Cluster, job: int, times: int, chance: random.Random) -> int:
+    """Stops a job so often, at random moments, and waits for its end; returns how often it came in time."""
+    for stopped in range(times):
+        cluster.until(partial(has_restarted, cluster, job, stopped), job, timeout=120)
         # A third of the time in the start, the rest in training, validation and saving.
-        time.sleep(chance.choice([chance.uniform(0, 8), chance.uniform(8, 16), chance.uniform(8, 16)]))
-        if set(cluster.show(job, "JobState")) <= FINAL:
-            break
+        time.sleep(chance.choice([chance.uniform(0, 8), chance.uniform(8, 20), chance.uniform(8, 20)]))
+        if is_done(cluster, job):
+            return stopped
         stop(cluster, job, chance)
-        stopped += 1
-        cluster.until(partial(has_restarted, cluster, job, stopped), job, timeout=60)
-    cluster.wait_for(job, "COMPLETED", timeout=180)
-    assert cluster.restarts(job) in (stopped, stopped - 1)  # the last signal may have come too late
-    assert rows(tmp_path / "run") == rows(tmp_path / "twin")
+        cluster.until(partial(has_restarted, cluster, job, stopped + 1), job, timeout=120)
+    cluster.wait_for(job, "COMPLETED", timeout=240)
+    return times
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(25, marks=pytest.mark.slow)])
+def test_jobs_that_are_preempted_at_random_moments_have_the_table_of_those_that_are_not(
+    cluster: Cluster, shards: ShardSet, tmp_path: Path, times: int
+) -> None:
+    both = ("ddp", "fsdp2")
+    twins = [submit(cluster, shards, tmp_path / f"{each}-twin", each, 60 * times) for each in both]
+    jobs = [submit(cluster, shards, tmp_path / each, each, 60 * times) for each in both]
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(preempt, cluster, job, times, random.Random(job)) for job in jobs]
+        stopped = [each.result() for each in waiting]
+    for each, twin, job, count in zip(both, twins, jobs, stopped, strict=True):
+        cluster.wait_for(twin, "COMPLETED", timeout=60)
+        assert cluster.restarts(job) in (count, count - 1)  # the last signal may have come too late
+        assert count == times or count > times // 2, "it was too quick to be stopped"
+        assert rows(tmp_path / each) == rows(tmp_path / f"{each}-twin")
 
 
 def test_a_job_goes_on_from_its_last_checkpoint_when_a_rank_is_killed_and_when_a_node_fails(

@@ -1,0 +1,99 @@
+"""Weights in shards over ranks (FSDP2): losses of one process, checkpoints for any number of ranks, one export."""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import multiprocessing
+
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.training import stop
+from sf_lightning.training.callbacks.continuation import Continuation
+from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
+from sf_lightning.training.checkpoint import read_checkpoint
+from sf_lightning.training.saving import newest
+from tests.training.test_ranks import Note
+from tests.training.test_training import data, small_module
+
+
+class StopAt(L.Callback):
+    """Asks the run to stop in a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Asks."""
+        if trainer.global_step == self.step - 1:
+            stop.REQUESTED.set()
+
+
+def rank(number: int, world: int, port: int, folder: Path, shards: ShardSet, strategy: str, steps: int) -> None:
+    """Trains as one rank of several to a step of six, going on with what is in the folder."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
+    os.environ |= {"NODE_RANK": str(number), "WORLD_SIZE": str(world)}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        num_nodes=world,
+        devices=1,
+        strategy=strategy,
+        max_steps=6,
+        max_epochs=-1,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        callbacks=[Note(folder), StopAt(steps), Continuation(), LastCheckpoint()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    with contextlib.suppress(SystemExit):
+        trainer.fit(small_module(), data(shards, lanes=4, val_clips=4), ckpt_path=newest(folder / "checkpoints"))
+
+
+def train(folder: Path, shards: ShardSet, world: int, steps: int, strategy: str = "fsdp2") -> list[float]:
+    """Trains on so many ranks and returns the losses so far."""
+    folder.mkdir(exist_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ranks = multiprocessing.spawn(rank, (world, port, folder, shards, strategy, steps), world, join=False)
+    assert ranks is not None
+    deadline = time.monotonic() + 180
+    while not ranks.join(timeout=1):  # which returns whenever one of them has ended
+        if time.monotonic() > deadline:
+            for process in ranks.processes:
+                process.kill()
+            pytest.fail("ranks wait for each other")
+    return [json.loads(line)["loss"] for line in (folder / "rank0.jsonl").read_text().splitlines()]
+
+
+def test_shards_of_two_ranks_learn_as_one_process_and_go_on_with_one_and_with_four(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    one = train(tmp_path / "one", shards, 1, 6, "auto")
+    run = tmp_path / "sharded"
+    train(run, shards, 2, 2)
+    saved = newest(run / "checkpoints")
+    assert saved is not None and saved.is_dir() and len([*saved.glob("*.distcp")]) == 2
+    train(run, shards, 1, 4)
+    sharded = train(run, shards, 4, 6)
+    torch.testing.assert_close(sharded, one, atol=1e-5, rtol=1e-5)
+    assert len([*(run / "checkpoints").iterdir()]) == 1
+    # What would be exported is that of the run that was never in shards.
+    last = newest(run / "checkpoints")
+    assert last is not None
+    for average in (True, False):
+        whole = read_checkpoint(tmp_path / "one" / "checkpoints" / "last.ckpt", average)
+        parts = read_checkpoint(last, average)
+        assert whole.step == parts.step == 6 and whole.weights.keys() == parts.weights.keys()
+        assert whole.hyper_parameters == parts.hyper_parameters
+        for name, value in whole.weights.items():
+            torch.testing.assert_close(parts.weights[name], value, atol=1e-6, rtol=1e-6, msg=name)

@@ -1,5 +1,6 @@
 """Small models and speech-like waves for tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,18 @@ def write_corpus(folder: Path, clips: int, speakers: int = 2, seconds: float = 1
         wave = voice(seconds + 0.13 * (i % 5), 100 + 60 * speaker, seed=i)
         soundfile.write(path, wave, 16000, subtype="PCM_16")
     return folder
+
+
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """What W&B has written for its server: a LevelDB log, 32 KiB blocks, 7 bytes of header before each piece."""
+    content, at, joined = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        joined += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield joined
+            joined = b""

@@ -15,13 +15,13 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from wandb.sdk.lib.runid import generate_id
 
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.datamodule import ShardDataModule
+from sf_lightning.training.loggers import ContinuingWandb
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.training.saving import WholeFiles, newest
 
@@ -55,6 +55,8 @@ class RecordRun(SaveConfigCallback):
         for arguments, name, place, unset in _places(self.config.trainer):
             if arguments[name] == place(folder):
                 arguments[name] = unset
+        for arguments in _of_wandb(self.config.trainer):
+            arguments["id"] = None
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -79,6 +81,8 @@ class RecordRun(SaveConfigCallback):
         }
         for logger in trainer.loggers:
             logger.log_hyperparams(record)
+            if isinstance(logger, ContinuingWandb):
+                Path(trainer.default_root_dir, RUN_ID).write_text(f"{logger.version}\n")
 
 
 def _commit() -> str:
@@ -107,8 +111,9 @@ class FitCLI(LightningCLI):
         if config.get("ckpt_path") == "last":
             last = newest(Path(folder, "checkpoints"))
             config.ckpt_path = str(last) if last else None
-        if self.subcommand == "fit":
-            _name_run(folder, goes_on=config.ckpt_path is not None)
+        goes_on = self.subcommand == "fit" and config.ckpt_path is not None
+        for arguments in _of_wandb(trainer):
+            arguments["id"] = arguments["id"] or (goes_on and _run_id(folder)) or generate_id()
         for arguments, name, place, _ in _places(trainer):
             if arguments[name] in (None, "."):
                 arguments[name] = place(folder)
@@ -142,7 +147,7 @@ class FitCLI(LightningCLI):
             )
 
 
-def _places(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str | None], str | None]]:
+def _places(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str], str | None]]:
     """Where in a config loggers and callbacks say where they write.
 
     Yields:
@@ -151,8 +156,6 @@ def _places(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str 
     for each in trainer.logger if isinstance(trainer.logger, list) else []:
         if "save_dir" in (arguments := each.get("init_args", {})):
             yield arguments, "save_dir", lambda folder: folder, "."
-        if "id" in arguments:
-            yield arguments, "id", _run_id, None
     for each in trainer.callbacks if isinstance(trainer.callbacks, list) else []:
         if "dirpath" in (arguments := each.get("init_args", {})):
             yield arguments, "dirpath", lambda folder: f"{folder}/checkpoints", None
@@ -167,12 +170,11 @@ def _run_id(folder: str) -> str | None:
     return path.read_text().strip() if path.is_file() else None
 
 
-@rank_zero_only
-def _name_run(folder: str, goes_on: bool) -> None:
-    """Gives a run its id with W&B, unless it goes on and has one."""
-    if not (goes_on and _run_id(folder)):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, RUN_ID).write_text(generate_id() + "\n")
+def _of_wandb(trainer: Namespace) -> Iterator[Any]:
+    """The arguments of the loggers that go on with a run of W&B's."""
+    for each in trainer.logger if isinstance(trainer.logger, list) else []:
+        if each["class_path"].endswith(ContinuingWandb.__name__):
+            yield each["init_args"]
 
 
 def with_bases(args: list[str]) -> list[str]:

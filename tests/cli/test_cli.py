@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 import wandb
 import yaml
 
 from sf_lightning.cli import decode, fit, shards
 from sf_lightning.data.shards import ShardSet
-from tests.helpers import voice, write_corpus
+from tests.helpers import wandb_records, write_corpus
 
 DEMO = Path(__file__).parents[2] / "experiments" / "demo.yaml"
 
@@ -70,7 +69,7 @@ def mistake(capsys: pytest.CaptureFixture, command, *args: str) -> str:
 
 
 def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
-    csv = next((run / "csv").glob("*/metrics.csv")).read_text()
+    csv = (run / "csv" / "metrics.csv").read_text()
     for way in ("streamed", "offline", "copy_synthesis", "look_up"):
         for name in ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db", "no_score"):
             assert f"{way}/{name}" in csv
@@ -94,12 +93,12 @@ def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
 
 
 def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Path, shards: ShardSet) -> None:
-    record = yaml.safe_load(next((run / "csv").glob("*/hparams.yaml")).read_text())
+    record = yaml.safe_load((run / "csv" / "hparams.yaml").read_text())
     assert record["shards"][str(shards.folder)] == [shard.digest for shard in shards.manifest.shards]
     assert "back 1, ahead 0" in record["layout_picture"] and (record["field_back"], record["field_ahead"]) == (1, 1)
     assert record["wait_ms"] == 480 and record["commit"]
     assert record["config"]["model"]["dit"]["width"] == 32 and record["config"]["trainer"]["max_steps"] == 4
-    kept = wandb_strings(next(run.glob("wandb/offline-run-*/*.wandb")))
+    kept = b"".join(wandb_records(next(run.glob("wandb/offline-run-*/*.wandb"))))
     for name in (
         "commit",
         "layout_picture",
@@ -110,53 +109,6 @@ def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Pa
         "train/loss",
     ):
         assert name.encode() in kept, name
-
-
-def wandb_strings(path: Path) -> bytes:
-    """The records of W&B's own file, joined: a LevelDB log, 32 KiB blocks, 7 bytes of header before each piece."""
-    data, records, place = path.read_bytes(), [], 7
-    while place + 7 <= len(data):
-        if 32768 - place % 32768 < 7:
-            place += 32768 - place % 32768
-            continue
-        length = int.from_bytes(data[place + 4 : place + 6], "little")
-        records.append(data[place + 7 : place + 7 + length])
-        place += 7 + length
-    return b"".join(records)
-
-
-def test_sf_decode_gives_the_wave_that_validation_kept(run: Path, tmp_path: Path) -> None:
-    checkpoint = str(run / "checkpoints" / "last.ckpt")
-    for tokens in (run / "samples" / "step-000004").glob("*.tokens.npy"):
-        base = str(tokens).removesuffix(".tokens.npy")
-        for way, flags in (("streamed", []), ("offline", ["--mode=offline"])):
-            out = tmp_path / "out.wav"
-            speaker = f"--speaker={base}.speaker.npy"
-            decode.main([f"--ckpt={checkpoint}", f"--tokens={tokens}", speaker, f"--out={out}", *flags])
-            ours, theirs = soundfile.read(out)[0], soundfile.read(f"{base}.{way}.wav")[0]
-            assert np.abs(theirs).max() > 0
-            assert np.abs(ours - theirs).max() <= 2e-3
-
-
-def test_a_voice_can_be_given_as_audio(run: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "t.npy", np.arange(20))
-    soundfile.write(tmp_path / "v.wav", voice(1.0), 22050)
-    args = [f"--ckpt={run}/checkpoints/last.ckpt", f"--tokens={tmp_path}/t.npy"]
-    decode.main([*args, f"--speaker={tmp_path}/v.wav", f"--out={tmp_path}/a.wav"])
-    decode.main([*args, f"--out={tmp_path}/b.wav"])
-    a, b = (soundfile.read(tmp_path / name)[0] for name in ("a.wav", "b.wav"))
-    assert len(a) == len(b) == 20 * 640 and not np.array_equal(a, b)
-
-
-def test_a_second_run_in_a_used_folder_is_refused_and_a_resumed_one_goes_on(
-    run: Path, shards: ShardSet, capsys: pytest.CaptureFixture
-) -> None:
-    before = (run / "checkpoints" / "last.ckpt").read_bytes()
-    said = mistake(capsys, fit.main, *arguments(shards, run))
-    assert "holds a run already: continue it with --ckpt_path=last" in said
-    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
-    fit.main(arguments(shards, run, "--ckpt_path=last", "--trainer.max_steps=6"))
-    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
 
 
 @pytest.mark.parametrize(
@@ -184,6 +136,16 @@ def test_a_mistake_in_a_run_is_one_line(
 ) -> None:
     line = mistake(capsys, fit.main, *arguments(shards, tmp_path / "run", *more))
     assert re.search(said, line), line
+
+
+def test_what_lightnings_own_requeueing_left_is_not_taken_for_a_checkpoint(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "hpc_ckpt_3.ckpt").touch()
+    for more in ([], ["--ckpt_path=last"]):
+        said = mistake(capsys, fit.main, *arguments(shards, tmp_path, *more))
+        assert "hpc_ckpt_3.ckpt is of Lightning's own requeueing" in said and "move it away" in said
+    assert [*tmp_path.iterdir()] == [tmp_path / "hpc_ckpt_3.ckpt"]
 
 
 def test_shards_that_do_not_fit_are_refused_before_anything_is_written(

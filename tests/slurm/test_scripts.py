@@ -14,42 +14,47 @@ from tests.training.test_faults import arguments
 
 pytestmark = pytest.mark.slurm
 
-ON_CPU = ("--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1")
 LOGGERS = (
-    "--trainer.logger=[{class_path: lightning.pytorch.loggers.WandbLogger, init_args: {project: test}}, "
-    "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: ., name: csv}}]"
+    "--trainer.logger=[{class_path: sf_lightning.training.loggers.ContinuingWandb, init_args: {project: test}}, "
+    "{class_path: sf_lightning.training.loggers.ContinuingCSV}]"
 )
 
 
-def test_two_nodes_train_as_one_process_does_and_make_one_run(
+def test_two_and_four_ranks_on_two_nodes_train_as_one_process_does_and_make_one_run(
     cluster: Cluster, shards: ShardSet, tmp_path: Path
 ) -> None:
     jobs = {}
-    for nodes in (1, 2):
-        run = tmp_path / f"nodes-{nodes}"
+    for nodes, tasks in ((1, 1), (2, 1), (2, 2)):
+        run = tmp_path / f"ranks-{nodes * tasks}"
         run.mkdir()
         note = f"{{class_path: tests.training.test_ranks.Note, init_args: {{folder: {run}}}}}"
         last = "{class_path: sf_lightning.training.callbacks.last_checkpoint.LastCheckpoint}"
+        speed = "{class_path: sf_lightning.training.callbacks.throughput.Throughput}"
         more = [
             "--trainer.accelerator=cpu",
-            "--trainer.max_steps=10",
+            "--trainer.max_steps=50",
             "--model.optimizer.learning_rate=1e-4",
-            f"--trainer.callbacks=[{note}, {last}]",
+            "--data.lanes=4",
+            "--data.val_clips=4",
+            f"--trainer.callbacks=[{note}, {speed}, {last}]",
         ]
         args = arguments(shards.folder, run, *more, LOGGERS)
-        jobs[run] = cluster.submit("slurm/fit.sbatch", *args, options=(f"--nodes={nodes}", *ON_CPU))
+        options = (f"--nodes={nodes}", f"--ntasks-per-node={tasks}", "--gpus-per-node=0", "--cpus-per-task=1")
+        jobs[run] = cluster.submit("slurm/fit.sbatch", *args, options=options)
     losses = []
     for run, job in jobs.items():
-        cluster.wait_for(job, "COMPLETED", timeout=180)
+        cluster.wait_for(job, "COMPLETED", timeout=240)
         rows = [json.loads(line) for line in (run / "rank0.jsonl").read_text().splitlines()]
         losses.append([row["loss"] for row in rows])
-        assert [row["step"] for row in rows] == [*range(1, 11)]
-    torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=0)
-    assert (run / "rank1.jsonl").is_file() and (run / "checkpoints" / "last.ckpt").is_file()
+        assert [row["step"] for row in rows] == [*range(1, 51)]
+    for several in losses[1:]:
+        torch.testing.assert_close(several, losses[0], atol=1e-5, rtol=0)
+    assert (run / "rank3.jsonl").is_file() and (run / "checkpoints" / "last.ckpt").is_file()
     assert len([*run.glob("wandb/offline-run-*")]) == 1
     (table,) = run.rglob("metrics.csv")
     with table.open() as file:
-        assert sum(bool(row["train/loss"]) for row in csv.DictReader(file)) == 10
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(rows) == 50 and all(float(row[f"rank_{rank}/step_ms"]) > 0 for row in rows for rank in range(4))
 
 
 def test_parts_of_an_array_build_the_bytes_of_a_single_build(

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
 from sf_lightning.training.callbacks.streaming_validation import StreamingValidation
 from sf_lightning.training.loggers import ContinuingCSV, ContinuingWandb
 from sf_lightning.training.saving import WholeFiles, newest
+from tests.helpers import wandb_records
 from tests.training.test_training import data, small_module
 
 TIMES = ("latency/", "val/seconds")
@@ -153,9 +155,12 @@ def test_a_wandb_run_that_goes_on_without_a_server_keeps_its_id_and_its_steps(
             logger.log_metrics({"train/loss": float(step)}, step)
             logger.log_metrics({"beside": float(step)})  # as pictures are logged
         wandb.finish()
+        time.sleep(1)  # W&B names the folder of a start by its second
     found = {}
     for path in sorted(tmp_path.glob("wandb/offline-run-*/run-same.wandb")):
-        for record in records(path):
+        for content in wandb_records(path):
+            record = Record()
+            record.ParseFromString(content)
             if record.WhichOneof("record_type") == "history":
                 row = {
                     "/".join(item.nested_key) or item.key: json.loads(item.value_json)
@@ -163,23 +168,6 @@ def test_a_wandb_run_that_goes_on_without_a_server_keeps_its_id_and_its_steps(
                 }
                 found[row["_step"]] = row["train/loss"], row["beside"]
     assert found == {step: (step, step) for step in range(5)}
-
-
-def records(path: Path) -> Iterator[Record]:
-    """What W&B has written for its server: the log format of LevelDB, after a header of seven bytes."""
-    content, at, joined = path.read_bytes(), 7, b""
-    while at + 7 <= len(content):
-        if 32768 - at % 32768 < 7:  # no chunk begins at the very end of a block
-            at += 32768 - at % 32768
-            continue
-        size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-        joined += content[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # whole, or the last chunk
-            record = Record()
-            record.ParseFromString(joined)
-            yield record
-            joined = b""
 
 
 def test_the_signal_is_heard_and_kills_neither_the_program_nor_its_children() -> None:

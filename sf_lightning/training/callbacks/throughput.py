@@ -27,8 +27,9 @@ DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64"
 
 @dataclass
 class _Window:
-    """What was done since the last log: valid and all frames, seconds of training, those spent waiting."""
+    """What was done since the last log: batches, valid and all frames, seconds of training, those spent waiting."""
 
+    num_batches: int = 0
     num_valid: int = 0
     num_frames: int = 0
     seconds: float = 0.0
@@ -49,8 +50,9 @@ class Throughput(L.Callback):
 
     Time is that of training: the clock stands still in validation and while a checkpoint is saved (but for
     one of weights alone, of which Lightning tells no callback). The host waits for the device only where the
-    clock is read: at a log and where it stops. All numbers are of one device, the one of rank zero, whose
-    loggers write.
+    clock is read: at a log and where it stops. These numbers are of one device, the one of rank zero, whose
+    loggers write; where there are several ranks, `rank_R/step_ms` and `rank_R/data_wait_ms` tell which of them
+    is slow, and whether its loader is to blame.
     """
 
     def __init__(self) -> None:
@@ -80,6 +82,7 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Counts the frames of a batch; at a step that is logged, logs and opens the next window."""
+        self._window.num_batches += 1
         self._window.num_valid += batch.num_frames
         self._window.num_frames += batch.blocks.valid.numel()
         step, cadence = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -87,6 +90,8 @@ class Throughput(L.Callback):
         if cadence and step % cadence == 0 and step != self._logged_step:
             self._read_clock()
             pl_module.log_dict({f"throughput/{name}": value for name, value in self._means().items()})
+            if trainer.world_size > 1:
+                pl_module.log_dict(self._of_ranks(pl_module))
             self._window, self._logged_step = _Window(), step
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -122,6 +127,19 @@ class Throughput(L.Callback):
             "data_wait_share": window.waited / window.seconds,
             "mfu": useful_flops / (window.seconds * self.peak_flops),
             "peak_memory_gib": _peak_memory(self.device) / 2**30,
+        }
+
+    def _of_ranks(self, pl_module: L.LightningModule) -> dict[str, float]:
+        """Milliseconds of a batch on each rank, and those of them in which it stood still for its loader."""
+        window = self._window
+        mine = torch.tensor([window.seconds, window.waited], device=self.device) * 1000 / window.num_batches
+        everyone = pl_module.all_gather(mine)
+        assert isinstance(everyone, torch.Tensor)
+        names = ("step_ms", "data_wait_ms")
+        return {
+            f"rank_{rank}/{name}": value
+            for rank, values in enumerate(everyone.tolist())
+            for name, value in zip(names, values, strict=True)
         }
 
 

@@ -33,7 +33,9 @@ def test_two_and_four_ranks_on_two_nodes_train_as_one_process_does_and_make_one_
         more = [
             "--trainer.accelerator=cpu",
             "--trainer.max_steps=50",
-            "--model.optimizer.learning_rate=1e-4",
+            "--model.predict=velocity",
+            # Adam makes large steps of rounding, where a gradient is 0: differences grow with the rate.
+            "--model.optimizer.learning_rate=1e-5",
             "--data.lanes=4",
             "--data.val_clips=4",
             f"--trainer.callbacks=[{note}, {speed}, {last}]",

@@ -17,8 +17,9 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.training import stop
 from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
-from sf_lightning.training.checkpoint import read_checkpoint
+from sf_lightning.training.checkpoint import load_checkpoint
 from sf_lightning.training.saving import newest
+from tests.cli.test_export import velocity
 from tests.training.test_ranks import Note
 from tests.training.test_training import data, small_module
 
@@ -87,13 +88,16 @@ def test_shards_of_two_ranks_learn_as_one_process_and_go_on_with_one_and_with_fo
     sharded = train(run, shards, 4, 6)
     torch.testing.assert_close(sharded, one, atol=1e-5, rtol=1e-5)
     assert len([*(run / "checkpoints").iterdir()]) == 1
-    # What would be exported is that of the run that was never in shards.
-    last = newest(run / "checkpoints")
-    assert last is not None
-    for average in (True, False):
-        whole = read_checkpoint(tmp_path / "one" / "checkpoints" / "last.ckpt", average)
-        parts = read_checkpoint(last, average)
-        assert whole.step == parts.step == 6 and whole.weights.keys() == parts.weights.keys()
-        assert whole.hyper_parameters == parts.hyper_parameters
-        for name, value in whole.weights.items():
-            torch.testing.assert_close(parts.weights[name], value, atol=1e-6, rtol=1e-6, msg=name)
+
+
+def test_an_export_of_shards_is_that_of_a_run_without(shards: ShardSet, tmp_path: Path) -> None:
+    checkpoints = []
+    for strategy in ("ddp", "fsdp2"):
+        train(tmp_path / strategy, shards, 2, 3, strategy)
+        saved = newest(tmp_path / strategy / "checkpoints")
+        assert saved is not None and saved.is_dir() == (strategy == "fsdp2")
+        checkpoints.append(saved)
+    whole, parts = (load_checkpoint(path) for path in checkpoints)
+    assert whole.description == parts.description and whole.description.weights.step == 3
+    # Not weight by weight: Adam makes steps of rounding, where a bias has no gradient for a norm follows.
+    torch.testing.assert_close(velocity(parts.model), velocity(whole.model), atol=1e-6, rtol=1e-6)

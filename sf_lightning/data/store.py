@@ -8,11 +8,13 @@ import hashlib
 import io
 import logging
 import os
+import secrets
 import shlex
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from webdataset.cache import LRUCleanup
 from webdataset.gopen import gopen
@@ -96,7 +98,7 @@ class Store:
         """Brings a file into the cache; open already, for another process may delete it the next moment."""
         path.parent.mkdir(parents=True, exist_ok=True)
         LRUCleanup(str(self.cache), int(self.cache_gb * 1e9), interval=None).cleanup()
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # the cache may be shared by nodes
         file = fresh.open("w+b")
         try:
             self._bring(name, file, size)
@@ -130,8 +132,8 @@ class Store:
 
     def _url(self, name: str) -> str:
         if self.place.startswith("pipe:"):
-            return self.place.replace("{}", name)
-        url = f"{self.place.rstrip('/')}/{name}"
+            return self.place.replace("{}", shlex.quote(name))
+        url = f"{self.place.rstrip('/')}/{quote(name)}"
         if not url.startswith(("http://", "https://")):
             return url
         # WebDataset's own curl waits for ever on a server that goes silent.

@@ -1,8 +1,8 @@
 """What it costs to go on deep in an epoch of two million samples: `python benchmarks/resume.py --audio FOLDER`.
 
-Plans an epoch of 2,000 shards of 1,000 clips of ten seconds, mp3 at 24 kHz, and draws the first sample at several places
-in it; then the same from one shard of 10,000 clips of a second. The shards are four, each there under 500 names; before
-each draw they are put out of the page cache.
+Plans an epoch of 2,000 shards of 1,000 clips of ten seconds, mp3 at 24 kHz, and draws the first sample at several
+places in it; then the same from one shard of 10,000 clips of a second. The shards are four, each there under 500
+names; before each draw they are put out of the page cache.
 """
 
 import argparse

@@ -163,10 +163,13 @@ def find_units(corpus: Path, shard_samples: int) -> list[Unit]:
 
     Raises:
         FileNotFoundError: if there is nothing, or no speech in it.
+        NotADirectoryError: if it is a file and no tar.
         ValueError: if two files would have one key, or the shards of two tars one name.
     """
     if not corpus.exists():
         raise FileNotFoundError(f"no folder {corpus}: give a folder of audio files or of tars with --audio")
+    if corpus.is_file() and corpus.suffix != ".tar":
+        raise NotADirectoryError(f"{corpus} is a file: give the folder that it lies in with --audio, or a tar")
     tars = [corpus] if corpus.suffix == ".tar" else sorted(corpus.rglob("*.tar"))
     paths = sorted(
         each for each in corpus.rglob("*") if each.suffix.lower() in AUDIO_SUFFIXES and not each.is_dir()

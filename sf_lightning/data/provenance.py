@@ -39,7 +39,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     path = folder / NAME
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete {folder} and build again") from error

@@ -111,7 +111,7 @@ class Store:
         return file
 
     def _bring(self, name: str, into: io.BufferedIOBase, size: int | None) -> None:
-        url = self._url(name)
+        url, said = self._url(name), self._place_of(name)
         for attempt in range(self.attempts):
             if attempt:
                 time.sleep(self.delay * 2 ** (attempt - 1))
@@ -125,15 +125,20 @@ class Store:
                 into.flush()
                 return
             except OSError as error:
-                log.warning("%s, attempt %d of %d: %s", url, attempt + 1, self.attempts, error)
+                log.warning("%s, attempt %d of %d: %s", said, attempt + 1, self.attempts, error)
         raise FileNotFoundError(
-            f"{url} could not be read in {self.attempts} attempts; see the log for each of them"
+            f"{said} could not be read in {self.attempts} attempts; see the log for each of them"
         )
 
-    def _url(self, name: str) -> str:
+    def _place_of(self, name: str) -> str:
+        """A file's URL, or the command that brings it."""
         if self.place.startswith("pipe:"):
             return self.place.replace("{}", shlex.quote(name))
-        url = f"{self.place.rstrip('/')}/{quote(name)}"
+        return f"{self.place.rstrip('/')}/{quote(name)}"
+
+    def _url(self, name: str) -> str:
+        """What WebDataset is asked for."""
+        url = self._place_of(name)
         if not url.startswith(("http://", "https://")):
             return url
         # WebDataset's own curl waits for ever on a server that goes silent.

@@ -107,8 +107,10 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Takes away what was written of a shard that will not be ended."""
-        with suppress(OSError):  # a full disk refuses the last bytes too
-            self.file.close()
+        # A full disk refuses the last bytes too. The tar must be closed, or it would say so when it is collected.
+        for each in (self.tar, self.file):
+            with suppress(OSError):
+                each.close()
         self.fresh.unlink(missing_ok=True)
 
 

@@ -127,6 +127,15 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path, make: bool, said: st
         find_units(tmp_path / "audio", 100)
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(shards: ShardSet, tmp_path: Path) -> None:
+    (tmp_path / "clip.wav").write_bytes(b"")
+    with pytest.raises(NotADirectoryError, match=r"clip.wav is a file: give the folder that it lies in"):
+        find_units(tmp_path / "clip.wav", 100)
+    units = find_units(shards.folder.parent / "audio", 5)
+    with pytest.raises(FileExistsError, match=r"clip.wav is there already: delete it or give another --out"):
+        build(units, tmp_path / "clip.wav", Recipe(tokenizer_of(shards)))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -128,7 +128,7 @@ def test_a_name_is_a_name_to_a_shell_and_to_a_server(shards: ShardSet, tmp_path:
     (tmp_path / odd).write_bytes(b"here")
     assert Store(f"pipe:cat {tmp_path}/{{}}").read(odd) == b"here"
     assert not list(tmp_path.glob("gone*"))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=rf"^{server}/a%23b%3F.json could not be read in 1 attempts"):
         Store(server, attempts=1).read("a#b?.json")
     assert Flaky.asked == ["/a%23b%3F.json"]
 

@@ -15,6 +15,9 @@ Wave = NDArray[np.float32]
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 
+MIN_RATE, MAX_RATE = 4_000, 768_000
+"""In Hz, what audio may have: a header that says 1 Hz would make hours of a second."""
+
 
 def read_wave(source: Path | bytes, sample_rate: int) -> Wave:
     """Reads audio as a mono wave [N] at `sample_rate` Hz, whatever its own rate and channels.
@@ -24,13 +27,19 @@ def read_wave(source: Path | bytes, sample_rate: int) -> Wave:
         sample_rate: The rate wanted in Hz; another one is resampled.
 
     Raises:
-        ValueError: if the audio cannot be decoded.
+        ValueError: if the audio cannot be decoded, or has a rate that none has.
     """
     try:
         with soundfile.SoundFile(BytesIO(source) if isinstance(source, bytes) else source) as file:
-            wave = file.read(dtype="float32")
             rate = file.samplerate
-    except (soundfile.LibsndfileError, OSError) as error:
+            if not MIN_RATE <= rate <= MAX_RATE:
+                raise ValueError(f"audio at {rate} Hz, wanted {MIN_RATE} to {MAX_RATE}")
+            wave = file.read(dtype="float32")
+    except (
+        soundfile.LibsndfileError,
+        OSError,
+        MemoryError,
+    ) as error:  # a header may promise more than memory holds
         raise ValueError(f"audio that cannot be decoded ({error})") from error
     if wave.ndim > 1:
         wave = wave.mean(axis=1)

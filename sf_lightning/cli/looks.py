@@ -42,15 +42,16 @@ def sample(shards: str, out: str, count: int = 5, seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
     for number, info in enumerate(held.manifest.shards):
-        wanted = {row.key for i, row in enumerate(held.index(number), start) if i in drawn}
+        wanted = [i - start for i in range(start, start + info.samples) if i in drawn]
         start += info.samples
-        for raw in held.read(number) if wanted else ():
-            if raw["__key__"] in wanted:
-                suffix, audio = audio_of(raw)
-                key = clean_key(raw["__key__"])  # a set made by others may have keys that leave the folder
-                for name, data in ((suffix, audio), ("json", raw.get("json", b"{}"))):
-                    (folder / f"{key}.{name}").write_bytes(data)
-                print(folder / f"{key}.{suffix}")
+        # Only the shards that hold one are asked for, index and all.
+        rows = held.index(number) if wanted else []
+        for raw in held.read(number, [rows[i] for i in wanted]) if wanted else ():
+            suffix, audio = audio_of(raw)
+            key = clean_key(raw["__key__"])  # a set made by others may have keys that leave the folder
+            for name, data in ((suffix, audio), ("json", raw.get("json", b"{}"))):
+                (folder / f"{key}.{name}").write_bytes(data)
+            print(folder / f"{key}.{suffix}")
 
 
 def inspect(shards: str, read: int = 4) -> None:
@@ -60,6 +61,7 @@ def inspect(shards: str, read: int = 4) -> None:
         shards: Folder of the set, or its place elsewhere.
         read: Shards whose tokens are counted.
     """
+    require_positive(read=read)
     held = ShardSet(shards)
     manifest, console = held.manifest, Console()
     describe(Path(shards), manifest)
@@ -88,7 +90,7 @@ def inspect(shards: str, read: int = 4) -> None:
     most = ", ".join(f"{name} {count}" for name, count in speakers.most_common(3))
     print(f"speakers: {len(speakers)}, most often {most}")
     used = np.zeros(manifest.tokenizer.vocabulary, np.int64)
-    chosen = range(len(manifest.shards))[:: max(1, len(manifest.shards) // max(1, read))][:read]
+    chosen = range(len(manifest.shards))[:: max(1, len(manifest.shards) // read)][:read]
     for number in chosen:
         for raw in held.read(number):
             np.add.at(used, read_tokens(raw["tokens.npy"], len(used)), 1)

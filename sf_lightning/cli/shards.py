@@ -120,6 +120,11 @@ def fit(audio: str, out: str, vocabulary: int = 1024) -> None:
     require_positive(vocabulary=vocabulary)
     if Path(out).suffix != ".npz":
         raise ValueError(f"--out {out}: wanted a name that ends in .npz")
+    if Path(out).exists():
+        raise FileExistsError(
+            f"{out} is there already, and sets may have been built with it: delete it to fit anew, or give "
+            "another --out"
+        )
     fit_tokenizer(find_units(Path(audio), 100), vocabulary, MelConfig()).save(Path(out))
     print(f"{out}: {vocabulary} k-means codes")
 

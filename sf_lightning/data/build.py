@@ -6,11 +6,13 @@ shard, and the bytes are the same each time. All is written into a folder beside
 the last unit is there: a set that looks whole is whole.
 """
 
+import errno
 import functools
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -49,22 +51,60 @@ def build(
         FileExistsError: if `out` is there already, and not made by this build.
         ValueError: if the build that is to be continued was another one, or not one clip could be used.
     """
-    if (made := provenance.made_before(out)) is not None:
-        if different := provenance.differences(made, provenance.describe(units, recipe)):
-            raise FileExistsError(
-                f"{out} is there already, made by another build ({different}): delete it to build it anew, or give "
-                "another --out"
-            )
-        return Manifest.load(out)
+    if (manifest := _made(out, units, recipe)) is not None:
+        return manifest
     partial = out.with_name(out.name + ".partial")
-    _begin(partial, units, recipe)
     number, of = part
-    mine = [unit for unit in units[number - 1 :: of] if not _mark(partial, unit).is_file()]
-    do = functools.partial(build_unit, partial=partial, recipe=recipe)
-    work(do, mine, sum(unit.bytes for unit in mine), processes, f"writing {out}")
-    if not all(_mark(partial, unit).is_file() for unit in units):
+    try:
+        _begin(partial, units, recipe)
+        if out.exists():  # another job has given it its name, before this one began the folder anew
+            raise FileExistsError(out)
+        mine = [unit for unit in units[number - 1 :: of] if not _mark(partial, unit).is_file()]
+        do = functools.partial(build_unit, partial=partial, recipe=recipe)
+        work(do, mine, sum(unit.bytes for unit in mine), processes, f"writing {out}")
+        if all(_mark(partial, unit).is_file() for unit in units):
+            manifest = _gather(partial, out, units, recipe)
+            _tidy(out, units, manifest)
+            return manifest
+    except OSError as error:
+        # Of jobs that end at the same time one is the quicker, and takes the folder away from under the others.
+        if not out.exists():
+            raise _explained(error, partial) from error
+        shutil.rmtree(partial, ignore_errors=True)
+    return _made(out, units, recipe)
+
+
+def _made(out: Path, units: Sequence[Unit], recipe: Recipe) -> Manifest | None:
+    """Returns the manifest of the set, if this very build has made it, tidied up; None if there is no set yet.
+
+    Raises:
+        FileExistsError: if something else is there.
+    """
+    if (made := provenance.made_before(out)) is None:
         return None
-    return _finish(partial, out, units, recipe)
+    if different := provenance.differences(made, provenance.describe(units, recipe)):
+        raise FileExistsError(
+            f"{out} is there already, made by another build ({different}): delete it to build it anew, or give "
+            "another --out"
+        )
+    manifest = Manifest.load(out)
+    _tidy(out, units, manifest)
+    return manifest
+
+
+def _explained(error: OSError, partial: Path) -> OSError:
+    """Says what to do about a disk that is full, or a folder that is gone; other errors say it themselves."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(
+            f"{partial}: {error.strerror}: make room and start the same command again, it goes on after the last "
+            "whole shard"
+        )
+    if not partial.exists() and isinstance(error, FileNotFoundError):
+        return FileNotFoundError(
+            f"{partial} is gone while it was worked on: it was deleted, or another job found that not one clip can "
+            "be used (its log says why)"
+        )
+    return error
 
 
 def fit_tokenizer(units: Sequence[Unit], vocabulary: int, mel: MelConfig) -> KMeansTokenizer:
@@ -140,24 +180,25 @@ def build_unit(unit: Unit, tally: Tally, partial: Path, recipe: Recipe) -> list[
 def _write(run: Sequence[Source], tally: Tally, partial: Path, name: str, recipe: Recipe) -> list[str]:
     """Writes a shard, and says which of its clips were left out."""
     writer, skipped, said = ShardWriter(partial, name), Counter[str](), list[str]()
-    for sample in samples_of(run, recipe, skipped, said):
-        writer.add(sample)
-        tally.add(seconds=sample.seconds)
-    writer.close(skipped)
+    try:
+        for sample in samples_of(run, recipe, skipped, said):
+            writer.add(sample)
+            tally.add(seconds=sample.seconds)
+        writer.close(skipped)
+    except BaseException:
+        writer.abandon()
+        raise
     return said
 
 
-def _finish(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> Manifest:
-    """Writes the manifest of a build whose units are all there, and gives the set its name."""
-    try:
-        return _gather(partial, out, units, recipe)
-    except FileNotFoundError:
-        if not (out / "manifest.json").is_file():
-            raise
-        return Manifest.load(out)  # another job has ended at the same time and was quicker
-
-
 def _gather(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> Manifest:
+    """Writes the manifest of a build whose units are all there, and gives the set its name.
+
+    Nothing is taken away before: a job that is killed here, or is not alone, finds all it needs.
+
+    Raises:
+        ValueError: if not one clip could be used.
+    """
     names = [name for unit in units for name in json.loads(_mark(partial, unit).read_text())]
     indices = [json.loads((partial / f"{name}.json").read_text()) for name in names]
     skipped = Counter[str]()
@@ -169,14 +210,22 @@ def _gather(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> 
         counts = ", ".join(f"{cause}: {count}" for cause, count in skipped.items()) or "there were none"
         raise ValueError(f"not one clip could be used ({counts}): nothing was written")
     manifest = Manifest(recipe.mel, recipe.spec, infos, dict(skipped), recipe.speaker.name, recipe.speaker.width)
-    for name, index in zip(names, indices, strict=True):
-        if not index["rows"]:
-            for suffix in (".tar", ".json"):
-                (partial / f"{name}{suffix}").unlink(missing_ok=True)
     replace_file(partial / "manifest.json", manifest.as_json())
     replace_file(partial / lookup.NAME, npy(look_up(ShardSet(partial))))
-    # The marks, and what killed jobs have left half-written.
-    for path in [*partial.glob("*.done"), *partial.glob(".*")]:
-        path.unlink(missing_ok=True)
     partial.rename(out)
     return manifest
+
+
+def _tidy(out: Path, units: Sequence[Unit], manifest: Manifest) -> None:
+    """Takes away what a build needed and a set does not: marks, shards of no samples, what killed jobs left."""
+    kept = {info.name for info in manifest.shards}
+    marks = [mark for unit in units if (mark := _mark(out, unit)).is_file()]
+    for path in out.glob(".*") if marks else ():
+        path.unlink(missing_ok=True)
+    for mark in marks:
+        with suppress(FileNotFoundError):  # another job tidies up as well
+            for name in json.loads(mark.read_text()):
+                if f"{name}.tar" not in kept:
+                    for suffix in (".tar", ".json"):
+                        (out / f"{name}{suffix}").unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)  # last: while it is there, this is done again when it was killed

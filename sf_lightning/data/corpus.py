@@ -5,22 +5,24 @@ order, so that units can be dealt to processes and jobs, and a build that was ki
 """
 
 import json
-import logging
 import math
+import os
 import re
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from webdataset.tariterators import tarfile_samples
+from webdataset.tariterators import group_by_keys
 
 from sf_lightning.audio.wave import AUDIO_SUFFIXES
 
-log = logging.getLogger(__name__)
-
 MADE_ELSEWHERE = ("tokens.npy", "speaker.npy")
 """What may lie beside the audio: tokens, and the speaker's x-vector."""
+
+RESERVED = ("manifest", "build")
+"""What no tar may be called: a set has files of these names."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Source:
         audio: Its bytes as they came.
         fields: What is known of it: `id`, `speaker`, and what its JSON file says (`language`, `text`, `dnsmos`).
         made: Bytes of what was made elsewhere, by name; see `MADE_ELSEWHERE`.
+        damage: Why the corpus gives no more after it; such a source is no clip, it is there to be counted.
     """
 
     key: str
@@ -40,6 +43,12 @@ class Source:
     audio: bytes
     fields: dict[str, Any]
     made: dict[str, bytes] = field(default_factory=dict)
+    damage: str = ""
+
+    @property
+    def file(self) -> str:
+        """What it is called where it is talked of."""
+        return f"{self.key}.{self.suffix}" if self.suffix else self.key
 
 
 class Unit(Protocol):
@@ -98,13 +107,14 @@ class TarUnit:
         return self.path.stat().st_size
 
     def read(self) -> Iterator[Source]:
-        """Yields its clips; of a damaged tar those before the damage."""
+        """Yields its clips; of a damaged tar those before the damage, and a last source that says so."""
+        damage: list[str] = []
 
         def stop(error: Exception) -> bool:
-            log.warning("%s ends early: %s", self.path, error)
+            damage.append(str(error.args[0] if error.args else error))
             return False
 
-        for raw in tarfile_samples(iter([{"url": str(self.path)}]), handler=stop):  # type: ignore[misc]
+        for raw in group_by_keys(self._members(damage), handler=stop):
             key = clean_key(raw["__key__"])
             suffix = next((each[1:] for each in AUDIO_SUFFIXES if each[1:] in raw), "")
             fields = _read_fields(raw.get("json", b""))
@@ -113,6 +123,35 @@ class TarUnit:
             fields.setdefault("speaker", re.sub(r"_W\d+$", "", key))
             made = {name: raw[name] for name in MADE_ELSEWHERE if name in raw}
             yield Source(key, suffix, raw.get(suffix, b""), fields, made)
+        if damage:
+            yield Source(self.path.name, "", b"", {}, damage=f"ends early: {damage[0]}")
+
+    def _members(self, damage: list[str]) -> Iterator[dict[str, Any]]:
+        """Yields its files as WebDataset does; says what keeps it from going on to the end."""
+        # Not WebDataset's own: to it a tar that is cut at a header, or has a broken one, is simply at its end.
+        with self.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    for info in tar:
+                        if not info.isfile() or re.match(r"__[^/]*__($|/)", info.name):
+                            continue
+                        if info.offset_data + info.size > size:
+                            raise tarfile.ReadError(f"{info.name} goes on beyond its end")
+                        yield {"fname": info.name, "data": _extract(tar, info), "__url__": str(self.path)}
+                    file.seek(tar.offset)
+                    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                        damage.append(f"no whole header and no end at byte {tar.offset} of {size}")
+            except tarfile.TarError as error:
+                damage.append(str(error))
+
+
+def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    """Reads a file of a tar, which forgets it then: an hour of clips is many thousands."""
+    tar.members = []  # type: ignore[attr-defined]
+    held = tar.extractfile(info)
+    assert held is not None
+    return held.read()
 
 
 def find_units(corpus: Path, shard_samples: int) -> list[Unit]:
@@ -124,17 +163,24 @@ def find_units(corpus: Path, shard_samples: int) -> list[Unit]:
 
     Raises:
         FileNotFoundError: if there is nothing, or no speech in it.
-        ValueError: if two files would have one key, or two tars one name.
+        NotADirectoryError: if it is a file and no tar.
+        ValueError: if two files would have one key, or the shards of two tars one name.
     """
     if not corpus.exists():
         raise FileNotFoundError(f"no folder {corpus}: give a folder of audio files or of tars with --audio")
+    if corpus.is_file() and corpus.suffix != ".tar":
+        raise NotADirectoryError(f"{corpus} is a file: give the folder that it lies in with --audio, or a tar")
     tars = [corpus] if corpus.suffix == ".tar" else sorted(corpus.rglob("*.tar"))
-    paths = sorted(path for path in corpus.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    paths = sorted(
+        each for each in corpus.rglob("*") if each.suffix.lower() in AUDIO_SUFFIXES and not each.is_dir()
+    )
     if tars and paths:
         raise ValueError(f"{corpus} holds tars ({tars[0]}) and audio ({paths[0]}): give a folder of one kind")
     if tars:
-        _require_unique([(path.stem, path) for path in tars])
-        return [TarUnit(clean_key(path.stem), path) for path in tars]
+        named = [(clean_key(path.stem), path) for path in tars]
+        _require_unique(named)
+        _require_shards_apart(dict(named))
+        return [TarUnit(name, path) for name, path in named]
     if not paths:
         raise FileNotFoundError(f"no audio under {corpus}: wanted files ending in {', '.join(AUDIO_SUFFIXES)}")
     _require_unique([(file_key(path.relative_to(corpus)), path) for path in paths])
@@ -148,8 +194,8 @@ def file_key(inside: Path) -> str:
 
 
 def clean_key(name: str) -> str:
-    """Returns a name that WebDataset neither cuts nor takes for its own, and that leaves no folder."""
-    name = re.sub(r"[/\\\s\x00-\x1f]", "_", name.removeprefix("./")).replace(".", "-")
+    """Returns a name that WebDataset neither cuts nor takes for its own, leaves no folder and can be printed."""
+    name = re.sub(r"[/\\\s\x00-\x1f\ud800-\udfff]", "_", name.removeprefix("./")).replace(".", "-")
     return re.sub(r"^__+", "_", name) or "_"
 
 
@@ -161,19 +207,33 @@ def _require_unique(named: list[tuple[str, Path]]) -> None:
         taken[name] = path
 
 
+def _require_shards_apart(tars: dict[str, Path]) -> None:
+    """Refuses tars whose shards would have the name of another's (`a-0001` is also the second shard of `a`)."""
+    for name, path in tars.items():
+        first = re.sub(r"-\d{4,}$", "", name)
+        if first != name and first in tars:
+            raise ValueError(f"{path} and {tars[first]} would both have shards named {name}: rename one of them")
+        if name in RESERVED:
+            raise ValueError(f"{path} would have an index named {name}.json, as a set has of its own: rename it")
+
+
 def _read_beside(path: Path, suffix: str) -> bytes:
     beside = path.with_suffix(f".{suffix}")
     return beside.read_bytes() if beside.is_file() else b""
 
 
 def _read_fields(data: bytes) -> dict[str, Any]:
-    """Reads a clip's JSON; what is no JSON object says nothing."""
+    """Reads a clip's JSON; what is no JSON object says nothing, and neither do its nulls."""
     try:
         fields = json.loads(data)
     except ValueError:
         return {}
     if not isinstance(fields, dict):
         return {}
+    # Without a speaker's name its clips would all be one speaker's.
+    fields = {
+        name: value for name, value in fields.items() if value is not None and (name, value) != ("speaker", "")
+    }
     if isinstance(fields.get("text"), str):
         fields["text"] = fields["text"].strip()
     return fields

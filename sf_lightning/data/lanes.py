@@ -332,7 +332,10 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width:
         if not wanted:
             continue
         index = shards.index(number)
-        raws = {raw["__key__"]: raw for raw in shards.read(number)}
+        speakers = {index[i].speaker for i in wanted}
+        raws = {
+            raw["__key__"]: raw for raw in shards.read(number, [row for row in index if row.speaker in speakers])
+        }
         for i in wanted:
             key, speaker = index[i].key, index[i].speaker
             if key not in raws:

@@ -37,10 +37,10 @@ def load(folder: Path) -> dict[str, Any] | None:
         ValueError: if the file is damaged.
     """
     path = folder / NAME
-    if not path.is_file():
-        return None
     try:
         return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete {folder} and build again") from error
 

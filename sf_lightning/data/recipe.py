@@ -70,7 +70,10 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """What two builds of one set must have in common."""
-        filters = asdict(self.filters) | {"blocked_speakers": sorted(self.filters.blocked_speakers)}
+        filters = asdict(self.filters) | {
+            "languages": sorted({language.lower() for language in self.filters.languages}),
+            "blocked_speakers": sorted(self.filters.blocked_speakers),
+        }
         speaker = [self.speaker.name, self.speaker.width]
         said = {
             "format": FORMAT,
@@ -89,6 +92,8 @@ def samples_of(run: Sequence[Source], recipe: Recipe, skipped: Counter[str], sai
 
     def usable(source: Source) -> Iterator[tuple[Source, Wave]]:
         try:
+            if source.damage:
+                raise BadSample("damaged tar", source.damage)
             if reason := recipe.filters.reason_against(source.fields):
                 skipped[f"filtered: {reason}"] += 1
                 return
@@ -104,7 +109,7 @@ def samples_of(run: Sequence[Source], recipe: Recipe, skipped: Counter[str], sai
             yield source, wave
         except BadSample as error:
             skipped[error.cause] += 1
-            said.append(f"{source.key}.{source.suffix}: {error}")
+            said.append(f"{source.file}: {error}")
 
     pairs = (pair for source in run for pair in usable(source))
     while batch := list(islice(pairs, recipe.at_once)):
@@ -118,7 +123,7 @@ def samples_of(run: Sequence[Source], recipe: Recipe, skipped: Counter[str], sai
                 read_x_vector(x_vector, recipe.speaker.width)
             except BadSample as error:
                 skipped[error.cause] += 1
-                said.append(f"{source.key}.{source.suffix}: {error}")
+                said.append(f"{source.file}: {error}")
             else:
                 yield Sample(source, tokens, x_vector, len(wave) / recipe.mel.sample_rate)
 

@@ -30,7 +30,7 @@ class BadSample(Exception):
 
     Args:
         cause: Short and countable: "undecodable", "silent", "not finite", "too short", "token count", "x-vector",
-            "incomplete", "damaged".
+            "incomplete", "damaged"; while a set is built also "duplicate key", "damaged tar".
         detail: What came and what was wanted.
     """
 

@@ -12,14 +12,14 @@ import hashlib
 import io
 import json
 import logging
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.index import IndexRow, checksum, parse_index
 from sf_lightning.data.sample import Raw
 from sf_lightning.data.store import Store
 from sf_lightning.tokens.base import TokenizerSpec
@@ -40,33 +40,23 @@ class ShardInfo:
     bytes: int
     digest: str
 
+    def check(self) -> None:
+        """Checks that it can be of a shard; it comes from a file, which may lie elsewhere.
 
-class IndexRow(NamedTuple):
-    """One sample, as a shard's index has it.
-
-    Attributes:
-        key: Of the sample.
-        tokens: How many.
-        checksum: Of its files; see `checksum`.
-        speaker: Name of the speaker.
-        language: Empty where it is not known.
-        files: Where the bytes of each lie in the tar, (offset, size) by suffix.
-    """
-
-    key: str
-    tokens: int
-    checksum: int
-    speaker: str
-    language: str
-    files: dict[str, tuple[int, int]]
+        Raises:
+            ValueError: if it cannot.
+        """
+        counts = (self.samples, self.tokens, self.bytes)
+        if not all(type(count) is int and count >= 0 for count in counts) or not self.seconds >= 0:
+            raise ValueError(f"shard {self.name} with counts {counts} and {self.seconds} seconds")
+        # A name is put behind a folder, a URL, or into a command.
+        if not re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*\.tar", self.name):
+            raise ValueError(f"shard {self.name!r}: wanted the name of a tar in this folder")
 
 
-def checksum(files: Mapping[str, bytes]) -> int:
-    """Returns the CRC-32 of the files of a sample: names and bytes, sorted by name."""
-    total = 0
-    for name in sorted(name for name in files if not name.startswith("__")):
-        total = zlib.crc32(files[name], zlib.crc32(name.encode(), total))
-    return total
+def index_name(info: ShardInfo) -> str:
+    """Returns the file name of a shard's index."""
+    return f"{Path(info.name).stem}.json"
 
 
 @dataclass(frozen=True)
@@ -121,18 +111,27 @@ class Manifest:
         """
         try:
             data = json.loads(said)
-            if data["format"] != FORMAT:
-                raise ValueError(f"format {data['format']}, this version reads {FORMAT}: build the set again")
-            return cls(
+            form = data["format"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no manifest, or damaged ({error}): build the set again") from error
+        if form != FORMAT:
+            raise ValueError(f"{path}: format {form}, this version reads {FORMAT}: build the set again")
+        try:
+            manifest = cls(
                 MelConfig(**data["mel"]),
                 TokenizerSpec(**data["tokenizer"]),
                 tuple(ShardInfo(**shard) for shard in data["shards"]),
-                data["skipped"],
+                dict(data["skipped"]),
                 data.get("x_vectors", ""),
                 data.get("x_vector_width", 0),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
+            for shard in manifest.shards:
+                shard.check()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}): build the set again") from error
+        if not any(shard.samples for shard in manifest.shards):
+            raise ValueError(f"{path}: not one sample in it: build the set again")
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -172,16 +171,21 @@ class ShardSet:
         """Reads the index of a shard: its samples in the order of the tar.
 
         Raises:
+            FileNotFoundError: if it is missing.
             ValueError: if it is damaged.
         """
-        name = f"{Path(self.manifest.shards[shard].name).stem}.json"
+        info = self.manifest.shards[shard]
+        name = index_name(info)
+        remedy = f"`sf-shards verify --shards {self.folder} --repair=true` makes it again"
         try:
             with self.open(name) as file:
-                return [IndexRow(*row) for row in json.load(file)["rows"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self.folder}: {name} is damaged ({error}): `sf-shards verify --repair=true` takes its shard out"
-            ) from error
+                return parse_index(file.read(), info.samples, info.bytes)
+        except FileNotFoundError as error:
+            if Store(str(self.folder)).is_remote:
+                raise
+            raise FileNotFoundError(f"{self.folder}: {name} is missing: {remedy}") from error
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {name} is damaged ({error}): {remedy}") from error
 
     def read(self, shard: int, rows: Iterable[IndexRow] | None = None) -> Iterator[Raw]:
         """Yields the samples of a shard in order; one that is not what was written, to the byte, is left out.

@@ -8,11 +8,13 @@ import hashlib
 import io
 import logging
 import os
+import secrets
 import shlex
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from webdataset.cache import LRUCleanup
 from webdataset.gopen import gopen
@@ -96,7 +98,7 @@ class Store:
         """Brings a file into the cache; open already, for another process may delete it the next moment."""
         path.parent.mkdir(parents=True, exist_ok=True)
         LRUCleanup(str(self.cache), int(self.cache_gb * 1e9), interval=None).cleanup()
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # the cache may be shared by nodes
         file = fresh.open("w+b")
         try:
             self._bring(name, file, size)
@@ -109,7 +111,7 @@ class Store:
         return file
 
     def _bring(self, name: str, into: io.BufferedIOBase, size: int | None) -> None:
-        url = self._url(name)
+        url, said = self._url(name), self._place_of(name)
         for attempt in range(self.attempts):
             if attempt:
                 time.sleep(self.delay * 2 ** (attempt - 1))
@@ -123,15 +125,20 @@ class Store:
                 into.flush()
                 return
             except OSError as error:
-                log.warning("%s, attempt %d of %d: %s", url, attempt + 1, self.attempts, error)
+                log.warning("%s, attempt %d of %d: %s", said, attempt + 1, self.attempts, error)
         raise FileNotFoundError(
-            f"{url} could not be read in {self.attempts} attempts; see the log for each of them"
+            f"{said} could not be read in {self.attempts} attempts; see the log for each of them"
         )
 
-    def _url(self, name: str) -> str:
+    def _place_of(self, name: str) -> str:
+        """A file's URL, or the command that brings it."""
         if self.place.startswith("pipe:"):
-            return self.place.replace("{}", name)
-        url = f"{self.place.rstrip('/')}/{name}"
+            return self.place.replace("{}", shlex.quote(name))
+        return f"{self.place.rstrip('/')}/{quote(name)}"
+
+    def _url(self, name: str) -> str:
+        """What WebDataset is asked for."""
+        url = self._place_of(name)
         if not url.startswith(("http://", "https://")):
             return url
         # WebDataset's own curl waits for ever on a server that goes silent.

@@ -9,10 +9,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from webdataset.tariterators import tarfile_samples
+
 from sf_lightning.data import lookup
 from sf_lightning.data.corpus import Source
+from sf_lightning.data.index import parse_index
 from sf_lightning.data.sample import BadSample, Raw, audio_of, decode_clip, read_tokens
-from sf_lightning.data.shards import ShardSet
+from sf_lightning.data.shards import ShardInfo, ShardSet, index_name
 from sf_lightning.data.work import Tally, work
 from sf_lightning.data.writer import Sample, ShardWriter, npy, replace_file
 
@@ -81,19 +84,14 @@ def verify_shard(shards: ShardSet, number: int) -> list[Problem]:
 
     try:
         rows = shards.index(number)
-        with shards.open(info.name) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        digest = _digest(shards, info)
+    except (OSError, ValueError) as error:
         note("", f"cannot be read: {error}")
         return problems
     if digest != info.digest:
         note("", f"digest {digest[:12]}, the manifest has {info.digest[:12]}")
-    for what, came, wanted in (
-        ("samples", len(rows), info.samples),
-        ("tokens", sum(row.tokens for row in rows), info.tokens),
-    ):
-        if came != wanted:
-            note("", f"{came} {what} in the index, the manifest has {wanted}")
+    if (came := sum(row.tokens for row in rows)) != info.tokens:
+        note("", f"{came} tokens in the index, the manifest has {info.tokens}")
     found: Counter[str] = Counter()
     for raw in shards.read(number):
         found[raw["__key__"]] += 1
@@ -102,6 +100,11 @@ def verify_shard(shards: ShardSet, number: int) -> list[Problem]:
     for key in (row.key for row in rows if not found[row.key]):
         note(key, "damaged: not in the tar as the index has it")
     return problems
+
+
+def _digest(shards: ShardSet, info: ShardInfo) -> str:
+    with shards.open(info.name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason_against(shards: ShardSet, raw: Raw) -> str | None:
@@ -115,11 +118,44 @@ def _reason_against(shards: ShardSet, raw: Raw) -> str | None:
 
 
 def _known(shards: ShardSet, number: int) -> Iterator[Raw]:
-    """Yields the samples that are what was written; none where the index, which knows what was, is gone."""
+    """Yields the samples that are what was written: the index knows what was, or else the digest of the tar."""
+    info = shards.manifest.shards[number]
+    tar, index = (Path(shards.folder, name) for name in (info.name, index_name(info)))
     try:
-        yield from shards.read(number)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        log.warning("%s is given up, its index cannot be read: %s", shards.manifest.shards[number].name, error)
+        # Not as many as the manifest has: a repair that was killed has written this shard again already.
+        rows = parse_index(index.read_bytes(), None, max(info.bytes, tar.stat().st_size))
+    except (OSError, ValueError) as error:
+        if tar.is_file() and _digest(shards, info) == info.digest:
+            yield from tarfile_samples(iter([{"url": str(tar)}]))  # type: ignore[misc]
+        else:
+            log.warning("%s is given up, for nothing says what was in it: %s", info.name, error)
+    else:
+        yield from shards.read(number, rows)
+
+
+def _skipped(folder: Path, info: ShardInfo) -> dict[str, int]:
+    """What was left out of a shard when it was built; nothing, if its index is no more."""
+    try:
+        return dict(json.loads((folder / index_name(info)).read_bytes())["skipped"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _write_again(shards: ShardSet, number: int) -> ShardInfo:
+    """Writes a shard without its broken samples."""
+    folder, manifest, info = Path(shards.folder), shards.manifest, shards.manifest.shards[number]
+    writer, skipped = ShardWriter(folder, Path(info.name).stem), _skipped(folder, info)
+    try:
+        for raw in _known(shards, number):
+            if not _reason_against(shards, raw):
+                (suffix, audio), fields = audio_of(raw), json.loads(raw["json"])
+                tokens = read_tokens(raw["tokens.npy"], manifest.tokenizer.vocabulary)
+                source = Source(raw["__key__"], suffix, audio, fields)
+                writer.add(Sample(source, tokens, raw.get("speaker.npy", b""), fields["duration"]))
+        return writer.close(skipped)
+    except BaseException:
+        writer.abandon()
+        raise
 
 
 def repair(shards: ShardSet, numbers: Iterable[int]) -> int:
@@ -142,17 +178,14 @@ def repair(shards: ShardSet, numbers: Iterable[int]) -> int:
     # Of samples that will be gone: a repair that is killed leaves no table rather than that one.
     (folder / lookup.NAME).unlink(missing_ok=True)
     for number in numbers:
-        writer = ShardWriter(folder, Path(infos[number].name).stem)
-        for raw in _known(shards, number):
-            if not _reason_against(shards, raw):
-                (suffix, audio), fields = audio_of(raw), json.loads(raw["json"])
-                tokens = read_tokens(raw["tokens.npy"], manifest.tokenizer.vocabulary)
-                source = Source(raw["__key__"], suffix, audio, fields)
-                writer.add(Sample(source, tokens, raw.get("speaker.npy", b""), fields["duration"]))
-        infos[number] = writer.close({})
+        infos[number] = _write_again(shards, number)
     left = tuple(info for info in infos if info.samples)
     if not left:
         raise ValueError(f"{folder}: not one sample is good: build the set again")
     replace_file(folder / "manifest.json", replace(manifest, shards=left).as_json())
+    for info in infos:
+        if not info.samples:  # the manifest does not have it any more
+            for name in (info.name, index_name(info)):
+                (folder / name).unlink(missing_ok=True)
     replace_file(folder / lookup.NAME, npy(lookup.look_up(ShardSet(folder))))
     return shards.samples - sum(info.samples for info in left)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -144,6 +145,11 @@ def _results(
         try:
             for future in futures:
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"one of the {processes} processes was killed, maybe for want of memory: lower --processes and "
+                "start the same command again"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

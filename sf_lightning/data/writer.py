@@ -3,18 +3,21 @@
 import hashlib
 import io
 import json
-import os
+import secrets
 import tarfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
 from sf_lightning.data.corpus import Source
-from sf_lightning.data.shards import IndexRow, ShardInfo, checksum
+from sf_lightning.data.index import IndexRow, checksum
+from sf_lightning.data.shards import ShardInfo
 from sf_lightning.tokens.base import Tokens
 
 
@@ -35,11 +38,21 @@ def npy(array: NDArray) -> bytes:
     return buffer.getvalue()
 
 
+def fresh_name(path: Path) -> Path:
+    """Returns where a file is written before it gets its name: hidden, and no other job's."""
+    # Not the process id: jobs in containers, each on a node of its own, may all have the same one.
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Writes a file that is either whole or not there."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_bytes(data)
-    fresh.replace(path)
+    fresh = fresh_name(path)
+    try:
+        fresh.write_bytes(data)
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 class ShardWriter:
@@ -47,7 +60,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}.tar"
-        self.fresh = folder / f".{name}.tar.{os.getpid()}"
+        self.fresh = fresh_name(self.path)
         self.file = self.fresh.open("wb")
         self.tar = webdataset.TarWriter(self.file, mtime=0, user="", group="")
         self.rows: list[IndexRow] = []
@@ -60,7 +73,7 @@ class ShardWriter:
         files = {
             source.suffix: source.audio,
             "tokens.npy": npy(sample.tokens.astype(np.int32)),
-            "json": json.dumps(fields, ensure_ascii=False).encode(),
+            "json": _as_json(fields),
         }
         if sample.x_vector:
             files["speaker.npy"] = sample.x_vector
@@ -89,5 +102,18 @@ class ShardWriter:
         )
         self.fresh.replace(self.path)
         index = {"info": asdict(info), "skipped": dict(skipped), "rows": [list(row) for row in self.rows]}
-        replace_file(self.path.with_suffix(".json"), (json.dumps(index, ensure_ascii=False) + "\n").encode())
+        replace_file(self.path.with_suffix(".json"), _as_json(index) + b"\n")
         return info
+
+    def abandon(self) -> None:
+        """Takes away what was written of a shard that will not be ended."""
+        # A full disk refuses the last bytes too. The tar must be closed, or it would say so when it is collected.
+        for each in (self.tar, self.file):
+            with suppress(OSError):
+                each.close()
+        self.fresh.unlink(missing_ok=True)
+
+
+def _as_json(said: dict[str, Any]) -> bytes:
+    # Text may hold half of a surrogate pair, which UTF-8 does not know; JSON does, escaped.
+    return json.dumps(said, ensure_ascii=False).encode(errors="backslashreplace")

@@ -5,6 +5,7 @@ level and the average voice do not use up the codes.
 """
 
 import hashlib
+import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
@@ -68,9 +69,11 @@ class KMeansTokenizer:
         ]
 
     def save(self, path: Path) -> None:
-        """Writes the centroids to an `.npz` file."""
+        """Writes the centroids to an `.npz` file, which is either whole or not there: jobs may wait for it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, centroids=self.centroids)
+        fresh = path.with_name(f".{secrets.token_hex(8)}.{path.name}")
+        np.savez(fresh, centroids=self.centroids)
+        fresh.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "KMeansTokenizer":

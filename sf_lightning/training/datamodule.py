@@ -276,15 +276,38 @@ class ShardDataModule(L.LightningDataModule):
             "states": {
                 lane: vars(state) | {"places": [list(place) for place in state.places]}
                 for lane, state in everyone.items()
-            }
+            },
+            "order": self._order(),
+        }
+
+    def _order(self) -> dict[str, Any]:
+        """What the order of samples follows from, beside where the lanes stand."""
+        return {
+            "lanes": self.lanes,
+            "seed": self.seed,
+            "group": self.group,
+            "train": [shards.version for shards in self.train],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the lanes up where they stood.
 
         Raises:
-            ValueError: if the run had another number of training sets.
+            ValueError: if the run had another number of training sets or of lanes.
         """
+        was, now = state["order"], self._order()
+        if was["lanes"] != self.lanes:
+            raise ValueError(
+                f"the checkpoint stands in {was['lanes']} lanes, data.lanes is {self.lanes}: a run has the "
+                "same lanes for its whole life"
+            )
+        for name in (name for name in was if was[name] != now[name]):
+            log.warning(
+                "data.%s is not what it was (%s, now %s): some samples come twice in this epoch, some not at all",
+                name,
+                was[name],
+                now[name],
+            )
         for lane, values in state["states"].items():
             places = tuple(Place(*place) for place in values["places"])
             if len(places) != len(self.train):

@@ -1,5 +1,6 @@
 """Building: from folders and Emilia's tars, in parts and pieces, killed and taken up, always the same bytes."""
 
+import errno
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import tarfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +23,13 @@ from sf_lightning.cli.shards import main
 from sf_lightning.data import build as building
 from sf_lightning.data.build import build, build_unit
 from sf_lightning.data.corpus import Filters, TarUnit, clean_key, find_units
+from sf_lightning.data.index import checksum
 from sf_lightning.data.recipe import Recipe
-from sf_lightning.data.shards import ShardSet, checksum
+from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.work import Tally
+from sf_lightning.data.writer import Sample, ShardWriter
 from sf_lightning.tokens.base import TokenizerSpec
+from tests.data.test_fuzz import mutate
 from tests.data.test_shards import tokenizer_of
 from tests.helpers import voice, write_corpus
 
@@ -196,6 +201,99 @@ def test_jobs_that_end_at_the_same_time_are_both_content(
     assert files(tmp_path / "set") == files(tmp_path / "alone")
 
 
+def test_a_job_that_looked_just_before_another_one_ended_begins_nothing(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units, begin = find_units(emilia(tmp_path / "emilia"), 3), building._begin
+
+    def late(*args: Any) -> None:
+        # This job has seen that there is no set. Now another one ends it, and only then the folder is begun.
+        monkeypatch.setattr(building, "_begin", begin)
+        assert build(units, tmp_path / "set", recipe) is not None
+        begin(*args)
+
+    monkeypatch.setattr(building, "_begin", late)
+    assert build(units, tmp_path / "set", recipe, part=(2, 2)) == ShardSet(tmp_path / "set").manifest
+    assert not (tmp_path / "set.partial").exists()
+
+
+def test_a_job_that_works_where_another_one_ends_is_content(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The same part, started twice: the slower one is still writing when the folder gets its name.
+    units, write = find_units(emilia(tmp_path / "emilia"), 3), building._write
+
+    def slow(*args: Any) -> list[str]:
+        monkeypatch.setattr(building, "_write", write)
+        assert build(units, tmp_path / "set", recipe) is not None
+        return write(*args)
+
+    monkeypatch.setattr(building, "_write", slow)
+    assert build(units, tmp_path / "set", recipe) == ShardSet(tmp_path / "set").manifest
+    assert not (tmp_path / "set.partial").exists() and not list((tmp_path / "set").glob(".*"))
+
+
+@pytest.mark.parametrize("killed", ["replace_file", "rename", "_tidy"])
+def test_a_build_killed_at_its_very_end_ends_when_it_is_started_again(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    # With a shard of no samples, which is in no set.
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    filtered = Recipe(recipe.tokenizer, filters=Filters(min_dnsmos=3.12), shard_samples=3)
+    build(units, tmp_path / "whole", filtered)
+    assert len(ShardSet(tmp_path / "whole").manifest.shards) == 4
+
+    def kill(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    assert build(units, tmp_path / "set", filtered, part=(1, 2)) is None
+    build_unit(units[1], Tally(), tmp_path / "set.partial", filtered)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path if killed == "rename" else building, killed, kill)
+        build(units, tmp_path / "set", filtered)
+    assert build(units, tmp_path / "set", filtered, part=(2, 2)) is not None
+    assert files(tmp_path / "set") == files(tmp_path / "whole")
+
+
+def test_more_parts_than_units_are_no_mistake(recipe: Recipe, tmp_path: Path) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    assert build(units, tmp_path / "set", recipe, part=(5, 5)) is None
+    made = [build(units, tmp_path / "set", recipe, part=(part, 5)) for part in (4, 2, 1, 3, 5)]
+    assert [manifest is not None for manifest in made] == [False, False, True, True, True]
+
+
+def test_a_full_disk_says_where_and_how_to_go_on_and_leaves_nothing_half_written(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    build(units, tmp_path / "whole", recipe)
+
+    def full(self: ShardWriter, sample: Sample) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "add", full)
+        with pytest.raises(
+            OSError, match=r"set.partial: No space left on device: make room and start the same comm"
+        ):
+            build(units, tmp_path / "set", recipe)
+    assert [path.name for path in (tmp_path / "set.partial").iterdir()] == ["build.json"]
+    build(units, tmp_path / "set", recipe)
+    assert files(tmp_path / "set") == files(tmp_path / "whole")
+
+
+def test_the_order_of_languages_makes_no_other_build(recipe: Recipe, tmp_path: Path) -> None:
+    units = find_units(emilia(tmp_path / "emilia"), 3)
+    one, same, other = (
+        Recipe(recipe.tokenizer, filters=Filters(languages=languages), shard_samples=3)
+        for languages in (("en", "zh"), ("ZH", "en"), ("en",))
+    )
+    manifest = build(units, tmp_path / "set", one)
+    assert build(units, tmp_path / "set", same) == manifest
+    with pytest.raises(FileExistsError, match=r"languages was \['en', 'zh'\] and is \['en'\]"):
+        build(units, tmp_path / "set", other)
+
+
 def test_a_build_cannot_go_on_with_other_options(recipe: Recipe, tmp_path: Path) -> None:
     units = find_units(emilia(tmp_path / "emilia"), 3)
     build(units, tmp_path / "set", recipe, part=(1, 2))
@@ -354,7 +452,63 @@ def test_a_damaged_tar_gives_what_lies_before_the_damage_and_twins_are_counted(
     with tarfile.open(tar) as members:
         cut = members.getmembers()[2].offset_data + 1000
     tar.write_bytes(tar.read_bytes()[:cut])
-    assert len(list(TarUnit("a", tar).read())) == 2
+    assert [source.key for source in TarUnit("a", tar).read()] == ["a", "b", "a.tar"]
+
+
+@pytest.mark.parametrize("where", ["before a header", "within a header", "in a header", "in a file"])
+def test_a_tar_that_ends_early_is_counted_wherever_it_is_cut_or_broken(
+    recipe: Recipe, tmp_path: Path, where: str, capsys: pytest.CaptureFixture
+) -> None:
+    tar = write_tar(tmp_path / "in" / "a.tar", [(f"{i}.mp3", mp3(1.0, i)) for i in range(4)])
+    build(find_units(tmp_path / "in", 9), tmp_path / "whole", recipe)
+    data = tar.read_bytes()
+    with tarfile.open(tar) as members:
+        info = members.getmembers()[2]
+    at = info.offset
+    cut = {"before a header": at, "within a header": at + 100, "in a file": info.offset_data + 1000}
+    tar.write_bytes(data[: cut[where]] if where in cut else data[:at] + b"?" + data[at + 1 :])
+    manifest = build(find_units(tmp_path / "in", 9), tmp_path / "set", recipe)
+    assert manifest is not None and manifest.skipped == {"damaged tar": 1}
+    assert [row.key for row in ShardSet(tmp_path / "set").index(0)] == ["0", "1"]
+    assert re.search(r"skipped for a: a\.tar: damaged tar: ends early: .+", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(2_000, marks=pytest.mark.slow)])
+def test_whatever_happens_to_a_tar_of_a_corpus_it_is_read_to_an_end(tmp_path: Path, count: int) -> None:
+    members = [(f"{i}.{kind}", bytes(700 * i) or b"x") for i in range(6) for kind in ("mp3", "json")]
+    tar = write_tar(tmp_path / "a.tar", members)
+    data = tar.read_bytes()
+    for seed in range(count):
+        tar.write_bytes(mutate(data, np.random.default_rng(seed)))
+        sources = list(TarUnit("a", tar).read())
+        assert all(not source.damage for source in sources[:-1])
+        assert sum(len(source.audio) for source in sources) <= 2 * len(data)
+
+
+def test_tars_whose_shards_would_have_one_name_are_refused(tmp_path: Path) -> None:
+    for pair, said in (
+        (("data", "data-0001"), "data-0001.tar and .*data.tar would both have shards named data-0001"),
+        (("a.b", "a-b"), "would both have the key a-b"),
+        (("x", "manifest"), "would have an index named manifest.json"),
+    ):
+        folder = tmp_path / pair[0]
+        for name in pair:
+            write_tar(folder / f"{name}.tar", [])
+        with pytest.raises(ValueError, match=said):
+            find_units(folder, 3)
+
+
+def test_text_that_is_no_unicode_and_speakers_without_a_name_do_no_harm(recipe: Recipe, tmp_path: Path) -> None:
+    audio = write_corpus(tmp_path / "audio", clips=2, speakers=2)
+    (audio / "voice0" / "clip000.json").write_text('{"text": "\\ud800 half", "speaker": null, "language": null}')
+    os.rename(audio / "voice1" / "clip001.wav", os.fsencode(audio / "voice1") + b"/caf\xe9.wav")
+    build(find_units(audio, 9), tmp_path / "set", recipe)
+    held = ShardSet(tmp_path / "set")
+    assert [(row.key, row.speaker, row.language) for row in held.index(0)] == [
+        ("voice0_clip000", "voice0", ""),
+        ("voice1_caf_", "voice1", ""),
+    ]
+    assert json.loads(next(held.read(0))["json"])["text"] == "\ud800 half"
 
 
 def test_mixed_folders_and_twins_are_refused(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
-from sf_lightning.data.lanes import Drawn, Lane, LaneState, Reading, first_clips
+from sf_lightning.data.lanes import Drawn, Lane, LaneState, Place, Reading, first_clips
 from sf_lightning.data.packing import Batch, Pack, PackShape, pack
 from sf_lightning.data.sample import Clip, decode_clip
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.training.datamodule import ShardDataModule
 from tests.helpers import voice
 
 SHAPE = PackShape(num_blocks=16, block_size=24, frames_per_token=4, max_pieces=6, mel=MelConfig())
@@ -237,3 +238,23 @@ def test_validation_listens_to_clips_spread_over_the_set_in_a_fixed_order(shards
     places = [everything.index(key) for key in keys]
     assert places == sorted(places) and max(places) - min(places) > 15
     assert len(list(first_clips(shards, 100, 4000))) == 23
+
+
+def test_a_position_is_refused_in_other_lanes_and_warned_of_in_another_order(
+    shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def module(folder: Path | str, **change: int) -> ShardDataModule:
+        return ShardDataModule(str(folder), str(shards.folder), **({"lanes": 2} | change))  # type: ignore[arg-type]
+
+    begun = module(shards.folder)
+    begun.states = {0: LaneState((Place(1, 3),), turn=4)}
+    saved = begun.state_dict()
+    again = module(shards.folder)
+    again.load_state_dict(saved)
+    assert again.states == begun.states and not caplog.messages
+    module(copy_of(shards, tmp_path / "elsewhere").folder).load_state_dict(saved)
+    assert not caplog.messages  # a set that was moved is the same set
+    with pytest.raises(ValueError, match=r"stands in 2 lanes, data.lanes is 4: a run has the same lanes"):
+        module(shards.folder, lanes=4).load_state_dict(saved)
+    module(shards.folder, seed=1, group=2).load_state_dict(saved)
+    assert ["data.seed is not", "data.group is no"] == [message[:16] for message in caplog.messages]

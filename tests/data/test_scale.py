@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.index import IndexRow
 from sf_lightning.data.lanes import Lane, LaneState, Place, Reading
 from sf_lightning.data.sample import Raw
-from sf_lightning.data.shards import IndexRow, Manifest, ShardInfo, ShardSet
+from sf_lightning.data.shards import Manifest, ShardInfo, ShardSet
 from sf_lightning.data.writer import replace_file
 
 SHARDS, SAMPLES, LANES = 2000, 1000, 64

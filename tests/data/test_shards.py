@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.build import build
 from sf_lightning.data.corpus import find_units
 from sf_lightning.data.recipe import Recipe
-from sf_lightning.data.sample import BadSample, decode_clip, read_npy, read_tokens, reference_crop
+from sf_lightning.data.sample import BadSample, decode_clip, read_npy, read_speech, read_tokens, reference_crop
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.writer import npy
 from sf_lightning.tokens.base import load_tokenizer
@@ -126,6 +127,15 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path, make: bool, said: st
         find_units(tmp_path / "audio", 100)
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(shards: ShardSet, tmp_path: Path) -> None:
+    (tmp_path / "clip.wav").write_bytes(b"")
+    with pytest.raises(NotADirectoryError, match=r"clip.wav is a file: give the folder that it lies in"):
+        find_units(tmp_path / "clip.wav", 100)
+    units = find_units(shards.folder.parent / "audio", 5)
+    with pytest.raises(FileExistsError, match=r"clip.wav is there already: delete it or give another --out"):
+        build(units, tmp_path / "clip.wav", Recipe(tokenizer_of(shards)))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -149,6 +159,76 @@ def test_a_folder_that_is_no_shard_set_says_how_to_make_one(tmp_path: Path) -> N
     (tmp_path / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="format 99, this version reads 3"):
         Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda said: [], "is no manifest, or damaged"),
+        (lambda said: {}, r"is no manifest, or damaged \('format'\): build the set again"),
+        (lambda said: said | {"shards": []}, "not one sample in it"),
+        (lambda said: said | {"tokenizer": {}}, "manifest.json is damaged .*build the set again"),
+        (
+            lambda said: said | {"shards": [said["shards"][0] | {"samples": "three"}]},
+            r"shard-000000.tar with counts",
+        ),
+        (
+            lambda said: said | {"shards": [said["shards"][0] | {"name": "../../x.tar"}]},
+            "'../../x.tar': wanted the name",
+        ),
+        (lambda said: said | {"shards": [said["shards"][0] | {"name": ".x.tar"}]}, "wanted the name of a tar"),
+    ],
+)
+def test_a_damaged_manifest_and_one_whose_names_leave_its_folder_are_refused(
+    shards: ShardSet, tmp_path: Path, change: Callable[[dict], object], said: str
+) -> None:
+    manifest = json.loads((shards.folder / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(change(manifest)))
+    with pytest.raises(ValueError, match=said):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: rows[:-1], "4 samples in the index, the manifest has 5"),
+        (lambda rows: [], "0 samples in the index"),  # a lane would look for a sample for ever
+        (lambda rows: [[1, 2, 3, 4, 5, 6], *rows[1:]], "no index: 'int' object has no attribute"),
+        (lambda rows: [[3, *rows[0][1:]], *rows[1:]], "something of another kind"),
+        (lambda rows: [[*rows[0][:5], {"wav": [0, 10**10]}], *rows[1:]], r"does not lie within \d+ bytes"),
+        (lambda rows: [[*rows[0][:5], {"wav": [-5, 3]}], *rows[1:]], r"does not lie within \d+ bytes"),
+    ],
+)
+def test_a_damaged_index_is_refused_before_it_is_believed(
+    shards: ShardSet, tmp_path: Path, change: Callable[[list], list], said: str
+) -> None:
+    for name in ("manifest.json", "shard-000000.json"):
+        (tmp_path / name).write_bytes((shards.folder / name).read_bytes())
+    index = tmp_path / "shard-000000.json"
+    index.write_text(json.dumps({"rows": change(json.loads(index.read_text())["rows"])}))
+    with pytest.raises(
+        ValueError, match=rf"shard-000000.json is damaged \(.*{said}.*--repair=true` makes it again"
+    ):
+        ShardSet(tmp_path).index(0)
+    index.unlink()
+    with pytest.raises(FileNotFoundError, match=r"shard-000000.json is missing: .* makes it again"):
+        ShardSet(tmp_path).index(0)
+
+
+def test_headers_that_lie_about_rate_and_length_are_undecodable() -> None:
+    flac, slow = io.BytesIO(), io.BytesIO()
+    soundfile.write(flac, voice(1.0), 16000, format="FLAC")
+    soundfile.write(slow, voice(1.0), 1, format="WAV")  # as it says: over four hours
+    lie = bytearray(flac.getvalue())
+    lie[21] |= 0x0F
+    lie[22:26] = b"\xff" * 4  # 2^36 - 1 samples
+    for audio in (bytes(lie), slow.getvalue()):
+        try:
+            assert len(read_speech(audio, MelConfig())) <= 16000
+        except BadSample as error:
+            assert error.cause == "undecodable"
+    with pytest.raises(BadSample, match="audio at 1 Hz, wanted 4000 to 768000"):
+        read_speech(slow.getvalue(), MelConfig())
 
 
 def raw_sample(wave: np.ndarray, tokens: int, rate: int = 16000) -> dict:

@@ -121,3 +121,27 @@ def test_what_cannot_be_had_is_asked_for_again_and_then_named(shards: ShardSet) 
         store.read("manifest.json")
     with pytest.raises(ValueError, match=r"wanted \{\} in the command"):
         Store("pipe:cat set/manifest.json")
+
+
+def test_a_name_is_a_name_to_a_shell_and_to_a_server(shards: ShardSet, tmp_path: Path, server: str) -> None:
+    odd = "a b; touch gone #?%.tar"
+    (tmp_path / odd).write_bytes(b"here")
+    assert Store(f"pipe:cat {tmp_path}/{{}}").read(odd) == b"here"
+    assert not list(tmp_path.glob("gone*"))
+    with pytest.raises(FileNotFoundError, match=rf"^{server}/a%23b%3F.json could not be read in 1 attempts"):
+        Store(server, attempts=1).read("a#b?.json")
+    assert Flaky.asked == ["/a%23b%3F.json"]
+
+
+def test_a_shard_that_vanished_from_a_server_is_named(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(shards.folder, place)
+    there = ShardSet(f"pipe:cat '{place}/{{}}'")
+    assert there.samples == 23
+    (place / "shard-000003.tar").unlink()
+    monkeypatch.setattr(Store, "delay", 0.0)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(FileNotFoundError, match=r"shard-000003.tar' could not be read in 5 attempts"):
+        packs(there, 10)

@@ -11,7 +11,7 @@ import pytest
 from sf_lightning.cli.shards import main
 from sf_lightning.data import lookup
 from sf_lightning.data.lookup import look_up
-from sf_lightning.data.shards import ShardSet
+from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.verify import repair, verify, verify_shard, verify_table
 from sf_lightning.data.writer import npy
 from tests.data.test_lanes import copy_of
@@ -47,8 +47,13 @@ def test_damage_is_named_and_repaired(shards: ShardSet, tmp_path: Path, capsys: 
     mended = ShardSet(folder)
     assert mended.samples == 17 and len(mended.manifest.shards) == 4
     assert not any(verify_shard(mended, number) for number in range(4))
-    good = next(raw for raw in mended.read(1) if raw["__key__"] == broken.index(1)[0].key)
-    assert good["wav"] == next(raw for raw in shards.read(1))["wav"]
+    good, whole = list(mended.read(1)), [raw for raw in shards.read(1) if raw["__key__"] != row.key]
+    assert good == whole and len(good) == 4
+    # In the same order, and of the shard that is gone nothing lies there any more.
+    names = [info.name for info in shards.manifest.shards]
+    assert [info.name for info in mended.manifest.shards] == names[:3] + names[4:]
+    assert not list(folder.glob("shard-000003.*")) and not list(folder.glob(".*"))
+    say("verify", f"--shards={folder}")
 
 
 def test_a_manifest_that_lies_and_an_index_that_is_gone_are_named(shards: ShardSet, tmp_path: Path) -> None:
@@ -61,8 +66,50 @@ def test_a_manifest_that_lies_and_an_index_that_is_gone_are_named(shards: ShardS
     again = ShardSet(broken.folder)
     assert "5 samples in the index, the manifest has 6" in str(verify_shard(again, 0)[0])
     assert "cannot be read" in str(verify_shard(again, 2)[0])
-    assert repair(again, [0, 2]) == 6 and again.samples == 24  # one that never was, and the five of that shard
-    assert not any(verify_shard(ShardSet(broken.folder), number) for number in range(4))
+    assert repair(again, [0, 2]) == 1 and again.samples == 24  # one that never was
+    # Of a tar that is whole the index is made again, to the byte.
+    for name in ("shard-000002.json", "shard-000002.tar", "shard-000000.tar", "manifest.json"):
+        assert (Path(broken.folder) / name).read_bytes() == (Path(shards.folder) / name).read_bytes()
+
+
+def test_a_shard_whose_tar_and_index_are_both_damaged_is_given_up(
+    shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    tar = Path(broken.folder) / "shard-000002.tar"
+    tar.write_bytes(tar.read_bytes()[:-1])
+    tar.with_suffix(".json").unlink()
+    assert repair(broken, [2]) == 5 and "shard-000002.tar is given up" in caplog.text
+    assert not verify(ShardSet(broken.folder))
+
+
+def test_a_repair_remembers_what_was_left_out_of_a_shard_when_it_was_built(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    index = Path(broken.folder) / "shard-000001.json"
+    said = json.loads(index.read_text()) | {"skipped": {"silent": 2}}
+    said["rows"][1][2] ^= 1
+    index.write_text(json.dumps(said))
+    assert repair(broken, [1]) == 1
+    assert json.loads(index.read_text())["skipped"] == {"silent": 2}
+
+
+def test_a_repair_that_was_killed_between_shards_and_manifest_loses_nothing_when_it_is_done_again(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = copy_of(shards, tmp_path / "set")
+    folder = Path(broken.folder)
+    (folder / "shard-000003.tar").write_bytes((folder / "shard-000003.tar").read_bytes()[:60_000])
+    left = len(list(broken.read(3)))
+    assert 0 < left < 5
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Manifest, "as_json", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
+        repair(broken, [3])
+    problems = verify(ShardSet(folder))
+    assert {problem.shard for problem in problems} == {3, None}
+    assert repair(ShardSet(folder), [3]) == 5 - left
+    assert not verify(ShardSet(folder)) and ShardSet(folder).samples == 18 + left
 
 
 def test_parts_read_every_shard_once_and_the_table_too(
@@ -233,3 +280,6 @@ def test_the_command_builds_in_parts_and_asks_for_what_it_needs(
     said = capsys.readouterr().out
     assert "part 1/2 is done; the set is whole when all parts are" in said
     assert "23 clips" in said and "5 shards" in said
+    with pytest.raises(SystemExit):
+        say("fit", f"--audio={audio}", f"--out={tmp_path}/kmeans-40.npz", "--vocabulary=40")
+    assert "kmeans-40.npz is there already, and sets may have been built with it" in capsys.readouterr().err

@@ -1,7 +1,9 @@
 """Work in processes: how far it is can be seen while it goes on, and what is said comes in order."""
 
 import functools
+import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,3 +80,14 @@ def test_processes_count_together_and_speak_in_order(
     found = work(functools.partial(say, folder=tmp_path), range(5), 50, 2, "going")
     assert found == ["[1]", "[2]", "[2]", "[4]"]
     assert re.findall(r"^\[\d\]$", capsys.readouterr().out, re.MULTILINE) == found
+
+
+def die(item: int, tally: Tally) -> list[str]:
+    """A job that uses up the memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def test_a_process_that_is_killed_ends_the_work_with_a_hint() -> None:
+    with pytest.raises(RuntimeError, match=r"one of the 2 processes was killed, .* lower --processes"):
+        work(die, range(3), 50, 2, "going")

@@ -1,0 +1,107 @@
+"""What it costs to go on deep in an epoch of two million samples: `python benchmarks/resume.py --audio FOLDER`.
+
+Plans an epoch of 2,000 shards of 1,000 clips of ten seconds, mp3 at 24 kHz, and draws the first sample at several
+places in it; then the same from one shard of 10,000 clips of a second. The shards are four, each there under 500
+names; before each draw they are put out of the page cache.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.audio.wave import AUDIO_SUFFIXES, read_wave
+from sf_lightning.data.corpus import Source
+from sf_lightning.data.lanes import Lane, LaneState, Place, Reading
+from sf_lightning.data.shards import Manifest, ShardInfo, ShardSet
+from sf_lightning.data.writer import Sample, ShardWriter, replace_file
+from sf_lightning.tokens.base import TokenizerSpec
+
+SHARDS, SAMPLES, GROUP, COPIES = 2000, 1000, 4, 4
+RATE = 24_000
+CROP_SAMPLES = 32_000
+
+
+def encoded(audio: Path, seconds: float, count: int) -> list[bytes]:
+    """Speech in clips of one length, mp3."""
+    paths = sorted(path for path in audio.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    length, made, held = int(seconds * RATE), list[bytes](), np.zeros(0, np.float32)
+    for path in paths:
+        held = np.concatenate([held, read_wave(path, RATE)])
+        while len(held) >= length and len(made) < count:
+            soundfile.write(buffer := BytesIO(), held[:length], RATE, format="MP3")
+            made, held = [*made, buffer.getvalue()], held[length:]
+        if len(made) == count:
+            return made
+    raise SystemExit(f"{audio} holds too little: wanted {count * seconds:.0f} s of speech")
+
+
+def write_shard(folder: Path, name: str, clips: list[bytes], seconds: float, samples: int) -> ShardInfo:
+    """A shard of so many samples, the clips over and over, from voices of ten clips each."""
+    writer, tokens = ShardWriter(folder, name), np.zeros(round(25 * seconds), np.int64)
+    for i in range(samples):
+        source = Source(f"clip{i:05d}", "mp3", clips[i % len(clips)], {"id": str(i), "speaker": f"voice{i // 10}"})
+        writer.add(Sample(source, tokens, b"", seconds))
+    return writer.close({})
+
+
+def draw(folder: Path, lanes: int, place: Place) -> str:
+    """Says what the first sample at a place costs, from nothing but the folder."""
+    for path in folder.glob("real*"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    before, began = read_so_far(), time.perf_counter()
+    lane = Lane([ShardSet(folder)], 0, Reading(0, lanes, CROP_SAMPLES, group=GROUP))
+    opened = time.perf_counter()
+    drawn = next(lane.draws(LaneState((place,))))
+    took, read = time.perf_counter() - opened, read_so_far() - before
+    assert drawn.state.places == (place,)
+    return f"sample {place.sample:,} of epoch {place.epoch}, {lanes} lanes: {opened - began:.2f} s to open, " + (
+        f"{took:.2f} s to plan and draw, {read / 1e6:.0f} MB read"
+    )
+
+
+def read_so_far() -> int:
+    """Bytes that this process has read."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--audio", type=Path, required=True, help="folder of speech, at least eight minutes")
+    audio = parser.parse_args().audio
+    with tempfile.TemporaryDirectory() as name:
+        spec = TokenizerSpec("none", 1, 4, "none")
+        large, long = Path(name, "large"), Path(name, "long")
+        large.mkdir()
+        long.mkdir()
+        clips = encoded(audio, 10.0, 40)
+        real = [write_shard(large, f"real{i}", clips, 10.0, SAMPLES) for i in range(COPIES)]
+        infos = []
+        for i in range(SHARDS):
+            infos.append(replace(real[i % COPIES], name=f"shard-{i:06d}.tar"))
+            for suffix in (".tar", ".json"):
+                (large / f"shard-{i:06d}{suffix}").symlink_to(f"real{i % COPIES}{suffix}")
+        replace_file(large / "manifest.json", Manifest(MelConfig(), spec, tuple(infos), {}).as_json())
+        print(
+            f"{SHARDS:,} shards of {SAMPLES:,} clips of 10 s, {real[0].bytes / 1e6:.0f} MB each, {GROUP} in a group"
+        )
+        for lanes, place in ((1, Place(3, 10**6)), (1, Place(3, 10**6 + 3999)), (64, Place(32, 31_000))):
+            print(draw(large, lanes, place))
+        info = write_shard(long, "real0", encoded(audio, 1.0, 40), 1.0, 10_000)
+        replace_file(long / "manifest.json", Manifest(MelConfig(), spec, (info,), {}).as_json())
+        print(f"one shard of 10,000 clips of 1 s, {info.bytes / 1e6:.0f} MB")
+        for lanes in (1, 8):
+            print(draw(long, lanes, Place(7, 10_000 // lanes - 10)))
+
+
+if __name__ == "__main__":
+    main()

@@ -71,12 +71,22 @@ def has_restarted(cluster: Cluster, job: int, times: int) -> bool:
     )
 
 
-def preempt(cluster: Cluster, job: int, times: int, chance: random.Random) -> int:
+def changed(path: Path) -> float:
+    """When a file was changed; 0 if it is not there."""
+    return path.stat().st_mtime if path.is_file() else 0
+
+
+def preempt(cluster: Cluster, job: int, run: Path, times: int) -> int:
     """Stops a job so often, at random moments, and waits for its end; returns how often it came in time."""
+    chance, table = random.Random(run.name), run / "csv" / "metrics.csv"
     for stopped in range(times):
+        before = changed(table)
         cluster.until(partial(has_restarted, cluster, job, stopped), job, timeout=120)
-        # A third of the time in the start, the rest in training, validation and saving.
-        time.sleep(chance.choice([chance.uniform(0, 8), chance.uniform(8, 20), chance.uniform(8, 20)]))
+        if chance.random() < 0.25:  # while it starts
+            time.sleep(chance.uniform(0, 8))
+        else:  # in training, validation and saving
+            cluster.until(lambda: is_done(cluster, job) or changed(table) != before, job, timeout=120)
+            time.sleep(chance.uniform(0, 4))
         if is_done(cluster, job):
             return stopped
         stop(cluster, job, chance)
@@ -93,12 +103,13 @@ def test_jobs_that_are_preempted_at_random_moments_have_the_table_of_those_that_
     twins = [submit(cluster, shards, tmp_path / f"{each}-twin", each, 60 * times) for each in both]
     jobs = [submit(cluster, shards, tmp_path / each, each, 60 * times) for each in both]
     with ThreadPoolExecutor() as pool:
-        waiting = [pool.submit(preempt, cluster, job, times, random.Random(job)) for job in jobs]
+        runs = zip(jobs, both, strict=True)
+        waiting = [pool.submit(preempt, cluster, job, tmp_path / each, times) for job, each in runs]
         stopped = [each.result() for each in waiting]
     for each, twin, job, count in zip(both, twins, jobs, stopped, strict=True):
         cluster.wait_for(twin, "COMPLETED", timeout=60)
         assert cluster.restarts(job) in (count, count - 1)  # the last signal may have come too late
-        assert count == times or count > times // 2, "it was too quick to be stopped"
+        assert count > times // 2, "it was too quick to be stopped"
         assert rows(tmp_path / each) == rows(tmp_path / f"{each}-twin")
 
 

@@ -31,6 +31,7 @@ class Continuation(L.Callback):
         self._group: ProcessGroup | None = None
         self._asking: tuple[Tensor, Work | None] | None = None
         self._leaving = self._validating = self._pending = False
+        self._exit_code = 128 + signal.SIGTERM
 
     # -- leaving --------------------------------------------------------------------------------------
 
@@ -44,7 +45,7 @@ class Continuation(L.Callback):
 
         Lightning would have the ranks talk to each other in the handler, and wait for ever.
         """
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(self._exit_code))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drops rows that will come again; leaves if the signal came before there was anything to save.
@@ -111,7 +112,9 @@ class Continuation(L.Callback):
         if trainer.is_global_zero:
             print(f"stopped as asked after step {trainer.global_step}, exit code {stop.EXIT_CODE}", flush=True)
         trainer.strategy.barrier()
-        sys.exit(stop.EXIT_CODE)
+        # The first rank says it for all, and last: srun ends the others as soon as one has not ended with 0.
+        self._exit_code = stop.EXIT_CODE if trainer.is_global_zero else 0
+        sys.exit(self._exit_code)
 
     def _same_step(self, trainer: L.Trainer) -> None:
         if self._group is None:

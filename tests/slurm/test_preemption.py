@@ -76,6 +76,11 @@ def changed(path: Path) -> float:
     return path.stat().st_mtime if path.is_file() else 0
 
 
+def has_trained(cluster: Cluster, job: int, table: Path, before: float) -> bool:
+    """Whether a job has logged a step since, or is done."""
+    return is_done(cluster, job) or changed(table) != before
+
+
 def preempt(cluster: Cluster, job: int, run: Path, times: int) -> int:
     """Stops a job so often, at random moments, and waits for its end; returns how often it came in time."""
     chance, table = random.Random(run.name), run / "csv" / "metrics.csv"
@@ -85,7 +90,7 @@ def preempt(cluster: Cluster, job: int, run: Path, times: int) -> int:
         if chance.random() < 0.25:  # while it starts
             time.sleep(chance.uniform(0, 8))
         else:  # in training, validation and saving
-            cluster.until(lambda: is_done(cluster, job) or changed(table) != before, job, timeout=120)
+            cluster.until(partial(has_trained, cluster, job, table, before), job, timeout=120)
             time.sleep(chance.uniform(0, 4))
         if is_done(cluster, job):
             return stopped

@@ -1,4 +1,4 @@
-"""What `slurm/fit.sbatch` does with the end of its ranks, without a cluster: `srun` and `scontrol` are made here."""
+"""What `slurm/fit.sbatch` does when its ranks have ended; no cluster, `srun` and `scontrol` are made here."""
 
 import os
 import subprocess

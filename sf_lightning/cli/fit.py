@@ -123,7 +123,10 @@ class FitCLI(LightningCLI):
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         given = [*plugins] if isinstance(plugins, list) else [plugins]
         ours = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-        return super().instantiate_trainer(plugins=[*given, WholeFiles(), *ours], **kwargs)
+        trainer = super().instantiate_trainer(plugins=[*given, WholeFiles(), *ours], **kwargs)
+        # First, so that no other callback begins a step before which the run is left, or sums up a fit too early.
+        trainer.callbacks.sort(key=lambda each: not isinstance(each, Continuation))  # type: ignore[attr-defined]
+        return trainer
 
     def before_fit(self) -> None:
         """Refuses what does not fit, and a second run in the folder of a first, before any logger starts.

@@ -108,10 +108,11 @@ class FitCLI(LightningCLI):
         config.base = None  # all that it says is in the config now
         trainer = config.trainer
         folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit")
+        # Also where a run was stopped or killed before it saved anything: it begins again, under its id.
+        goes_on = self.subcommand == "fit" and config.ckpt_path is not None
         if config.get("ckpt_path") == "last":
             last = newest(Path(folder, "checkpoints"))
             config.ckpt_path = str(last) if last else None
-        goes_on = self.subcommand == "fit" and config.ckpt_path is not None
         for arguments in _of_wandb(trainer):
             arguments["id"] = arguments["id"] or (goes_on and _run_id(folder)) or generate_id()
         for arguments, name, place, _ in _places(trainer):

@@ -108,10 +108,11 @@ class FitCLI(LightningCLI):
         config.base = None  # all that it says is in the config now
         trainer = config.trainer
         folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit")
+        # Also where a run was stopped or killed before it saved anything: it begins again, under its id.
+        goes_on = self.subcommand == "fit" and config.ckpt_path is not None
         if config.get("ckpt_path") == "last":
             last = newest(Path(folder, "checkpoints"))
             config.ckpt_path = str(last) if last else None
-        goes_on = self.subcommand == "fit" and config.ckpt_path is not None
         for arguments in _of_wandb(trainer):
             arguments["id"] = arguments["id"] or (goes_on and _run_id(folder)) or generate_id()
         for arguments, name, place, _ in _places(trainer):
@@ -123,7 +124,10 @@ class FitCLI(LightningCLI):
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         given = [*plugins] if isinstance(plugins, list) else [plugins]
         ours = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-        return super().instantiate_trainer(plugins=[*given, WholeFiles(), *ours], **kwargs)
+        trainer = super().instantiate_trainer(plugins=[*given, WholeFiles(), *ours], **kwargs)
+        # First, so that no other callback begins a step before which the run is left, or sums up a fit too early.
+        trainer.callbacks.sort(key=lambda each: not isinstance(each, Continuation))  # type: ignore[attr-defined]
+        return trainer
 
     def before_fit(self) -> None:
         """Refuses what does not fit, and a second run in the folder of a first, before any logger starts.

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
@@ -19,18 +20,40 @@ def saves_folders(strategy: Strategy) -> bool:
 
 def newest(folder: Path) -> Path | None:
     """Returns the last checkpoint in a folder, or None if there is none."""
-    found = [path for path in folder.glob("last*.ckpt") if path.is_file() or (path / SHARDED_META).is_file()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    # A folder's own time is no good: taking a file out of it sets it.
+    marks = {path: path / SHARDED_META if path.is_dir() else path for path in folder.glob("last*.ckpt")}
+    whole = [path for path, mark in marks.items() if mark.is_file()]
+    return max(whole, key=lambda path: marks[path].stat().st_mtime, default=None)
+
+
+def removed(path: Path) -> None:
+    """Takes a checkpoint away: of a folder first its mark, so that none that is half gone is taken for whole."""
+    if path.is_dir():
+        (path / SHARDED_META).unlink(missing_ok=True)
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_within_step(trainer: L.Trainer) -> bool:
+    """Whether a step is begun whose gradient is yet to come from more batches: no checkpoint holds such a sum."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def settled(fresh: Path, path: Path) -> None:
-    """Gives a file or folder its name when it is on the disk; what had the name is gone then."""
+    """Gives a file or folder its name when it is on the disk; what had the name is gone then.
+
+    A folder cannot take the place of another in one stroke: for a moment neither has the name, and both are whole.
+    """
     for each in [*fresh.rglob("*"), fresh] if fresh.is_dir() else [fresh]:
         _sync(each)
+    old = path.with_name(f".{path.name}.old.writing")
     if path.is_dir():
-        shutil.rmtree(path)
+        removed(old)
+        path.replace(old)
     fresh.replace(path)
     _sync(path.parent)
+    removed(old)
 
 
 def _sync(path: Path) -> None:

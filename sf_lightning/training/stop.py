@@ -5,11 +5,16 @@ collective least of all, and whatever processes are started later, and by whom, 
 end them. Imports nothing that takes long: until `listen`, the signal ends the program.
 """
 
+import os
 import signal
 import threading
+from typing import Any
 
 REQUESTED = threading.Event()
 """Set from when the signal has come."""
+
+LEAVING = threading.Event()
+"""Set from when all is saved and the program is about to end."""
 
 EXIT_CODE = 75
 """With which a program ends that has saved its state and is to be started again: EX_TEMPFAIL of sysexits.h."""
@@ -17,8 +22,18 @@ EXIT_CODE = 75
 
 def listen() -> None:
     """Begins to listen. For the main thread, before it starts others."""
+    signal.signal(signal.SIGTERM, end)  # what Lightning puts back when it is done
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     threading.Thread(target=_wait, name="stop", daemon=True).start()
+
+
+def end(*_: Any) -> None:
+    """Handles SIGTERM: ends the program at once, unless it is leaving with everything saved.
+
+    Then it comes from `srun`, which sends it to the other ranks as soon as one has ended.
+    """
+    if not LEAVING.is_set():
+        os._exit(128 + signal.SIGTERM)
 
 
 def _wait() -> None:

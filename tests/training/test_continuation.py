@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
 from sf_lightning.training.callbacks.streaming_validation import StreamingValidation
 from sf_lightning.training.loggers import ContinuingCSV, ContinuingWandb
-from sf_lightning.training.saving import WholeFiles, newest
+from sf_lightning.training.saving import WholeFiles, newest, removed, settled
 from tests.helpers import wandb_records
 from tests.training.test_training import data, small_module
 
@@ -38,6 +39,7 @@ def nobody_asks() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     stop.REQUESTED.clear()
+    stop.LEAVING.clear()
     signal.signal(signal.SIGTERM, before)
 
 
@@ -54,13 +56,16 @@ class Ask(L.Callback):
             stop.REQUESTED.set()
 
 
-def run(folder: Path, shards: ShardSet, *more: L.Callback, every: int | None = None) -> L.Trainer:
-    """Trains eight steps with a validation after every third, going on with what is in the folder."""
+def run(
+    folder: Path, shards: ShardSet, *more: L.Callback, every: int | None = None, steps: int = 8, batches: int = 1
+) -> L.Trainer:
+    """Trains some steps with a validation after every third, going on with what is in the folder."""
     trainer = L.Trainer(
         accelerator="cpu",
-        max_steps=8,
+        max_steps=steps,
         max_epochs=-1,
-        val_check_interval=3,
+        accumulate_grad_batches=batches,
+        val_check_interval=3 * batches,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -100,7 +105,7 @@ def twin(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> list[dic
         ("on_train_batch_end", 2, 3, None),  # in the step before a validation
         ("on_train_batch_end", 3, 3, 3),  # when a validation is about to begin, and the step is saved already
         ("on_validation_start", 1, 3, None),
-        ("on_validation_batch_end", 1, 3, 2),
+        ("on_validation_batch_end", 1, 3, 2),  # heard when clips are about to be decoded
         ("on_validation_epoch_end", 1, 3, None),  # before clips are decoded
         ("on_validation_epoch_end", 2, 6, 3),
         ("on_validation_end", 2, 7, None),
@@ -118,6 +123,66 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
     stop.REQUESTED.clear()
     assert run(tmp_path, shards, every=every).global_step == 8
     assert rows(tmp_path) == twin
+
+
+@pytest.mark.parametrize(("hook", "times"), [("on_train_batch_start", 3), ("on_validation_epoch_end", 1)])
+def test_a_step_of_several_batches_is_finished_before_a_run_is_stopped(
+    shards: ShardSet, tmp_path: Path, hook: str, times: int
+) -> None:
+    run(tmp_path / "twin", shards, batches=2, steps=5)
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        run(folder, shards, Ask(hook, times), batches=2, steps=5, every=10)
+    stop.REQUESTED.clear()
+    run(folder, shards, batches=2, steps=5, every=10)
+    assert rows(folder) == rows(tmp_path / "twin")
+
+
+def test_nothing_is_saved_in_the_middle_of_a_step_of_several_batches(shards: ShardSet, tmp_path: Path) -> None:
+    class Look(L.Callback):
+        """Notes after which batches a checkpoint is there."""
+
+        def __init__(self) -> None:
+            self.there: list[bool] = []
+
+        def on_train_batch_start(self, *args: Any) -> None:
+            self.there.append(newest(tmp_path / "checkpoints") is not None)
+
+    look = Look()
+    run(tmp_path, shards, look, batches=3, steps=2, every=1)
+    assert look.there == [False, False, False, True, True, True]
+
+
+@pytest.mark.parametrize("every", [None, 3])
+def test_the_validation_after_the_last_step_is_not_lost(
+    shards: ShardSet, tmp_path: Path, every: int | None
+) -> None:
+    run(tmp_path / "twin", shards, steps=6)
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        run(folder, shards, Ask("on_validation_epoch_end", 2), steps=6, every=every)
+    stop.REQUESTED.clear()
+    run(folder, shards, steps=6, every=every)
+    assert rows(folder) == rows(tmp_path / "twin")
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not saved["validation_pending"] and saved["callbacks"]["StreamingValidation"]["rows"]
+
+
+def test_a_run_without_a_callback_that_saves_is_saved_when_it_is_stopped(shards: ShardSet, tmp_path: Path) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=4,
+        limit_val_batches=0,
+        logger=False,
+        callbacks=[Ask("on_train_batch_start", 2), Continuation()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(SystemExit):
+        trainer.fit(small_module(), data(shards))
+    assert newest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "last.ckpt"
 
 
 def test_a_run_that_died_drops_the_rows_that_it_writes_again_and_repeats_the_validation_it_died_in(
@@ -207,3 +272,42 @@ def test_only_a_whole_folder_counts_as_a_checkpoint(tmp_path: Path) -> None:
     assert newest(tmp_path) is None
     (tmp_path / "last-0000002.ckpt" / "meta.pt").touch()
     assert newest(tmp_path) == tmp_path / "last-0000002.ckpt"
+
+
+def test_an_old_folder_that_is_half_gone_is_not_taken_for_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for age, name in enumerate(("last-0000004.ckpt", "last-0000002.ckpt")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__0_0.distcp").touch()
+        (tmp_path / name / "meta.pt").touch()
+        os.utime(tmp_path / name / "meta.pt", (1e9 - age, 1e9 - age))
+    old, new = tmp_path / "last-0000002.ckpt", tmp_path / "last-0000004.ckpt"
+    (old / "__0_0.distcp").unlink()  # sets the time of the folder
+    assert newest(tmp_path) == new
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        removed(new)
+    assert newest(tmp_path) == old
+    monkeypatch.undo()
+
+
+def test_a_folder_takes_the_place_of_another_and_neither_is_ever_half_there(tmp_path: Path) -> None:
+    path, fresh = tmp_path / "last-0000002.ckpt", tmp_path / ".last-0000002.ckpt.writing"
+    for content in ("first", "second"):
+        fresh.mkdir()
+        (fresh / "meta.pt").write_text(content)
+        settled(fresh, path)
+        assert (path / "meta.pt").read_text() == content and [*tmp_path.iterdir()] == [path]
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(shards: ShardSet, tmp_path: Path) -> None:
+    left = tmp_path / "checkpoints" / ".last-0000002.ckpt.writing"
+    left.mkdir(parents=True)
+    (left / "__0_0.distcp").touch()
+    run(tmp_path, shards, steps=1)
+    assert [each.name for each in left.parent.iterdir()] == ["last.ckpt"]

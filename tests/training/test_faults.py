@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sf_lightning.data.shards import ShardSet
 
-FIT = [sys.executable, "-c", "from sf_lightning.cli.start import main; main()"]
+FIT = [str(Path(sys.executable).with_name("sf-fit"))]
 
 
 def arguments(shards: Path | str, run: Path, *more: str) -> list[str]:

@@ -15,7 +15,7 @@ from torch import multiprocessing
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training import stop
-from sf_lightning.training.callbacks.continuation import Continuation
+from sf_lightning.training.callbacks.continuation import Continuation, between
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
 from sf_lightning.training.checkpoint import load_checkpoint
 from sf_lightning.training.saving import newest
@@ -36,8 +36,27 @@ class StopAt(L.Callback):
             stop.REQUESTED.set()
 
 
-def rank(number: int, world: int, port: int, folder: Path, shards: ShardSet, strategy: str, steps: int) -> None:
-    """Trains as one rank of several to a step of six, going on with what is in the folder."""
+class StopInValidation(L.Callback):
+    """Asks the run to stop in the first validation, as one that listens to it does: in inference mode."""
+
+    @torch.inference_mode()
+    def on_validation_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Asks, and leaves."""
+        stop.REQUESTED.set()
+        between(trainer)
+
+
+def rank(
+    number: int,
+    world: int,
+    port: int,
+    folder: Path,
+    shards: ShardSet,
+    strategy: str,
+    steps: int,
+    validate: dict[str, Any],
+) -> None:
+    """Trains as one rank of several to a step of six, going on with what is in the folder; at 0 to a validation."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
     os.environ |= {"NODE_RANK": str(number), "WORLD_SIZE": str(world)}
@@ -48,24 +67,32 @@ def rank(number: int, world: int, port: int, folder: Path, shards: ShardSet, str
         strategy=strategy,
         max_steps=6,
         max_epochs=-1,
-        limit_val_batches=0,
         gradient_clip_val=1.0,
-        callbacks=[Note(folder), StopAt(steps), Continuation(), LastCheckpoint()],
+        num_sanity_val_steps=0,
+        **(validate or {"limit_val_batches": 0}),
+        callbacks=[
+            Note(folder),
+            StopAt(steps) if steps else StopInValidation(),
+            Continuation(),
+            LastCheckpoint(),
+        ],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
     with contextlib.suppress(SystemExit):
-        trainer.fit(small_module(), data(shards, lanes=4, val_clips=4), ckpt_path=newest(folder / "checkpoints"))
+        trainer.fit(small_module(), data(shards, lanes=4, val_clips=5), ckpt_path=newest(folder / "checkpoints"))
 
 
-def train(folder: Path, shards: ShardSet, world: int, steps: int, strategy: str = "fsdp2") -> list[float]:
+def train(
+    folder: Path, shards: ShardSet, world: int, steps: int, strategy: str = "fsdp2", **validate: Any
+) -> list[float]:
     """Trains on so many ranks and returns the losses so far."""
     folder.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ranks = multiprocessing.spawn(rank, (world, port, folder, shards, strategy, steps), world, join=False)
+    ranks = multiprocessing.spawn(rank, (world, port, folder, shards, strategy, steps, validate), world, join=False)
     assert ranks is not None
     deadline = time.monotonic() + 180
     while not ranks.join(timeout=1):  # which returns whenever one of them has ended
@@ -81,7 +108,7 @@ def test_shards_of_two_ranks_learn_as_one_process_and_go_on_with_one_and_with_fo
 ) -> None:
     one = train(tmp_path / "one", shards, 1, 6, "auto")
     run = tmp_path / "sharded"
-    train(run, shards, 2, 2)
+    train(run, shards, 2, 0, val_check_interval=2, check_val_every_n_epoch=None)
     saved = newest(run / "checkpoints")
     assert saved is not None and saved.is_dir() and len([*saved.glob("*.distcp")]) == 2
     train(run, shards, 1, 4)
@@ -101,3 +128,14 @@ def test_an_export_of_shards_is_that_of_a_run_without(shards: ShardSet, tmp_path
     assert whole.description == parts.description and whole.description.weights.step == 3
     # Not weight by weight: Adam makes steps of rounding, where a bias has no gradient for a norm follows.
     torch.testing.assert_close(velocity(parts.model), velocity(whole.model), atol=1e-6, rtol=1e-6)
+
+
+def test_ranks_that_validate_unequally_many_batches_still_agree_when_to_stop(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    # Of five clips one rank has three, in more packs than the other's two.
+    train(tmp_path, shards, 2, 5, "ddp", val_check_interval=2, check_val_every_n_epoch=None)
+    ranks = [(tmp_path / f"rank{number}.jsonl").read_text().splitlines() for number in (0, 1)]
+    assert len(ranks[0]) == len(ranks[1]) == 5
+    saved = newest(tmp_path / "checkpoints")
+    assert saved and torch.load(saved, weights_only=True)["global_step"] == 5

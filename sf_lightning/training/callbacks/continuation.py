@@ -1,6 +1,5 @@
 """A run that is stopped and goes on as if it had not been: when it leaves, and what it finds when it is back."""
 
-import os
 import signal
 import sys
 from typing import Any
@@ -13,15 +12,16 @@ from torch.distributed import ProcessGroup, ReduceOp, Work, all_gather_object, a
 from sf_lightning.training import stop
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
 from sf_lightning.training.loggers import ContinuingCSV
+from sf_lightning.training.saving import is_within_step
 
 
 class Continuation(L.Callback):
     """Leaves when the run is asked to stop, with everything saved; `stop.EXIT_CODE` says that it is to go on.
 
     Ranks agree, for the signal may reach them at different steps, or not all of them: they ask each other at every
-    step, while the step is computed, and between the parts of a validation. A validation that is interrupted is
-    repeated, and so is one that was due when the last checkpoint was written. Rows that will be written again are
-    dropped from the table.
+    step, while the step is computed, and between the parts of a validation that all of them come by. A step whose
+    gradient comes from several batches is finished. A validation that is interrupted is repeated, and so is one
+    that was due when the last checkpoint was written. Rows that will be written again are dropped from the table.
 
     Lightning's own requeueing saves inside the signal's handler, and waits for ever if ranks hear it in different
     steps.
@@ -31,7 +31,6 @@ class Continuation(L.Callback):
         self._group: ProcessGroup | None = None
         self._asking: tuple[Tensor, Work | None] | None = None
         self._leaving = self._validating = self._pending = False
-        self._exit_code = 128 + signal.SIGTERM
 
     # -- leaving --------------------------------------------------------------------------------------
 
@@ -43,9 +42,11 @@ class Continuation(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lets SIGTERM end the program: what can be kept was kept when SIGUSR1 came.
 
-        Lightning would have the ranks talk to each other in the handler, and wait for ever.
+        Lightning would have the ranks talk to each other in the handler, and wait for ever; and at every step,
+        where the host would wait for its device.
         """
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(self._exit_code))
+        signal.signal(signal.SIGTERM, stop.end)
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drops rows that will come again; leaves if the signal came before there was anything to save.
@@ -54,12 +55,18 @@ class Continuation(L.Callback):
             RuntimeError: if ranks have resumed from different checkpoints.
         """
         self._same_step(trainer)
-        for logger in trainer.loggers:
-            if isinstance(logger, ContinuingCSV):
-                logger.forget(trainer.global_step, not self._pending)
-        self._pending = False
+        self._forget(trainer)
         if self._agreed():
             self._leave(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Repeats a validation that was to follow the last step: with no step to take, Lightning skipped it."""
+        if self._pending:
+            self._forget(trainer)
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+            self._save(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         """Leaves after a step of whose end all is logged; begins to ask whether to leave after this one."""
@@ -69,7 +76,7 @@ class Continuation(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Saves if the ranks agree to leave."""
-        if self._agreed(self._asking):
+        if self._agreed(self._asking) and not is_within_step(trainer):
             self._leaving = True
             self._save(trainer)
 
@@ -79,17 +86,16 @@ class Continuation(L.Callback):
             self._leave(trainer)
         self._validating = trainer.state.fn == "fit" and not trainer.sanity_checking
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Asks, and leaves."""
-        self.between(trainer)
-
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The validation is done, and need not be repeated."""
         self._validating = False
 
     def between(self, trainer: L.Trainer) -> None:
-        """Leaves a validation in its middle if the ranks agree to; all must ask the same number of times."""
-        if self._validating and self._agreed():
+        """Leaves a validation in its middle if the ranks agree to.
+
+        All must ask the same number of times: not after each batch, of which a rank may have fewer than others.
+        """
+        if self._validating and self._agreed() and not is_within_step(trainer):
             self._save(trainer)
             self._leave(trainer)
 
@@ -105,16 +111,17 @@ class Continuation(L.Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         savers = [each for each in trainer.checkpoint_callbacks if isinstance(each, LastCheckpoint)]
-        for saver in savers:
-            saver.save(trainer)
+        with torch.inference_mode(False):  # who validates may be in it, and shards cannot be gathered there
+            for saver in savers or [LastCheckpoint()]:
+                saver.save(trainer)
 
     def _leave(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
             print(f"stopped as asked after step {trainer.global_step}, exit code {stop.EXIT_CODE}", flush=True)
         trainer.strategy.barrier()
-        # The first rank says it for all, and last: srun ends the others as soon as one has not ended with 0.
-        self._exit_code = stop.EXIT_CODE if trainer.is_global_zero else 0
-        sys.exit(self._exit_code)
+        stop.LEAVING.set()
+        # One rank says so, the one whose loggers may still write: whoever sees a rank fail kills the others.
+        sys.exit(stop.EXIT_CODE if trainer.is_global_zero else 0)
 
     def _same_step(self, trainer: L.Trainer) -> None:
         if self._group is None:
@@ -125,6 +132,12 @@ class Continuation(L.Callback):
             raise RuntimeError(f"ranks have resumed at steps {steps}: do they all see the same run folder?")
 
     # -- coming back ----------------------------------------------------------------------------------
+
+    def _forget(self, trainer: L.Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, ContinuingCSV):
+                logger.forget(trainer.global_step, not self._pending)
+        self._pending = False
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

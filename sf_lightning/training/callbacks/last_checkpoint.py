@@ -1,13 +1,12 @@
 """The newest state of a run, on disk: what `--ckpt_path=last` goes on from."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from sf_lightning.training.saving import saves_folders
+from sf_lightning.training.saving import is_within_step, removed, saves_folders
 
 
 class LastCheckpoint(Checkpoint):
@@ -36,12 +35,17 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Saves every few steps."""
-        if self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0:
+        every = self.every_n_train_steps
+        if every and trainer.global_step % every == 0 and not is_within_step(trainer):
             self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves after a validation."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self.every_n_train_steps:
+        """Saves after a validation; what was saved before it lacks what it found, should it be the last."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if self.every_n_train_steps:
+            self._saved = -1
+        elif not is_within_step(trainer):
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -58,5 +62,6 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(path)
         self._saved = trainer.global_step
         if trainer.is_global_zero:
-            for other in {*folder.glob("last*.ckpt")} - {path}:
-                shutil.rmtree(other) if other.is_dir() else other.unlink()
+            # Also what a run that died has left half written, under a name that begins with a dot.
+            for other in {*folder.glob("last*.ckpt"), *folder.glob(".last*.writing")} - {path}:
+                removed(other)

@@ -1,0 +1,56 @@
+"""What `slurm/fit.sbatch` does when its ranks have ended; no cluster, `srun` and `scontrol` are made here."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+JOB = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NNODES": "2",
+    "SLURM_NTASKS": "4",
+    "SLURM_NTASKS_PER_NODE": "2",
+}
+
+
+def submit(repository: Path, folder: Path, ended: int, requeue: str, **more: str) -> tuple[int, str]:
+    """Runs the script in a job whose ranks end with a code; returns its own, and what `scontrol` was told."""
+    told = folder / "told"
+    for name, body in {
+        "srun": f'echo "$@" > {folder}/ran; exit {ended}',
+        "scontrol": f"echo $@ > {told}; {requeue}",
+        "sleep": "exit 0",
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", **JOB, **more}
+    script = ["bash", str(repository / "slurm" / "fit.sbatch"), "--config=a.yaml"]
+    code = subprocess.run(script, env=environment, timeout=30, stderr=subprocess.DEVNULL, check=False).returncode
+    return code, told.read_text().strip() if told.exists() else ""
+
+
+@pytest.mark.parametrize(
+    ("ended", "restarts", "requeued"),
+    [(0, 0, False), (1, 0, False), (75, 0, True), (75, 99, True), (137, 19, True), (137, 20, False)],
+)
+def test_a_job_is_requeued_if_it_was_stopped_or_killed(
+    repository: Path, tmp_path: Path, ended: int, restarts: int, requeued: bool
+) -> None:
+    more = {"SLURM_RESTART_COUNT": str(restarts)}
+    assert submit(repository, tmp_path, ended, "exit 0", **more) == (ended, "requeue 7" if requeued else "")
+    assert ("--ckpt_path=last" in (tmp_path / "ran").read_text()) == (restarts > 0)
+
+
+def test_where_a_job_cannot_requeue_itself_its_exit_code_says_that_it_is_to_go_on(
+    repository: Path, tmp_path: Path
+) -> None:
+    for folder, fails in (("refused", "exit 1"), ("missing", "exit 127")):
+        (tmp_path / folder).mkdir()
+        assert submit(repository, tmp_path / folder, 75, fails)[0] == 75
+
+
+def test_a_task_of_an_array_requeues_itself_alone(repository: Path, tmp_path: Path) -> None:
+    # The last task has the id of the whole array for its own.
+    more = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    assert submit(repository, tmp_path, 75, "exit 0", **more) == (75, "requeue 7_3")

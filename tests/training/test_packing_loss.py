@@ -21,7 +21,7 @@ def test_the_loss_of_packs_is_that_of_their_pieces_alone_weighted_by_frames(shar
     batch = Batch.of_packs(list(islice(stream, 3)))
     assert max(Counter(filter(None, batch.keys)).values()) > 1  # a clip is cut, its tail is a piece of its own
     draws = module._draw(batch)
-    packed = float(module._losses(batch, draws).detach().mean())
+    packed = float(module._losses(module.model, batch, draws).detach().mean())
     total = 0.0
     for u in range(batch.blocks.num_utterances):
         mine = (batch.blocks.utterance == u) & batch.blocks.valid[:, 0]

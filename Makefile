@@ -46,7 +46,7 @@ test: lint  ## Lint, then all tests but the slow ones
 
 test-slurm: setup  ## The job scripts on a Slurm cluster of two nodes, on this machine: root on Debian
 	tests/slurm/cluster.sh up
-	trap 'tests/slurm/cluster.sh down' EXIT INT TERM; $(BIN)/python -m pytest -m slurm tests/slurm
+	trap 'tests/slurm/cluster.sh down' EXIT INT TERM; $(BIN)/python -m pytest -m 'slurm and not slow' tests/slurm
 
 clean:  ## Delete runs and demo shards, keep the environment
 	rm -rf runs shards/demo

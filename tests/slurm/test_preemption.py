@@ -113,6 +113,7 @@ def test_jobs_that_are_preempted_at_random_moments_have_the_table_of_those_that_
         assert rows(tmp_path / each) == rows(tmp_path / f"{each}-twin")
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_from_its_last_checkpoint_when_a_rank_is_killed_and_when_a_node_fails(
     cluster: Cluster, shards: ShardSet, tmp_path: Path
 ) -> None:

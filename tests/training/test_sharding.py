@@ -117,6 +117,7 @@ def test_shards_of_two_ranks_learn_as_one_process_and_go_on_with_one_and_with_fo
     assert len([*(run / "checkpoints").iterdir()]) == 1
 
 
+@pytest.mark.slow
 def test_an_export_of_shards_is_that_of_a_run_without(shards: ShardSet, tmp_path: Path) -> None:
     checkpoints = []
     for strategy in ("ddp", "fsdp2"):

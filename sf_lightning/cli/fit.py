@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from wandb.sdk.lib.runid import generate_id
 
 from sf_lightning.cli.errors import one_line_errors
+from sf_lightning.training.base import ShardTrained
 from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.loggers import ContinuingWandb
@@ -60,10 +61,9 @@ class RecordRun(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Logs config, commit, shard digests, layout, field and latency."""
+        """Logs config, commit, shard digests, and what the module has to say of itself."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(pl_module, StreamFlowModule) and isinstance(datamodule, ShardDataModule)
-        layout, decode = pl_module.model.layout, pl_module.decode
+        assert isinstance(pl_module, ShardTrained) and isinstance(datamodule, ShardDataModule)
         config = self.config.as_dict()
         config.pop("config", None)
         record = {
@@ -72,13 +72,7 @@ class RecordRun(SaveConfigCallback):
             "shards": {
                 str(each.folder): [shard.digest for shard in each.manifest.shards] for each in datamodule.sets
             },
-            "layout_picture": layout.picture(),
-            "field_back": layout.field.back,
-            "field_ahead": layout.field.ahead,
-            "wait_ms": layout.wait_ms(decode.chunk, decode.lookahead, pl_module.model.mel.config.frame_rate),
-            "parameters": sum(p.numel() for p in pl_module.model.parameters()),
-            "warm_start": pl_module.warm_started,
-        }
+        } | pl_module.record()
         for logger in trainer.loggers:
             logger.log_hyperparams(record)
             if isinstance(logger, ContinuingWandb):
@@ -129,12 +123,12 @@ class FitCLI(LightningCLI):
         """Refuses what does not fit, and a second run in the folder of a first, before any logger starts.
 
         Raises:
-            FileNotFoundError, ValueError: as `ShardDataModule.check`, `StreamFlowModule.warm_start`.
+            FileNotFoundError, ValueError: as `ShardDataModule.check`, `StreamFlowModule.begin`.
             FileExistsError: if the folder holds checkpoints and none of them is to be continued.
         """
         if self.config.fit.ckpt_path is None:  # else the checkpoint has the weights, and knows their tokens
             self.datamodule.check(self.model)
-            self.model.warm_start()
+            self.model.begin()
         folder = Path(self.trainer.default_root_dir)
         if stale := [*folder.glob("hpc_ckpt_*")]:
             raise FileExistsError(

@@ -207,7 +207,7 @@ def is_trained(path: Path) -> bool:
     Raises:
         ValueError: if it is a file that cannot be read.
     """
-    return path.is_file() and path.suffix == ".ckpt" and "hyper_parameters" in read_torch(path)
+    return path.is_file() and path.suffix != ".safetensors" and "hyper_parameters" in read_torch(path)
 
 
 def read_trained(path: Path, average: bool = True) -> TrainedVocoder:
@@ -235,6 +235,14 @@ def read_trained(path: Path, average: bool = True) -> TrainedVocoder:
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def is_vocoder(path: Path) -> bool:
+    """Returns whether a file is a checkpoint of `sf-fit` that holds a vocoder; what cannot be read is none."""
+    try:
+        return is_trained(path) and "generator" in read_torch(path)["hyper_parameters"]
+    except ValueError:
+        return False
 
 
 def save_in_their_format(folder: Path, trained: TrainedVocoder) -> None:

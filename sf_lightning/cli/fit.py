@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 import lightning as L
@@ -25,6 +25,7 @@ from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.loggers import ContinuingWandb
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.training.saving import WholeFiles, newest
+from sf_lightning.training.vocoder_module import VocoderModule
 
 
 def best_precision() -> str:
@@ -89,12 +90,18 @@ def _commit() -> str:
         return "unknown"
 
 
+MODULES: dict[str, type[ShardTrained]] = {"decoder": StreamFlowModule, "vocoder": VocoderModule}
+"""What can be trained, by its name in `trains`."""
+
+
 class FitCLI(LightningCLI):
-    """LightningCLI around `StreamFlowModule` and `ShardDataModule`; everything of a run lies in one folder."""
+    """LightningCLI around one of `MODULES` and `ShardDataModule`; everything of a run lies in one folder."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `base`, which `with_bases` reads."""
+        """Adds `base`, which `with_bases` reads, and `trains`, which `what_to_train` reads."""
         parser.add_argument("--base", type=str | None, help="config, beside this one, that this one is laid over")
+        trains = next(name for name, module in MODULES.items() if module is self.model_class)
+        parser.add_argument("--trains", type=Literal[*MODULES], default=trains, help="what --model is")
 
     def before_instantiate_classes(self) -> None:
         """Puts loggers and checkpoints that name no folder into the run's; finds its last checkpoint."""
@@ -203,6 +210,26 @@ def _found(path: Path) -> Path:
     return path
 
 
+def what_to_train(args: list[str]) -> str:
+    """Returns what the last `--trains`, or the last config that has one, names; by default a decoder.
+
+    The parser must know it before it reads the rest, for each has options of its own under `model`.
+
+    Raises:
+        ValueError: if it is none of `MODULES`.
+    """
+    trains = "decoder"
+    for arg, after in zip(args, [*args[1:], ""], strict=True):
+        name, equals, value = arg.partition("=")
+        if name == "--config":  # with an equals sign, for `with_bases` has been here
+            trains = OmegaConf.select(OmegaConf.load(value), "trains") or trains
+        elif name == "--trains":
+            trains = value if equals else after
+    if trains not in MODULES:
+        raise ValueError(f"--trains is {trains}: wanted {' or '.join(MODULES)}")
+    return trains
+
+
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
@@ -215,10 +242,11 @@ def main(args: list[str] | None = None) -> None:
     OmegaConf.register_resolver("best_precision", best_precision, replace=True)
     # It warns of arguments given twice; here the second time they only have a subcommand in front.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    args = with_bases(args)
     FitCLI(
-        StreamFlowModule,
+        MODULES[what_to_train(args)],
         ShardDataModule,
-        args=with_bases(args),
+        args=args,
         parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False},
         save_config_callback=RecordRun,
         save_config_kwargs={"overwrite": True},

@@ -201,8 +201,14 @@ class VocoderModule(ShardTrained):
             # Fused: it can be told on the device to skip a step.
             return torch.optim.AdamW(module.parameters(), lr=config.learning_rate, betas=betas, fused=True)
 
-        optimizers = [make(self.model), make(self.adversary)]
-        return optimizers, [ExponentialLR(each, config.decay) for each in optimizers]
+        made = {"generator": make(self.model), "discriminators": make(self.adversary)}
+        return [
+            {
+                "optimizer": each,
+                "lr_scheduler": {"scheduler": ExponentialLR(each, config.decay), "name": f"lr-{name}"},
+            }
+            for name, each in made.items()
+        ]
 
     # -- validation -----------------------------------------------------------------------------------
 

@@ -123,8 +123,14 @@ class VocoderModule(ShardTrained):
         """Refuses what was never tried.
 
         Raises:
-            ValueError: if precision is not full.
+            ValueError: if precision is not full, or ranks would wait for gradients that are not this half-step's.
         """
+        kwargs = getattr(self.trainer.strategy, "_ddp_kwargs", {})
+        if self.trainer.world_size > 1 and not kwargs.get("find_unused_parameters"):
+            raise ValueError(
+                f"--trainer.strategy on {self.trainer.world_size} processes: wanted "
+                "ddp_find_unused_parameters_true, for discriminators and generator learn by turns"
+            )
         if self.trainer.precision != "32-true":
             raise ValueError(
                 f"--trainer.precision is {self.trainer.precision}: a vocoder is trained with 32-true, for its "

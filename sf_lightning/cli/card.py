@@ -11,7 +11,7 @@ from sf_lightning.model.layout import Layout
 from sf_lightning.model.plain import from_plain
 from sf_lightning.model.pretrained import Description, Pretrained
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.training.callbacks.streaming_validation import summary
+from sf_lightning.training.callbacks.keeping import summary
 from sf_lightning.vocoder.config import VocoderConfig
 
 TAGS = ["streamflow", "streaming", "flow-matching", "speech-token-decoder", "vocoder"]

@@ -8,10 +8,13 @@ from sf_lightning.cli.card import model_card, read_scores
 from sf_lightning.cli.errors import one_line, one_line_errors
 from sf_lightning.model.pretrained import refuse_existing, save_pretrained
 from sf_lightning.training.checkpoint import load_checkpoint
+from sf_lightning.vocoder.bigvgan import is_vocoder, read_trained, save_in_their_format
 
 
 def export(ckpt: str, out: str, average: bool = True, license: str | None = None) -> None:
     """Writes the decoder of a checkpoint to a folder: its weights, its configuration and a model card.
+
+    A vocoder is written as the bigvgan package has it, weights and configuration, to be loaded by either.
 
     Args:
         ckpt: Checkpoint of `sf-fit`.
@@ -23,6 +26,10 @@ def export(ckpt: str, out: str, average: bool = True, license: str | None = None
     """
     folder = Path(out)
     refuse_existing(folder)
+    if is_vocoder(Path(ckpt)):
+        save_in_their_format(folder, read_trained(Path(ckpt), average))
+        print(f"{folder}: hear a decoder with it with sf-decode --vocoder {folder}")
+        return
     trained = load_checkpoint(Path(ckpt), average)
     scores = read_scores(Path(ckpt), trained.description.weights.step)
     save_pretrained(folder, trained, model_card(folder.resolve().name, trained, scores, license))

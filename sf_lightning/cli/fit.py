@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 import lightning as L
@@ -19,11 +19,13 @@ from omegaconf import OmegaConf
 from wandb.sdk.lib.runid import generate_id
 
 from sf_lightning.cli.errors import one_line_errors
+from sf_lightning.training.base import ShardTrained
 from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.loggers import ContinuingWandb
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.training.saving import WholeFiles, newest
+from sf_lightning.training.vocoder_module import VocoderModule
 
 
 def best_precision() -> str:
@@ -60,10 +62,9 @@ class RecordRun(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Logs config, commit, shard digests, layout, field and latency."""
+        """Logs config, commit, shard digests, and what the module has to say of itself."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(pl_module, StreamFlowModule) and isinstance(datamodule, ShardDataModule)
-        layout, decode = pl_module.model.layout, pl_module.decode
+        assert isinstance(pl_module, ShardTrained) and isinstance(datamodule, ShardDataModule)
         config = self.config.as_dict()
         config.pop("config", None)
         record = {
@@ -72,13 +73,7 @@ class RecordRun(SaveConfigCallback):
             "shards": {
                 str(each.folder): [shard.digest for shard in each.manifest.shards] for each in datamodule.sets
             },
-            "layout_picture": layout.picture(),
-            "field_back": layout.field.back,
-            "field_ahead": layout.field.ahead,
-            "wait_ms": layout.wait_ms(decode.chunk, decode.lookahead, pl_module.model.mel.config.frame_rate),
-            "parameters": sum(p.numel() for p in pl_module.model.parameters()),
-            "warm_start": pl_module.warm_started,
-        }
+        } | pl_module.record()
         for logger in trainer.loggers:
             logger.log_hyperparams(record)
             if isinstance(logger, ContinuingWandb):
@@ -95,12 +90,18 @@ def _commit() -> str:
         return "unknown"
 
 
+MODULES: dict[str, type[ShardTrained]] = {"decoder": StreamFlowModule, "vocoder": VocoderModule}
+"""What can be trained, by its name in `trains`."""
+
+
 class FitCLI(LightningCLI):
-    """LightningCLI around `StreamFlowModule` and `ShardDataModule`; everything of a run lies in one folder."""
+    """LightningCLI around one of `MODULES` and `ShardDataModule`; everything of a run lies in one folder."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `base`, which `with_bases` reads."""
+        """Adds `base`, which `with_bases` reads, and `trains`, which `what_to_train` reads."""
         parser.add_argument("--base", type=str | None, help="config, beside this one, that this one is laid over")
+        trains = next(name for name, module in MODULES.items() if module is self.model_class)
+        parser.add_argument("--trains", type=Literal[*MODULES], default=trains, help="what --model is")
 
     def before_instantiate_classes(self) -> None:
         """Puts loggers and checkpoints that name no folder into the run's; finds its last checkpoint."""
@@ -133,12 +134,12 @@ class FitCLI(LightningCLI):
         """Refuses what does not fit, and a second run in the folder of a first, before any logger starts.
 
         Raises:
-            FileNotFoundError, ValueError: as `ShardDataModule.check`, `StreamFlowModule.warm_start`.
+            FileNotFoundError, ValueError: as `ShardDataModule.check`, `StreamFlowModule.begin`.
             FileExistsError: if the folder holds checkpoints and none of them is to be continued.
         """
         if self.config.fit.ckpt_path is None:  # else the checkpoint has the weights, and knows their tokens
             self.datamodule.check(self.model)
-            self.model.warm_start()
+            self.model.begin()
         folder = Path(self.trainer.default_root_dir)
         if stale := [*folder.glob("hpc_ckpt_*")]:
             raise FileExistsError(
@@ -213,6 +214,26 @@ def _found(path: Path) -> Path:
     return path
 
 
+def what_to_train(args: list[str]) -> str:
+    """Returns what the last `--trains`, or the last config that has one, names; by default a decoder.
+
+    The parser must know it before it reads the rest, for each has options of its own under `model`.
+
+    Raises:
+        ValueError: if it is none of `MODULES`.
+    """
+    trains = "decoder"
+    for arg, after in zip(args, [*args[1:], ""], strict=True):
+        name, equals, value = arg.partition("=")
+        if name == "--config":  # with an equals sign, for `with_bases` has been here
+            trains = OmegaConf.select(OmegaConf.load(value), "trains") or trains
+        elif name == "--trains":
+            trains = value if equals else after
+    if trains not in MODULES:
+        raise ValueError(f"--trains is {trains}: wanted {' or '.join(MODULES)}")
+    return trains
+
+
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
@@ -225,10 +246,11 @@ def main(args: list[str] | None = None) -> None:
     OmegaConf.register_resolver("best_precision", best_precision, replace=True)
     # It warns of arguments given twice; here the second time they only have a subcommand in front.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    args = with_bases(args)
     FitCLI(
-        StreamFlowModule,
+        MODULES[what_to_train(args)],
         ShardDataModule,
-        args=with_bases(args),
+        args=args,
         parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False},
         save_config_callback=RecordRun,
         save_config_kwargs={"overwrite": True},

@@ -88,11 +88,12 @@ class Reading:
     Args:
         seed: Of the order.
         num_lanes: V, the same for the whole life of a run.
-        crop_samples: Length of the reference crops.
+        crop_samples: Length of the reference crops; 0 takes none.
         x_vector_width: Width of the x-vectors to read; 0 reads none.
         group: Shards whose samples are shuffled together.
         max_bad_share: Stop when more than this share of the samples is broken.
         perturbation: Of clips, at random.
+        min_frames: Clips with fewer are passed over and counted.
     """
 
     seed: int
@@ -102,6 +103,7 @@ class Reading:
     group: int = 4
     max_bad_share: float = 0.1
     perturbation: Perturbation = Perturbation()
+    min_frames: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_share < 1:
@@ -239,11 +241,18 @@ class _Strand:
                     raise BadSample("damaged", "not in the tar as the index has it")
                 clip = self._decode(raws[name])
                 reference = voices.reference(place, clip)
+                clip = self._perturbed(clip, epoch, start + place)
+                self._measure(clip)
                 self.seen += 1
             except BadSample as error:
                 self._skip(name, error)
             else:
-                yield _Found(self._perturbed(clip, epoch, start + place), reference, Place(epoch, start + place))
+                yield _Found(clip, reference, Place(epoch, start + place))
+
+    def _measure(self, clip: Clip) -> None:
+        frames = len(clip.tokens) * self.shards.manifest.tokenizer.frames_per_token
+        if frames < self.reading.min_frames:
+            raise BadSample("too short", f"{frames} frames, at least {self.reading.min_frames} wanted")
 
     def _perturbed(self, clip: Clip, epoch: int, sample: int) -> Clip:
         if not self.reading.perturbation.changes:
@@ -296,13 +305,13 @@ class _Voices:
         speaker = self.order[place][1]
         own = self._crop(clip.wave, place)
         reference = self.last.get(speaker)
-        if reference is None:
+        if reference is None and len(own):
             mine = self.places[speaker]
             here = mine.index(place)
             others = [*reversed(mine[:here]), *mine[here + 1 :]]
             reference = next((crop for each in others if (crop := self._decoded(each)) is not None), own)
         self.last[speaker] = own
-        return reference
+        return own if reference is None else reference
 
     def _decoded(self, place: int) -> Wave | None:
         """The crop of the clip at another place, or None if it is broken."""

@@ -15,7 +15,7 @@ from sf_lightning.data.lanes import Drawn, Lane, LaneState, Place, Reading, firs
 from sf_lightning.data.packing import Batch, Pack, PackShape, pack
 from sf_lightning.data.perturb import Perturbation
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.training.module import StreamFlowModule
+from sf_lightning.training.base import DataNeeds, ShardTrained, TokenNeeds
 
 log = logging.getLogger(__name__)
 
@@ -155,18 +155,21 @@ class ShardDataModule(L.LightningDataModule):
         """All sets, that of validation last."""
         return [*self.train, self.val]
 
-    def check(self, module: StreamFlowModule) -> None:
-        """Checks that a module can learn from these shards, and tells it whose tokens they are.
+    def check(self, module: ShardTrained) -> None:
+        """Checks that a module can learn from these shards, and tells it whose tokens they are, if it asks.
 
         Raises:
             FileNotFoundError: if a folder is no shard set, or a shard is missing.
             ValueError: with both values, if a set does not fit the model or the other set.
         """
-        mel, dit = module.model.mel.config, module.model.dit.config
-        x_vectors = (module.model.speaker.x_vectors, module.model.speaker.stored_width)
+        needs = module.needs
         for shards in self.sets:
-            shards.require(mel, module.tokenizer, dit.vocabulary, dit.frames_per_token, x_vectors)
+            have = shards.manifest.tokenizer
+            tokens = needs.tokens or TokenNeeds(have.name, have.vocabulary, self._frames_per_token(needs))
+            shards.require(needs.mel, tokens.tokenizer, tokens.vocabulary, tokens.frames_per_token, needs.x_vectors)
             shards.check_files()
+        if needs.tokens is None:
+            return
         learnt = module.tokenizer_digest or self.train[0].manifest.tokenizer.digest
         for shards in self.sets:
             if (digest := shards.manifest.tokenizer.digest) != learnt:
@@ -175,6 +178,10 @@ class ShardDataModule(L.LightningDataModule):
                     "build it again with --tokenizer pointing at the same file"
                 )
         module.tokenizer_digest = learnt
+
+    def _frames_per_token(self, needs: DataNeeds) -> int:
+        """Of all sets: clips are counted in tokens, whoever looks at them."""
+        return (needs.tokens or self.train[0].manifest.tokenizer).frames_per_token
 
     def setup(self, stage: str) -> None:
         """Checks the shards against the module, and reads the clips of validation.
@@ -185,24 +192,39 @@ class ShardDataModule(L.LightningDataModule):
         """
         assert self.trainer is not None
         module = self.trainer.lightning_module
-        assert isinstance(module, StreamFlowModule)
+        assert isinstance(module, ShardTrained)
         self.check(module)
-        model = module.model
-        mel, dit = model.mel.config, model.dit.config
-        block = model.layout.block_size
+        self.needs, block = module.needs, module.needs.block_size
         if self.pack_frames < block:
             raise ValueError(f"data.pack_frames {self.pack_frames} is less than a block of {block} frames")
+        self._check_segments()
         world = self.trainer.world_size
         if self.lanes % world:
             raise ValueError(f"data.lanes {self.lanes} is not a multiple of the {world} processes of this run")
-        self.crop_samples = model.speaker.crop_samples(mel.sample_rate)
-        self.x_vector_width = model.speaker.stored_width
-        self.shape = PackShape(self.pack_frames // block, block, dit.frames_per_token, self.max_pieces, mel)
-        self.clips = list(first_clips(self.val, self.val_clips, self.crop_samples, self.x_vector_width))
+        frames_per_token = self._frames_per_token(self.needs)
+        if block % frames_per_token:
+            raise ValueError(f"a block of {block} frames holds no whole number of tokens of {frames_per_token}")
+        self.shape = PackShape(self.pack_frames // block, block, frames_per_token, self.max_pieces, self.needs.mel)
+        self.clips = list(first_clips(self.val, self.val_clips, self.needs.crop_samples, self.needs.x_vector_width))
         if len(self.clips) < world:
             raise ValueError(
                 f"{self.val.folder} gives {len(self.clips)} clips that can be decoded, each of {world} processes "
                 f"needs one: raise --data.val_clips (now {self.val_clips}) or give another --data.val"
+            )
+
+    def _check_segments(self) -> None:
+        """Sees to it that every pack holds a piece of `min_frames`, however clips are cut.
+
+        A pack is a clip's tail, whole clips and a clip's head: where no whole one fits between, one of the two is
+        at least half of it.
+        """
+        needs = self.needs
+        wanted = 2 * (needs.min_frames + needs.block_size)
+        if needs.min_frames and (self.pack_frames < wanted or self.max_pieces < 2):
+            raise ValueError(
+                f"data.pack_frames {self.pack_frames}, data.max_pieces {self.max_pieces}: for segments of "
+                f"{needs.min_frames} frames wanted at least {wanted} and 2, so that every pack holds one: lower "
+                "--model.segments.frames or raise these"
             )
 
     def train_dataloader(self) -> StepLoader:
@@ -212,11 +234,12 @@ class ShardDataModule(L.LightningDataModule):
         reading = Reading(
             self.seed,
             self.lanes,
-            self.crop_samples,
-            self.x_vector_width,
+            self.needs.crop_samples,
+            self.needs.x_vector_width,
             self.group,
             self.max_bad_share,
             self.perturbation,
+            self.needs.min_frames,
         )
         lanes = [Lane(self.train, number, reading, self.weights) for number in mine]
         pin = self.trainer.strategy.root_device.type == "cuda"

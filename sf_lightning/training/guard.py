@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.distributed import all_gather_object, get_rank, get_world_size, is_initialized
 
-from sf_lightning.data.packing import Batch
-
 log = logging.getLogger(__name__)
 
 
@@ -24,6 +22,11 @@ def _gathered(names: list[str]) -> list[str]:
     each: list[list[str]] = [[] for _ in range(get_world_size())]
     all_gather_object(each, names)
     return [name for mine in each for name in mine]
+
+
+def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """Has a fused optimizer, which reads `found_inf` on the device, skip its next step for a bad norm."""
+    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -62,10 +65,15 @@ class NonFiniteGuard:
         """Takes it back."""
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
 
-    def saw(self, losses: Tensor, batch: Batch) -> None:
-        """Notes the losses [M] of a batch's blocks; several batches make a step where gradients accumulate."""
-        # Not the batch itself: its waves would stay in memory.
-        self._batches.append((losses.detach(), batch.blocks.utterance, batch.keys))
+    def saw(self, losses: Tensor, utterance: Tensor, keys: list[str]) -> None:
+        """Notes the losses of a batch; several batches make a step where gradients accumulate.
+
+        Args:
+            losses: Of its blocks or segments, [M].
+            utterance: To which utterance each belongs, [M].
+            keys: The clip of each utterance, [U].
+        """
+        self._batches.append((losses.detach(), utterance, keys))
 
     def watch(self, optimizer: torch.optim.Optimizer, norm: Tensor, step: int) -> None:
         """Tells an optimizer whether to skip the step that follows; checks the one before.
@@ -79,8 +87,8 @@ class NonFiniteGuard:
             FloatingPointError: as `check`.
         """
         self.check()
+        skip_unless_finite(optimizer, norm)
         finite = norm.isfinite()
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         flags = [finite[None], *(losses.isfinite() for losses, _, _ in self._batches)]
         first = list(accumulate((len(keys) for _, _, keys in self._batches), initial=0))
         self._last = _Step(

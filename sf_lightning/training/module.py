@@ -3,14 +3,12 @@
 Letters: U utterances, M blocks, W frames of a block, F mel bands, S speaker width.
 """
 
-import dataclasses
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
@@ -24,12 +22,12 @@ from sf_lightning.flow.noise import keyed_generator
 from sf_lightning.flow.path import draw_times, straight_path
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
-from sf_lightning.model.pretrained import require_format
 from sf_lightning.model.qwen import warm_start
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.training.base import DataNeeds, ShardTrained, TokenNeeds, plain, require_same
 from sf_lightning.training.checkpoint import FORMAT
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard
@@ -73,7 +71,7 @@ class _Draws:
     drop_tokens: Tensor
 
 
-class StreamFlowModule(L.LightningModule):
+class StreamFlowModule(ShardTrained):
     """Trains a StreamFlow decoder.
 
     Args:
@@ -118,7 +116,7 @@ class StreamFlowModule(L.LightningModule):
         super().__init__()
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         # Plain values, and the parser that turns them back: a checkpoint then loads without pickled classes.
-        self.save_hyperparameters(_plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
+        self.save_hyperparameters(plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         self.tokenizer, self.times, self.drop, self.seed = tokenizer, times, drop, seed
         self.optimizer, self.decode, self.vocoder = optimizer, decode, vocoder
         self._make = partial(StreamFlow, layout, dit, mel, scale, speaker, predict)
@@ -131,9 +129,37 @@ class StreamFlowModule(L.LightningModule):
         self.guard = NonFiniteGuard(optimizer.max_bad_steps)
         self._clipped: deque[Tensor] = deque(maxlen=CLIP_WINDOW)
         self.manifest: Manifest | None = None
-        self.tokenizer_digest: str | None = None
+
+    @property
+    def needs(self) -> DataNeeds:
+        """Tokens, blocks and speakers as the network takes them."""
+        mel, dit, speaker = self.model.mel.config, self.model.dit.config, self.model.speaker
+        return DataNeeds(
+            mel,
+            self.model.layout.block_size,
+            TokenNeeds(self.tokenizer, dit.vocabulary, dit.frames_per_token),
+            (speaker.x_vectors, speaker.stored_width),
+            speaker.stored_width,
+            speaker.crop_samples(mel.sample_rate),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Layout, field and latency."""
+        layout, decode = self.model.layout, self.decode
+        return {
+            "layout_picture": layout.picture(),
+            "field_back": layout.field.back,
+            "field_ahead": layout.field.ahead,
+            "wait_ms": layout.wait_ms(decode.chunk, decode.lookahead, self.model.mel.config.frame_rate),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "warm_start": self.warm_started,
+        }
 
     # -- training -------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Takes foreign weights, if the configuration names some."""
+        self.warm_start()
 
     def warm_start(self) -> None:
         """Takes foreign weights, once, if the configuration names some and no checkpoint has brought others.
@@ -175,7 +201,7 @@ class StreamFlowModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the flow matching loss of a batch."""
         losses = self._losses(self.model, batch, self._draw(batch))
-        self.guard.saw(losses, batch)
+        self.guard.saw(losses, batch.blocks.utterance, batch.keys)
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
         return loss
@@ -273,15 +299,7 @@ class StreamFlowModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the tokens back, if the model is the one that learnt them."""
-        if "format" not in checkpoint:
-            raise ValueError("this checkpoint has no number of its format: it is not one of sf-fit")
-        require_format("this checkpoint", checkpoint["format"], FORMAT)
-        for part in ("layout", "dit", "mel", "scale", "speaker", "predict"):
-            came, wanted = checkpoint["hyper_parameters"][part], self.hparams[part]
-            if came != wanted:
-                raise ValueError(
-                    f"--model.{part}: {_difference(part, came, wanted)}: give what the run was begun with"
-                )
+        require_same(checkpoint, self.hparams, ("layout", "dit", "mel", "scale", "speaker", "predict"))
         self.init_from = None
         self.tokenizer_digest = checkpoint["tokenizer_digest"]
         self.guard.load_state_dict(checkpoint["guard"])
@@ -328,19 +346,3 @@ class StreamFlowModule(L.LightningModule):
         t = (torch.arange(count, device=self.device) + 0.5) / count
         kept = torch.zeros(count, dtype=torch.bool, device=self.device)
         return _Draws(x_0.to(self.device), t, kept, kept)
-
-
-def _difference(name: str, came: Any, wanted: Any) -> str:
-    """What a checkpoint has and this run has not, in its first place."""
-    if not isinstance(came, dict) or not isinstance(wanted, dict):
-        return f"the checkpoint has {name} {came}, this run has {wanted}"
-    return next(_difference(key, came.get(key), wanted[key]) for key in wanted if came.get(key) != wanted[key])
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as dicts and tuples as lists, all the way down: what a config file can hold."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -13,7 +13,8 @@ class VocoderConfig:
     """Which vocoder turns mels into waves.
 
     Args:
-        checkpoint: A BigVGAN checkpoint (a file with its `config.json` beside it, or their folder), or the
+        checkpoint: A checkpoint of `sf-fit --trains=vocoder`, of which the averaged weights are used; a BigVGAN
+            checkpoint of the package's (a file with its `config.json` beside it, or their folder); or the
             folder, a safetensors file or a state dict of Qwen2.5-Omni, whose BigVGAN speaks at 24 kHz;
             without one, Griffin-Lim, which needs no weights.
         iterations: Steps of Griffin-Lim.

@@ -46,14 +46,17 @@ FIXED = {
 
 
 def is_qwen(path: Path) -> bool:
-    """Returns whether a checkpoint is in Qwen's form: safetensors, or a state dict that is not the package's.
+    """Returns whether a checkpoint is in Qwen's form: safetensors, or a state dict, but not the
+    package's or ours.
 
     Raises:
         ValueError: if it is a file that cannot be read.
     """
     if path.is_dir():
         return not (path / WEIGHTS).is_file() and any(path.glob("*.safetensors*"))
-    return path.suffix == ".safetensors" or (path.is_file() and "generator" not in read_torch(path))
+    return path.suffix == ".safetensors" or (
+        path.is_file() and not {"generator", "hyper_parameters"} & read_torch(path).keys()
+    )
 
 
 def load_qwen(path: Path, mel: MelConfig) -> BigVGANVocoder:

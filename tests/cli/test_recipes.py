@@ -8,8 +8,13 @@ import torch
 from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 
+from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli.fit import with_bases
+from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig
+from sf_lightning.model.plain import from_plain
 from sf_lightning.training.module import StreamFlowModule
+from sf_lightning.training.vocoder_module import VocoderModule
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder, GeneratorConfig
 
 RECIPES = {
     "demo": (5.2e6, "2 back, 1 ahead"),
@@ -20,11 +25,19 @@ RECIPES = {
 }
 
 
-def module_of(repository: Path, *names: str) -> tuple[StreamFlowModule, Any]:
-    """The module of a recipe, without values, and the merged config."""
+VOCODERS = {"vocoder": 115.7e6, "vocoder_small": 1.91e6}
+
+
+def config_of(repository: Path, *names: str) -> Any:
+    """The merged config of a recipe and what is laid over it."""
     paths = [repository / "experiments" / f"{name}.yaml" for name in names]
     args = with_bases([f"--config={path}" for path in paths])
-    config = OmegaConf.merge(*(OmegaConf.load(arg.removeprefix("--config=")) for arg in args))
+    return OmegaConf.merge(*(OmegaConf.load(arg.removeprefix("--config=")) for arg in args))
+
+
+def module_of(repository: Path, *names: str) -> tuple[StreamFlowModule, Any]:
+    """The module of a recipe, without values, and the merged config."""
+    config = config_of(repository, *names)
     parser = ArgumentParser()
     parser.add_class_arguments(StreamFlowModule, "model")
     with torch.device("meta"):
@@ -58,7 +71,24 @@ def test_one_gpu_takes_as_many_packs_a_step_and_validates_as_often(repository: P
 
 def test_every_file_of_experiments_is_tested_or_an_overlay(repository: Path) -> None:
     files = {path.stem for path in (repository / "experiments").glob("*.yaml")}
-    assert files == {*RECIPES, "one_gpu"}
+    assert files == {*RECIPES, *VOCODERS, "one_gpu"}
+
+
+@pytest.mark.parametrize("name", VOCODERS)
+def test_a_recipe_builds_the_vocoder_that_it_names_and_its_packs_hold_segments(repository: Path, name: str) -> None:
+    config = config_of(repository, name)
+    assert config.trains == "vocoder"
+    parser = ArgumentParser()
+    parser.add_class_arguments(VocoderModule, "model")
+    given = parser.parse_object({"model": OmegaConf.to_container(config.model)}).as_dict()["model"]
+    generator, segments = (
+        from_plain(kind, given[part], part)
+        for kind, part in ((GeneratorConfig, "generator"), (SegmentConfig, "segments"))
+    )
+    with torch.device("meta"):  # of the generator alone: the constant-Q transforms cannot be made there
+        model = BigVGANVocoder(generator.hyperparameters(MelConfig()), MelConfig())
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(VOCODERS[name], rel=0.01)
+    assert config.data.pack_frames >= 2 * (segments.frames + BLOCK_FRAMES)
 
 
 def test_a_base_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_gradient_that_overflows_behind_a_finite_loss_names_all_samples(
     module, batch = small_module(), batch_of(shards)
     optimizer = torch.optim.AdamW([torch.zeros(1)], fused=True)
     with caplog.at_level(logging.WARNING):
-        module.guard.saw(torch.zeros(len(batch.blocks)), batch)
+        module.guard.saw(torch.zeros(len(batch.blocks)), batch.blocks.utterance, batch.keys)
         module.guard.watch(optimizer, torch.tensor(torch.inf), 7)
         module.guard.check()
     assert caplog.records[0].getMessage() == (
@@ -90,8 +90,9 @@ def test_where_gradients_accumulate_the_right_clip_of_the_right_batch_is_named(
     bad = batch.packs[0].num_blocks  # the first block of the second pack
     other = replace(batch, keys=[f"other {key}" for key in batch.keys])
     with caplog.at_level(logging.WARNING):
-        guard.saw(losses, batch)
-        guard.saw(losses.index_fill(0, torch.tensor([bad]), torch.nan), other)
+        guard.saw(losses, batch.blocks.utterance, batch.keys)
+        poisoned = losses.index_fill(0, torch.tensor([bad]), torch.nan)
+        guard.saw(poisoned, other.blocks.utterance, other.keys)
         guard.watch(optimizer, torch.tensor(torch.nan), 3)
         guard.check()
     key = other.keys[other.packs[0].num_utterances]

@@ -5,11 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from bigvgan import BigVGAN
+from bigvgan.bigvgan import load_hparams_from_json
 from bigvgan.env import AttrDict
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.seam import seam_db
-from sf_lightning.vocoder.bigvgan import BigVGANVocoder, context_frames
+from sf_lightning.vocoder.bigvgan import (
+    BigVGANVocoder,
+    GeneratorConfig,
+    TrainedVocoder,
+    context_frames,
+    save_in_their_format,
+)
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.griffin_lim import GriffinLim
 from tests.helpers import BIGVGAN, voice
@@ -62,6 +69,23 @@ def test_bigvgan_equals_the_package_to_1e_6(bigvgan: Path, mel: torch.Tensor) ->
     wave = ours.decode(mel)
     assert wave.abs().mean() > 1e-3
     torch.testing.assert_close(wave, theirs.eval()(mel.transpose(1, 2))[:, 0], atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_weights_of_ours_give_the_same_wave_in_the_package_and_here(tmp_path: Path, mel: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    config = GeneratorConfig(channels=32, kernel_sizes=(3, 7))
+    made = BigVGANVocoder(config.hyperparameters(MelConfig()), MelConfig())
+    for parameter in made.parameters():
+        parameter.mul_(1.5)
+    wave = made.eval().decode(mel)
+    assert wave.abs().mean() > 1e-3
+    save_in_their_format(tmp_path / "out", TrainedVocoder(made.state_dict(), config, MelConfig(), 1))
+    theirs = BigVGAN(load_hparams_from_json(tmp_path / "out" / "config.json"))
+    theirs.load_state_dict(torch.load(tmp_path / "out" / "bigvgan_generator.pt")["generator"])
+    torch.testing.assert_close(theirs.eval()(mel.transpose(1, 2))[:, 0], wave, atol=1e-6, rtol=0)
+    again = VocoderConfig(checkpoint=str(tmp_path / "out")).make(MelConfig())
+    torch.testing.assert_close(again.decode(mel), wave, atol=1e-6, rtol=0)
 
 
 @torch.inference_mode()

@@ -72,6 +72,8 @@ class Continuation(L.Callback):
         """Leaves after a step of whose end all is logged; begins to ask whether to leave after this one."""
         if self._leaving:
             self._leave(trainer)
+        # What loggers call a step. Lightning's own count is one ahead where an ended run is given more steps.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         self._asking = self._ask()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:

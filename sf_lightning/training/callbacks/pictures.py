@@ -28,7 +28,7 @@ def draw_mels(mels: Mapping[str, Tensor], edges: Tensor, frame_rate: float, path
             axis.axvline(edge / frame_rate, color="white", linewidth=0.4, alpha=0.6)
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_ylabel("mel band")
-    axes[-1].set_xlabel("seconds; white lines are chunk edges")
+    axes[-1].set_xlabel("seconds; white lines are chunk edges" if len(edges) else "seconds")
     figure.colorbar(image, ax=list(axes), label="log magnitude", pad=0.01)
     _save(figure, path)
 

@@ -14,25 +14,20 @@ import numpy as np
 import soxr
 import torch
 from lightning.pytorch.loggers import WandbLogger
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from sf_lightning.audio.wave import write_wave
 from sf_lightning.metrics.pool import shared_pool
 from sf_lightning.metrics.speech import SpeechScores, gap
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import Latency, latency_line, measure_latency
 from sf_lightning.streaming.state import Chunk
 from sf_lightning.training.callbacks.continuation import between
-from sf_lightning.training.callbacks.pictures import draw_mels, draw_streaming
+from sf_lightning.training.callbacks.keeping import conclude, keep_clip, kept, samples_folder
+from sf_lightning.training.callbacks.pictures import draw_streaming
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
-from sf_lightning.training.saving import newest
 
 BASELINES = ("copy_synthesis", "look_up")
-WAYS = (*BASELINES, "offline", "streamed")
 
 LATENCY_TOKENS = 75
 """Three seconds of a clip are streamed by themselves for the latency account."""
@@ -125,7 +120,7 @@ class StreamingValidation(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the table of the last validation and what to open."""
         if trainer.is_global_zero and self.rows:
-            self._end(trainer, Path(trainer.default_root_dir))
+            conclude(trainer, self.rows, latency_line(self.latency) if self.latency else "", self.samples)
 
     def state_dict(self) -> dict[str, Any]:
         """What the last validation found: a run that is resumed at its end still has its table."""
@@ -208,35 +203,19 @@ class StreamingValidation(L.Callback):
     ) -> None:
         rate = decoder.vocoder.sample_rate
         rates = {"reference": decoder.vocoder.mel.sample_rate, "offline": rate, "streamed": rate}
-        self.samples = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
-        wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        step = max(0, trainer.global_step - 1)  # loggers count from 0
+        self.samples = samples_folder(trainer)
         for i in self._kept(len(clips)):
-            clip = clips[i]
-            offline, streamed = made["offline"][i], made["streamed"][i]
-            base = self.samples / clip.key
+            clip, offline, streamed = clips[i], made["offline"][i], made["streamed"][i]
             sounds = {"reference": clip.wave, "offline": offline.wave, "streamed": streamed.wave}
-            for name, wave in sounds.items():
-                write_wave(base.with_name(f"{clip.key}.{name}.wav"), wave.cpu().numpy(), rates[name])
-            # With these two, `sf-decode` makes the same wave again.
-            np.save(base.with_name(f"{clip.key}.tokens.npy"), clip.tokens.numpy())
-            np.save(base.with_name(f"{clip.key}.speaker.npy"), speakers[i].cpu().numpy())
             mels = {"reference": clip.mel, "offline": offline.mel, "streamed": streamed.mel}
-            picture = base.with_name(f"{clip.key}.png")
-            draw_mels(mels, edges[i], decoder.vocoder.mel.frame_rate, picture)
-            for logger in wandb_loggers:
-                logger.log_audio(
-                    f"audio/{clip.key}",
-                    [wave.cpu().numpy().clip(-1, 1) for wave in sounds.values()],
-                    sample_rate=[rates[name] for name in sounds],
-                    caption=list(sounds),
-                    step=step,
-                )
-                logger.log_image(f"mel/{clip.key}", [str(picture)], step=step)
+            frame_rate = decoder.vocoder.mel.frame_rate
+            keep_clip(trainer, self.samples, clip.key, sounds, rates, mels, edges[i], frame_rate)
+            # With these two, `sf-decode` makes the same wave again.
+            np.save(self.samples / f"{clip.key}.tokens.npy", clip.tokens.numpy())
+            np.save(self.samples / f"{clip.key}.speaker.npy", speakers[i].cpu().numpy())
 
     def _kept(self, count: int) -> list[int]:
-        """Which of so many clips are kept."""
-        return list(range(count))[:: max(1, count // max(1, self.keep))][: self.keep]
+        return kept(count, self.keep)
 
     def _draw(self, trainer: L.Trainer, gaps: dict[int, float]) -> None:
         assert self.samples is not None and self.latency is not None
@@ -246,70 +225,9 @@ class StreamingValidation(L.Callback):
             if isinstance(logger, WandbLogger):
                 logger.log_image("streaming", [str(picture)], step=max(0, trainer.global_step - 1))
 
-    def _end(self, trainer: L.Trainer, folder: Path) -> None:
-        lines = [summary(self.rows), "", latency_line(self.latency) if self.latency else ""]
-        (folder / "summary.md").write_text("\n".join(lines) + "\n")
-        console = Console()
-        console.print(as_table(self.rows))
-        if self.latency:
-            console.print(latency_line(self.latency))
-        checkpoint = newest(folder / "checkpoints")
-        for what, path in (
-            ("hear and see", self.samples),
-            (
-                "metrics",
-                next((lg.log_dir for lg in trainer.loggers if not isinstance(lg, WandbLogger)), None),
-            ),
-            ("W&B", next((lg.save_dir for lg in trainer.loggers if isinstance(lg, WandbLogger)), None)),
-            ("checkpoint", checkpoint),
-            ("this table", folder / "summary.md"),
-        ):
-            if path:
-                console.print(f"{what + ':':14}{path}", soft_wrap=True, highlight=False)
-
 
 def resampled(wave: Tensor, rate: int, wanted: int) -> Tensor:
     """Returns a wave [N] of one rate in Hz at another, [N * wanted / rate], on the CPU; itself if it has it."""
     if rate == wanted:
         return wave
     return torch.from_numpy(soxr.resample(wave.cpu().numpy(), rate, wanted))
-
-
-COLUMNS = {
-    "pesq_wb": ("PESQ-WB", "{:.2f}"),
-    "stoi": ("STOI", "{:.3f}"),
-    "visqol": ("ViSQOL", "{:.2f}"),
-    "mel_l1": ("mel L1", "{:.3f}"),
-    "seam_db": ("seam dB", "{:+.2f}"),
-    "gap": ("gap", "{:.4f}"),
-}
-
-
-def _cells(rows: dict[str, dict[str, float]]) -> list[list[str]]:
-    """One row of text per way, with STOI also as a share of copy-synthesis."""
-    top = rows.get("copy_synthesis", {}).get("stoi", float("nan"))
-    table = []
-    for way in (way for way in WAYS if way in rows):
-        values = rows[way]
-        cells = [form.format(values[name]) if name in values else "" for name, (_, form) in COLUMNS.items()]
-        table.append([way.replace("_", "-"), *cells, f"{values['stoi'] / top:.0%}"])
-    return table
-
-
-HEADER = ["", *(title for title, _ in COLUMNS.values()), "of copy"]
-
-
-def as_table(rows: dict[str, dict[str, float]]) -> Table:
-    """The scores as a table for the terminal."""
-    table = Table(title="held-out clips", box=SIMPLE)
-    for title in HEADER:
-        table.add_column(title, justify="right" if title else "left", no_wrap=True)
-    for cells in _cells(rows):
-        table.add_row(*cells)
-    return table
-
-
-def summary(rows: dict[str, dict[str, float]]) -> str:
-    """The scores as a Markdown table."""
-    lines = [HEADER, ["---"] * len(HEADER), *_cells(rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,105 @@
+"""What modules that train on shards have in common: what they want of the data, and what their checkpoints say."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.model.pretrained import require_format
+from sf_lightning.training.checkpoint import FORMAT
+
+
+@dataclass(frozen=True)
+class TokenNeeds:
+    """Which tokens a module learns.
+
+    Args:
+        tokenizer: Name of the tokenizer.
+        vocabulary: Its codes.
+        frames_per_token: Frames of a token.
+    """
+
+    tokenizer: str
+    vocabulary: int
+    frames_per_token: int
+
+
+@dataclass(frozen=True)
+class DataNeeds:
+    """What a module wants of its data.
+
+    Args:
+        mel: The mel.
+        block_size: Frames of the blocks of a pack.
+        tokens: Which tokens; None is any, for a module that does not look at them.
+        x_vectors: Name and width of the x-vectors; an empty name takes none.
+        x_vector_width: Width of those that are read; 0 reads none.
+        crop_samples: Length of the reference crops; 0 takes none.
+        min_frames: Of a clip; shorter ones are passed over and counted.
+    """
+
+    mel: MelConfig
+    block_size: int
+    tokens: TokenNeeds | None = None
+    x_vectors: tuple[str, int] = ("", 0)
+    x_vector_width: int = 0
+    crop_samples: int = 0
+    min_frames: int = 0
+
+
+class ShardTrained(L.LightningModule):
+    """A module that `ShardDataModule` feeds and `sf-fit` trains.
+
+    Attributes:
+        tokenizer_digest: Of the tokenizer whose tokens it has learnt.
+    """
+
+    tokenizer_digest: str | None = None
+
+    @property
+    def needs(self) -> DataNeeds:
+        """What it wants of its data."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """What is done once before a run begins, and not when it goes on."""
+
+    def record(self) -> dict[str, Any]:
+        """What loggers keep of it beside the config."""
+        raise NotImplementedError
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists, all the way down: what a config file can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def require_same(checkpoint: dict[str, Any], hparams: Any, parts: Sequence[str]) -> None:
+    """Checks that a checkpoint is one of `sf-fit`, and of what this run trains.
+
+    Raises:
+        ValueError: if it is not, or one of the parts of its hyperparameters is not what this run has.
+    """
+    if "format" not in checkpoint:
+        raise ValueError("this checkpoint has no number of its format: it is not one of sf-fit")
+    require_format("this checkpoint", checkpoint["format"], FORMAT)
+    for part in parts:
+        if part not in checkpoint["hyper_parameters"]:
+            raise ValueError(f"--model.{part}: the checkpoint has none: it is not of what this run trains")
+        came, wanted = checkpoint["hyper_parameters"][part], hparams[part]
+        if came != wanted:
+            raise ValueError(f"--model.{part}: {_difference(part, came, wanted)}: give what the run was begun with")
+
+
+def _difference(name: str, came: Any, wanted: Any) -> str:
+    """What a checkpoint has and this run has not, in its first place."""
+    if not isinstance(came, dict) or not isinstance(wanted, dict):
+        return f"the checkpoint has {name} {came}, this run has {wanted}"
+    return next(_difference(key, came.get(key), wanted[key]) for key in wanted if came.get(key) != wanted[key])

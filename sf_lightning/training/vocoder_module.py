@@ -1,0 +1,239 @@
+"""BigVGAN under Lightning: generator and adversary from `vocoder`, segments from `data`, nothing of its own.
+
+Letters: B segments, S frames of a segment, F mel bands, N samples.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import ExponentialLR
+
+from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.data.packing import Batch
+from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut
+from sf_lightning.training.base import DataNeeds, ShardTrained, plain, require_same
+from sf_lightning.training.checkpoint import FORMAT
+from sf_lightning.training.ema import move_average
+from sf_lightning.training.guard import NonFiniteGuard, skip_unless_finite
+from sf_lightning.vocoder.adversary import REACH, Adversary, DiscriminatorConfig, GeneratorLosses, LossConfig
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder, GeneratorConfig
+
+
+@dataclass(frozen=True)
+class GANOptimizerConfig:
+    """Two AdamW, one for the generator and one for the discriminators, as BigVGAN's authors have them.
+
+    Args:
+        learning_rate: Of both, at the first step.
+        decay: Each step multiplies it by this.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        clip_norm: Gradients are clipped to this norm, those of the two kinds of discriminators apart.
+        early_clip_norm: So in the first steps: where batches are small, its authors saw them diverge there.
+        early_steps: How many these are.
+        ema_decay: Decay of the generator's averaged weights.
+        max_bad_steps: Training stops at so many steps in a row whose gradient is not finite.
+    """
+
+    learning_rate: float = 1e-4
+    decay: float = 0.9999996
+    beta1: float = 0.8
+    beta2: float = 0.99
+    clip_norm: float = 500.0
+    early_clip_norm: float = 100.0
+    early_steps: int = 20000
+    ema_decay: float = 0.9995
+    max_bad_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"optimizer.decay is {self.decay}: wanted more than 0, at most 1")
+        if min(self.clip_norm, self.early_clip_norm) <= 0:
+            raise ValueError(
+                f"optimizer: clip_norm {self.clip_norm}, early_clip_norm {self.early_clip_norm}: wanted more than 0"
+            )
+
+
+class VocoderModule(ShardTrained):
+    """Trains a BigVGAN on random segments of the clips that decoders are trained on.
+
+    **A step** is one batch: the discriminators learn from it, then the generator. `trainer.global_step`,
+    `--trainer.max_steps`, the schedules, checkpoints and logs all count these; Lightning would count both
+    optimizers, so that of the discriminators steps without its knowledge.
+
+    Args:
+        generator: Sizes of the generator.
+        mel: The mel spectrogram.
+        discriminators: Which discriminators.
+        losses: Weights of the losses.
+        segments: How segments are cut.
+        optimizer: How weights are trained and averaged.
+        seed: Of where segments begin.
+    """
+
+    def __init__(
+        self,
+        generator: GeneratorConfig = GeneratorConfig(),
+        mel: MelConfig = MelConfig(),
+        discriminators: DiscriminatorConfig = DiscriminatorConfig(),
+        losses: LossConfig = LossConfig(),
+        segments: SegmentConfig = SegmentConfig(),
+        optimizer: GANOptimizerConfig = GANOptimizerConfig(),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        # Plain values, and the parser that turns them back: a checkpoint then loads without pickled classes.
+        self.save_hyperparameters(plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
+        self.automatic_optimization = False
+        self.segments, self.optimizer, self.seed = segments, optimizer, seed
+        if (samples := segments.frames * mel.hop_length) <= REACH:
+            raise ValueError(
+                f"segments.frames {segments.frames} are {samples} samples: discriminators and mel loss need "
+                f"more than {REACH}: raise it"
+            )
+        make = partial(BigVGANVocoder, generator.hyperparameters(mel), mel)
+        self.model, self.average = make(), make()
+        self.average.requires_grad_(False).load_state_dict(self.model.state_dict())
+        self.adversary = Adversary(discriminators, losses, mel)
+        self.mel = MelSpectrogram(mel)
+        self.guard = NonFiniteGuard(optimizer.max_bad_steps)
+
+    @property
+    def needs(self) -> DataNeeds:
+        """The mel, and clips of at least a segment; any tokens."""
+        return DataNeeds(self.mel.config, BLOCK_FRAMES, min_frames=self.segments.frames)
+
+    def record(self) -> dict[str, Any]:
+        """Sizes, and how much mel a sample depends on."""
+        return {
+            "context_frames": self.model.left,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "discriminator_parameters": sum(p.numel() for p in self.adversary.parameters()),
+        }
+
+    # -- training -------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuses what was never tried.
+
+        Raises:
+            ValueError: if precision is not full, or ranks would wait for gradients that are not this half-step's.
+        """
+        kwargs = getattr(self.trainer.strategy, "_ddp_kwargs", {})
+        if self.trainer.world_size > 1 and not kwargs.get("find_unused_parameters"):
+            raise ValueError(
+                f"--trainer.strategy on {self.trainer.world_size} processes: wanted "
+                "ddp_find_unused_parameters_true, for discriminators and generator learn by turns"
+            )
+        if self.trainer.precision != "32-true":
+            raise ValueError(
+                f"--trainer.precision is {self.trainer.precision}: a vocoder is trained with 32-true, for its "
+                "gradients are judged unscaled and its periodic activations lose their phase in 16 bits"
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Trains the discriminators, then the generator, on the segments of a batch."""
+        segments = cut(batch, self.segments, self.mel, self.seed)
+        generator, discriminators = self._optimizers()
+        made = self.model.decode(segments.mel)
+        # Of the segments, not of the losses, which the package averages: this names the one that is broken.
+        self.guard.saw((made - segments.wave).abs().mean(1), segments.utterance, batch.keys)
+        limit = self._clip_norm()
+
+        loss = self.adversary.discriminator_loss(segments.wave, made)
+        discriminators.zero_grad()
+        self.manual_backward(loss)
+        judging = torch.stack([clip_grad_norm_(part.parameters(), limit) for part in self.adversary.parts])
+        skip_unless_finite(discriminators, judging.sum())
+        discriminators.step()
+
+        # The generator learns from the discriminators as they are now; they learn nothing here.
+        self.adversary.requires_grad_(False)
+        losses = self.adversary.generator_losses(segments.wave, made)
+        generator.zero_grad()
+        self.manual_backward(losses.total)
+        self.adversary.requires_grad_(True)
+        norm = clip_grad_norm_(self.model.parameters(), limit)
+        # If either is not finite the generator stays, and the step counts as skipped.
+        self.guard.watch(generator.optimizer, norm + judging.sum(), self.global_step)
+        generator.step()
+        move_average(self.average, self.model, self.global_step, self.optimizer.ema_decay)
+        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
+            schedule.step()  # type: ignore[call-arg]
+        self._log(losses, loss, norm, judging)
+        return {"loss": losses.total.detach(), "discriminator_loss": loss.detach()}
+
+    def _optimizers(self) -> tuple[LightningOptimizer, torch.optim.Optimizer]:
+        """The generator's, whose steps Lightning counts, and the discriminators', whose steps it does not."""
+        generator, discriminators = self.optimizers()  # type: ignore[misc,attr-defined]
+        assert isinstance(generator, LightningOptimizer) and isinstance(discriminators, LightningOptimizer)
+        return generator, discriminators.optimizer
+
+    def _clip_norm(self) -> float:
+        config = self.optimizer
+        return config.early_clip_norm if self.global_step < config.early_steps else config.clip_norm
+
+    def _log(self, losses: GeneratorLosses, discriminator_loss: Tensor, norm: Tensor, judging: Tensor) -> None:
+        self.log("train/loss", losses.total.detach(), prog_bar=True, batch_size=1)
+        values: dict[str, Tensor | float] = {
+            "mel_loss": losses.mel.detach(),
+            "feature_loss": losses.feature.detach(),
+            "adversarial_loss": losses.adversarial.detach(),
+            "discriminator_loss": discriminator_loss.detach(),
+            "gradient_norm": norm,
+            "period_gradient_norm": judging[0],
+            "spectral_gradient_norm": judging[1],
+            "skipped_steps": float(self.guard.skipped),
+        }
+        for name, value in values.items():
+            self.log(f"train/{name}", value, batch_size=1)
+
+    def on_train_end(self) -> None:
+        """Looks at the last step too."""
+        self.guard.check()
+
+    def configure_optimizers(self) -> Any:
+        """One for the generator, one for the discriminators, each with its schedule."""
+        config = self.optimizer
+
+        def make(module: nn.Module) -> torch.optim.Optimizer:
+            betas = (config.beta1, config.beta2)
+            # Fused: it can be told on the device to skip a step.
+            return torch.optim.AdamW(module.parameters(), lr=config.learning_rate, betas=betas, fused=True)
+
+        made = {"generator": make(self.model), "discriminators": make(self.adversary)}
+        return [
+            {
+                "optimizer": each,
+                "lr_scheduler": {"scheduler": ExponentialLR(each, config.decay), "name": f"lr-{name}"},
+            }
+            for name, each in made.items()
+        ]
+
+    # -- validation -----------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Nothing: clips are judged whole, by `CopySynthesis`, which logs `val/loss` too."""
+
+    @torch.inference_mode()
+    def synthesise(self, mel: Tensor) -> Tensor:
+        """Returns the waves [B, T * hop] of mels [B, T, F] by the averaged generator."""
+        return self.average.eval().decode(mel)
+
+    # -- checkpoints ----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the number of the format, and what the log counts."""
+        checkpoint["format"] = FORMAT
+        checkpoint["guard"] = self.guard.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the count back, if the checkpoint is of the same networks and segments."""
+        require_same(checkpoint, self.hparams, ("generator", "mel", "discriminators", "segments"))
+        self.guard.load_state_dict(checkpoint["guard"])

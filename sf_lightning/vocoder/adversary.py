@@ -1,0 +1,165 @@
+"""What trains a BigVGAN (arXiv 2206.04658): discriminators and losses, the `bigvgan` package's own.
+
+Knows nothing of optimizers, nor of where segments come from.
+
+Letters: B segments, N samples.
+"""
+
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from bigvgan.discriminators import (
+    MultiPeriodDiscriminator,
+    MultiResolutionDiscriminator,
+    MultiScaleSubbandCQTDiscriminator,
+)
+from bigvgan.env import AttrDict
+from bigvgan.loss import MultiScaleMelSpectrogramLoss, discriminator_loss, feature_loss, generator_loss
+from torch import Tensor, nn
+
+from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+
+CQT_FILTERS = 128
+"""Channels of a sub-band CQT discriminator in the authors' second version."""
+
+CQT_BINS = (24, 36, 48)
+"""Bins of an octave of each of them."""
+
+CQT_LOWEST_HZ = 32.7
+"""Where nnAudio's first octave begins."""
+
+REACH = 1024
+"""Samples that the longest transforms of discriminators and losses mirror at the edges of a segment."""
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Which discriminators, and how wide.
+
+    Args:
+        kind: What stands beside the multi-period discriminator: "cqt", sub-band constant-Q transforms (the authors'
+            second version), or "resolutions", spectrograms at three resolutions (their first).
+        periods: Of the multi-period discriminator, in samples.
+        cqt_octaves: Octaves of the constant-Q transforms; 9, the authors' number, leave the band at 16 kHz.
+        width: Share of the published channels; 1 are all, less is for small machines.
+    """
+
+    kind: Literal["cqt", "resolutions"] = "cqt"
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    cqt_octaves: int = 8
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 / 32 <= self.width <= 4:
+            raise ValueError(f"discriminators.width is {self.width}: wanted 1/32 to 4")
+        if not self.periods or min(self.periods) < 1:
+            raise ValueError(f"discriminators.periods are {[*self.periods]}: wanted one or more, each 1 or more")
+        if self.cqt_octaves < 1:
+            raise ValueError(f"discriminators.cqt_octaves is {self.cqt_octaves}: wanted 1 or more")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the generator's losses.
+
+    Args:
+        mel: "multi_scale" compares log-mels at seven resolutions (the authors' second version), "single" that of
+            the configuration (their first).
+        mel_weight: Of the distance of mels; the authors have 15 for "multi_scale" and 45 for "single".
+        feature_weight: Of the distance of the discriminators' features; the package doubles it already.
+        adversarial_weight: Of the discriminators' judgement.
+    """
+
+    mel: Literal["multi_scale", "single"] = "multi_scale"
+    mel_weight: float = 15.0
+    feature_weight: float = 1.0
+    adversarial_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("mel_weight", "feature_weight", "adversarial_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"losses.{name} is {getattr(self, name)}: wanted 0 or more")
+
+
+class GeneratorLosses(NamedTuple):
+    """The generator's losses, each with its weight, scalars."""
+
+    mel: Tensor
+    feature: Tensor
+    adversarial: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Their sum."""
+        return self.mel + self.feature + self.adversarial
+
+
+class Adversary(nn.Module):
+    """Judges segments [B, N].
+
+    Args:
+        discriminators: Which.
+        losses: Their weights.
+        mel: For the sample rate, and for the mel loss "single".
+
+    Raises:
+        ValueError: if the constant-Q transforms would leave the band.
+    """
+
+    def __init__(self, discriminators: DiscriminatorConfig, losses: LossConfig, mel: MelConfig) -> None:
+        super().__init__()
+        self.losses = losses
+        top = CQT_LOWEST_HZ * 2**discriminators.cqt_octaves
+        # The package doubles the rate before the transform, so the band ends at the sample rate itself.
+        if discriminators.kind == "cqt" and top > mel.sample_rate:
+            raise ValueError(
+                f"discriminators.cqt_octaves: {discriminators.cqt_octaves} octaves reach {top:.0f} Hz, a sample "
+                f"rate of {mel.sample_rate} Hz allows {mel.sample_rate} Hz: lower it"
+            )
+        h = AttrDict(
+            mpd_reshapes=[*discriminators.periods],
+            use_spectral_norm=False,
+            discriminator_channel_mult=discriminators.width,
+            resolutions=[[1024, 120, 600], [2048, 240, 1200], [512, 50, 240]],
+            sampling_rate=mel.sample_rate,
+            cqtd_filters=round(CQT_FILTERS * discriminators.width),
+            cqtd_n_octaves=[discriminators.cqt_octaves] * len(CQT_BINS),
+            cqtd_bins_per_octaves=[*CQT_BINS],
+        )
+        spectral = MultiResolutionDiscriminator
+        if discriminators.kind == "cqt":
+            spectral = MultiScaleSubbandCQTDiscriminator
+        with redirect_stdout(None):  # the package prints what it makes
+            # Apart, because their gradients are clipped apart.
+            self.parts = nn.ModuleList([MultiPeriodDiscriminator(h), spectral(h)])
+        self.multi_scale = MultiScaleMelSpectrogramLoss(mel.sample_rate)
+        self.mel = MelSpectrogram(mel)
+
+    def discriminator_loss(self, wave: Tensor, made: Tensor) -> Tensor:
+        """Returns how badly real and made segments [B, N] are told apart, a scalar."""
+        total = wave.new_zeros(())
+        for part in self.parts:
+            real, fake, _, _ = part(wave[:, None], made[:, None].detach())
+            total = total + discriminator_loss(real, fake)[0]
+        return total
+
+    def generator_losses(self, wave: Tensor, made: Tensor) -> GeneratorLosses:
+        """Returns how far made segments [B, N] are from real ones, and how well they pass for them."""
+        feature, adversarial = wave.new_zeros(()), wave.new_zeros(())
+        for part in self.parts:
+            _, fake, real_features, fake_features = part(wave[:, None], made[:, None])
+            feature = feature + feature_loss(real_features, fake_features)
+            adversarial = adversarial + generator_loss(fake)[0]
+        weights = self.losses
+        return GeneratorLosses(
+            weights.mel_weight * self.mel_loss(wave, made),
+            weights.feature_weight * feature,
+            weights.adversarial_weight * adversarial,
+        )
+
+    def mel_loss(self, wave: Tensor, made: Tensor) -> Tensor:
+        """Returns the mean distance of the log-mels of segments [B, N], a scalar, without its weight."""
+        if self.losses.mel == "multi_scale":
+            return self.multi_scale(wave[:, None], made[:, None])
+        return nn.functional.l1_loss(self.mel(wave), self.mel(made))

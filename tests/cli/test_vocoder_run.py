@@ -1,0 +1,98 @@
+"""A vocoder trained from the command line, resumed, exported, and used by a decoder."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+import wandb
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.cli import export, fit
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.training.vocoder_module import VocoderModule
+from sf_lightning.vocoder.config import VocoderConfig
+from tests.cli.test_cli import mistake
+
+RECIPE = Path(__file__).parents[2] / "experiments" / "vocoder_small.yaml"
+
+TOY = [
+    "--model.generator={upsample_rates: [10, 16], upsample_kernel_sizes: [20, 32], channels: 16}",
+    "--model.generator.kernel_sizes=[3]",
+    "--model.generator.dilations=[1]",
+    "--model.discriminators={kind: resolutions, periods: [2], width: 0.03125}",
+    "--model.losses={mel: single, mel_weight: 45}",
+    "--model.segments={frames: 16, per_pack: 2}",
+    "--data.pack_frames=96",
+    "--data.val_clips=2",
+    "--data.num_workers=0",
+    "--trainer.accelerator=cpu",
+    "--trainer.val_check_interval=2",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.limit_val_batches=1",
+]
+
+
+def arguments(shards: ShardSet, run: Path, *more: str) -> list[str]:
+    where = [f"--data.train={shards.folder}", f"--data.val={shards.folder}", f"--trainer.default_root_dir={run}"]
+    return ["--config", str(RECIPE), *TOY, *where, *more]
+
+
+@pytest.fixture(scope="module")
+def run(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps, two of them after a resume."""
+    folder = tmp_path_factory.mktemp("run") / "vocoder"
+    for steps in (2, 4):
+        fit.main(arguments(shards, folder, f"--trainer.max_steps={steps}", "--ckpt_path=last"))
+        wandb.finish()
+    return folder
+
+
+def test_a_run_that_goes_on_counts_steps_as_batches_in_its_table_and_its_checkpoint(run: Path) -> None:
+    with (run / "csv" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row.get("train/loss")] == [0, 1, 2, 3]
+    assert [int(row["step"]) for row in rows if row.get("val/loss")] == [1, 3]
+    for name in ("pesq_wb", "stoi", "visqol", "mel_l1", "no_score"):
+        assert f"copy_synthesis/{name}" in rows[0] and f"griffin_lim/{name}" in rows[0]
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4 and len(last["optimizer_states"]) == len(last["lr_schedulers"]) == 2
+    assert [state["last_epoch"] for state in last["lr_schedulers"]] == [4, 4]
+
+
+def test_a_run_leaves_sound_a_picture_and_a_table(run: Path) -> None:
+    samples = run / "samples" / "step-000004"
+    assert len([*samples.glob("*.png")]) == 2
+    assert {soundfile.info(path).samplerate for path in samples.glob("*.made.wav")} == {16000}
+    table = (run / "summary.md").read_text()
+    assert "griffin-lim" in table and "copy-synthesis" in table
+
+
+@torch.inference_mode()
+def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, tmp_path: Path) -> None:
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    export.main([str(checkpoint), str(tmp_path / "out")])
+    mel = torch.randn(1, 40, 80, generator=torch.Generator().manual_seed(0)) - 4
+    made = [VocoderConfig(str(path)).make(MelConfig()).decode(mel) for path in (checkpoint, tmp_path / "out")]
+    assert made[0].abs().mean() > 1e-6 and torch.equal(*made)
+    module = VocoderModule.load_from_checkpoint(checkpoint)
+    torch.testing.assert_close(module.synthesise(mel), made[0], atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="its hop_size is 160, the decoder's mel has 200"):
+        VocoderConfig(str(checkpoint)).make(MelConfig(hop_length=200))
+
+
+def test_the_config_of_a_run_says_what_it_trains(run: Path) -> None:
+    assert fit.what_to_train([f"--config={run / 'config.yaml'}"]) == "vocoder"
+    assert fit.what_to_train(["--trains", "vocoder"]) == "vocoder"
+    assert fit.what_to_train(["fit"]) == "decoder"
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    said = mistake(capsys, fit.main, "--trains=singer")
+    assert said == "error: --trains is singer: wanted decoder or vocoder"
+    rates = "--model.generator.upsample_rates=[10, 18]"
+    said = mistake(capsys, fit.main, *arguments(shards, tmp_path / "run", rates))
+    assert "upsample_rates multiply to 180, the hop length is 160" in said

@@ -1,0 +1,333 @@
+"""Training a BigVGAN: segments that are the clip's, a step that is one batch, runs that resume to the last bit."""
+
+import logging
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.data.lanes import Lane, LaneState, Reading, first_clips
+from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.training.datamodule import ShardDataModule
+from sf_lightning.training.vocoder_module import GANOptimizerConfig, VocoderModule
+from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
+from sf_lightning.vocoder.bigvgan import GeneratorConfig
+
+TINY = {
+    "generator": GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,)),
+    "discriminators": DiscriminatorConfig("resolutions", periods=(2, 3), width=1 / 32),
+    "losses": LossConfig("single", mel_weight=45.0),
+    "segments": SegmentConfig(frames=16, per_pack=2),
+    "optimizer": GANOptimizerConfig(learning_rate=1e-3, decay=0.99, ema_decay=0.9),
+}
+"""Learns a step in tens of milliseconds."""
+
+
+def tiny(**change: Any) -> VocoderModule:
+    torch.manual_seed(0)
+    return VocoderModule(**(TINY | change))
+
+
+def data(shards: ShardSet, **change: Any) -> ShardDataModule:
+    given = {"pack_frames": 96, "lanes": 2, "val_clips": 2, "num_workers": 0}
+    folder = str(shards.folder)
+    return ShardDataModule(folder, folder, **(given | change))
+
+
+def batch_of(shards: ShardSet, packs: int = 1, lane: int = 0) -> Batch:
+    """The first packs of a lane."""
+    shape = PackShape(8, BLOCK_FRAMES, 4, 8, shards.manifest.mel)
+    stream = pack(Lane([shards], lane, Reading(0, 2, 0)).draws(LaneState()), shape, lane)
+    return Batch.of_packs([next(stream) for _ in range(packs)])
+
+
+class Notes(L.Callback):
+    """Notes both losses and the clips of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float, list[str]]] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, index: int) -> None:
+        self.seen.append((float(outputs["loss"]), float(outputs["discriminator_loss"]), batch.keys))
+
+
+def fit(module: VocoderModule, datamodule: Any, steps: int, *callbacks: L.Callback, **more: Any) -> L.Trainer:
+    resume = more.pop("ckpt_path", None)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        callbacks=[*callbacks],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        **more,
+    )
+    trainer.fit(module, datamodule, ckpt_path=resume)
+    return trainer
+
+
+def test_a_segment_is_the_wave_of_its_clip_and_has_the_mel_of_the_whole_clip_there(shards: ShardSet) -> None:
+    mel, config = MelSpectrogram(MelConfig()), SegmentConfig(frames=100, per_pack=60)
+    batch = batch_of(shards, packs=3)
+    found = cut(batch, config, mel, seed=0)
+    assert found.wave.shape == (180, 100 * 160) and found.mel.shape == (180, 100, 80)
+    clips = {each.clip.key: torch.from_numpy(each.clip.wave) for each in first_clips(shards, 23, 0)}
+    at_the_edge = 0
+    for wave, frames, utterance in zip(*found, strict=True):
+        whole = clips[batch.keys[int(utterance)]]
+        places = whole.unfold(0, len(wave), 160)  # every frame
+        place = int((places - wave).abs().amax(1).argmin())
+        assert torch.equal(places[place], wave)
+        torch.testing.assert_close(mel(whole[None])[0, place : place + 100], frames, atol=1e-4, rtol=0)
+        assert not torch.allclose(mel(wave[None])[0], frames, atol=1e-2) or place == 0
+        at_the_edge += place in (0, len(places) - 1)
+    assert at_the_edge
+
+
+def test_segments_follow_the_pack_and_not_the_rank_or_what_was_drawn_before(shards: ShardSet) -> None:
+    mel, config = MelSpectrogram(MelConfig()), SegmentConfig(frames=20, per_pack=4)
+    shape = PackShape(8, BLOCK_FRAMES, 4, 8, shards.manifest.mel)
+    packs = [next(pack(Lane([shards], n, Reading(0, 2, 0)).draws(LaneState()), shape, n)) for n in range(2)]
+    both = cut(Batch.of_packs(packs), config, mel, seed=0)
+    torch.rand(100)
+    alone = cut(Batch.of_packs(packs[1:]), config, mel, seed=0)
+    assert torch.equal(both.wave[4:], alone.wave)
+    assert not torch.equal(cut(Batch.of_packs(packs[1:]), config, mel, seed=1).wave, alone.wave)
+
+
+@pytest.mark.parametrize("losses", [LossConfig("single", 45.0), LossConfig("multi_scale", 15.0)])
+def test_it_learns_the_segments_of_a_batch_by_heart(shards: ShardSet, losses: LossConfig) -> None:
+    module = tiny(losses=losses, segments=SegmentConfig(frames=16, per_pack=2))
+    batch = batch_of(shards)
+
+    class Same:
+        def __iter__(self) -> Any:
+            while True:
+                yield batch
+
+    def distance() -> float:
+        segments = cut(batch, module.segments, module.mel, module.seed)
+        return float(module.adversary.mel_loss(segments.wave, module.model.decode(segments.mel)).detach())
+
+    before = distance()
+    trainer = fit(module, Same(), 60)
+    assert trainer.global_step == 60  # a step is one batch, though two optimizers step
+    assert distance() < 0.6 * before
+
+
+def test_the_discriminators_learn_and_the_generator_does_not_learn_for_them(shards: ShardSet) -> None:
+    module = tiny()
+    before = [p.detach().clone() for p in module.adversary.parameters()]
+    fit(module, data(shards), 1)
+    moved = [not torch.equal(a, b) for a, b in zip(before, module.adversary.parameters(), strict=True)]
+    assert all(moved)
+    # What is left in the gradients is the discriminators' own loss: the generator's pass added nothing.
+    assert all(p.requires_grad for p in module.adversary.parameters())
+
+
+def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(shards: ShardSet, tmp_path: Path) -> None:
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    whole, again, one, other = Notes(), Notes(), tiny(), tiny()
+    fit(one, data(shards), 9, Save(), whole)
+    torch.manual_seed(99)
+    trainer = fit(other, data(shards), 9, again, ckpt_path=tmp_path / "middle.ckpt")
+    assert again.seen == whole.seen[4:] and trainer.global_step == 9
+    for name, value in one.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
+    assert rates == [pytest.approx(1e-3 * 0.99**9)] * 2
+
+
+def test_the_average_is_a_second_generator_that_follows_the_first(shards: ShardSet) -> None:
+    module = tiny(optimizer=replace(TINY["optimizer"], ema_decay=0.0))  # type: ignore[type-var]
+    fit(module, data(shards), 2)
+    for mine, other in zip(module.average.parameters(), module.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+    module = tiny()
+    fit(module, data(shards), 2)
+    pairs = zip(module.average.parameters(), module.model.parameters(), strict=True)
+    assert any(not torch.equal(mine, other) for mine, other in pairs)
+
+
+class Poison(L.Callback):
+    """Puts a NaN into the waves of some steps."""
+
+    def __init__(self, steps: set[int]) -> None:
+        self.steps = steps
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, index: int) -> None:
+        if index in self.steps:
+            batch.wave[:] = torch.nan
+
+
+def test_a_step_that_is_not_finite_changes_no_weight_is_counted_and_named(
+    shards: ShardSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, notes = tiny(), Notes()
+    weights: list[list[Tensor]] = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            both = (module.model, module.adversary)
+            weights.append([p.detach().clone() for each in both for p in each.parameters()])
+
+    with caplog.at_level(logging.WARNING):
+        trainer = fit(module, data(shards), 4, Poison({2}), notes, Look())
+    assert all(torch.equal(a, b) for a, b in zip(weights[1], weights[2], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(weights[2], weights[3], strict=True))
+    assert all(p.isfinite().all() for p in module.parameters())
+    assert module.guard.skipped == 1 and trainer.global_step == 4
+    said = [each.getMessage() for each in caplog.records if "skipped" in each.getMessage()]
+    assert len(said) == 1 and said[0].startswith("step 2 skipped: not finite: the loss of ")
+    assert any(key in said[0] for key in notes.seen[2][2] if key)
+
+
+def test_too_many_in_a_row_stop_the_run(shards: ShardSet) -> None:
+    module = tiny(optimizer=GANOptimizerConfig(max_bad_steps=2))
+    with pytest.raises(FloatingPointError, match=r"2 steps in a row .* the last one 2 "):
+        fit(module, data(shards), 9, Poison({1, 2, 3}))
+
+
+def test_gradients_are_clipped_harder_in_the_first_steps(shards: ShardSet) -> None:
+    module = tiny(optimizer=GANOptimizerConfig(clip_norm=500, early_clip_norm=1e-3, early_steps=1))
+    norms = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            norms.append(float(torch.stack([p.grad.norm() for p in module.model.parameters()]).norm()))
+
+    fit(module, data(shards), 2, Look())
+    assert norms[0] <= 1.001e-3 < norms[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"generator": GeneratorConfig((5, 4, 4, 3), (11, 8, 8, 5), 16)}, "multiply to 240, the hop length is 160"),
+        ({"segments": SegmentConfig(frames=6)}, r"segments.frames 6 are 960 samples: .* need more than 1024"),
+        ({"discriminators": DiscriminatorConfig("cqt", cqt_octaves=9)}, r"9 octaves reach 16742 Hz, .* 16000 Hz"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        tiny(**change)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: GeneratorConfig((5, 4), (11,)), "2 upsample_rates and 1 upsample_kernel_sizes"),
+        (lambda: GeneratorConfig((5,), (8,)), "kernel of 8 for a rate of 5"),
+        (lambda: GeneratorConfig((10, 16), (20, 32), channels=18), "channels is 18: wanted a multiple of 4"),
+        (lambda: GANOptimizerConfig(decay=1.5), "optimizer.decay is 1.5"),
+        (lambda: DiscriminatorConfig(width=0), "width is 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("module", "change", "said"),
+    [
+        ({"mel": MelConfig(f_max=7000.0)}, {}, r"has mel .*f_max=8000.*, the model has .*f_max=7000"),
+        (
+            {"segments": SegmentConfig(frames=60)},
+            {},
+            "pack_frames 96, data.max_pieces 8: for segments of 60 frames ",
+        ),
+        ({"segments": SegmentConfig(frames=1000)}, {"pack_frames": 4800}, r"are broken \(too short: 2"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused_with_both_numbers(
+    shards: ShardSet, module: dict, change: dict, said: str
+) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=said):
+        fit(tiny(**module), data(shards, **change), 1)
+
+
+def test_clips_shorter_than_a_segment_are_passed_over_and_every_pack_holds_one(shards: ShardSet) -> None:
+    # Clips have 150 to 202 frames; packs of 408 are the smallest that are sure to hold 180 in one piece.
+    module = tiny(segments=SegmentConfig(frames=180, per_pack=1))
+    datamodule, notes = data(shards, pack_frames=408, lanes=1, max_bad_share=0.9), Notes()
+    fit(module, datamodule, 6, notes)
+    assert datamodule.skipped[0]["too short"] > 0
+    lengths = {each.clip.key: len(each.clip.wave) // 160 for each in first_clips(shards, 23, 0)}
+    assert all(lengths[key] >= 180 for _, _, keys in notes.seen for key in keys if key)
+
+
+def test_a_checkpoint_of_another_network_or_of_a_decoder_is_refused(shards: ShardSet, tmp_path: Path) -> None:
+    fit(tiny(), data(shards), 1).save_checkpoint(tmp_path / "last.ckpt")
+    other = GeneratorConfig((10, 16), (20, 32), channels=32, kernel_sizes=(3,), dilations=(1,))
+    with pytest.raises(ValueError, match=r"--model.generator: the checkpoint has channels 16, this run has 32"):
+        fit(tiny(generator=other), data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_the_cqt_discriminator_judges_at_16_khz(shards: ShardSet) -> None:
+    module = tiny(discriminators=DiscriminatorConfig("cqt", periods=(2,), width=1 / 32))
+    notes = Notes()
+    fit(module, data(shards, lanes=1), 1, notes)
+    assert notes.seen[0][1] > 0
+
+
+def test_only_full_precision_is_taken(shards: ShardSet) -> None:
+    with pytest.raises(ValueError, match=r"precision is bf16-mixed: a vocoder is trained with 32-true"):
+        fit(tiny(), data(shards), 1, precision="bf16-mixed")
+
+
+@pytest.fixture
+def time_limit() -> Iterator[None]:
+    """Kills ranks that wait for each other, so that a hang is a failure."""
+
+    def end(*_: object) -> None:
+        for rank in multiprocessing.active_children():
+            rank.kill()
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+class Keep(L.Callback):
+    """Writes what was learnt, for ranks share no memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            torch.save(module.state_dict(), self.path)
+
+
+def test_two_ranks_learn_what_one_does(shards: ShardSet, tmp_path: Path, time_limit: None) -> None:
+    fit(tiny(), data(shards), 3, Keep(tmp_path / "1.pt"))
+    ranks = {"devices": 2, "strategy": "ddp_fork_find_unused_parameters_true"}  # old weight norms cannot be pickled
+    fit(tiny(), data(shards), 3, Keep(tmp_path / "2.pt"), **ranks)
+    one, two, fresh = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt"), tiny().state_dict()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
+    assert any(not torch.equal(value, fresh[name]) for name, value in one.items())
+
+
+def test_ranks_that_would_wait_for_ever_are_refused_before_they_start(shards: ShardSet, time_limit: None) -> None:
+    with pytest.raises(Exception, match=r"on 2 processes: wanted ddp_find_unused_parameters_true"):
+        fit(tiny(), data(shards), 1, devices=2, strategy="ddp_fork")

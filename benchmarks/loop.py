@@ -42,8 +42,9 @@ from sf_lightning.data.packing import Batch
 from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
 from sf_lightning.training.callbacks.throughput import Throughput
-from sf_lightning.training.datamodule import ShardDataModule, StepLoader
+from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.ema import move_average
+from sf_lightning.training.loader import StepLoader
 from sf_lightning.training.loggers import ContinuingCSV, ContinuingWandb
 from sf_lightning.training.module import StreamFlowModule
 

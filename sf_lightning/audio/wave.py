@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Wave = NDArray[np.float32]
 
@@ -46,6 +48,13 @@ def read_wave(source: Path | bytes, sample_rate: int) -> Wave:
     if rate != sample_rate:
         wave = soxr.resample(wave, rate, sample_rate)
     return np.ascontiguousarray(wave, dtype=np.float32)
+
+
+def resampled(wave: Tensor, rate: int, wanted: int) -> Tensor:
+    """Returns a wave [N] of one rate in Hz at another, [N * wanted / rate], on the CPU; itself if it has it."""
+    if rate == wanted:
+        return wave
+    return torch.from_numpy(soxr.resample(wave.cpu().numpy(), rate, wanted))
 
 
 def write_wave(path: Path, wave: Wave, sample_rate: int) -> None:

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from sf_lightning.audio.wave import Wave, open_wave, to_pcm
 from sf_lightning.cli.errors import one_line, one_line_errors
-from sf_lightning.data.lanes import Drawn, first_clips
+from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.lanes import Drawn
 from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.pretrained import Pretrained
 from sf_lightning.model.streamflow import StreamFlow
+from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import latency_line, measure_latency
 from sf_lightning.streaming.pretrained import make_decoder
 from sf_lightning.streaming.state import DecodeConfig
@@ -85,30 +87,8 @@ def decode(
         device: Where to decode, such as "cpu" or "cuda".
         bf16: Keep the network's weights in bfloat16: half the memory, and faster where the machine multiplies it.
     """
-    if (tokens is None) == (not stdin):
-        raise ValueError("give either --tokens or --stdin")
-    if out is None and not stdout and not latency:
-        raise ValueError("give --out, --stdout or --latency, or nothing would come of it")
-    file = tokens is not None and Path(tokens).suffix == ".npy"
-    for name, is_given, wanted, has in (
-        ("token_rate", token_rate is not None, "--latency", latency),
-        ("clip", clip is not None, "--tokens with the folder of a shard set", not stdin and not file),
-        ("stdin_format", stdin_format != "lines", "--stdin", stdin),
-    ):
-        if is_given and not has:
-            raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
-    if not Path(ckpt).exists():
-        raise FileNotFoundError(f"--ckpt: no file or folder {ckpt}")
-    for what, path in (("speaker", speaker), ("x_vector", x_vector)):
-        if path is not None and not Path(path).is_file():
-            raise FileNotFoundError(f"--{what}: no file {path}")
-    if x_vector is not None and speaker is None:
-        raise ValueError("--x_vector goes beside the audio of a --speaker: give that too")
-    if out is not None and Path(out).suffix.lower() not in (".wav", ".flac"):
-        raise ValueError(f"--out {out}: wanted a name that ends in .wav or .flac")
+    _require_sense(**locals())
     codes = Path(tokens) if tokens is not None else None
-    if codes is not None and codes.suffix == ".npy" and not codes.is_file():
-        raise FileNotFoundError(f"--tokens: no file {codes}")
     given = {
         name: value
         for name, value in locals().items()
@@ -131,28 +111,78 @@ def decode(
             who = _embedding(model, drawn.reference, torch.from_numpy(drawn.clip.x_vector))
     heard: list[Tensor] = []
     if out is not None or stdout:
-        pushes = _noted(pushes, heard) if latency else pushes
-        rate, count = decoder.vocoder.sample_rate, 0
-        with ExitStack() as stack:
-            file_out = None
-            for wave in _live(decoder.open(who), pushes):
-                # Not before there is sound: a mistake in the tokens leaves no file.
-                if out is not None and file_out is None:
-                    file_out = stack.enter_context(open_wave(Path(out), rate))
-                sound = to_pcm(wave.cpu().numpy())
-                count += len(sound)
-                if file_out is not None:
-                    file_out.write(sound)
-                if stdout:
-                    sys.stdout.buffer.write(sound.astype("<i2").tobytes())
-                    sys.stdout.buffer.flush()
-        print(f"{out or 'stdout'}: {count / rate:.2f} s of sound at {rate} Hz", file=sys.stderr)
+        _play(decoder, who, _noted(pushes, heard) if latency else pushes, out, stdout)
     if latency:
         heard.extend(pushes if out is None and not stdout else ())
         spoken = torch.cat(heard)
         # Once for nothing: the first call of all is slower than any other.
         measure_latency(decoder, spoken[: 4 * decoder.tokens_per_block], who)
         print(latency_line(measure_latency(decoder, spoken, who, token_rate)), file=sys.stderr)
+
+
+def _require_sense(
+    ckpt: str,
+    tokens: str | None,
+    out: str | None,
+    clip: str | None,
+    stdin: bool,
+    stdin_format: str,
+    stdout: bool,
+    latency: bool,
+    token_rate: float | None,
+    speaker: str | None,
+    x_vector: str | None,
+    **_: object,
+) -> None:
+    """Checks before anything is loaded that the options of `decode` go together and their files are there.
+
+    Raises:
+        ValueError, FileNotFoundError: if not.
+    """
+    if (tokens is None) == (not stdin):
+        raise ValueError("give either --tokens or --stdin")
+    if out is None and not stdout and not latency:
+        raise ValueError("give --out, --stdout or --latency, or nothing would come of it")
+    file = Path(tokens) if tokens is not None and Path(tokens).suffix == ".npy" else None
+    for name, is_given, wanted, has in (
+        ("token_rate", token_rate is not None, "--latency", latency),
+        ("clip", clip is not None, "--tokens with the folder of a shard set", not stdin and file is None),
+        ("stdin_format", stdin_format != "lines", "--stdin", stdin),
+    ):
+        if is_given and not has:
+            raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
+    if not Path(ckpt).exists():
+        raise FileNotFoundError(f"--ckpt: no file or folder {ckpt}")
+    for what, path in (("speaker", speaker), ("x_vector", x_vector)):
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"--{what}: no file {path}")
+    if x_vector is not None and speaker is None:
+        raise ValueError("--x_vector goes beside the audio of a --speaker: give that too")
+    if out is not None and Path(out).suffix.lower() not in (".wav", ".flac"):
+        raise ValueError(f"--out {out}: wanted a name that ends in .wav or .flac")
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"--tokens: no file {tokens}")
+
+
+def _play(
+    decoder: StreamingDecoder, who: Tensor | None, pushes: Iterator[Tensor], out: str | None, stdout: bool
+) -> None:
+    """Decodes tokens as they come, and writes the sound to where it is wanted."""
+    rate, count = decoder.vocoder.sample_rate, 0
+    with ExitStack() as stack:
+        file_out = None
+        for wave in _live(decoder.open(who), pushes):
+            # Not before there is sound: a mistake in the tokens leaves no file.
+            if out is not None and file_out is None:
+                file_out = stack.enter_context(open_wave(Path(out), rate))
+            sound = to_pcm(wave.cpu().numpy())
+            count += len(sound)
+            if file_out is not None:
+                file_out.write(sound)
+            if stdout:
+                sys.stdout.buffer.write(sound.astype("<i2").tobytes())
+                sys.stdout.buffer.flush()
+    print(f"{out or 'stdout'}: {count / rate:.2f} s of sound at {rate} Hz", file=sys.stderr)
 
 
 def _live(stream: Stream, pushes: Iterator[Tensor]) -> Iterator[Tensor]:

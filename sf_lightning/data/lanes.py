@@ -7,17 +7,17 @@ no buffer with a hidden state: a lane resumes from a few numbers, having read no
 """
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sf_lightning.audio.wave import Wave
 from sf_lightning.data.perturb import Perturbation
-from sf_lightning.data.sample import BadSample, Clip, Raw, crop_of, decode_clip, reference_crop
+from sf_lightning.data.references import Name, References
+from sf_lightning.data.sample import BadSample, Clip, Raw, decode_clip
 from sf_lightning.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
@@ -168,13 +168,6 @@ class _Found(NamedTuple):
     place: Place
 
 
-class _Name(NamedTuple):
-    """Which sample."""
-
-    shard: int
-    key: str
-
-
 @dataclass
 class _Strand:
     """A lane's way through one set."""
@@ -225,22 +218,24 @@ class _Strand:
 
     def _draw_group(self, group: list[_Part], key: tuple[int, int], start: int, sample: int) -> Iterator[_Found]:
         epoch, number = key
-        raws: dict[_Name, Raw] = {}
-        rows: list[tuple[_Name, str]] = []
+        raws: dict[Name, Raw] = {}
+        rows: list[tuple[Name, str]] = []
         for part in group:
             mine = self.shards.index(part.shard)[part.part :: part.of]
-            rows += [(_Name(part.shard, row.key), row.speaker) for row in mine]
-            raws |= {_Name(part.shard, raw["__key__"]): raw for raw in self.shards.read(part.shard, mine)}
+            rows += [(Name(part.shard, row.key), row.speaker) for row in mine]
+            raws |= {Name(part.shard, raw["__key__"]): raw for raw in self.shards.read(part.shard, mine)}
         random = self._random(epoch, self.lane, number)
         order = random.permutation(len(rows))
-        voices = _Voices(self, raws, [rows[i] for i in order], random.random(len(rows)))
+        references = References(
+            raws, self._decode, [rows[i] for i in order], random.random(len(rows)), self.reading.crop_samples
+        )
         for place in range(max(0, sample - start), len(order)):
             name = rows[order[place]][0]
             try:
                 if name not in raws:
                     raise BadSample("damaged", "not in the tar as the index has it")
                 clip = self._decode(raws[name])
-                reference = voices.reference(place, clip)
+                reference = references.of(place, clip)
                 clip = self._perturbed(clip, epoch, start + place)
                 self._measure(clip)
                 self.seen += 1
@@ -265,7 +260,7 @@ class _Strand:
         spec = manifest.tokenizer
         return decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token, self.reading.x_vector_width)
 
-    def _skip(self, name: _Name, error: BadSample) -> None:
+    def _skip(self, name: Name, error: BadSample) -> None:
         self.seen += 1
         self.bad[error.cause] += 1
         self.skipped[error.cause] += 1
@@ -278,88 +273,3 @@ class _Strand:
                 f"({', '.join(f'{cause}: {n}' for cause, n in self.bad.items())}), the last one {name.key} "
                 f"in {shard}: mend the set, or raise --data.max_bad_share above {self.reading.max_bad_share}"
             )
-
-
-class _Voices:
-    """Finds reference crops in a group of shuffled samples: of the clip of the same speaker that came last.
-
-    So each clip is decoded once, and yet the crop is a pure function of the order: after a resume the clip is
-    looked up again. A speaker's first clip takes its crop from the second, and a single one from itself.
-    """
-
-    def __init__(
-        self,
-        strand: _Strand,
-        raws: dict[_Name, Raw],
-        order: Sequence[tuple[_Name, str]],
-        where: NDArray[np.float64],
-    ) -> None:
-        self.strand, self.raws, self.order, self.where = strand, raws, order, where
-        self.places: dict[str, list[int]] = defaultdict(list)
-        for place, (_, speaker) in enumerate(order):
-            self.places[speaker].append(place)
-        self.last: dict[str, Wave] = {}
-
-    def reference(self, place: int, clip: Clip) -> Wave:
-        """Returns the crop for the clip at a place, and keeps one of the clip for the speaker's next."""
-        speaker = self.order[place][1]
-        own = self._crop(clip.wave, place)
-        reference = self.last.get(speaker)
-        if reference is None and len(own):
-            mine = self.places[speaker]
-            here = mine.index(place)
-            others = [*reversed(mine[:here]), *mine[here + 1 :]]
-            reference = next((crop for each in others if (crop := self._decoded(each)) is not None), own)
-        self.last[speaker] = own
-        return own if reference is None else reference
-
-    def _decoded(self, place: int) -> Wave | None:
-        """The crop of the clip at another place, or None if it is broken."""
-        raw = self.raws.get(self.order[place][0])
-        try:
-            return None if raw is None else self._crop(self.strand._decode(raw).wave, place)
-        except BadSample:
-            return None
-
-    def _crop(self, wave: Wave, place: int) -> Wave:
-        return crop_of(wave, self.strand.reading.crop_samples, float(self.where[place]))
-
-
-def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width: int = 0) -> Iterator[Drawn]:
-    """Yields up to `count` clips spread evenly over a set, in a fixed order: what validation listens to.
-
-    A broken sample is left out; the reference is a crop of another clip of the same speaker in the same
-    shard where there is one.
-    """
-    count = min(count, shards.samples)
-    chosen = {i * shards.samples // count for i in range(count)} if count else set()
-    spec, mel = shards.manifest.tokenizer, shards.manifest.mel
-    start = 0
-    for number, info in enumerate(shards.manifest.shards):
-        wanted = [i for i in range(info.samples) if start + i in chosen]
-        start += info.samples
-        if not wanted:
-            continue
-        index = shards.index(number)
-        speakers = {index[i].speaker for i in wanted}
-        raws = {
-            raw["__key__"]: raw for raw in shards.read(number, [row for row in index if row.speaker in speakers])
-        }
-        for i in wanted:
-            key, speaker = index[i].key, index[i].speaker
-            if key not in raws:
-                log.warning(
-                    "left %s of %s in %s out: damaged, not in the tar as the index has it",
-                    key,
-                    info.name,
-                    shards.folder,
-                )
-                continue
-            same = [row.key for row in index if row.speaker == speaker and row.key != key and row.key in raws]
-            where = np.random.default_rng([0, number, i]).random()
-            try:
-                clip = decode_clip(raws[key], mel, spec.vocabulary, spec.frames_per_token, x_vector_width)
-                reference = reference_crop(raws[[*same, key][0]], mel, crop_samples, where)
-                yield Drawn(clip, reference)
-            except BadSample as error:
-                log.warning("left %s of %s in %s out: %s", key, info.name, shards.folder, error)

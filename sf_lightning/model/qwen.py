@@ -17,7 +17,17 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.qwen_files import read_qwen, read_torch, strip_prefix
-from sf_lightning.model.speaker import SpeakerConfig, SpeakerEncoder
+from sf_lightning.model.qwen_names import (
+    KINDS,
+    PROJECTION,
+    SPEAKER,
+    TABLE,
+    Sizes,
+    our_encoder_name,
+    same_modules,
+    their_encoder_name,
+)
+from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 
 COMPONENT = "code2wav_dit_model"
@@ -27,9 +37,6 @@ X_VECTORS = "qwen2.5-omni"
 
 SCALE = MelScale(mean=0.0, std=1.0)
 HEAD_WIDTH = 64
-KINDS = ("weight", "bias")
-
-_TABLE, _PROJECTION, _SPEAKER = "text_embed.codec_embed.weight", "input_embed.proj", "input_embed.spk_encoder."
 
 
 @dataclass
@@ -65,7 +72,7 @@ def warm_start(model: StreamFlow, path: Path) -> WarmStart:
     """
     state, config = read_qwen(path, COMPONENT)
     # The weights do not say how many heads they are for; without a config they are the released model's.
-    heads = config.get("num_attention_heads", _Sizes.of(state).width // HEAD_WIDTH)
+    heads = config.get("num_attention_heads", Sizes.of(state).width // HEAD_WIDTH)
     if heads != model.dit.config.num_heads:
         raise ValueError(f"{path} has {heads} attention heads, dit.num_heads is {model.dit.config.num_heads}")
     return fill(model, state)
@@ -84,7 +91,7 @@ def from_qwen(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None
     """
     state = strip_prefix(state_dict, COMPONENT)
     config = config or {}
-    sizes = _Sizes.of(state)
+    sizes = Sizes.of(state)
     model = StreamFlow(
         Layout(
             num_layers=sizes.num_layers,
@@ -155,7 +162,7 @@ def to_qwen(model: StreamFlow) -> dict[str, Tensor]:
         if ours != theirs:
             raise ValueError(f"{name} is {ours!r}, the sibling can only have {theirs!r}")
     ours = model.state_dict()
-    pairs = _pairs(model.layout.num_layers).items()
+    pairs = same_modules(model.layout.num_layers).items()
     state = {f"{theirs}.{kind}": ours[f"{name}.{kind}"] for theirs, name in pairs for kind in KINDS}
     for i in range(model.layout.num_layers):
         here, there = f"dit.layers.{i}", f"transformer_blocks.{i}"
@@ -165,16 +172,16 @@ def to_qwen(model: StreamFlow) -> dict[str, Tensor]:
     table = ours["dit.tokens.table.weight"].unflatten(1, (-1, config.token_width))
     if not torch.equal(table, table[:, :1].expand_as(table)):
         raise ValueError("the frames of a token have vectors of their own: train with dit.token_repeat=true")
-    state[_TABLE] = table[:, 0] * model.dit.tokens.scale
+    state[TABLE] = table[:, 0] * model.dit.tokens.scale
     # Its order: mel, reference embedding, token, x-vector; ours: mel | token, reference embedding, x-vector.
     reference = config.speaker_width - speaker.stored_width
     token, embedding, x_vector = ours["dit.from_condition.weight"].split(
         [config.token_width, reference, speaker.stored_width], dim=1
     )
-    state[f"{_PROJECTION}.weight"] = torch.cat([ours["dit.from_mel.weight"], embedding, token, x_vector], dim=1)
-    state[f"{_PROJECTION}.bias"] = ours["dit.from_mel.bias"]
+    state[f"{PROJECTION}.weight"] = torch.cat([ours["dit.from_mel.weight"], embedding, token, x_vector], dim=1)
+    state[f"{PROJECTION}.bias"] = ours["dit.from_mel.bias"]
     encoder = {name: value for name, value in ours.items() if name.startswith("encoder.ecapa.")}
-    return state | {_their_encoder_name(name): value for name, value in encoder.items()}
+    return state | {their_encoder_name(name): value for name, value in encoder.items()}
 
 
 def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
@@ -183,7 +190,7 @@ def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
     Raises:
         ValueError: if the weights belong to another architecture, or the model reads its answer otherwise.
     """
-    sizes = _Sizes.of(state)
+    sizes = Sizes.of(state)
     config = model.dit.config
     for name, ours, theirs in (
         ("layout.num_layers", model.layout.num_layers, sizes.num_layers),
@@ -198,7 +205,7 @@ def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
     report = WarmStart(0, sum(p.numel() for p in model.parameters()))
     new = _translated(state, sizes.num_layers)
     if sizes.vocabulary == config.vocabulary:
-        new["dit.tokens.table.weight"] = _table(model, state[_TABLE])
+        new["dit.tokens.table.weight"] = _table(model, state[TABLE])
         how = "shared by" if config.token_repeat else "resized to one for each of"
         report.notes.append(f"a token's vector is {how} its frames, here {config.frames_per_token}")
         if config.null_condition == "learned":
@@ -209,8 +216,8 @@ def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
         )
     encoder, columns = _speaker(model, state, sizes, report)
     new |= encoder
-    new["dit.from_mel.weight"] = state[f"{_PROJECTION}.weight"][:, : sizes.num_bands]
-    new["dit.from_mel.bias"] = state[f"{_PROJECTION}.bias"]
+    new["dit.from_mel.weight"] = state[f"{PROJECTION}.weight"][:, : sizes.num_bands]
+    new["dit.from_mel.bias"] = state[f"{PROJECTION}.bias"]
     ours = model.state_dict()
     # A fresh projection in ours: zeros, so that the network starts as it was, with no voice.
     condition = torch.zeros_like(ours["dit.from_condition.weight"])
@@ -229,24 +236,6 @@ def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
     return report
 
 
-def _pairs(num_layers: int) -> dict[str, str]:
-    """The modules that are the same in both networks: their names, ours."""
-    pairs = {
-        "time_embed.time_mlp.0": "dit.time.mlp.0",
-        "time_embed.time_mlp.2": "dit.time.mlp.2",
-        "norm_out.linear": f"dit.modulations.{num_layers}",
-        "proj_out": "dit.to_velocity",
-    }
-    for i in range(num_layers):
-        pairs |= {
-            f"transformer_blocks.{i}.attn_norm.linear": f"dit.modulations.{i}",
-            f"transformer_blocks.{i}.attn.to_out.0": f"dit.layers.{i}.attention.out",
-            f"transformer_blocks.{i}.ff.ff.0": f"dit.layers.{i}.mlp.0",
-            f"transformer_blocks.{i}.ff.ff.3": f"dit.layers.{i}.mlp.2",
-        }
-    return pairs
-
-
 def _assumptions(model: StreamFlow) -> list[tuple[str, Any, Any]]:
     """What the sibling's weights take for granted: option, ours, theirs."""
     config = model.dit.config
@@ -260,7 +249,7 @@ def _assumptions(model: StreamFlow) -> list[tuple[str, Any, Any]]:
 
 def _translated(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
     """The weights that are the same in both networks, under our names."""
-    pairs = _pairs(num_layers).items()
+    pairs = same_modules(num_layers).items()
     new = {f"{ours}.{kind}": state[f"{theirs}.{kind}"] for theirs, ours in pairs for kind in KINDS}
     for i in range(num_layers):
         here, there = f"dit.layers.{i}", f"transformer_blocks.{i}"
@@ -278,11 +267,11 @@ def _table(model: StreamFlow, table: Tensor) -> Tensor:
 
 
 def _speaker(
-    model: StreamFlow, state: Mapping[str, Tensor], sizes: "_Sizes", report: WarmStart
+    model: StreamFlow, state: Mapping[str, Tensor], sizes: Sizes, report: WarmStart
 ) -> tuple[dict[str, Tensor], list[tuple[int, Tensor]]]:
     """Returns the encoder's weights under our names, and the columns of the condition's projection that fit."""
     config, speaker = model.dit.config, model.speaker
-    weight = state[f"{_PROJECTION}.weight"]
+    weight = state[f"{PROJECTION}.weight"]
     widths = [sizes.num_bands, sizes.reference_width, sizes.token_width, sizes.x_vector_width]
     _, reference, token, x_vector = weight.split(widths, dim=1)
     columns = [(0, token)]
@@ -295,7 +284,7 @@ def _speaker(
         ):
             if ours != theirs:
                 raise ValueError(f"{name} is {ours}, the weights to start from have {theirs}")
-        encoder = {_our_encoder_name(name): v for name, v in state.items() if name.startswith(_SPEAKER)}
+        encoder = {our_encoder_name(name): v for name, v in state.items() if name.startswith(SPEAKER)}
         columns.append((sizes.token_width, reference))
     else:
         report.notes.append("reference encoder left out and its input set to zero: speaker.encoder is 'joint'")
@@ -312,74 +301,3 @@ def _speaker(
     else:
         columns.append((sizes.token_width + own, x_vector))
     return encoder, columns
-
-
-# SpeechBrain wraps every convolution in a module of its own, the sibling's copy of its encoder does not.
-def _our_encoder_name(name: str) -> str:
-    path, kind = name.removeprefix(_SPEAKER).rsplit(".", 1)
-    return f"encoder.ecapa.{path}.conv.{kind}"
-
-
-def _their_encoder_name(name: str) -> str:
-    path, kind = name.removeprefix("encoder.ecapa.").rsplit(".conv.", 1)
-    return f"{_SPEAKER}{path}.{kind}"
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """Sizes of the sibling's DiT, read off its weights."""
-
-    num_layers: int
-    width: int
-    inner: int
-    token_width: int
-    num_bands: int
-    vocabulary: int
-    reference_width: int
-    x_vector_width: int
-    speaker_channels: int
-
-    @classmethod
-    def of(cls, state: Mapping[str, Tensor]) -> "_Sizes":
-        """Reads them.
-
-        Raises:
-            ValueError: if a weight is missing or one too many.
-        """
-        numbers = {name.split(".")[1] for name in state if name.startswith("transformer_blocks.")}
-        layers = [number for number in numbers if number.isdigit()]
-        attention = [f"transformer_blocks.{i}.attn.to_{x}" for i in range(len(layers)) for x in "qkv"]
-        modules = (*_pairs(len(layers)), *attention, _PROJECTION)
-        wanted = {f"{name}.{kind}" for name in modules for kind in KINDS} | {_TABLE}
-        # Frequencies of the rotation are constants; older versions saved them.
-        came = {name for name in state if not name.startswith("rotary_embed.")}
-        with torch.device("meta"):
-            encoder = SpeakerEncoder(SpeakerConfig(encoder="qwen", channels=8), MelConfig(), 8)
-        wanted |= {_their_encoder_name(f"encoder.{name}") for name in encoder.ecapa.state_dict(prefix="ecapa.")}
-        if missing := sorted(wanted - came):
-            raise ValueError(f"not weights of Qwen2.5-Omni's token2wav: {missing[0]} is missing")
-        if odd := sorted(came - wanted):
-            raise ValueError(f"not weights of Qwen2.5-Omni's token2wav: {odd[0]} is unknown")
-        first = f"{_SPEAKER}blocks.0.conv.weight"
-        for name, ndim in (("proj_out.weight", 2), (_TABLE, 2), (f"{_PROJECTION}.weight", 2), (first, 3)):
-            if state[name].ndim != ndim:
-                raise ValueError(f"{name} has shape {list(state[name].shape)}: wanted {ndim} dimensions")
-        bands, width = state["proj_out.weight"].shape
-        rows, token_width = state[_TABLE].shape
-        reference = state[f"{_SPEAKER}fc.weight"].shape[0]
-        inputs, least = state[f"{_PROJECTION}.weight"].shape[1], bands + reference + token_width
-        if inputs <= least:
-            raise ValueError(
-                f"{_PROJECTION}.weight takes {inputs} inputs: wanted more than {least}, of mel, speaker and token"
-            )
-        return cls(
-            num_layers=len(layers),
-            width=width,
-            inner=state["transformer_blocks.0.ff.ff.0.weight"].shape[0],
-            token_width=token_width,
-            num_bands=bands,
-            vocabulary=rows - 1,
-            reference_width=reference,
-            x_vector_width=inputs - least,
-            speaker_channels=state[first].shape[0],
-        )

@@ -8,7 +8,6 @@ Knows nothing of training. All state of a stream is one `StreamState`; the decod
 and any number of streams advance in one batched call.
 """
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,15 +17,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sf_lightning.flow.noise import block_noise
-from sf_lightning.flow.solver import Progress, Solver
-from sf_lightning.model.blocks import Blocks
+from sf_lightning.flow.solver import Solver
 from sf_lightning.model.streamflow import StreamFlow
-from sf_lightning.streaming.runs import Run, condition_of, integrate
+from sf_lightning.streaming.runs import Run, integrate
 from sf_lightning.streaming.sound import alike, extend, num_waiting
 from sf_lightning.streaming.state import Account, Chunk, DecodeConfig, StreamState
 from sf_lightning.streaming.stream import Stream
-from sf_lightning.streaming.wavefront import Flight, Wavefront
+from sf_lightning.streaming.waves import Waves, looks_fully_ahead
 from sf_lightning.vocoder.base import Vocoder
 
 MAX_TABLES = 8
@@ -94,13 +91,14 @@ class StreamingDecoder:
         state = StreamState(
             speaker=self._checked(speaker),
             config=config.of(self.model.layout) if config else self.config,
+            tokens_per_block=self.tokens_per_block,
             tokens=torch.zeros(0, dtype=torch.long),
             mel=empty,
             wave=empty.new_zeros(0),
         )
         self._grid(state.config.solver)
-        if self._is_full(state.config):
-            state.front = self._wavefront(state.config).open()
+        if looks_fully_ahead(state.config, self.model.layout):
+            state.front = self._waves(state.config).open()
         return Stream(self, state)
 
     @torch.inference_mode()
@@ -141,9 +139,9 @@ class StreamingDecoder:
         waves = [states[i] for i in members if states[i].front is not None]
         if waves:
             self._run_waves(waves)
-        ready = [i for i in members if self._chunk_end(states[i]) > states[i].emitted]
+        ready = [i for i in members if states[i].chunk_end > states[i].emitted]
         # All mel is there, but an exact vocoder has held the last of its sound back.
-        rest = [i for i in members if i not in ready and self._is_whole(states[i]) and self._waiting(states[i])]
+        rest = [i for i in members if i not in ready and states[i].is_whole and self._waiting(states[i])]
         empty = self.vocoder.mel.num_bands
         mels = [(states[i].mel.new_zeros(0, empty), states[i].mel.new_zeros(0, empty)) for i in rest]
         if ready:
@@ -218,31 +216,12 @@ class StreamingDecoder:
 
     # -- the flow -------------------------------------------------------------------------------------
 
-    def num_blocks(self, state: StreamState) -> int:
-        """Blocks known so far: whole ones, and at the end of a stream also the partial last one."""
-        count = len(state.tokens) / self.tokens_per_block
-        return state.first + (math.ceil(count) if state.ended else math.floor(count))
-
-    def _chunk_end(self, state: StreamState) -> int:
-        """Where the next chunk ends, or `state.emitted` if it must wait."""
-        assert state.config.lookahead is not None
-        known, end = self.num_blocks(state), state.config.chunk_end(state.emitted)
-        if state.config.mode == "offline":
-            return known if state.ended else state.emitted
-        if end + state.config.lookahead <= known:
-            return end
-        return min(end, known) if state.ended else state.emitted
-
-    def _is_whole(self, state: StreamState) -> bool:
-        """Whether the mel of everything that will ever come is final."""
-        return state.ended and self.num_blocks(state) == state.emitted
-
     def _waiting(self, state: StreamState) -> int:
         return num_waiting(self.vocoder, state)
 
     def is_finished(self, state: StreamState) -> bool:
         """Whether everything has been heard that will be."""
-        return state.error is not None or (self._is_whole(state) and not self._waiting(state))
+        return state.error is not None or (state.is_whole and not self._waiting(state))
 
     def _integrate(self, states: Sequence[StreamState]) -> list[tuple[Tensor, Tensor]]:
         """Advances the flow of streams that are ready and decoded alike.
@@ -252,12 +231,12 @@ class StreamingDecoder:
         """
         config, size = states[0].config, self.model.layout.block_size
         assert config.lookahead is not None
-        ends = [self._chunk_end(state) for state in states]
+        ends = [state.chunk_end for state in states]
         runs = []
         for state, end in zip(states, ends, strict=True):
             # Never more look-ahead than asked for, even if it is there: the wave must not depend on the pushes.
-            stop = min(end + config.lookahead, self.num_blocks(state))
-            tokens = state.tokens[: (stop - state.first) * self.tokens_per_block]
+            stop = min(end + config.lookahead, state.num_blocks)
+            tokens = state.tokens_of(state.first, stop)
             runs.append(Run(tokens, state.first, state.speaker, state.config.seed, end - state.first, state.memory))
         with self._timed(states, "network_seconds"):
             how = (config.solver, *self._grid(config.solver), config.guidance, config.temperature)
@@ -268,7 +247,7 @@ class StreamingDecoder:
             final, after = mel[: (end - state.first) * size], mel[(end - state.first) * size :]
             made.append((final[(state.emitted - state.first) * size :], after))
             state.memory, state.emitted = run.memory, end
-            self._forget(state)
+            state.forget(self.model.layout.field.back if config.mode == "windowed" else 0)
         return made
 
     @torch.inference_mode()
@@ -281,96 +260,29 @@ class StreamingDecoder:
             self._grids[solver] = Grid(times, self.model.dit.modulate(times))
         return self._grids[solver]
 
-    # -- the wave at full look-ahead ------------------------------------------------------------------
-
-    def _is_full(self, config: DecodeConfig) -> bool:
-        """Whether a stream looks so far ahead that nothing of it need be provisional."""
-        ahead = self.model.layout.field.ahead
-        assert config.lookahead is not None
-        return config.mode == "cached" and 0 < ahead * config.num_evaluations <= config.lookahead
-
-    def _wavefront(self, config: DecodeConfig) -> Wavefront:
-        return Wavefront(self.model, config.solver, config.guidance, *self._grid(config.solver))
+    def _waves(self, config: DecodeConfig) -> Waves:
+        """What advances streams at full look-ahead."""
+        return Waves(self.model, config, *self._grid(config.solver))
 
     def _run_waves(self, states: Sequence[StreamState]) -> None:
         """Lets blocks of tokens that are there run in, as far as the next chunk needs."""
-        wavefront = self._wavefront(states[0].config)
-        reach = int(self.model.layout.field.ahead) * states[0].config.num_evaluations
-        while True:
-            moving = []
-            for state in states:
-                assert state.front is not None
-                # Beyond the end of a stream nothing arrives, and what is on its way runs out.
-                there = math.inf if state.ended else self.num_blocks(state)
-                end = min(state.config.chunk_end(state.emitted), self.num_blocks(state))
-                if state.front.arrived < min(there, end + reach) and end > state.emitted:
-                    moving.append(state)
-            if not moving:
-                return
+        waves = self._waves(states[0].config)
+        while moving := waves.moving(states):
             with self._timed(moving, "network_seconds"):
-                flights = self._take_off([state for state in moving if self._arrives(state)])
-                fronts = [state.front for state in moving if state.front is not None]
-                layers = wavefront.arrive(fronts, [next(flights) if self._arrives(s) else None for s in moving])
+                layers = waves.advance(moving)
             self.account.block_evaluations += layers / self.model.layout.num_layers
-
-    def _arrives(self, state: StreamState) -> bool:
-        return state.front is not None and state.front.arrived < self.num_blocks(state)
-
-    def _take_off(self, states: Sequence[StreamState]) -> Iterator[Flight]:
-        """Makes the next block of each stream ready for the wave."""
-        if not states:
-            return iter(())
-        model, size, each = self.model, self.model.layout.block_size, self.tokens_per_block
-        runs = []
-        for state in states:
-            assert state.front is not None
-            place = (state.front.arrived - state.first) * each
-            runs.append(
-                Run(state.tokens[place : place + each], state.front.arrived, state.speaker, state.config.seed)
-            )
-        lengths = [len(run.tokens) * model.dit.config.frames_per_token for run in runs]
-        blocks = Blocks.of_lengths(lengths, size).to(self.device)
-        conditions = [condition_of(model, runs, blocks)]
-        if states[0].config.guidance:
-            conditions.append(model.null_condition(blocks))
-        temperature, bands = states[0].config.temperature, model.dit.config.num_bands
-        noise = [temperature * block_noise(run.seed, run.first, 1, size, bands)[0] for run in runs]
-        parts = (torch.stack(conditions, dim=1), blocks.valid, lengths, noise)
-        # Copies: a view would keep what belongs to the other streams.
-        return (
-            Flight(condition.clone(), valid.clone(), length, Progress(x_0.to(self.device)))
-            for condition, valid, length, x_0 in zip(*parts, strict=True)
-        )
 
     def _land(self, states: Sequence[StreamState]) -> list[tuple[Tensor, Tensor]]:
         """Returns, of each stream, the frames of a chunk that is through, and a guess at those after it, [T, F]."""
-        wavefront, made = self._wavefront(states[0].config), []
-        enough = -(-self.vocoder.right // self.model.layout.block_size)
-        for state in states:
-            front, end = state.front, self._chunk_end(state)
-            assert front is not None
-            final = [front.flights.pop(number) for number in range(state.emitted, end)]
-            ahead = [front.flights[number] for number in range(end, front.arrived) if number in front.flights]
-            mel = torch.cat([flight.progress.x[: flight.length] for flight in final])
-            after = torch.cat([*(wavefront.guess(flight) for flight in ahead[:enough]), mel[:0]])
-            made.append((self.model.to_mel(mel.float()), self.model.to_mel(after.float())))
-            state.emitted = end
-            self._forget(state)
-        return made
-
-    def _forget(self, state: StreamState) -> None:
-        """Drops the tokens that no later chunk needs."""
-        back = self.model.layout.field.back if state.config.mode == "windowed" else 0
-        first = max(0, state.emitted - int(back)) if math.isfinite(back) else 0
-        state.tokens = state.tokens[(first - state.first) * self.tokens_per_block :]
-        state.first = first
+        waves, guesses = self._waves(states[0].config), -(-self.vocoder.right // self.model.layout.block_size)
+        return [waves.land(state, guesses) for state in states]
 
     # -- the sound ------------------------------------------------------------------------------------
 
     def _sound(self, states: Sequence[StreamState], mels: Sequence[tuple[Tensor, Tensor]]) -> list[Chunk]:
         """Makes sound of what is final; a stream whose mel or wave is not finite is stopped and emits nothing."""
         with self._timed(states, "vocoder_seconds"):
-            waves = extend(self.vocoder, states, mels, [self._is_whole(state) for state in states])
+            waves = extend(self.vocoder, states, mels, [state.is_whole for state in states])
         chunks = [Chunk(final, wave) for (final, _), wave in zip(mels, waves, strict=True)]
         # One question for all streams: on a GPU each one waits for the device.
         sound = torch.stack([chunk.mel.isfinite().all() & chunk.wave.isfinite().all() for chunk in chunks]).tolist()

@@ -118,6 +118,7 @@ class StreamState:
     Attributes:
         speaker: Embedding [S], or None for nobody's voice.
         config: How it is decoded, nothing left open.
+        tokens_per_block: K.
         tokens: Tokens still needed, from block `first` on, int64 [L].
         mel: The last final frames, [P + C, F]: P that were heard, C whose sound still waits.
         wave: The sound of those that were heard, [P * hop].
@@ -133,6 +134,7 @@ class StreamState:
 
     speaker: Tensor | None
     config: DecodeConfig
+    tokens_per_block: int
     tokens: Tensor
     mel: Tensor
     wave: Tensor
@@ -143,6 +145,39 @@ class StreamState:
     ended: bool = False
     error: Exception | None = None
     account: Account = field(default_factory=Account)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks known so far: whole ones, and at the end of a stream also the partial last one."""
+        count = len(self.tokens) / self.tokens_per_block
+        return self.first + (math.ceil(count) if self.ended else math.floor(count))
+
+    @property
+    def chunk_end(self) -> int:
+        """Where the next chunk ends, or `emitted` if it must wait."""
+        assert self.config.lookahead is not None
+        known, end = self.num_blocks, self.config.chunk_end(self.emitted)
+        if self.config.mode == "offline":
+            return known if self.ended else self.emitted
+        if end + self.config.lookahead <= known:
+            return end
+        return min(end, known) if self.ended else self.emitted
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the mel of everything that will ever come is final."""
+        return self.ended and self.num_blocks == self.emitted
+
+    def tokens_of(self, start: int, end: int) -> Tensor:
+        """Returns the tokens [L] of some blocks that are still needed."""
+        return self.tokens[
+            (start - self.first) * self.tokens_per_block : (end - self.first) * self.tokens_per_block
+        ]
+
+    def forget(self, back: float) -> None:
+        """Drops the tokens that no later chunk needs, a window of so many blocks being integrated again."""
+        first = max(0, self.emitted - int(back)) if math.isfinite(back) else 0
+        self.tokens, self.first = self.tokens[(first - self.first) * self.tokens_per_block :], first
 
 
 @dataclass

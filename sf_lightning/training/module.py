@@ -31,34 +31,13 @@ from sf_lightning.training.base import DataNeeds, ShardTrained, TokenNeeds, plai
 from sf_lightning.training.checkpoint import FORMAT
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard
-from sf_lightning.training.schedule import warmup_cosine
+from sf_lightning.training.optimizer import OptimizerConfig, adamw, warmup_cosine
 from sf_lightning.training.sharding import gathered, is_sharded, shard, whole
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.config import VocoderConfig
 
 CLIP_WINDOW = 100
 """Steps over which `train/clip_share` is counted."""
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with warm-up and cosine.
-
-    Args:
-        learning_rate: Its highest value.
-        warmup_steps: Steps in which it rises.
-        weight_decay: Of matrices; biases and other vectors have none.
-        beta2: Decay of the second moment.
-        ema_decay: Decay of the averaged weights.
-        max_bad_steps: Training stops at so many steps in a row whose gradient is not finite.
-    """
-
-    learning_rate: float = 1e-4
-    warmup_steps: int = 1000
-    weight_decay: float = 0.01
-    beta2: float = 0.98
-    ema_decay: float = 0.9995
-    max_bad_steps: int = 10
 
 
 @dataclass(frozen=True)
@@ -243,21 +222,11 @@ class StreamFlowModule(ShardTrained):
 
     def configure_optimizers(self) -> Any:
         """AdamW on matrices with, on vectors without weight decay; one schedule step per optimizer step."""
-        config = self.optimizer
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=config.learning_rate,
-            betas=(0.9, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
         total = self.trainer.max_steps
         if total < 1:
             raise ValueError(f"--trainer.max_steps is {total}: the schedule needs the number of steps of the run")
-        schedule = warmup_cosine(optimizer, config.warmup_steps, total)
+        optimizer = adamw(self.model, self.optimizer)
+        schedule = warmup_cosine(optimizer, self.optimizer.warmup_steps, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # -- validation -----------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from sf_lightning.training.saving import settled
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all ranks: `--trainer.strategy=fsdp2`. Every rank saves its shards; a checkpoint is a folder."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self) -> None:
+        super().__init__()
 
     def setup_environment(self) -> None:
         """Takes all ranks for data: none share a tensor."""

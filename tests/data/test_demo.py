@@ -12,8 +12,10 @@ import soundfile
 
 pytest.importorskip("espeakng_loader")
 
-from sf_lightning.data import demo
-from sf_lightning.data.demo import CLIP_SECONDS, MANDARIN, VOICES, Espeak, Voice, synthesise
+from sf_lightning.data import grammar
+from sf_lightning.data.demo import CLIP_SECONDS, VOICES, synthesise
+from sf_lightning.data.espeak import Espeak, Voice
+from sf_lightning.data.grammar import MANDARIN
 
 TOY = {"minutes": 1.5, "held_out": 14, "seed": 3}
 TINY = {"minutes": 0.1, "held_out": 2}
@@ -177,7 +179,7 @@ def test_silence_is_refused() -> None:
 
 def test_a_grammar_that_runs_out_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only = {"sentence": "this is the only sentence that anybody here has ever learned to say"}
-    monkeypatch.setitem(demo.GRAMMARS, "en", only)
+    monkeypatch.setitem(grammar.GRAMMARS, "en", only)
     with pytest.raises(RuntimeError, match=r"no new sentence.*fewer minutes"):
         synthesise(tmp_path / "corpus", minutes=1.0, held_out=0)
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
-from sf_lightning.data.lanes import Drawn, Lane, LaneState, Place, Reading, first_clips
+from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.lanes import Drawn, Lane, LaneState, Place, Reading
 from sf_lightning.data.packing import Batch, Pack, PackShape, pack
 from sf_lightning.data.sample import Clip, decode_clip
 from sf_lightning.data.shards import ShardSet

@@ -70,7 +70,7 @@ def run(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=[ContinuingCSV(str(folder))],
-        callbacks=[*more, Continuation(), StreamingValidation(0), LastCheckpoint(None, every)],
+        callbacks=[*more, Continuation(), StreamingValidation(0), LastCheckpoint(every)],
         plugins=[WholeFiles()],
         enable_progress_bar=False,
         enable_model_summary=False,

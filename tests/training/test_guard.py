@@ -12,7 +12,7 @@ import torch
 from sf_lightning.data.packing import Batch
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.guard import NonFiniteGuard
-from sf_lightning.training.module import OptimizerConfig
+from sf_lightning.training.optimizer import OptimizerConfig
 from tests.training.test_training import batch_of, data, fit, small_module
 
 

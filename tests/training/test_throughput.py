@@ -16,7 +16,7 @@ from torch import Tensor
 from sf_lightning.data.packing import Batch, Pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.flops import flops_per_frame
-from sf_lightning.training import datamodule
+from sf_lightning.training import loader
 from sf_lightning.training.callbacks import throughput
 from sf_lightning.training.callbacks.throughput import Throughput, measured_flops
 from tests.training.test_training import batch_of, data, small_module
@@ -39,16 +39,16 @@ class Clock:
 @contextmanager
 def told_time() -> Iterator[Clock]:
     """A clock by which a pack takes half a second to come; and a device of known peak."""
-    clock, packs = Clock(), datamodule.LaneDataset.__iter__
+    clock, packs = Clock(), loader.LaneDataset.__iter__
 
-    def slow(dataset: datamodule.LaneDataset) -> Iterator[Pack]:
+    def slow(dataset: loader.LaneDataset) -> Iterator[Pack]:
         for pack in packs(dataset):
             clock.now += PACK_SECONDS
             yield pack
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodule.LaneDataset, "__iter__", slow)
-        patch.setattr(datamodule, "perf_counter", clock)
+        patch.setattr(loader.LaneDataset, "__iter__", slow)
+        patch.setattr(loader, "perf_counter", clock)
         patch.setattr(throughput, "perf_counter", clock)
         patch.setattr(throughput, "peak_flops", lambda device, dtype: PEAK_FLOPS)
         yield clock

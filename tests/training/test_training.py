@@ -18,7 +18,8 @@ from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.ema import move_average
-from sf_lightning.training.module import OptimizerConfig, StreamFlowModule
+from sf_lightning.training.module import StreamFlowModule
+from sf_lightning.training.optimizer import OptimizerConfig
 from sf_lightning.vocoder.config import VocoderConfig
 from tests.helpers import SMALL, loud
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
-from sf_lightning.data.lanes import Lane, LaneState, Reading, first_clips
+from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.lanes import Lane, LaneState, Reading
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut
 from sf_lightning.data.shards import ShardSet

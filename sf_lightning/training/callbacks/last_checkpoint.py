@@ -12,21 +12,20 @@ from sf_lightning.training.saving import is_within_step, removed, saves_folders
 class LastCheckpoint(Checkpoint):
     """Keeps one checkpoint: replaced after every validation, or every few steps, and at the end of training.
 
-    It is `last.ckpt`; or, where weights are in shards, a folder `last-STEP.ckpt`, for no folder can take the place
-    of another in one stroke. The old one goes when the new one is whole.
+    It is `checkpoints/last.ckpt` in the run's folder; or, where weights are in shards, a folder `last-STEP.ckpt`,
+    for no folder can take the place of another in one stroke. The old one goes when the new one is whole.
 
     Lightning's `ModelCheckpoint` with `save_last` replaces its file only when what it monitors is at its best, and
     never saves when training ends between two occasions.
 
     Args:
-        dirpath: Where; by default `checkpoints` in the run's folder.
         every_n_train_steps: Save after so many steps instead of after validations.
     """
 
-    def __init__(self, dirpath: str | None = None, every_n_train_steps: int | None = None) -> None:
+    def __init__(self, every_n_train_steps: int | None = None) -> None:
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise ValueError(f"every_n_train_steps is {every_n_train_steps}: wanted 1 or more")
-        self.dirpath, self.every_n_train_steps = dirpath, every_n_train_steps
+        self.every_n_train_steps = every_n_train_steps
         self._saved = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -56,7 +55,7 @@ class LastCheckpoint(Checkpoint):
         """Saves now, unless this step is saved already; all ranks must ask."""
         if trainer.global_step == self._saved:
             return
-        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        folder = Path(trainer.default_root_dir) / "checkpoints"
         folders = saves_folders(trainer.strategy)
         path = folder / (f"last-{trainer.global_step:07d}.ckpt" if folders else "last.ckpt")
         trainer.save_checkpoint(path)

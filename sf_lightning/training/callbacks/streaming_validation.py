@@ -11,11 +11,11 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import soxr
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from sf_lightning.audio.wave import resampled
 from sf_lightning.metrics.pool import shared_pool
 from sf_lightning.metrics.speech import SpeechScores, gap
 from sf_lightning.streaming.decoder import StreamingDecoder
@@ -224,10 +224,3 @@ class StreamingValidation(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("streaming", [str(picture)], step=max(0, trainer.global_step - 1))
-
-
-def resampled(wave: Tensor, rate: int, wanted: int) -> Tensor:
-    """Returns a wave [N] of one rate in Hz at another, [N * wanted / rate], on the CPU; itself if it has it."""
-    if rate == wanted:
-        return wave
-    return torch.from_numpy(soxr.resample(wave.cpu().numpy(), rate, wanted))

@@ -1,0 +1,83 @@
+"""Packs of lanes, made in loader processes, gathered to the batches of steps. Knows nothing of modules."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from sf_lightning.data.lanes import Lane, LaneState
+from sf_lightning.data.packing import Batch, Pack, PackShape, pack
+
+
+class LaneDataset(IterableDataset):
+    """Packs of the lanes of one rank, in the order in which they make steps.
+
+    A worker owns whole lanes. With W workers, worker w has every W-th lane, and as the loader takes one item
+    of each worker in turn, packs arrive in the order of lanes.
+
+    Args:
+        lanes: The lanes of this rank.
+        states: Where each of them begins, by lane number.
+        shape: Of a pack.
+    """
+
+    def __init__(self, lanes: list[Lane], states: dict[int, LaneState], shape: PackShape) -> None:
+        self.lanes, self.states, self.shape = lanes, states, shape
+
+    def __iter__(self) -> Iterator[Pack]:
+        worker = get_worker_info()
+        lanes = self.lanes[worker.id :: worker.num_workers] if worker else self.lanes
+        states = [self.states.get(lane.lane, LaneState()) for lane in lanes]
+        streams = [
+            pack(lane.draws(state), self.shape, lane.lane, state) for lane, state in zip(lanes, states, strict=True)
+        ]
+        while True:
+            for lane, stream in zip(lanes, streams, strict=True):
+                made = next(stream)
+                made.skipped = dict(lane.skipped)
+                yield made
+
+
+class StepLoader:
+    """Gathers the packs of a step: one of each lane of this rank. It never ends; a run is a number of steps.
+
+    Attributes:
+        waited_seconds: How long steps have stood still until their packs were there.
+    """
+
+    def __init__(self, dataset: LaneDataset, num_workers: int, pin_memory: bool) -> None:
+        self.packs_per_step = len(dataset.lanes)
+        # Each worker must own as many lanes as the others, or packs would come out of order.
+        while num_workers and self.packs_per_step % num_workers:
+            num_workers -= 1
+        self.loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=4 * self.packs_per_step if num_workers else None,
+        )
+        self.pin_memory = pin_memory
+        self.waited_seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        packs = iter(self.loader)
+        while True:
+            asked = perf_counter()
+            step = [next(packs) for _ in range(self.packs_per_step)]
+            self.waited_seconds += perf_counter() - asked
+            batch = Batch.of_packs(step)
+            yield batch.pin_memory() if self.pin_memory else batch
+
+
+@dataclass(frozen=True)
+class FewBatches:
+    """Batches held in memory; Lightning would take a plain list for many loaders."""
+
+    batches: list[Batch]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)

@@ -1,0 +1,64 @@
+"""How weights are stepped: AdamW, and its learning rate over a run."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine.
+
+    Args:
+        learning_rate: Its highest value.
+        warmup_steps: Steps in which it rises.
+        weight_decay: Of matrices; biases and other vectors have none.
+        beta2: Decay of the second moment.
+        ema_decay: Decay of the averaged weights.
+        max_bad_steps: Training stops at so many steps in a row whose gradient is not finite.
+    """
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 1000
+    weight_decay: float = 0.01
+    beta2: float = 0.98
+    ema_decay: float = 0.9995
+    max_bad_steps: int = 10
+
+
+def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Returns AdamW on matrices with, on vectors without weight decay; fused, so the device itself skips a step."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=(0.9, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """Returns a schedule to be stepped once per optimizer step.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    >>> schedule = warmup_cosine(optimizer, warmup_steps=2, total_steps=4)
+    >>> [round(schedule.lr_lambdas[0](step), 2) for step in range(5)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    return LambdaLR(optimizer, factor)

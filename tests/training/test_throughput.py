@@ -2,6 +2,7 @@
 
 import csv
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +12,15 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
+from torch import Tensor, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sf_lightning.data.packing import Batch, Pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.flops import flops_per_frame
 from sf_lightning.training import loader
 from sf_lightning.training.callbacks import throughput
-from sf_lightning.training.callbacks.throughput import Throughput, measured_flops
+from sf_lightning.training.callbacks.throughput import Throughput, collective_wait_ms, measured_flops
 from tests.training.test_training import batch_of, data, small_module
 
 KEYS = ("audio_seconds_per_second", "padding_share", "data_wait_share", "mfu", "peak_memory_gib")
@@ -211,3 +213,23 @@ def test_a_batch_knows_its_valid_frames_on_any_device(shards: ShardSet) -> None:
     batch = batch_of(shards)
     assert batch.num_frames == int(batch.blocks.valid.sum()) < batch.blocks.valid.numel()
     assert batch.to("meta").num_frames == batch.num_frames
+
+
+def _late(rank: int, meet: Path, told: Path) -> None:
+    """Takes some steps of DDP, the second rank each a fifth of a second late; writes what it waited."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
+    model = DistributedDataParallel(nn.Linear(8, 8))
+    for _ in range(5):
+        time.sleep(0.2 * rank)
+        model(torch.randn(4, 8)).sum().backward()
+    (told / str(rank)).write_text(str(collective_wait_ms(model)))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_of_two_ranks_the_late_one_waits_least_for_gradients(tmp_path: Path) -> None:
+    multiprocessing.spawn(_late, (tmp_path / "meet", tmp_path), nprocs=2)
+    waited, late = (float((tmp_path / rank).read_text()) for rank in "01")
+    assert waited > 100 > late >= 0
+    assert collective_wait_ms(nn.Linear(8, 8)) is None

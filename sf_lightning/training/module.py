@@ -171,7 +171,7 @@ class StreamFlowModule(ShardTrained):
         """Shards the weights over ranks, if the strategy does so."""
         if self.device_mesh is not None and not is_sharded(self.model):
             for each in (self.model, self.average):
-                shard(each, self.device_mesh["data_parallel"])
+                shard(each, self.device_mesh)
 
     def on_fit_start(self) -> None:
         """Takes foreign weights unless a checkpoint was restored."""

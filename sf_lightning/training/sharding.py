@@ -1,4 +1,4 @@
-"""Weights in shards, one on each rank (FSDP2): how a network is sharded, and made whole again."""
+"""Weights in shards over all ranks (FSDP2) or those of a node (HSDP): how a network is sharded, and made whole."""
 
 import shutil
 from pathlib import Path
@@ -16,14 +16,22 @@ from sf_lightning.training.saving import settled
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all ranks: `--trainer.strategy=fsdp2`. Every rank saves its shards; a checkpoint is a folder."""
+    """FSDP2: `--trainer.strategy=fsdp2` or `hsdp`. Every rank saves its shards; a checkpoint is a folder.
 
-    def __init__(self) -> None:
+    Args:
+        within_nodes: Whether the ranks of each node have shards of all weights, and nodes replicas of each other
+            (HSDP); else all ranks share them.
+    """
+
+    def __init__(self, within_nodes: bool = False) -> None:
         super().__init__()
+        self.within_nodes = within_nodes
 
     def setup_environment(self) -> None:
-        """Takes all ranks for data: none share a tensor."""
-        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        """Lays the ranks out as replicas times shards, under the names that Lightning has for the two."""
+        replicas = self.num_nodes if self.within_nodes else 1
+        self._data_parallel_size = replicas
+        self._tensor_parallel_size = self.num_nodes * self.num_processes // replicas
         super().setup_environment()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
@@ -44,11 +52,19 @@ class ShardedStrategy(ModelParallelStrategy):
         self.barrier()
 
 
-StrategyRegistry.register("fsdp2", ShardedStrategy, description="FSDP2 over all ranks", override=True)
+StrategyRegistry.register("fsdp2", ShardedStrategy, "FSDP2 over all ranks", override=True)
+StrategyRegistry.register("hsdp", ShardedStrategy, "FSDP2 within nodes, replicas across", True, within_nodes=True)
 
 
 def shard(model: StreamFlow, mesh: DeviceMesh) -> None:
-    """Shards the weights of a network over the ranks of a mesh: layer by layer, and the rest together."""
+    """Shards the weights of a network: layer by layer, and the rest together.
+
+    Args:
+        model: The network.
+        mesh: Ranks, [replicas, shards].
+    """
+    if mesh.size(0) == 1:
+        mesh = mesh[mesh.mesh_dim_names[-1]]  # type: ignore[index]
     for layer in model.dit.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)

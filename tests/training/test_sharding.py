@@ -1,4 +1,4 @@
-"""Weights in shards over ranks (FSDP2): losses of one process, checkpoints for any number of ranks, one export."""
+"""Weights in shards (FSDP2, HSDP): losses of one process, checkpoints for any number of ranks, one export."""
 
 import contextlib
 import json
@@ -58,12 +58,13 @@ def rank(
 ) -> None:
     """Trains as one rank of several to a step of six, going on with what is in the folder; at 0 to a validation."""
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
-    os.environ |= {"NODE_RANK": str(number), "WORLD_SIZE": str(world)}
+    devices = 2 if strategy == "hsdp" else 1  # of each node
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(number % devices)}
+    os.environ |= {"NODE_RANK": str(number // devices), "WORLD_SIZE": str(world)}
     trainer = L.Trainer(
         accelerator="cpu",
-        num_nodes=world,
-        devices=1,
+        num_nodes=world // devices,
+        devices=devices,
         strategy=strategy,
         max_steps=6,
         max_epochs=-1,
@@ -103,7 +104,7 @@ def train(
     return [json.loads(line)["loss"] for line in (folder / "rank0.jsonl").read_text().splitlines()]
 
 
-def test_shards_of_two_ranks_learn_as_one_process_and_go_on_with_one_and_with_four(
+def test_shards_of_two_ranks_learn_as_one_process_and_go_on_with_one_and_with_two_nodes_of_replicas(
     shards: ShardSet, tmp_path: Path
 ) -> None:
     one = train(tmp_path / "one", shards, 1, 6, "auto")
@@ -112,7 +113,7 @@ def test_shards_of_two_ranks_learn_as_one_process_and_go_on_with_one_and_with_fo
     saved = newest(run / "checkpoints")
     assert saved is not None and saved.is_dir() and len([*saved.glob("*.distcp")]) == 2
     train(run, shards, 1, 4)
-    sharded = train(run, shards, 4, 6)
+    sharded = train(run, shards, 4, 6, "hsdp")
     torch.testing.assert_close(sharded, one, atol=1e-5, rtol=1e-5)
     assert len([*(run / "checkpoints").iterdir()]) == 1
 

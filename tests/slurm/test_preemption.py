@@ -89,7 +89,7 @@ def preempt(cluster: Cluster, job: int, run: Path, times: int, chance: random.Ra
             return stopped
         stop(cluster, job, chance)
         cluster.until(partial(has_restarted, cluster, job, stopped + 1), job, timeout=120)
-    cluster.wait_for(job, "COMPLETED", timeout=240)
+    cluster.wait_for(job, "COMPLETED", timeout=240 + 60 * times)
     return times
 
 
@@ -107,7 +107,7 @@ def test_jobs_that_are_preempted_at_random_moments_have_the_table_of_those_that_
         ]
         stopped = [each.result() for each in waiting]
     for each, twin, job, count in zip(both, twins, jobs, stopped, strict=True):
-        cluster.wait_for(twin, "COMPLETED", timeout=60)
+        cluster.wait_for(twin, "COMPLETED", timeout=240)
         assert cluster.restarts(job) in (count, count - 1)  # the last signal may have come too late
         assert count > times // 2, "it was too quick to be stopped"
         assert rows(tmp_path / each) == rows(tmp_path / f"{each}-twin")

@@ -14,11 +14,10 @@ import torch
 
 from sf_lightning.data.lanes import first_clips
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.metrics.speech import SpeechScores, gap
+from sf_lightning.metrics.speech import SpeechScores, gap, resampled
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import measure_latency
 from sf_lightning.streaming.state import Chunk, DecodeConfig
-from sf_lightning.training.callbacks.streaming_validation import resampled
 from sf_lightning.training.module import StreamFlowModule
 
 COLUMNS = ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db")

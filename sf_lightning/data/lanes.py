@@ -61,12 +61,14 @@ class Drawn:
         reference: The crop, [N].
         state: Where the lane stood before it.
         after: Where the lane stands when the clip is used up.
+        language: Of the clip, where it was asked for and is known.
     """
 
     clip: Clip
     reference: Wave
     state: LaneState = LaneState()
     after: LaneState = LaneState()
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -360,6 +362,6 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width:
             try:
                 clip = decode_clip(raws[key], mel, spec.vocabulary, spec.frames_per_token, x_vector_width)
                 reference = reference_crop(raws[[*same, key][0]], mel, crop_samples, where)
-                yield Drawn(clip, reference)
+                yield Drawn(clip, reference, language=index[i].language)
             except BadSample as error:
                 log.warning("left %s of %s in %s out: %s", key, info.name, shards.folder, error)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import soxr
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, SumMetric
@@ -63,3 +64,10 @@ def gap(streamed: Sequence[Tensor], offline: Sequence[Tensor]) -> float:
     for a, b in zip(streamed, offline, strict=True):
         mean.update((a - b).abs().mean(), len(a))
     return float(mean.compute())
+
+
+def resampled(wave: Tensor, rate: int, wanted: int) -> Tensor:
+    """Returns a wave [N] of one rate in Hz at another, [N * wanted / rate], on the CPU; itself if it has it."""
+    if rate == wanted:
+        return wave
+    return torch.from_numpy(soxr.resample(wave.cpu().numpy(), rate, wanted))

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sf_lightning.audio.wave import write_wave
-from sf_lightning.training.callbacks.pictures import draw_mels
+from sf_lightning.evaluation.pictures import draw_mels
 from sf_lightning.training.saving import newest
 
 WAYS = ("griffin_lim", "copy_synthesis", "look_up", "offline", "streamed")

@@ -11,19 +11,18 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import soxr
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from sf_lightning.evaluation.pictures import draw_streaming
 from sf_lightning.metrics.pool import shared_pool
-from sf_lightning.metrics.speech import SpeechScores, gap
+from sf_lightning.metrics.speech import SpeechScores, gap, resampled
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import Latency, latency_line, measure_latency
 from sf_lightning.streaming.state import Chunk
 from sf_lightning.training.callbacks.continuation import between
 from sf_lightning.training.callbacks.keeping import conclude, keep_clip, kept, samples_folder
-from sf_lightning.training.callbacks.pictures import draw_streaming
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
 
@@ -224,10 +223,3 @@ class StreamingValidation(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("streaming", [str(picture)], step=max(0, trainer.global_step - 1))
-
-
-def resampled(wave: Tensor, rate: int, wanted: int) -> Tensor:
-    """Returns a wave [N] of one rate in Hz at another, [N * wanted / rate], on the CPU; itself if it has it."""
-    if rate == wanted:
-        return wave
-    return torch.from_numpy(soxr.resample(wave.cpu().numpy(), rate, wanted))

@@ -238,7 +238,10 @@ def _show(some: list[Table]) -> None:
             drawn.add_column(title, justify="left" if number < table.words else "right")
         for row in table.cells:
             drawn.add_row(*(escape(big) for big, _ in row))
-        Console().print(drawn)
+        console = Console()
+        # A table that is cut to a narrow terminal, or a file, says nothing: its lines may be wrapped instead.
+        console.width = max(console.width, console.measure(drawn).maximum)
+        console.print(drawn)
 
 
 def _log(folder: Path, results: Results) -> None:

@@ -23,7 +23,7 @@ def draw_mels(
         mels: By name.
         edges: In frames.
         frame_rate: Frames a second.
-        path: PNG to write.
+        path: PNG or WebP to write.
         width: In inches, of 100 dots.
     """
     figure = Figure(figsize=(width, 0.22 * width * len(mels)), layout="constrained")
@@ -77,7 +77,7 @@ class Point(NamedTuple):
     """A way of streaming in the plane of latency and quality.
 
     Attributes:
-        number: Of its row in the table.
+        name: Short, such as the number of its row in a table.
         series: Points of one series differ in look-ahead alone, and are joined.
         latency_ms: First packet.
         mean: Of the score.
@@ -85,7 +85,7 @@ class Point(NamedTuple):
         high: See `low`.
     """
 
-    number: int
+    name: str
     series: str
     latency_ms: float
     mean: float
@@ -97,7 +97,7 @@ def draw_frontier(points: Sequence[Point], levels: Mapping[str, float], title: s
     """Draws quality against latency, as SVG that takes the colour of the text around it.
 
     Args:
-        points: Numbered as in the table; those that no other beats in both are joined by a thin line.
+        points: Those that no other beats in both are joined by a thin line.
         levels: What has no latency to speak of, offline and copy-synthesis, by name: a line across.
         title: Of the score.
     """
@@ -106,12 +106,11 @@ def draw_frontier(points: Sequence[Point], levels: Mapping[str, float], title: s
     for i, series in enumerate(dict.fromkeys(point.series for point in points)):
         mine = sorted((point for point in points if point.series == series), key=lambda point: point.latency_ms)
         x, y = [point.latency_ms for point in mine], [point.mean for point in mine]
-        low, high = ([0.0 if math.isnan(end(p)) else abs(p.mean - end(p)) for p in mine] for end in (_low, _high))
+        ends = [[abs(point.mean - end) for end in (point.low, point.high)] for point in mine]
+        low, high = ([0.0 if math.isnan(pair[side]) else pair[side] for pair in ends] for side in (0, 1))
         axis.errorbar(x, y, (low, high), color=f"C{i % 10}", marker="o", markersize=5, elinewidth=1)
         for point in mine:
-            axis.annotate(
-                str(point.number), (point.latency_ms, point.mean), (5, 4), textcoords="offset points", color=INK
-            )
+            axis.annotate(point.name, (point.latency_ms, point.mean), (5, 4), textcoords="offset points", color=INK)
     best = frontier(points)
     axis.plot([p.latency_ms for p in best], [p.mean for p in best], color=INK, linewidth=0.6, linestyle=":")
     for style, (name, level) in zip(("--", "-."), levels.items(), strict=False):
@@ -126,9 +125,9 @@ def draw_frontier(points: Sequence[Point], levels: Mapping[str, float], title: s
 def frontier(points: Sequence[Point]) -> list[Point]:
     """Returns the points that no other beats in latency and quality, by latency.
 
-    >>> frontier([Point(1, "", 500, 3.0, 0, 0), Point(2, "", 300, 2.0, 0, 0), Point(3, "", 600, 2.5, 0, 0)])
-    [Point(number=2, series='', latency_ms=300, mean=2.0, low=0, high=0), \
-Point(number=1, series='', latency_ms=500, mean=3.0, low=0, high=0)]
+    >>> frontier([Point("1", "", 500, 3.0, 0, 0), Point("2", "", 300, 2.0, 0, 0), Point("3", "", 600, 2.5, 0, 0)])
+    [Point(name='2', series='', latency_ms=300, mean=2.0, low=0, high=0), \
+Point(name='1', series='', latency_ms=500, mean=3.0, low=0, high=0)]
     """
     best: list[Point] = []
     for point in sorted(points, key=lambda each: (each.latency_ms, -each.mean)):
@@ -167,19 +166,11 @@ def _svg(figure: Figure) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sf-lightning"}):
         FigureCanvasSVG(figure).figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
     text = written.getvalue()
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"|(<svg[^>]*?) height="[^"]*"', r"\1\2", text[text.index("<svg") :])
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
-    return text.replace(INK, "currentColor")
-
-
-def _low(point: Point) -> float:
-    return point.low
-
-
-def _high(point: Point) -> float:
-    return point.high
+    tag, rest = text[text.index("<svg") :].split(">", 1)
+    tag = re.sub(r' (width|height)="[^"]*"', "", tag)
+    return f"{tag}>{rest}".replace(INK, "currentColor")
 
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(path)
+    FigureCanvasAgg(figure).figure.savefig(path, pil_kwargs={"quality": 70} if path.suffix == ".webp" else None)

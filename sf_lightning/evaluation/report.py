@@ -88,7 +88,7 @@ def frontiers(every: Sequence[Row]) -> dict[str, str]:
             elif latency is not None:
                 way = row.way
                 series = str((way.ckpt, way.layout, way.nfe, way.guidance, way.vocoder))
-                points.append(Point(row.number, series, latency.mean, mean.mean, mean.low, mean.high))
+                points.append(Point(str(row.number), series, latency.mean, mean.mean, mean.low, mean.high))
         if points:
             title = COLUMNS[name].title
             plots[f"Latency and quality: {title}"] = draw_frontier(points, levels, title)
@@ -117,7 +117,7 @@ def samples(results: Results, every: Sequence[Row]) -> list[Sample]:
         for row in every:
             name = f"{row.number}: {label(row.told)}"
             sounds[name] = results.sample(key, f"{row.way.id}.flac")
-            pictures[name] = results.sample(key, f"{row.way.id}.png")
+            pictures[name] = results.sample(key, f"{row.way.id}.webp")
         there = ({name: path for name, path in each.items() if path.is_file()} for each in (sounds, pictures))
         if sounds["reference"].is_file():
             found.append(Sample(key, *there))

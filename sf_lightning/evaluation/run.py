@@ -280,7 +280,7 @@ class _Decoding:
             write_wave(self.results.sample(clip.key, name), wave.cpu().numpy(), rate)
         if offline is not None:
             mels = {"reference": clip.mel, "offline": offline.mel, "streamed": made.mel}
-            path = self.results.sample(clip.key, f"{way.id}.png")
+            path = self.results.sample(clip.key, f"{way.id}.webp")
             draw_mels(mels, self._edges(clip), vocoder.mel.frame_rate, path, width=8.0)
 
 

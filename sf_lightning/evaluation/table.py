@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -77,11 +77,6 @@ class Row:
     clips: int
     means: dict[str, Mean]
 
-    @property
-    def no_score(self) -> int:
-        """How many scores were undefined."""
-        return sum(mean.num_nan for mean in self.means.values() if mean is not None)
-
 
 def rows(results: Results) -> list[Row]:
     """Returns a row for each way of which something is known, in the order in which they were asked for."""
@@ -100,7 +95,7 @@ def _by_language(lines: list[Line]) -> dict[str, list[Line]]:
     return {name or UNKNOWN: [line for line in lines if line.language == name] for name in names}
 
 
-def _rows(results: Results, split) -> list[Row]:  # type: ignore[no-untyped-def]
+def _rows(results: Results, split: Callable[[list[Line]], dict[str, list[Line]]]) -> list[Row]:
     found = []
     for number, (way, told) in enumerate(
         zip(results.ways.values(), describe([*results.ways.values()]), strict=True), 1
@@ -121,14 +116,15 @@ def _means(lines: Sequence[Line]) -> dict[str, Mean]:
 
 
 def cell(name: str, mean: Mean | None) -> tuple[str, str]:
-    """Returns a mean and its interval as text; both empty where it was not measured."""
+    """Returns a mean as text, and in small print its interval and what is undefined; empty if not measured."""
     if mean is None:
         return "", ""
+    form, undefined = COLUMNS[name].form, [f"{mean.num_nan} undefined"] if mean.num_nan else []
     if math.isnan(mean.mean):
-        return "none", ""
-    form = COLUMNS[name].form
-    interval = "" if math.isnan(mean.low) else f"{form.format(mean.low)} to {form.format(mean.high)}"
-    return form.format(mean.mean), interval
+        return "none", undefined[0]
+    spread = [] if math.isnan(mean.low) or mean.low == mean.high else [mean.low, mean.high]
+    interval = [" to ".join(form.format(end) for end in spread)] if spread else []
+    return form.format(mean.mean), ", ".join(interval + undefined)
 
 
 @dataclass(frozen=True)
@@ -165,14 +161,12 @@ def _table(title: str, some: Sequence[Row], names: Sequence[str]) -> Table:
     names = [name for name in names if any(name in row.means for row in some)]
     told = list(some[0].told) if some else []
     spoken = ["language"] if any(row.language for row in some) else []
-    lacking = ["no score"] if any(row.no_score for row in some) else []
     cells = []
     for row in some:
         words = [str(row.number), *row.told.values(), *([row.language] if spoken else []), str(row.clips)]
         numbers = [cell(name, row.means.get(name)) for name in names]
-        last = [(str(row.no_score), "")] if lacking else []
-        cells.append((*((word, "") for word in words), *numbers, *last))
-    header = ("#", *told, *spoken, "clips", *(COLUMNS[name].title for name in names), *lacking)
+        cells.append((*((word, "") for word in words), *numbers))
+    header = ("#", *told, *spoken, "clips", *(COLUMNS[name].title for name in names))
     return Table(title, header, tuple(cells), 1 + len(told) + len(spoken))
 
 
@@ -219,7 +213,7 @@ def markdown(results: Results) -> str:
     parts = ["# Evaluation", *(f"- {name}: {fact}" for name, fact in results.facts.items()), ""]
     for table in tables(results):
         parts += [table.markdown(), ""]
-    parts += ["Means over clips; in brackets 95 % bootstrap intervals."]
+    parts += ["Means over clips; in brackets 95 % bootstrap intervals, and how many clips have no such score.", ""]
     parts += [f"*{COLUMNS[name].title}*: {COLUMNS[name].what}." for name in measured(results)]
     return "\n".join(parts) + "\n"
 

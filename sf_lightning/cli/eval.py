@@ -29,7 +29,7 @@ from sf_lightning.evaluation.listening import (
 )
 from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Results
-from sf_lightning.evaluation.run import Settings, evaluate
+from sf_lightning.evaluation.run import Drawing, Settings, evaluate
 from sf_lightning.evaluation.scores import Scoring
 from sf_lightning.evaluation.table import Table, flat, markdown, rows, tables, write_csv
 from sf_lightning.metrics.predicted import judges
@@ -108,6 +108,9 @@ def judge(
     held = open_clips(data, load_tokenizer(Path(tokenizer), device) if tokenizer else None)
     subjects = [_subject(path, held) for path in dict.fromkeys(ckpt)]
     groups = plan(subjects, options)
+    drawing = Drawing(held, clips)
+    for group in groups:
+        drawing.of(group)  # what is wrong with them is said before anything is written
     scoring, facts = _scoring(similarity, device)
     facts = {"data": data, "device": _machine(device), "written by": f"sf-lightning {__version__}"} | facts
     steps = {each.path: f"{each.path}, step {each.description.weights.step}" for each in subjects}
@@ -119,7 +122,7 @@ def judge(
     results = Results.open(folder, identity, ways, {each.path: each.digest for each in subjects}, facts)
     try:
         with _Bar() as bar:
-            evaluate(groups, held, results, scoring, Settings(clips, keep, batch, device), bar.move)
+            evaluate(groups, drawing, results, scoring, Settings(keep, batch, device), bar.move)
     finally:
         results.close()
     (folder / "table.md").write_text(markdown(results), encoding="utf-8")
@@ -167,6 +170,10 @@ def _scoring(similarity: str | None, device: str) -> tuple[Scoring, dict[str, st
     if similarity is not None:
         from sf_lightning.model.ecapa import PretrainedECAPA  # brings SpeechBrain's loaders along
 
+        if Path(similarity).exists() and not Path(similarity, "hyperparams.yaml").is_file():
+            raise FileNotFoundError(
+                f"--similarity: no hyperparams.yaml in {similarity}: give a folder of SpeechBrain's"
+            )
         encoder = PretrainedECAPA(similarity, device)
 
         def embed(wave):  # type: ignore[no-untyped-def]
@@ -240,7 +247,7 @@ def _show(some: list[Table]) -> None:
             drawn.add_row(*(escape(big) for big, _ in row))
         console = Console()
         # A table that is cut to a narrow terminal, or a file, says nothing: its lines may be wrapped instead.
-        console.width = max(console.width, console.measure(drawn).maximum)
+        console.width = max(console.width, Console(width=1000).measure(drawn).maximum)
         console.print(drawn)
 
 

@@ -33,7 +33,7 @@ def draw_mels(
     for axis, (name, mel) in zip(axes, mels.items(), strict=True):
         seconds = len(mel) / frame_rate
         image = axis.imshow(
-            mel.cpu().T,
+            mel.cpu().numpy().T,
             origin="lower",
             aspect="auto",
             extent=(0, seconds, 0, mel.shape[1]),

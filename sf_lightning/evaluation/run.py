@@ -37,13 +37,11 @@ class Settings:
     """How an evaluation runs.
 
     Args:
-        clips: How many, spread evenly.
-        keep: Of them, whose sound and pictures are kept.
+        keep: Clips whose sound and pictures are kept.
         batch: Clips that are decoded side by side.
         device: Where.
     """
 
-    clips: int = 32
     keep: int = 3
     batch: int = 8
     device: str = "cpu"
@@ -97,7 +95,7 @@ class _Waiting:
 
 def evaluate(
     groups: Sequence[Group],
-    clips: Clips,
+    drawing: "Drawing",
     results: Results,
     scoring: Scoring,
     settings: Settings,
@@ -107,19 +105,18 @@ def evaluate(
 
     Args:
         groups: What is wanted.
-        clips: Where they are taken from.
+        drawing: The clips.
         results: What is done, and where the rest goes.
         scoring: What clips are scored with.
         settings: How.
         progress: Told what is being done, clips done in all ways, and all there are to do.
 
     Raises:
-        ValueError: if no clip can be used, or a vocoder is another mel's.
+        FileNotFoundError, ValueError: if a vocoder is missing, or another mel's.
         FloatingPointError: if a decoder makes something that is not finite.
         RuntimeError: if a scorer failed.
     """
-    drawn = _Drawing(clips, settings.clips)
-    todo = [drawn.undone(group, results) for group in groups]
+    todo = [drawing.undone(group, results) for group in groups]
     total, done, what = sum(map(len, todo)), 0, ""
 
     def one_more() -> None:
@@ -137,21 +134,31 @@ def evaluate(
                 what = f"{short_names([group.subject.path])[group.subject.path]}, {group.ways[-1].layout}"
                 progress(what, done, total)
                 decoding = _Decoding(group, models.decoder(group), results, scoring, settings, waiting)
-                decoding.run(drawn.of(group), missing)
+                decoding.run(drawing.of(group), missing)
         waiting.settle(0)
     except BaseException:
         waiting.give_up()
         raise
 
 
-class _Drawing:
-    """Clips as each checkpoint wants them, read once."""
+class Drawing:
+    """Clips as each checkpoint wants them, read once.
+
+    Args:
+        clips: Where they are taken from.
+        count: How many, spread evenly.
+    """
 
     def __init__(self, clips: Clips, count: int) -> None:
         self.clips, self.count = clips, count
         self.known: dict[Needs, list[Drawn]] = {}
 
     def of(self, group: Group) -> list[Drawn]:
+        """Returns the clips of a group.
+
+        Raises:
+            ValueError: if none can be used.
+        """
         needs = Needs.of(group.subject.description)
         if needs not in self.known:
             self.known[needs] = self.clips.draw(needs, self.count)

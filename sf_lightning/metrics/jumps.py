@@ -79,7 +79,7 @@ def _beyond(wave: Tensor, edges: Tensor, size: int, change: Callable[[Tensor, Te
     """The mean change at edges less the mean change elsewhere; windows [P, size] meet at each place."""
     wave, edges = wave.float().cpu(), edges.cpu()
     inside = edges[(edges >= size) & (edges + size <= len(wave))]
-    places = torch.arange(size, len(wave) - size + 1, max(1, size // 4))
+    places = torch.arange(size, max(size, len(wave) - size + 1), max(1, size // 4))
     if len(edges):
         places = places[(places[:, None] - edges).abs().amin(1) >= size]
     if not len(inside) or not len(places):

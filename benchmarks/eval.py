@@ -4,8 +4,7 @@
 
 The parts: every clip is decoded as `sf-eval` does it, copy-synthesis, offline and streamed, in its batches, with
 nothing else going on; then all that was made is scored, in the pool, with nothing else going on. The whole: an
-evaluation into an empty folder, with what it takes to keep and to time, tables and page. Loading is in none of them,
-and the pool is warm.
+evaluation into an empty folder, with what it takes to load, to keep and to time, tables and page. The pool is warm.
 """
 
 import argparse

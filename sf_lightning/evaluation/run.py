@@ -4,6 +4,7 @@ A *group* is decoded batch by batch: offline once, then streamed with each look-
 in other processes while the next batch is decoded; times are taken before, when nothing else is going on.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,9 @@ from sf_lightning.streaming.state import Chunk
 
 MAX_TIMED = 3
 """Clips of each way, the longest ones, that are streamed by themselves to take the time."""
+
+METRICS_NICE = 10
+"""Of the processes that score, beside one that decodes."""
 
 MAX_WAITING = 32
 """Clips whose scores may be on their way: memory stays bounded where metrics are slower than decoding."""
@@ -127,6 +131,9 @@ def evaluate(
     waiting, models = _Waiting(results, one_more), _Models(settings.device)
     if total:
         gather(shared_pool().warm_up())
+        for pid in shared_pool().worker_pids:
+            # Decoding goes first: its threads wait for each other, and one that is kept from its core keeps all.
+            os.setpriority(os.PRIO_PROCESS, pid, METRICS_NICE)
     try:
         for group, missing in zip(groups, todo, strict=True):
             if missing:

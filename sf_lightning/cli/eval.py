@@ -10,17 +10,15 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sf_lightning import __version__
 from sf_lightning.cli.errors import one_line, one_line_errors
 from sf_lightning.cli.options import require_positive
+from sf_lightning.cli.showing import Bar, log_table, show
 from sf_lightning.evaluation.clips import Clips, Needs, open_clips
-from sf_lightning.evaluation.grid import Options, Subject, label, plan
+from sf_lightning.evaluation.grid import Options, Subject, plan
 from sf_lightning.evaluation.listening import (
-    Item,
+    items_of,
     keep_ratings,
     opinions,
     read_kept,
@@ -31,7 +29,7 @@ from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Results
 from sf_lightning.evaluation.run import Drawing, Settings, evaluate
 from sf_lightning.evaluation.scores import Scoring
-from sf_lightning.evaluation.table import Table, flat, markdown, rows, tables, write_csv
+from sf_lightning.evaluation.table import markdown, tables, write_csv
 from sf_lightning.metrics.predicted import judges
 from sf_lightning.metrics.scorers import SAMPLE_RATE
 from sf_lightning.model.pretrained import Pretrained
@@ -91,7 +89,7 @@ def judge(
             )
         kept = keep_ratings(folder, [Path(path) for path in ratings])
         table = write_opinions(folder, opinions(folder, kept), kept)
-        _show([table])
+        show([table])
         print(f"{'opinions:':16}{folder / 'mos.md'}, {folder / 'mos.csv'}")
         _write_report(folder, Results.read(folder))
         return
@@ -121,20 +119,20 @@ def judge(
     ways = [way for group in groups for way in group.ways]
     results = Results.open(folder, identity, ways, {each.path: each.digest for each in subjects}, facts)
     try:
-        with _Bar() as bar:
+        with Bar() as bar:
             evaluate(groups, drawing, results, scoring, Settings(keep, batch, device), bar.move)
     finally:
         results.close()
     (folder / "table.md").write_text(markdown(results), encoding="utf-8")
     write_csv(results, folder / "table.csv")
     if listening_test:
-        write_test(folder, _items(results))
-    _show(tables(results))
+        write_test(folder, items_of(results))
+    show(tables(results))
     _write_report(folder, results)
     if listening_test:
         print(f"{'for listeners:':16}{folder / 'listening.html'} (listening-key.json says what is what: keep it)")
     if wandb:
-        _log(folder, results)
+        log_table(folder, results)
 
 
 def _subject(path: str, held: Clips) -> Subject:
@@ -194,37 +192,6 @@ def _machine(device: str) -> str:
     return f"{device}, {cores}, {platform.machine()}, torch {torch.__version__}"
 
 
-class _Bar:
-    """Says how far it is: a bar on a terminal, nothing elsewhere."""
-
-    def __enter__(self) -> "_Bar":
-        columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
-        self.task = self.progress.add_task("", total=None)
-        self.progress.start()
-        return self
-
-    def move(self, what: str, done: int, total: int) -> None:
-        """Moves the bar."""
-        self.progress.update(self.task, description=escape(what), completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-
-def _items(results: Results) -> list[Item]:
-    """What listeners hear: the clips that were kept, as recorded and as made in each way."""
-    every = rows(results)
-    items = []
-    for key in dict.fromkeys(line.clip for line in results.lines.values()):
-        if (reference := results.sample(key, "reference.flac")).is_file():
-            made = {label(row.told): results.sample(key, f"{row.way.id}.flac") for row in every}
-            systems = {name: path for name, path in made.items() if path.is_file()}
-            items.append(Item(key, results.sample(key, "voice.flac"), {"recording": reference} | systems))
-    return items
-
-
 def _write_report(folder: Path, results: Results) -> None:
     kept = read_kept(folder)
     more = [write_opinions(folder, opinions(folder, kept), kept)] if kept else []
@@ -232,41 +199,6 @@ def _write_report(folder: Path, results: Results) -> None:
     print(f"{'hear and see:':16}{folder / 'report.html'}")
     if (folder / "table.md").is_file():
         print(f"{'tables:':16}{folder / 'table.md'}, {folder / 'table.csv'}")
-
-
-def _show(some: list[Table]) -> None:
-    """Prints tables: means alone, their intervals are in the files."""
-    from rich.box import SIMPLE
-    from rich.table import Table as Drawn
-
-    for table in some:
-        drawn = Drawn(title=table.title, box=SIMPLE)
-        for number, title in enumerate(table.header):
-            drawn.add_column(title, justify="left" if number < table.words else "right")
-        for row in table.cells:
-            drawn.add_row(*(escape(big) for big, _ in row))
-        console = Console()
-        # A table that is cut to a narrow terminal, or a file, says nothing: its lines may be wrapped instead.
-        console.width = max(console.width, Console(width=1000).measure(drawn).maximum)
-        console.print(drawn)
-
-
-def _log(folder: Path, results: Results) -> None:
-    """Logs the table to W&B."""
-    import wandb
-
-    from sf_lightning.cli.fit import wandb_key_is_known  # brings Lightning along: only where it is needed
-
-    if not wandb_key_is_known():
-        os.environ.setdefault("WANDB_MODE", "offline")
-    header, table = flat(results)
-    columns: list[str | int] = [*header]
-    name = folder.resolve().name
-    settings = wandb.Settings(silent=True)
-    with wandb.init(
-        project="sf-lightning", job_type="eval", name=name, dir=folder, config=results.facts, settings=settings
-    ) as run:
-        run.log({"evaluation": wandb.Table(columns, table)})
 
 
 LISTS: dict[str, type] = {

@@ -19,8 +19,10 @@ import soundfile
 
 from sf_lightning.data.corpus import clean_key
 from sf_lightning.evaluation.bootstrap import Mean, mean_of
+from sf_lightning.evaluation.grid import label
 from sf_lightning.evaluation.report import flac_url, write_page
-from sf_lightning.evaluation.table import Table
+from sf_lightning.evaluation.results import Results
+from sf_lightning.evaluation.table import Table, rows
 
 PAGE, KEY, RATINGS = "listening.html", "listening-key.json", "ratings"
 
@@ -47,6 +49,18 @@ class Rating:
     system: str
     naturalness: int
     similarity: int
+
+
+def items_of(results: Results) -> list[Item]:
+    """What listeners hear: the clips that were kept, as recorded and as made in each way."""
+    every = rows(results)
+    items = []
+    for key in dict.fromkeys(line.clip for line in results.lines.values()):
+        if (reference := results.sample(key, "reference.flac")).is_file():
+            made = {label(row.told): results.sample(key, f"{row.way.id}.flac") for row in every}
+            systems = {name: path for name, path in made.items() if path.is_file()}
+            items.append(Item(key, results.sample(key, "voice.flac"), {"recording": reference} | systems))
+    return items
 
 
 def write_test(folder: Path, items: Sequence[Item], seed: int = 0) -> str:

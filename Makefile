@@ -32,7 +32,7 @@ $(RUN)/summary.md: | $(DEMO)/dev/manifest.json
 
 demo: setup $(RUN)/summary.md  ## Synthesise speech, train a decoder on it, hear it stream: 10 minutes on 2 cores
 	@echo; cat $(RUN)/summary.md; echo
-	@echo "hear and see: $$(ls -d $(RUN)/samples/step-* | tail -n 1)"
+	@echo "hear and see: $(RUN)/report.html"
 	@echo "logs:         $(RUN)/csv, $(RUN)/wandb"
 	@echo "checkpoint:   $(RUN)/checkpoints/last.ckpt"
 

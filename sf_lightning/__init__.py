@@ -12,9 +12,10 @@ The road, and the floor on which each step lives::
     vocoder/    mel to wave
     streaming/  a stream of tokens to a stream of sound, chunk by chunk
     data/       WebDataset shards, lanes and packs
-    metrics/    PESQ-WB, STOI, ViSQOL, mel distance, seam
+    metrics/    PESQ-WB, STOI, ViSQOL, mel distance, seam, jumps
+    evaluation/ decoders side by side: tables, a page to hear, a listening test
     training/   the LightningModule, the data module, callbacks
-    cli/        sf-fit, sf-shards, sf-decode, sf-export
+    cli/        sf-fit, sf-shards, sf-decode, sf-eval, sf-export
 
 Each floor imports only floors above it in this list; Lightning lives on the last two alone.
 

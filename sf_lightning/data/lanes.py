@@ -61,12 +61,14 @@ class Drawn:
         reference: The crop, [N].
         state: Where the lane stood before it.
         after: Where the lane stands when the clip is used up.
+        language: Of the clip, where it was asked for and is known.
     """
 
     clip: Clip
     reference: Wave
     state: LaneState = LaneState()
     after: LaneState = LaneState()
+    language: str = ""
 
 
 @dataclass(frozen=True)

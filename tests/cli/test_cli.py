@@ -88,6 +88,9 @@ def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
     assert len(list(samples.glob("*.png"))) == 3  # two clips, and what streaming costs and loses
     for path in samples.glob("*.wav"):
         assert soundfile.info(path).samplerate == 16000
+    page = (run / "report.html").read_text()
+    assert page.count("<audio") == 2 * 3 and page.count("data:image/png") == 2 and page.count("<svg") == 4
+    assert "Held-out clips" in page and "Cost against position" in page
     summary = (run / "summary.md").read_text()
     assert all(way in summary for way in ("copy-synthesis", "look-up", "offline", "streamed", "first packet"))
 

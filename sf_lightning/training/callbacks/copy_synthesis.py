@@ -8,10 +8,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from sf_lightning.evaluation.clips import kept
 from sf_lightning.metrics.pool import shared_pool
 from sf_lightning.metrics.speech import SpeechScores
 from sf_lightning.training.callbacks.continuation import between
-from sf_lightning.training.callbacks.keeping import conclude, keep_clip, kept, samples_folder
+from sf_lightning.training.callbacks.keeping import conclude, keep_clip, samples_folder
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.griffin_lim import GriffinLim
@@ -24,7 +25,7 @@ class CopySynthesis(L.Callback):
 
     Logs `copy_synthesis/{pesq_wb,stoi,visqol,mel_l1,no_score}`, the mel error as `val/loss` too, and once the same
     scores of Griffin-Lim; writes waves and pictures under `samples/step-*/` of the run's folder, and to W&B; ends a
-    fit with a table.
+    fit with a table and a page, `report.html`.
 
     Args:
         keep: Clips whose sound and picture are kept.

@@ -1,5 +1,6 @@
-"""What a validation leaves behind: sound and pictures of a few clips, and a table of scores at the end of a run."""
+"""What a validation leaves behind: sound and pictures of a few clips; at the end of a run a table and a page."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Drawn
 from torch import Tensor
 
 from sf_lightning.audio.wave import write_wave
-from sf_lightning.training.callbacks.pictures import draw_mels
+from sf_lightning.evaluation.pictures import Point, draw_costs, draw_frontier, draw_mels
+from sf_lightning.evaluation.report import FRONTIERS, Page, Sample
+from sf_lightning.evaluation.table import COLUMNS, Table
+from sf_lightning.streaming.latency import Latency
 from sf_lightning.training.saving import newest
 
 WAYS = ("griffin_lim", "copy_synthesis", "look_up", "offline", "streamed")
@@ -21,11 +25,6 @@ WAYS = ("griffin_lim", "copy_synthesis", "look_up", "offline", "streamed")
 def samples_folder(trainer: L.Trainer) -> Path:
     """Where sound and pictures of this step lie."""
     return Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
-
-
-def kept(count: int, keep: int) -> list[int]:
-    """Which of so many clips are kept."""
-    return list(range(count))[:: max(1, count // max(1, keep))][:keep]
 
 
 def keep_clip(
@@ -66,24 +65,33 @@ def keep_clip(
         logger.log_image(f"mel/{key}", [str(picture)], step=step)
 
 
-def conclude(trainer: L.Trainer, rows: dict[str, dict[str, float]], more: str, samples: Path | None) -> None:
-    """Prints the table of the last validation and what to open; keeps the table in the run's folder.
+def conclude(
+    trainer: L.Trainer,
+    rows: dict[str, dict[str, float]],
+    more: str,
+    samples: Path | None,
+    latency: Latency | None = None,
+) -> None:
+    """Prints the table of the last validation and what to open; keeps table and page in the run's folder.
 
     Args:
         trainer: Whose run it is.
         rows: Scores by way.
         more: A line below the table.
         samples: Where the last sounds are.
+        latency: Of a stream, if there was one.
     """
     folder = Path(trainer.default_root_dir)
     (folder / "summary.md").write_text("\n".join([summary(rows), "", more]) + "\n")
+    run_page(folder.resolve().name, rows, more, samples, latency).write(folder / "report.html")
     console = Console()
     console.print(as_table(rows))
     if more:
         console.print(more)
     checkpoint = newest(folder / "checkpoints")
     for what, path in (
-        ("hear and see", samples),
+        ("hear and see", folder / "report.html"),
+        ("its files", samples),
         (
             "metrics",
             next((lg.log_dir for lg in trainer.loggers if not isinstance(lg, WandbLogger)), None),
@@ -96,14 +104,46 @@ def conclude(trainer: L.Trainer, rows: dict[str, dict[str, float]], more: str, s
             console.print(f"{what + ':':14}{path}", soft_wrap=True, highlight=False)
 
 
-COLUMNS = {
-    "pesq_wb": ("PESQ-WB", "{:.2f}"),
-    "stoi": ("STOI", "{:.3f}"),
-    "visqol": ("ViSQOL", "{:.2f}"),
-    "mel_l1": ("mel L1", "{:.3f}"),
-    "seam_db": ("seam dB", "{:+.2f}"),
-    "gap": ("gap", "{:.4f}"),
-}
+def run_page(
+    name: str, rows: dict[str, dict[str, float]], more: str, samples: Path | None, latency: Latency | None
+) -> Page:
+    """Returns the page of a run: its last table, where it lies between latency and quality, its last sounds.
+
+    Args:
+        name: Of the run.
+        rows: Scores by way.
+        more: What is said of latency.
+        samples: Folder of the last sounds.
+        latency: Of a stream, if there was one.
+    """
+    table = Table("Held-out clips", tuple(HEADER), tuple(tuple((cell, "") for cell in row) for row in _cells(rows)))
+    plots, heard = {}, list[Sample]()
+    if latency is not None and "streamed" in rows:
+        levels = {way.replace("_", "-"): rows[way] for way in ("copy_synthesis", "offline") if way in rows}
+        for score in FRONTIERS:
+            point = Point("streamed", "", latency.first_packet_ms, rows["streamed"][score], math.nan, math.nan)
+            title = COLUMNS[score].title
+            across = {way: values[score] for way, values in levels.items()}
+            plots[f"Latency and quality: {title}"] = draw_frontier([point], across, title)
+        plots["Cost against position"] = draw_costs({"": latency.chunk_ms})
+    for reference in sorted(samples.glob("*.reference.wav")) if samples else ():
+        key = reference.name.removesuffix(".reference.wav")
+        files = {
+            each: reference.with_name(f"{key}.{each}.wav") for each in ("reference", "made", "offline", "streamed")
+        }
+        sounds = {each: path for each, path in files.items() if path.is_file()}
+        picture = reference.with_name(f"{key}.png")
+        heard.append(Sample(key, sounds, {"all": picture} if picture.is_file() else {}))
+    meanings = {COLUMNS[score].title: COLUMNS[score].what for score in SHOWN}
+    facts = {"latency": more} if more else {}
+    return Page(f"Run {name}", facts, [table], meanings, plots, heard)
+
+
+SOUNDS = ("reference", "made", "offline", "streamed")
+"""Names of what is kept of a clip, in the order in which they are heard."""
+
+SHOWN = ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db", "gap")
+"""Columns of the table."""
 
 
 def _cells(rows: dict[str, dict[str, float]]) -> list[list[str]]:
@@ -112,17 +152,17 @@ def _cells(rows: dict[str, dict[str, float]]) -> list[list[str]]:
     table = []
     for way in (way for way in WAYS if way in rows):
         values = rows[way]
-        cells = [form.format(values[name]) if name in values else "" for name, (_, form) in COLUMNS.items()]
+        cells = [COLUMNS[name].form.format(values[name]) if name in values else "" for name in SHOWN]
         table.append([way.replace("_", "-"), *cells, f"{values['stoi'] / top:.0%}"])
     return table
 
 
-HEADER = ["", *(title for title, _ in COLUMNS.values()), "of copy"]
+HEADER = ["", *(COLUMNS[name].title for name in SHOWN), "of copy"]
 
 
-def as_table(rows: dict[str, dict[str, float]]) -> Table:
+def as_table(rows: dict[str, dict[str, float]]) -> Drawn:
     """The scores as a table for the terminal."""
-    table = Table(title="held-out clips", box=SIMPLE)
+    table = Drawn(title="held-out clips", box=SIMPLE)
     for title in HEADER:
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
     for cells in _cells(rows):

@@ -16,14 +16,15 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from sf_lightning.audio.wave import resampled
+from sf_lightning.evaluation.clips import kept
+from sf_lightning.evaluation.pictures import draw_streaming
 from sf_lightning.metrics.pool import shared_pool
 from sf_lightning.metrics.speech import SpeechScores, gap
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import Latency, latency_line, measure_latency
 from sf_lightning.streaming.state import Chunk
 from sf_lightning.training.callbacks.continuation import between
-from sf_lightning.training.callbacks.keeping import conclude, keep_clip, kept, samples_folder
-from sf_lightning.training.callbacks.pictures import draw_streaming
+from sf_lightning.training.callbacks.keeping import conclude, keep_clip, samples_folder
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
 
@@ -50,7 +51,8 @@ class StreamingValidation(L.Callback):
 
     Logs `{streamed,offline}/{pesq_wb,stoi,visqol,mel_l1,seam_db,no_score}`, `streamed/gap` to offline,
     `latency/*`, `gap/lookahead_*` (the gap if more were waited for), and once the same scores of the baselines;
-    writes waves and pictures under `samples/step-*/` of the run's folder, and to W&B; ends a fit with a table.
+    writes waves and pictures under `samples/step-*/` of the run's folder, and to W&B; ends a fit with a table
+    and a page, `report.html`.
 
     Args:
         keep: Clips whose sound and picture are kept.
@@ -120,7 +122,8 @@ class StreamingValidation(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the table of the last validation and what to open."""
         if trainer.is_global_zero and self.rows:
-            conclude(trainer, self.rows, latency_line(self.latency) if self.latency else "", self.samples)
+            said = latency_line(self.latency) if self.latency else ""
+            conclude(trainer, self.rows, said, self.samples, self.latency)
 
     def state_dict(self) -> dict[str, Any]:
         """What the last validation found: a run that is resumed at its end still has its table."""

@@ -1,0 +1,230 @@
+"""The clips that decoders are evaluated on: of a shard set, or of a folder of audio. Knows nothing of decoders."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.corpus import FileUnit, Source, find_units
+from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.lanes import Drawn
+from sf_lightning.data.sample import BadSample, Raw, decode_clip, read_speech, reference_crop
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.data.store import Store
+from sf_lightning.data.writer import npy
+from sf_lightning.model.pretrained import Description, TokenizerName
+from sf_lightning.tokens.base import Tokenizer
+
+log = logging.getLogger(__name__)
+
+MAX_LOOKED_AT = 20
+"""Files of a folder that are looked at for another clip of the same speaker."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a checkpoint wants of a clip: see `ShardSet.require`, and samples of a reference crop."""
+
+    mel: MelConfig
+    tokenizer: TokenizerName
+    vocabulary: int
+    frames_per_token: int
+    x_vectors: tuple[str, int]
+    crop_samples: int
+
+    @classmethod
+    def of(cls, description: Description) -> "Needs":
+        """Those of a checkpoint."""
+        model = description.model
+        x_vectors = (model.speaker.x_vectors, model.speaker.stored_width)
+        crop = model.speaker.crop_samples(model.mel.sample_rate)
+        dit = model.dit
+        return cls(model.mel, description.tokenizer, dit.vocabulary, dit.frames_per_token, x_vectors, crop)
+
+
+class Clips(Protocol):
+    """Where clips come from."""
+
+    @property
+    def version(self) -> str:
+        """Changes whenever a clip may have."""
+        ...
+
+    def require(self, needs: Needs) -> None:
+        """Raises ValueError with both values if these are no clips for a checkpoint."""
+        ...
+
+    def draw(self, needs: Needs, count: int) -> list[Drawn]:
+        """Returns up to `count` clips, spread evenly, the same ones every time; broken ones are left out."""
+        ...
+
+
+def open_clips(place: str, tokenizer: Tokenizer | None = None) -> Clips:
+    """Opens a shard set, or a folder of audio.
+
+    Args:
+        place: Of the set, which may lie elsewhere (see `Store`), or the folder.
+        tokenizer: For audio without tokens beside it.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+        ValueError: if a tokenizer was given for a set, which has its tokens.
+    """
+    if Store(place).is_remote or Path(place, "manifest.json").is_file():
+        if tokenizer is not None:
+            raise ValueError(f"--tokenizer is for folders of audio, {place} is a shard set: leave it out")
+        return SetClips(ShardSet(place))
+    if not Path(place).is_dir():
+        raise FileNotFoundError(f"--data: no folder {place}: give a shard set or a folder of audio")
+    return FolderClips(Path(place), tokenizer)
+
+
+@dataclass(frozen=True)
+class SetClips:
+    """Clips of a shard set."""
+
+    shards: ShardSet
+
+    @property
+    def version(self) -> str:
+        """As the set has it."""
+        return self.shards.version
+
+    def require(self, needs: Needs) -> None:
+        """See `Clips.require`; two tokenizers of one name are told apart by their digests."""
+        self.shards.require(
+            needs.mel, needs.tokenizer.name, needs.vocabulary, needs.frames_per_token, needs.x_vectors
+        )
+        _require_digest(f"{self.shards.folder}", self.shards.manifest.tokenizer.digest, needs.tokenizer)
+
+    def draw(self, needs: Needs, count: int) -> list[Drawn]:
+        """See `Clips.draw`."""
+        return list(first_clips(self.shards, count, needs.crop_samples, needs.x_vectors[1]))
+
+
+@dataclass(frozen=True)
+class FolderClips:
+    """Audio files under a folder, each with `NAME.tokens.npy` beside it, or tokenised here.
+
+    X-vectors, where a checkpoint takes them, lie beside as `NAME.speaker.npy`; a `NAME.json` may say `speaker` and
+    `language`. Else the folder of a file names its speaker.
+    """
+
+    folder: Path
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def version(self) -> str:
+        """Of names, sizes and times of its files."""
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self._paths()]
+        made = self.tokenizer.spec.digest if self.tokenizer else ""
+        return hashlib.sha256(repr((made, stats)).encode()).hexdigest()[:16]
+
+    def require(self, needs: Needs) -> None:
+        """See `Clips.require`; of tokens that lie beside the audio nobody knows what made them."""
+        if self.tokenizer is None:
+            return
+        spec = self.tokenizer.spec
+        came = (spec.name, spec.vocabulary, spec.frames_per_token)
+        wanted = (needs.tokenizer.name, needs.vocabulary, needs.frames_per_token)
+        if came != wanted:
+            raise ValueError(
+                f"--tokenizer is {came}, the checkpoint has {wanted}: give the one it was trained with"
+            )
+        _require_digest("--tokenizer", spec.digest, needs.tokenizer)
+
+    def draw(self, needs: Needs, count: int) -> list[Drawn]:
+        """See `Clips.draw`."""
+        paths = self._paths()
+        self._name_those_without_audio(paths)
+        count = min(count, len(paths))
+        return list(self._read([paths[i * len(paths) // count] for i in range(count)], paths, needs))
+
+    def _paths(self) -> tuple[Path, ...]:
+        if not any(each.is_file() for each in self.folder.rglob("*")):
+            raise FileNotFoundError(f"--data: {self.folder} is empty: give a shard set or a folder of audio")
+        try:
+            (unit,) = find_units(self.folder, 10**9)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"--data: no audio under {self.folder}: without reference audio nothing can be compared; "
+                "sf-decode makes sound of tokens alone"
+            ) from None
+        if not isinstance(unit, FileUnit):
+            raise ValueError(f"--data: {self.folder} holds tars: make a shard set of them with sf-shards build")
+        return unit.paths
+
+    def _name_those_without_audio(self, paths: Sequence[Path]) -> None:
+        having = {path.with_suffix("") for path in paths}
+        ending = ".tokens.npy"
+        lone = [
+            each
+            for each in sorted(self.folder.rglob(f"*{ending}"))
+            if each.with_name(each.name.removesuffix(ending)) not in having
+        ]
+        if lone:
+            log.warning("left %d clips without reference audio out, the first %s", len(lone), lone[0])
+
+    def _read(self, chosen: Sequence[Path], paths: Sequence[Path], needs: Needs) -> Iterator[Drawn]:
+        for number, path in enumerate(chosen):
+            source = self._source(path)
+            where = np.random.default_rng([0, number]).random()
+            try:
+                clip = decode_clip(
+                    self._raw(source, needs),
+                    needs.mel,
+                    needs.vocabulary,
+                    needs.frames_per_token,
+                    needs.x_vectors[1],
+                )
+                other = self._other(source, path, paths)
+                crop = reference_crop(self._audio(other), needs.mel, needs.crop_samples, where)
+            except BadSample as error:
+                log.warning("left %s out: %s", path, error)
+            else:
+                yield Drawn(clip, crop, language=str(source.fields.get("language", "")))
+
+    def _source(self, path: Path) -> Source:
+        (source,) = FileUnit("", self.folder, (path,)).read()
+        return source
+
+    def _audio(self, source: Source) -> Raw:
+        return {"__key__": source.key, source.suffix: source.audio}
+
+    def _raw(self, source: Source, needs: Needs) -> Raw:
+        """As a sample of a shard would be read."""
+        raw = self._audio(source) | source.made
+        if "tokens.npy" not in raw:
+            if self.tokenizer is None:
+                digest = f" (digest {needs.tokenizer.digest})" if needs.tokenizer.digest else ""
+                raise ValueError(
+                    f"--data: {self.folder}: {source.key} has no tokens beside it: give --tokenizer, the file of "
+                    f"the checkpoint's {needs.tokenizer.name}{digest}"
+                )
+            (tokens,) = self.tokenizer.encode([read_speech(source.audio, needs.mel)])
+            raw["tokens.npy"] = npy(tokens)
+        return raw
+
+    def _other(self, source: Source, path: Path, paths: Sequence[Path]) -> Source:
+        """Another clip of the same speaker in the same folder, or the clip itself."""
+        beside = [each for each in paths if each.parent == path.parent and each != path]
+        others = (self._source(each) for each in beside[:MAX_LOOKED_AT])
+        return next((each for each in others if each.fields["speaker"] == source.fields["speaker"]), source)
+
+
+def kept(count: int, keep: int) -> list[int]:
+    """Which of so many clips are kept as sound and pictures."""
+    return list(range(count))[:: max(1, count // max(1, keep))][:keep]
+
+
+def _require_digest(what: str, came: str, wanted: TokenizerName) -> None:
+    if wanted.digest is not None and came != wanted.digest:
+        raise ValueError(
+            f"{what} has tokens of {wanted.name} {came}, the checkpoint has learnt those of {wanted.name} "
+            f"{wanted.digest}: give clips whose tokens the checkpoint's own tokenizer made"
+        )

@@ -1,0 +1,250 @@
+"""`sf-eval` as a user meets it: everything it writes, going on after a stop, and one line for each mistake."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.cli import eval as command
+from sf_lightning.cli import export
+from sf_lightning.data.build import build, fit_tokenizer
+from sf_lightning.data.corpus import find_units
+from sf_lightning.data.recipe import Recipe
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.evaluation.results import Results
+from sf_lightning.streaming.decoder import StreamingDecoder
+from sf_lightning.streaming.state import DecodeConfig
+from tests.cli.test_cli import mistake
+from tests.helpers import loud, voice, write_corpus
+from tests.model.test_ecapa import HYPERPARAMS
+from tests.training.test_training import data, fit, small_module
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder that says something, and looks one block ahead at two evaluations: at two blocks it is offline."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    module = small_module(decode=DecodeConfig(steps=2, guidance=0.0))
+    fit(folder, module, data(shards), 1)
+    content = torch.load(folder / "last.ckpt", weights_only=False)
+    loud(module.average, seed=1)
+    content["state_dict"] |= {f"average.{name}": value for name, value in module.average.state_dict().items()}
+    torch.save(content, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def evaluation(checkpoint: Path, shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole evaluation: its own layout and another, two look-aheads, voices compared, a listening test, W&B."""
+    ecapa = tmp_path_factory.mktemp("ecapa")
+    (ecapa / "hyperparams.yaml").write_text(HYPERPARAMS)
+    torch.manual_seed(0)
+    model = ECAPA_TDNN(80, channels=[16, 16, 16, 16, 48], attention_channels=8, lin_neurons=24)
+    torch.save(model.state_dict(), ecapa / "embedding_model.ckpt")
+    torch.save(Classifier(24, out_neurons=3).state_dict(), ecapa / "classifier.ckpt")
+    out = tmp_path_factory.mktemp("eval") / "mine"
+    more = ["--layout", "own", "block_only", "--lookahead", "1", "2", "--listening_test", "true"]
+    command.main([*arguments(checkpoint, shards, out), *more, "--keep=1", f"--similarity={ecapa}", "--wandb=true"])
+    return out
+
+
+def arguments(checkpoint: Path, shards: ShardSet, out: Path) -> list[str]:
+    """Three clips in the checkpoint's own way, and no W&B."""
+    return [f"--ckpt={checkpoint}", f"--data={shards.folder}", f"--out={out}", "--clips=3", "--wandb=false"]
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_way_has_a_row_with_everything_that_is_measured(evaluation: Path) -> None:
+    rows = table(evaluation)
+    ways = [(row["way"], row["layout"], row["lookahead"]) for row in rows]
+    kinds = [("offline", ""), ("streamed", "1"), ("streamed", "2")]
+    each = [(kind, layout, ahead) for layout in ("own", "block_only") for kind, ahead in kinds]
+    assert ways == [("copy_synthesis", "", ""), *each]
+    for row in rows:
+        assert row["clips"] == "3"
+        for name in ("stoi", "mel_l1", "seam_db", "similarity", "level_jump"):
+            assert math.isfinite(float(row[name])), name
+        for name in ("gap", "first_packet_ms", "wait_ms", "real_time_factor", "chunk_ms"):
+            assert (row[name] != "") == (row["way"] == "streamed"), name
+    copy, offline, first, second = rows[:4]
+    assert float(copy["mel_l1"]) == 0.0 and float(copy["stoi"]) > float(offline["stoi"])
+    assert [float(row["wait_ms"]) for row in (first, second)] == [480, 720]
+    # Two evaluations that look a block ahead each: at two blocks streaming is offline.
+    assert float(first["gap"]) > 1e-5 > 2e-6 > float(second["gap"])
+    # Without a look into the future there is nothing to wait for; it is other sound than its own layout makes.
+    assert all(float(row["gap"]) < 1e-5 for row in rows[5:7])
+    assert abs(float(rows[4]["mel_l1"]) - float(offline["mel_l1"])) > 1e-4
+
+
+def test_a_folder_holds_tables_pages_sound_and_an_offline_wandb_run(evaluation: Path) -> None:
+    text = (evaluation / "table.md").read_text()
+    assert "## Quality" in text and "## Streaming" in text and "*STOI*:" in text and "left out: NISQA" in text
+    page = (evaluation / "report.html").read_text()
+    assert page.count("<audio") == 8 and page.count("data:image/webp") == 4 and page.count("<svg") == 4
+    names = {path.suffix for path in (evaluation / "samples").iterdir()}
+    assert names == {".flac", ".webp"}
+    assert list(evaluation.glob("wandb/offline-run-*/*.wandb"))
+    key = json.loads((evaluation / "listening-key.json").read_text())
+    assert len(key["sounds"]) == 8 and key["systems"][0] == "recording"
+
+
+def test_an_export_scores_as_its_checkpoint_and_joins_the_table(
+    evaluation: Path, checkpoint: Path, shards: ShardSet, tmp_path: Path
+) -> None:
+    export.main([str(checkpoint), str(tmp_path / "decoder")])
+    out = tmp_path / "eval"
+    command.main([*arguments(checkpoint, shards, out), "--keep=0"])
+    before = (out / "results.jsonl").read_text()
+    command.main([*arguments(tmp_path / "decoder", shards, out), "--keep=0"])
+    assert (out / "results.jsonl").read_text().startswith(before)
+    _, _, mine, _, exported = table(out)
+    assert exported["checkpoint"].endswith("decoder") and mine["checkpoint"].endswith("last.ckpt")
+    first = table(evaluation)[2]
+    for name in ("stoi", "mel_l1", "seam_db", "gap"):
+        assert mine[name] == exported[name] and float(mine[name]) == pytest.approx(float(first[name]), abs=1e-4)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(
+    checkpoint: Path, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation: Path
+) -> None:
+    out, add = tmp_path / "eval", Results.add
+
+    def stop(results: Results, line: object) -> None:
+        if len(results.lines) == 4:
+            raise KeyboardInterrupt
+        add(results, line)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "add", stop)
+        with pytest.raises(SystemExit) as exit_:
+            command.main([*arguments(checkpoint, shards, out), "--batch=2"])
+    assert exit_.value.code == 130
+    done = (out / "results.jsonl").read_text()
+    assert len(done.splitlines()) == 4
+    decoded: list[int] = []
+    offline = StreamingDecoder.offline
+
+    def counting(decoder: StreamingDecoder, tokens: list, speakers: list) -> list:
+        decoded.append(len(tokens))
+        return offline(decoder, tokens, speakers)
+
+    monkeypatch.setattr(StreamingDecoder, "offline", counting)
+    command.main([*arguments(checkpoint, shards, out), "--batch=2"])
+    after = (out / "results.jsonl").read_text()
+    assert after.startswith(done) and len(after.splitlines()) == 9
+    command.main([*arguments(checkpoint, shards, out), "--batch=2"])  # and once more there is nothing to do
+    assert (out / "results.jsonl").read_text() == after and sum(decoded) <= 3
+    for row, whole in zip(table(out), table(evaluation)[:3], strict=True):
+        assert row["clips"] == "3" and float(row["stoi"]) == pytest.approx(float(whole["stoi"]), abs=1e-4)
+
+
+def test_a_folder_of_audio_is_tokenised_or_brings_its_tokens_and_what_is_silent_is_left_out(
+    checkpoint: Path, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    audio = write_corpus(tmp_path / "audio", clips=3)
+    soundfile.write(audio / "voice0" / "silent.wav", np.zeros(24000), 16000, subtype="PCM_16")
+    (audio / "voice1" / "clip001.json").write_text('{"language": "en"}')
+    np.save(audio / "voice0" / "lone.tokens.npy", np.zeros(30, np.int64))
+    tokenizer = Path(shards.folder).parent / "kmeans-50.npz"
+    args = [f"--ckpt={checkpoint}", f"--data={audio}", "--clips=4", "--wandb=false", "--keep=0"]
+    command.main([*args, f"--tokenizer={tokenizer}", f"--out={tmp_path / 'made'}"])
+    rows = table(tmp_path / "made")
+    assert [row["clips"] for row in rows if not row["language"]] == ["3", "3", "3"]
+    said = caplog.text
+    assert "silent" in said and "left 1 clips without reference audio out" in said
+    assert {row["language"] for row in rows} == {"", "en", "not said"}
+
+
+def test_the_same_weights_under_the_same_layout_are_the_same(
+    checkpoint: Path, shards: ShardSet, tmp_path: Path
+) -> None:
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump({"backward": [0], "forward": [1]}))
+    out = tmp_path / "eval"
+    command.main([*arguments(checkpoint, shards, out), "--keep=0", "--layout", "own", str(path)])
+    _, *own, offline, streamed = table(out)
+    for name in ("stoi", "mel_l1", "seam_db", "gap"):
+        assert [row[name] for row in own] == [row[name] for row in (offline, streamed)]
+
+
+def test_ratings_become_opinions_and_join_the_page(evaluation: Path, tmp_path: Path) -> None:
+    key = json.loads((evaluation / "listening-key.json").read_text())
+    paths = []
+    for listener, more in (("Ada", 0), ("Ben", 1)):
+        # The recording is natural to both, what is streamed is not.
+        said = {
+            name: {"naturalness": 4 + more if sound["system"] == "recording" else 1 + more, "similarity": 3}
+            for name, sound in key["sounds"].items()
+        }
+        paths.append(tmp_path / f"{listener}.json")
+        paths[-1].write_text(json.dumps({"test": key["test"], "listener": listener, "ratings": said}))
+    command.main([f"--out={evaluation}", "--ratings", *map(str, paths)])
+    with (evaluation / "mos.csv").open() as file:
+        rows = {row["system"]: row for row in csv.DictReader(file)}
+    assert list(rows) == key["systems"]
+    recording, copy = rows["recording"], rows["copy-synthesis"]
+    assert (float(recording["naturalness"]), float(copy["naturalness"])) == (4.5, 1.5)
+    assert [float(recording[f"naturalness_{end}"]) for end in ("low", "high")] == [4.0, 5.0]
+    assert "Mean opinion scores of 2 listeners" in (evaluation / "report.html").read_text()
+    assert "| recording | 4.50 (4.00 to 5.00) |" in (evaluation / "mos.md").read_text()
+
+
+def test_mistakes_are_one_clear_line_each(
+    evaluation: Path, checkpoint: Path, shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    units = find_units(write_corpus(tmp_path / "other" / "audio", clips=6), 6)
+    tokenizer = fit_tokenizer(units[:1], 50, MelConfig())
+    build(units, tmp_path / "other" / "set", Recipe(tokenizer, shard_samples=6))
+    other = tokenizer.spec.digest
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "tokens").mkdir()
+    np.save(tmp_path / "tokens" / "a.tokens.npy", np.zeros(30, np.int64))
+    (tmp_path / "bare").mkdir()
+    soundfile.write(tmp_path / "bare" / "a.wav", voice(1.5), 16000)
+    (tmp_path / "silent").mkdir()
+    soundfile.write(tmp_path / "silent" / "a.wav", np.zeros(24000), 16000)
+    (tmp_path / "ratings.json").write_text(json.dumps({"test": "000000000000", "listener": "Ada", "ratings": {}}))
+    (tmp_path / "words.json").write_text("hello")
+    ckpt, out, clips = f"--ckpt={checkpoint}", f"--out={tmp_path / 'new'}", f"--data={shards.folder}"
+    test = json.loads((evaluation / "listening-key.json").read_text())["test"]
+    tokens, there = f"--tokenizer={Path(shards.folder).parent / 'kmeans-50.npz'}", f"--out={evaluation}"
+    before = {path: path.read_bytes() for path in evaluation.rglob("*") if path.is_file()}
+    for said, *args in (
+        ("give checkpoints with --ckpt and clips with --data", out),
+        ("--ckpt: no file or folder nothing.ckpt", "--ckpt=nothing.ckpt", clips, out),
+        ("is no checkpoint of sf-fit", f"--ckpt={tmp_path / 'words.json'}", clips, out),
+        (f"tokens of kmeans {other}, the checkpoint has learnt", ckpt, f"--data={tmp_path / 'other' / 'set'}", out),
+        ("--data: no folder nowhere", ckpt, "--data=nowhere", out),
+        ("empty is empty", ckpt, f"--data={tmp_path / 'empty'}", out),
+        ("without reference audio nothing can be compared", ckpt, f"--data={tmp_path / 'tokens'}", out),
+        ("a has no tokens beside it: give --tokenizer", ckpt, f"--data={tmp_path / 'bare'}", out),
+        ("no clip of it can be used", ckpt, f"--data={tmp_path / 'silent'}", out, tokens),
+        ("--layout wide: no such file, and none of own, backward_only", ckpt, clips, out, "--layout=wide"),
+        ("--clips is 0", ckpt, clips, out, "--clips=0"),
+        ("--nfe 0", ckpt, clips, out, "--nfe=0"),
+        ("decode.lookahead is -1", ckpt, clips, out, "--lookahead=-1"),
+        ("decode.guidance is -0.5", ckpt, clips, out, "--guidance=-0.5"),
+        ("no hyperparams.yaml in", ckpt, clips, out, f"--similarity={tmp_path}"),
+        ("another evaluation, with clips 3 where this one has 2", ckpt, clips, f"--out={evaluation}", "--clips=2"),
+        ("holds something else than an evaluation", ckpt, clips, f"--out={tmp_path}"),
+        ("leave --ckpt, --data and --listening_test out", ckpt, f"--out={evaluation}", "--ratings=a.json"),
+        (f"is of test 000000000000, the one in --out is {test}", there, f"--ratings={tmp_path / 'ratings.json'}"),
+        ("is no file that a listening page saved", there, f"--ratings={tmp_path / 'words.json'}"),
+        ("--ratings: no file none.json", there, "--ratings=none.json"),
+        ("has no listening test", out, f"--ratings={tmp_path / 'ratings.json'}"),
+    ):  # fmt: skip
+        assert said in mistake(capsys, command.main, *args), args
+    assert {path: path.read_bytes() for path in evaluation.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "new").exists()

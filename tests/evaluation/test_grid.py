@@ -1,0 +1,239 @@
+"""What is evaluated, and what becomes of numbers: ways, layouts, means, tables, the folder of results."""
+
+import csv
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.evaluation.bootstrap import mean_of
+from sf_lightning.evaluation.grid import Options, Subject, Way, describe, label, plan, read_layout
+from sf_lightning.evaluation.results import Identity, Line, Results
+from sf_lightning.evaluation.scores import Scoring
+from sf_lightning.evaluation.table import flat, language_rows, markdown, rows, write_csv
+from sf_lightning.metrics import predicted
+from sf_lightning.metrics.jumps import level_jump, pitch_jump
+from sf_lightning.model.layout import Layout
+from sf_lightning.model.pretrained import Description, ModelConfig, TokenizerName, WeightsOf
+from sf_lightning.model.speaker import SpeakerConfig
+from sf_lightning.model.streamflow import MelScale
+from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.vocoder.config import VocoderConfig
+from tests.helpers import SMALL, voice
+
+IDENTITY = Identity("clips", "1", 4, "", (), "cpu")
+
+
+def subject(path: str = "runs/a/checkpoints/last.ckpt", **decode: object) -> Subject:
+    """A checkpoint of which nothing but the description is asked."""
+    model = ModelConfig(Layout(4, 24, (0,), (2,)), SMALL, MelConfig(), MelScale(), SpeakerConfig(channels=8))
+    how = asdict(replace(DecodeConfig(steps=4), **decode))
+    description = Description(
+        model, TokenizerName("kmeans", None), WeightsOf(1, True), how, asdict(VocoderConfig())
+    )
+    return Subject(path, description, "digest", lambda: pytest.fail("weights are not asked for"))
+
+
+def test_every_combination_is_a_way_and_what_they_share_is_there_once() -> None:
+    options = Options(("own", "full"), (1, 2, 3), (2, 4), (0.0, 0.5), ("own", "griffin_lim"))
+    ways = [way for group in plan([subject(), subject("b.ckpt")], options) for way in group.ways]
+    assert len(set(ways)) == len(ways)
+    of_kind = {kind: sum(way.kind == kind for way in ways) for kind in ("copy_synthesis", "offline", "streamed")}
+    # Its own vocoder is Griffin-Lim with the same iterations: the two are one. Offline has no look-ahead.
+    assert of_kind == {"copy_synthesis": 1, "offline": 2 * 2 * 2 * 2, "streamed": 2 * 2 * 2 * 2 * 3}
+
+
+def test_by_default_it_is_as_the_checkpoint_says() -> None:
+    (group,) = plan([subject(steps=3, method="rk4", guidance=0.7, lookahead=2)], Options())
+    kinds = [(way.kind, way.lookahead, way.nfe, way.guidance) for way in group.ways]
+    assert kinds == [
+        ("copy_synthesis", None, 0, 0.0),
+        ("offline", None, 12, 0.7),
+        ("streamed", 2, 12, 0.7),
+    ]
+    assert group.config(group.ways[2]) == DecodeConfig(
+        steps=3, method="rk4", guidance=0.7, lookahead=2, first_chunk=1
+    )
+    assert [way.kind for way in plan([subject(mode="offline")], Options())[0].ways] == ["copy_synthesis", "offline"]
+
+
+def test_evaluations_are_made_of_whole_steps() -> None:
+    (group,) = plan([subject(method="midpoint")], Options(nfes=(6,)))
+    assert group.decode.steps == 3
+    with pytest.raises(ValueError, match=r"--nfe 5: the checkpoint's midpoint makes 2 a step, wanted a multiple"):
+        plan([subject(method="midpoint")], Options(nfes=(5,)))
+
+
+def test_a_layout_is_a_preset_or_a_file_scaled_to_the_depth_of_the_checkpoint(tmp_path: Path) -> None:
+    own = Layout(8, 24, (0, 6), (3,))
+    assert read_layout("own", own) is own
+    assert read_layout("full", own) == Layout(8, 24, (), (), "all")
+    assert read_layout("streamflow_sr", own).spans == own.spans
+    path = tmp_path / "mine.yaml"
+    path.write_text("backward: [1]\nforward: []\nblock_size: 12\n")
+    assert read_layout(str(path), own) == Layout(8, 12, (1,), ())
+    path.write_text("num_layers: 4\nbackward: []\nforward: []\n")
+    with pytest.raises(ValueError, match="has 4 layers, the checkpoint has 8"):
+        read_layout(str(path), own)
+    path.write_text("backwards: [1]\n")
+    with pytest.raises(ValueError, match=r"layout\.backwards is unknown"):
+        read_layout(str(path), own)
+    with pytest.raises(FileNotFoundError, match="--layout fulll: no such file, and none of own, backward_only, "):
+        read_layout("fulll", own)
+
+
+def test_a_row_says_what_tells_it_from_the_others_and_no_more() -> None:
+    options = Options(lookaheads=(1, 2))
+    ways = [
+        way for group in plan([subject(), subject("runs/b/checkpoints/last.ckpt")], options) for way in group.ways
+    ]
+    told = describe(ways)
+    assert [label(each) for each in told[:4]] == [
+        "copy-synthesis",
+        "offline, a/last",
+        "streamed, a/last, look-ahead 1",
+        "streamed, a/last, look-ahead 2",
+    ]
+    assert list(told[0]) == ["way", "checkpoint", "look-ahead"]
+
+
+def test_the_interval_is_that_of_the_normal_law_where_that_holds_and_leaves_nan_out() -> None:
+    values = np.random.default_rng(0).normal(3.0, 1.0, 400)
+    found = mean_of([*values, math.nan])
+    assert found.mean == pytest.approx(values.mean()) and (found.number, found.num_nan) == (400, 1)
+    half = 1.96 * values.std() / 20
+    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.02)
+    assert mean_of([*values, math.nan]) == found
+    assert math.isnan(mean_of([2.0]).low) and mean_of([2.0]).mean == 2.0
+    assert math.isnan(mean_of([math.nan]).mean) and mean_of([math.nan]).num_nan == 1
+
+
+def test_values_of_one_owner_stand_or_fall_together() -> None:
+    values, owners = [1.0] * 10 + [5.0] * 10, ["a"] * 10 + ["b"] * 10
+    apart, together = mean_of(values), mean_of(values, owners)
+    assert apart.mean == together.mean == 3.0
+    assert (together.low, together.high) == (1.0, 5.0)  # one of the two listeners may be drawn twice
+    assert apart.low > 2.0 and apart.high < 4.0
+
+
+def tone(pitches: list[float], gains: list[float]) -> Tensor:
+    """A buzz of so many chunks of 0.24 s, whose phase is unbroken."""
+    frequency = torch.tensor(pitches).repeat_interleave(3840)
+    phase = 2 * math.pi * torch.cumsum(frequency.double() / 16000, 0)
+    wave = sum(torch.sin(k * phase) / k for k in range(1, 15))
+    assert isinstance(wave, Tensor)
+    return (wave * torch.tensor(gains).repeat_interleave(3840)).float() / 4
+
+
+def test_a_step_of_pitch_or_level_at_the_edges_is_measured_and_elsewhere_is_not() -> None:
+    edges, up = torch.arange(1, 8) * 3840, 2 ** (2 / 12)
+    flat_ = tone([120.0] * 8, [1.0] * 8)
+    stepping = tone([120.0, 120.0 * up] * 4, [1.0] * 8)
+    pulsing = tone([120.0] * 8, [1.0, 0.5] * 4)
+    assert abs(pitch_jump(flat_, edges, 16000)) < 0.1 and abs(level_jump(flat_, edges, 16000)) < 0.3
+    assert pitch_jump(stepping, edges, 16000) == pytest.approx(2.0, abs=0.3)
+    assert level_jump(pulsing, edges, 16000) == pytest.approx(6.0, abs=1.0)
+    assert abs(pitch_jump(stepping, edges + 1920, 16000)) < 0.4  # the steps are elsewhere: no jump at these edges
+    for wave in (torch.zeros(8 * 3840), flat_[:100]):
+        assert math.isnan(pitch_jump(wave, edges, 16000)) and math.isnan(level_jump(wave, edges, 16000))
+    assert math.isnan(pitch_jump(flat_, edges[:0], 16000))
+
+
+def test_a_silent_clip_has_no_scores_and_a_bad_one_has_worse_than_a_good_one() -> None:
+    said = torch.from_numpy(voice(1.5))
+    noisy = said + 0.05 * torch.randn(len(said), generator=torch.Generator().manual_seed(0))
+    mel, edges = torch.zeros(150, 80), torch.arange(1, 6) * 3840
+    scoring = Scoring(embed=lambda wave: np.abs(np.fft.rfft(wave[:8000]))[:500])
+    pending = [scoring.start("a", wave, said, mel, mel, edges) for wave in (said, noisy, torch.zeros_like(said))]
+    same, worse, silent = (each.collect() for each in pending)
+    for name in ("pesq_wb", "stoi", "visqol", "similarity"):
+        assert same[name] > worse[name] and math.isnan(silent[name])
+    assert same["similarity"] == pytest.approx(1.0, abs=1e-4) and silent["mel_l1"] == 0.0
+
+
+def test_predicted_opinions_are_left_out_with_a_reason_unless_their_weights_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predicted, "HOME", tmp_path)
+    found, lacking = predicted.judges()
+    assert not found and "no " in lacking["nisqa"] and "nisqa.tar" in lacking["nisqa"] and "dnsmos" in lacking
+    monkeypatch.setattr("torchmetrics.functional.audio.nisqa.NISQA_DIR", str(tmp_path / "NISQA"))
+    (tmp_path / "NISQA").mkdir()
+    (tmp_path / "NISQA" / "nisqa.tar").write_bytes(b"broken")
+    assert "Error" in predicted.judges()[1]["nisqa"]
+    monkeypatch.setitem(predicted.JUDGES, "nisqa", lambda wave, rate: 3.0)
+    found, lacking = predicted.judges()
+    assert list(found) == ["nisqa"] and list(lacking) == ["dnsmos"]
+
+
+def lines(way: Way, scores: list[float], languages: tuple[str, ...] = ("en",)) -> list[Line]:
+    """Clips with a score each, in turn in each language."""
+    return [
+        Line(way.id, f"clip{i}", languages[i % len(languages)], {"stoi": score}) for i, score in enumerate(scores)
+    ]
+
+
+def opened(folder: Path, *ways: Way, **change: object) -> Results:
+    """An evaluation of these ways."""
+    return Results.open(folder, replace(IDENTITY, **change), ways, {"a.ckpt": "1"}, {"data": "clips"})
+
+
+OFFLINE = Way("offline", VocoderConfig(), "a.ckpt", "own", 4, 0.5)
+STREAMED = Way("streamed", VocoderConfig(), "a.ckpt", "own", 4, 0.5, 1)
+
+
+def test_tables_have_means_intervals_and_what_is_undefined_for_all_and_for_each_language(tmp_path: Path) -> None:
+    results = opened(tmp_path / "out", OFFLINE, STREAMED)
+    for line in lines(OFFLINE, [0.5, 0.7, 0.9, math.nan], ("en", "zh")):
+        results.add(line)
+    (row,) = rows(results)
+    assert (row.number, row.clips, row.means["stoi"].mean) == (1, 4, pytest.approx(0.7))
+    spoken = {row.language: row.means["stoi"] for row in language_rows(results)}
+    assert spoken["en"].mean == pytest.approx(0.7) and (spoken["zh"].mean, spoken["zh"].num_nan) == (0.7, 1)
+    text = markdown(results)
+    assert "| 1 | offline | 4 | 0.700 (0.500 to 0.900, 1 undefined) |" in text and "## By language" in text
+    write_csv(results, tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open() as file:
+        (whole, en, zh) = csv.DictReader(file)
+    assert (whole["language"], en["language"], zh["language"]) == ("", "en", "zh")
+    assert float(whole["stoi"]) == pytest.approx(0.7) and whole["stoi_nan"] == "1" and whole["nfe"] == "4"
+    assert len(flat(results)[1]) == 3
+
+
+def test_a_folder_goes_on_behind_its_last_whole_line_and_takes_more_ways(tmp_path: Path) -> None:
+    results = opened(tmp_path / "out", OFFLINE)
+    for line in lines(OFFLINE, [0.5, math.nan]):
+        results.add(line)
+    results.close()
+    path = tmp_path / "out" / "results.jsonl"
+    path.write_text(path.read_text() + '{"way": "half a li')
+    again = opened(tmp_path / "out", STREAMED)
+    assert list(again.ways.values()) == [OFFLINE, STREAMED]
+    assert [line.clip for line in again.of(OFFLINE)] == ["clip0", "clip1"]
+    assert math.isnan(again.of(OFFLINE)[1].scores["stoi"])
+    again.add(lines(STREAMED, [0.4])[0])
+    again.close()
+    assert len(path.read_text().splitlines()) == 3
+    assert Results.read(tmp_path / "out").lines.keys() == again.lines.keys()
+
+
+def test_a_folder_of_another_evaluation_is_refused_and_stays_what_it_is(tmp_path: Path) -> None:
+    results = opened(tmp_path / "out", OFFLINE)
+    with pytest.raises(BlockingIOError, match="another sf-eval is at it"):
+        opened(tmp_path / "out", OFFLINE)
+    results.close()
+    before = (tmp_path / "out" / "evaluation.json").read_bytes()
+    with pytest.raises(FileExistsError, match="another evaluation, with clips 4 where this one has 8"):
+        opened(tmp_path / "out", OFFLINE, clips=8)
+    with pytest.raises(FileExistsError, match=r"results of a\.ckpt as it was before it changed"):
+        Results.open(tmp_path / "out", IDENTITY, [OFFLINE], {"a.ckpt": "2"}, {})
+    assert (tmp_path / "out" / "evaluation.json").read_bytes() == before
+    with pytest.raises(FileExistsError, match="holds something else than an evaluation"):
+        opened(tmp_path, OFFLINE)
+    with pytest.raises(FileNotFoundError, match="is no folder of sf-eval"):
+        Results.read(tmp_path)

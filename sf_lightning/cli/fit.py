@@ -102,6 +102,14 @@ class FitCLI(LightningCLI):
         parser.add_argument("--base", type=str | None, help="config, beside this one, that this one is laid over")
         trains = next(name for name, module in MODULES.items() if module is self.model_class)
         parser.add_argument("--trains", type=Literal[*MODULES], default=trains, help="what --model is")
+        parser.add_argument("--seed", type=int | None, help="of all that is drawn; by default each has its own")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Gives everything that draws the one seed, if there is one: for runs that differ by chance alone."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config["subcommand"]]
+        if config.get("seed") is not None:
+            config.seed_everything = config.model.seed = config.data.seed = config.seed
 
     def before_instantiate_classes(self) -> None:
         """Puts loggers and checkpoints that name no folder into the run's; finds its last checkpoint."""

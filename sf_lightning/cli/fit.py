@@ -116,14 +116,15 @@ class FitCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.base = None  # all that it says is in the config now
         trainer = config.trainer
-        folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit")
+        folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit") + _of_agent("/")
         # Also where a run was stopped or killed before it saved anything: it begins again, under its id.
         goes_on = self.subcommand == "fit" and config.ckpt_path is not None
         if config.get("ckpt_path") == "last":
             last = newest(Path(folder, "checkpoints"))
             config.ckpt_path = str(last) if last else None
         for arguments in _of_wandb(trainer):
-            arguments["id"] = arguments["id"] or (goes_on and _run_id(folder)) or generate_id()
+            known = (goes_on and _run_id(folder)) or _of_agent()
+            arguments["id"] = arguments["id"] or known or generate_id()
         for arguments, name, place, _ in _places(trainer):
             if arguments[name] in (None, "."):
                 arguments[name] = place(folder)
@@ -181,6 +182,15 @@ RUN_ID = "wandb-id"
 def _run_id(folder: str) -> str | None:
     path = Path(folder, RUN_ID)
     return path.read_text().strip() if path.is_file() else None
+
+
+def _of_agent(before: str = "") -> str:
+    """The id that an agent of W&B's sweeps gives a run, behind some text; nothing where there is none.
+
+    An agent says the same arguments again and again: so its runs lie in folders of their own, by their ids.
+    """
+    given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    return f"{before}{given}" if given else ""
 
 
 def _of_wandb(trainer: Namespace) -> Iterator[Any]:

@@ -151,7 +151,8 @@ def last_values(folder: Path) -> dict[str, float]:
 
 def environment(name: str, number: int) -> Mapping[str, str]:
     """Where `sf-fit` is found, and how W&B groups it; a trial is no task of the step that its worker is."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "PMI_", "PMIX_"))}
+    others = ("SLURM_", "PMI_", "PMIX_", "WANDB_RUN_ID", "WANDB_SWEEP_ID")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
     here = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     return kept | {"PATH": here, "WANDB_RUN_GROUP": name, "WANDB_NAME": f"{name}-{number:03d}"}
 

@@ -121,6 +121,25 @@ def test_quality_counts_if_the_wait_for_tokens_lies_within_the_bound(run: Path) 
             assert last[f"streamed_within_{bound}_ms/{name}"] == last[f"streamed/{name}"]
 
 
+def test_runs_of_wandbs_agent_lie_in_folders_of_their_own_under_the_ids_that_it_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def look(self: fit.FitCLI) -> None:
+        trainer = self.config.fit.trainer
+        seen.append((trainer.default_root_dir, trainer.logger[0].init_args.id))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit.FitCLI, "instantiate_classes", look)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    for id_ in ("one", "two"):
+        monkeypatch.setenv("WANDB_RUN_ID", id_)
+        with pytest.raises(SystemExit):
+            fit.main(["--config", str(DEMO), f"--trainer.default_root_dir={tmp_path}"])
+    assert seen == [(f"{tmp_path}/one", "one"), (f"{tmp_path}/two", "two")]
+
+
 @pytest.mark.parametrize("config", ["demo", "vocoder_small"])
 def test_one_seed_draws_everything_anew(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []

@@ -1,6 +1,6 @@
 # make help   says what there is
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slurm lint clean
+.PHONY: help setup demo table test test-slurm lint clean
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -10,6 +10,12 @@ DEMO ?= shards/demo
 STEPS ?= 2400
 EVERY ?= 800
 MINUTES ?= 24
+# Of make table: shards, the sweep's folder (another one for other STEPS or shards), and what else sf-sweep is told.
+TABLE_DATA ?= shards/speech
+TABLE ?= sweeps/table
+TABLE_CLIPS ?= 32
+TABLE_OUT ?= experiments/LAYOUTS.md
+TABLE_ARGS ?=
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +41,15 @@ demo: setup $(RUN)/summary.md  ## Synthesise speech, train a decoder on it, hear
 	@echo "hear and see: $(RUN)/report.html"
 	@echo "logs:         $(RUN)/csv, $(RUN)/wandb"
 	@echo "checkpoint:   $(RUN)/checkpoints/last.ckpt"
+
+table: setup  ## All layouts trained alike, with seeds and intervals: experiments/LAYOUTS.md; hours on 2 cores
+	@test -f $(TABLE_DATA)/dev/manifest.json || { echo "error: no shards at $(TABLE_DATA)/train and /dev: build them" \
+		"(sf-shards build --audio ... --out $(TABLE_DATA)/train, then dev), or TABLE_DATA=shards/demo after make demo"; exit 2; }
+	$(BIN)/sf-sweep experiments/sweeps/table.yaml --dir=$(TABLE) $(TABLE_ARGS) \
+		--data.train=$(TABLE_DATA)/train --data.val=$(TABLE_DATA)/dev --data.val_clips=$(TABLE_CLIPS) \
+		--trainer.max_steps=$(STEPS) --trainer.val_check_interval=$(STEPS) \
+		--trainer.callbacks.init_args.every_n_train_steps=200
+	$(BIN)/python benchmarks/layouts.py $(TABLE) --out $(TABLE_OUT)
 
 lint: setup  ## Lint, format check, types
 	$(BIN)/ruff check .

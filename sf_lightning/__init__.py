@@ -15,9 +15,10 @@ The road, and the floor on which each step lives::
     metrics/    PESQ-WB, STOI, ViSQOL, mel distance, seam, jumps
     evaluation/ decoders side by side: tables, a page to hear, a listening test
     training/   the LightningModule, the data module, callbacks
-    cli/        sf-fit, sf-shards, sf-decode, sf-eval, sf-export
+    sweeps/     many trainings at one question, by workers that share a folder
+    cli/        sf-fit, sf-shards, sf-decode, sf-eval, sf-export, sf-sweep
 
-Each floor imports only floors above it in this list; Lightning lives on the last two alone.
+Each floor imports only floors above it in this list; Lightning lives in training and cli alone.
 
 The letters, everywhere: B utterances (or clips), U utterances of a list of blocks, M blocks, W frames
 of a block, L tokens, K tokens of a block, T frames, F mel bands, N samples, D width, H heads,

@@ -102,20 +102,29 @@ class FitCLI(LightningCLI):
         parser.add_argument("--base", type=str | None, help="config, beside this one, that this one is laid over")
         trains = next(name for name, module in MODULES.items() if module is self.model_class)
         parser.add_argument("--trains", type=Literal[*MODULES], default=trains, help="what --model is")
+        parser.add_argument("--seed", type=int | None, help="of all that is drawn; by default each has its own")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Gives everything that draws the one seed, if there is one: for runs that differ by chance alone."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config["subcommand"]]
+        if config.get("seed") is not None:
+            config.seed_everything = config.model.seed = config.data.seed = config.seed
 
     def before_instantiate_classes(self) -> None:
         """Puts loggers and checkpoints that name no folder into the run's; finds its last checkpoint."""
         config = self.config[self.subcommand]
         config.base = None  # all that it says is in the config now
         trainer = config.trainer
-        folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit")
+        folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit") + _of_agent("/")
         # Also where a run was stopped or killed before it saved anything: it begins again, under its id.
         goes_on = self.subcommand == "fit" and config.ckpt_path is not None
         if config.get("ckpt_path") == "last":
             last = newest(Path(folder, "checkpoints"))
             config.ckpt_path = str(last) if last else None
         for arguments in _of_wandb(trainer):
-            arguments["id"] = arguments["id"] or (goes_on and _run_id(folder)) or generate_id()
+            known = (goes_on and _run_id(folder)) or _of_agent()
+            arguments["id"] = arguments["id"] or known or generate_id()
         for arguments, name, place, _ in _places(trainer):
             if arguments[name] in (None, "."):
                 arguments[name] = place(folder)
@@ -173,6 +182,15 @@ RUN_ID = "wandb-id"
 def _run_id(folder: str) -> str | None:
     path = Path(folder, RUN_ID)
     return path.read_text().strip() if path.is_file() else None
+
+
+def _of_agent(before: str = "") -> str:
+    """The id that an agent of W&B's sweeps gives a run, behind some text; nothing where there is none.
+
+    An agent says the same arguments again and again: so its runs lie in folders of their own, by their ids.
+    """
+    given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    return f"{before}{given}" if given else ""
 
 
 def _of_wandb(trainer: Namespace) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """All that is measured of one way to make speech: perceptual scores, mel error, seam."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +8,20 @@ from torchmetrics import MeanMetric, SumMetric
 
 from sf_lightning.audio.seam import seam_db
 from sf_lightning.metrics.perceptual import PESQWB, STOI, ViSQOL, update_together
+
+WORST = {"pesq_wb": 1.0, "stoi": 0.0, "visqol": 1.0}
+"""What each score is where nothing is understood."""
+
+
+def within(scores: Mapping[str, float], wait_ms: float, bound_ms: float) -> dict[str, float]:
+    """Returns scores under a bound on latency: as they are if the wait lies within it, else the worst.
+
+    >>> within({"stoi": 0.7, "mel_l1": 0.5}, wait_ms=480, bound_ms=500)
+    {'stoi': 0.7}
+    >>> within({"stoi": 0.7}, wait_ms=720, bound_ms=500)
+    {'stoi': 0.0}
+    """
+    return {name: scores[name] if wait_ms <= bound_ms else worst for name, worst in WORST.items() if name in scores}
 
 
 class SpeechScores:
@@ -26,6 +40,7 @@ class SpeechScores:
         self.perceptual = {name: metric.to(device) for name, metric in perceptual.items()}
         self.device = torch.device(device)
         self.mel_l1, self.seam = (MeanMetric(nan_strategy="ignore").to(device) for _ in range(2))
+        self._clips: list[dict[str, float]] = []
 
     def update(
         self,
@@ -46,8 +61,17 @@ class SpeechScores:
         """
         update_together(self.perceptual.values(), list(waves), list(references))
         for mel, reference, wave, edge in zip(mels, reference_mels, waves, edges, strict=True):
-            self.mel_l1.update((mel - reference).abs().mean().to(self.device), len(mel))
-            self.seam.update(seam_db(wave.cpu(), edge.cpu()).to(self.device))
+            error, seam = (mel - reference).abs().mean().to(self.device), seam_db(wave.cpu(), edge.cpu())
+            self.mel_l1.update(error, len(mel))
+            self.seam.update(seam.to(self.device))
+            self._clips.append({"mel_l1": float(error), "seam_db": float(seam), "frames": len(mel)})
+
+    @property
+    def clips(self) -> list[dict[str, float]]:
+        """The scores of each clip of this rank, in the order of the updates; NaN where one is undefined."""
+        columns = {name: metric.scores.tolist() for name, metric in self.perceptual.items()}
+        heard = [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
+        return [one | other for one, other in zip(heard, self._clips, strict=True)]
 
     def compute(self) -> dict[str, float]:
         """Returns the means, and under `no_score` how many scores were undefined."""

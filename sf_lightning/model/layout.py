@@ -41,32 +41,42 @@ class Layout:
     Args:
         num_layers: Layers of the network.
         block_size: Frames of a block; a multiple of the frames of a token.
-        backward: Layers that also see the previous block, counted from 0.
-        forward: Layers that also see the next block, counted from 0.
+        backward: Layers that also see the previous block, counted from 0; or how many, p.
+        forward: Layers that also see the next block, counted from 0; or how many, q.
+        placement: Where layers lie of which only the number is given: "spread", over the whole depth, by default
+            ((2, 1) is streamflow_sr, (4, 1) streamflow_lr, (3, 0) the backward half of sr_low), "early", the first
+            ones, or "late", the last ones.
         unbounded: Baselines, for every layer: "past" (own and all earlier blocks), "all" (everything), or
             "no" for a block-wise layout.
         drawn_for: Depth for which `backward` and `forward` are numbered, if it is not `num_layers`: the
             numbers are scaled from it, so that one preset serves networks of any depth.
 
+    Numbers become the layers that they stand for: a layout is the same however it was said.
+
     Raises:
         ValueError: if a layer does not exist, is named twice, or a baseline names layers.
+
+    >>> Layout(backward=4, forward=1) == Layout(backward=(0, 7, 14, 20), forward=(10,))
+    True
+    >>> Layout(num_layers=8, backward=2, forward=1, placement="late").forward
+    (7,)
     """
 
     num_layers: int = 22
     block_size: int = 24
-    backward: tuple[int, ...] = (0, 20)
-    forward: tuple[int, ...] = (10,)
+    backward: tuple[int, ...] | int = (0, 20)
+    forward: tuple[int, ...] | int = (10,)
     unbounded: Literal["no", "past", "all"] = "no"
     drawn_for: int | None = None
+    placement: Literal["spread", "early", "late"] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "backward", tuple(self.backward))
-        object.__setattr__(self, "forward", tuple(self.forward))
         if self.num_layers < 1 or self.block_size < 1:
             raise ValueError(
                 f"layout: num_layers {self.num_layers} and block_size {self.block_size} must be at least 1"
             )
         depth = self.drawn_for or self.num_layers
+        self._place(depth)
         for name in ("backward", "forward"):
             layers = getattr(self, name)
             if wrong := [layer for layer in layers if not 0 <= layer < depth]:
@@ -85,6 +95,24 @@ class Layout:
                 "set layout.backward and layout.forward to []"
             )
 
+    def _place(self, depth: int) -> None:
+        """Turns numbers of layers into layers."""
+        given = {name: getattr(self, name) for name in ("backward", "forward")}
+        if self.placement is not None and not any(isinstance(each, int) for each in given.values()):
+            raise ValueError(
+                f"layout.placement is {self.placement!r}, but the layers are named: give layout.backward or "
+                "layout.forward as a number of layers, or leave layout.placement out"
+            )
+        for name, each in given.items():
+            if isinstance(each, int):
+                free = 0 if self.placement in ("early", "late") else 1 + (name == "forward")
+                most = max(1, depth - free)
+                if not 0 <= each <= most:
+                    raise ValueError(f"layout.{name} is {each} layers: wanted 0 to {most} of {depth}")
+                each = _placed(each, depth, self.placement or "spread", ahead=name == "forward")
+            object.__setattr__(self, name, tuple(each))
+        object.__setattr__(self, "placement", None)
+
     def _scaled(self, layers: tuple[int, ...]) -> tuple[int, ...]:
         # Rounded down, so that the last layer but one stays the last but one in a smaller network.
         if self.drawn_for is None or self.drawn_for == 1:
@@ -96,6 +124,7 @@ class Layout:
         """One span per layer, from the first to the last."""
         if self.unbounded != "no":
             return (Span(math.inf, math.inf if self.unbounded == "all" else 0),) * self.num_layers
+        assert isinstance(self.backward, tuple) and isinstance(self.forward, tuple)
         backward, forward = self._scaled(self.backward), self._scaled(self.forward)
         return tuple(Span(int(i in backward), int(i in forward)) for i in range(self.num_layers))
 
@@ -148,6 +177,20 @@ class Layout:
                 cells = (str(int(span.sees(column - row))) for column in range(num_blocks))
                 lines.append("  " + " ".join(cells))
         return "\n".join([*lines, f"field: {_words(self.field)}"])
+
+
+def _placed(count: int, depth: int, placement: str, ahead: bool) -> range | list[int]:
+    """Which layers of a depth look back, or ahead, if so many do.
+
+    Spread, those that look back begin with the first and end with the last but one, as in the public layout; those
+    that look ahead lie between.
+    """
+    if placement == "early":
+        return range(count)
+    if placement == "late":
+        return range(depth - count, depth)
+    gaps = count + 1 if ahead else max(1, count - 1)
+    return [-(-(i + ahead) * (depth - 2) // gaps) for i in range(count)]
 
 
 def _words(span: Span) -> str:

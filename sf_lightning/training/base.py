@@ -94,12 +94,23 @@ def require_same(checkpoint: dict[str, Any], hparams: Any, parts: Sequence[str])
         if part not in checkpoint["hyper_parameters"]:
             raise ValueError(f"--model.{part}: the checkpoint has none: it is not of what this run trains")
         came, wanted = checkpoint["hyper_parameters"][part], hparams[part]
-        if came != wanted:
+        if _differ(came, wanted):
             raise ValueError(f"--model.{part}: {_difference(part, came, wanted)}: give what the run was begun with")
+
+
+def _differ(came: Any, wanted: Any) -> bool:
+    """Whether two values are not the same; a setting that is not there is one that was not thought of yet: None."""
+    if isinstance(came, dict) and isinstance(wanted, dict):
+        return any(_differ(came.get(key), wanted.get(key)) for key in {*came, *wanted})
+    return bool(came != wanted)
 
 
 def _difference(name: str, came: Any, wanted: Any) -> str:
     """What a checkpoint has and this run has not, in its first place."""
     if not isinstance(came, dict) or not isinstance(wanted, dict):
         return f"the checkpoint has {name} {came}, this run has {wanted}"
-    return next(_difference(key, came.get(key), wanted[key]) for key in wanted if came.get(key) != wanted[key])
+    return next(
+        _difference(key, came.get(key), wanted.get(key))
+        for key in {**wanted, **came}
+        if _differ(came.get(key), wanted.get(key))
+    )

@@ -1,5 +1,7 @@
 """The commands as a user meets them: the whole road once, and one clear line for each mistake."""
 
+import csv
+import json
 import re
 from pathlib import Path
 
@@ -93,6 +95,69 @@ def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
     assert "Held-out clips" in page and "Cost against position" in page
     summary = (run / "summary.md").read_text()
     assert all(way in summary for way in ("copy-synthesis", "look-up", "offline", "streamed", "first packet"))
+
+
+def test_each_clip_has_its_scores_and_the_log_their_means(run: Path) -> None:
+    with (run / "csv" / "metrics.csv").open() as file:
+        last = [row for row in csv.DictReader(file) if row["streamed/stoi"]][-1]
+    samples = run / "samples" / "step-000004"
+    with (samples / "scores.csv").open() as file:
+        clips = [row for row in csv.DictReader(file) if row["way"] == "streamed"]
+    assert len(clips) == 3 and len({row["key"] for row in clips}) == 3
+    for name in ("stoi", "visqol", "pesq_wb", "seam_db"):
+        assert np.mean([float(row[name]) for row in clips]) == pytest.approx(
+            float(last[f"streamed/{name}"]), rel=1e-4
+        )
+    frames = [float(row["frames"]) for row in clips]
+    for name in ("mel_l1", "gap"):
+        mean = np.average([float(row[name]) for row in clips], weights=frames)
+        assert mean == pytest.approx(float(last[f"streamed/{name}"]), rel=1e-4)
+    assert json.loads((samples / "latency.json").read_text())["wait_ms"] == 480
+
+
+def test_quality_counts_if_the_wait_for_tokens_lies_within_the_bound(run: Path) -> None:
+    with (run / "csv" / "metrics.csv").open() as file:
+        last = [row for row in csv.DictReader(file) if row["streamed/stoi"]][-1]
+    for name, worst in (("stoi", 0.0), ("pesq_wb", 1.0), ("visqol", 1.0)):
+        assert float(last[f"streamed_within_250_ms/{name}"]) == worst  # it waits for 480
+        for bound in (500, 1000):
+            assert last[f"streamed_within_{bound}_ms/{name}"] == last[f"streamed/{name}"]
+
+
+def test_runs_of_wandbs_agent_lie_in_folders_of_their_own_under_the_ids_that_it_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def look(self: fit.FitCLI) -> None:
+        trainer = self.config.fit.trainer
+        seen.append((trainer.default_root_dir, trainer.logger[0].init_args.id))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit.FitCLI, "instantiate_classes", look)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    for id_ in ("one", "two"):
+        monkeypatch.setenv("WANDB_RUN_ID", id_)
+        with pytest.raises(SystemExit):
+            fit.main(["--config", str(DEMO), f"--trainer.default_root_dir={tmp_path}"])
+    assert seen == [(f"{tmp_path}/one", "one"), (f"{tmp_path}/two", "two")]
+
+
+@pytest.mark.parametrize("config", ["demo", "vocoder_small"])
+def test_one_seed_draws_everything_anew(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def look(self: fit.FitCLI) -> None:
+        drawn.extend(each.seed for each in (self.config.fit.model, self.config.fit.data))
+        drawn.append(self.config.fit.seed_everything)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit.FitCLI, "before_instantiate_classes", look)
+    for more, seeds in (["--seed=3"], [3, 3, 3]), (["--seed_everything=4", "--data.seed=5"], [0, 5, 4]):
+        drawn.clear()
+        with pytest.raises(SystemExit):
+            fit.main(["--config", str(DEMO.with_name(f"{config}.yaml")), *more])
+        assert drawn == seeds
 
 
 def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Path, shards: ShardSet) -> None:

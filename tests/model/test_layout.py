@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -92,3 +93,43 @@ def test_latency_and_cost_follow_from_the_field() -> None:
 def test_a_layout_that_cannot_be_is_refused(change: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Layout(**change)
+
+
+@pytest.mark.parametrize(
+    ("given", "backward", "forward"),
+    [
+        ({"backward": 2, "forward": 1}, (0, 20), (10,)),  # streamflow_sr
+        ({"backward": 4, "forward": 1}, (0, 7, 14, 20), (10,)),  # streamflow_lr
+        ({"backward": 3, "forward": 0}, (0, 10, 20), ()),
+        ({"backward": 0, "forward": 2}, (), (7, 14)),
+        ({"backward": 3, "forward": 1, "placement": "early"}, (0, 1, 2), (0,)),
+        ({"backward": 2, "forward": 2, "placement": "late"}, (20, 21), (20, 21)),
+        ({"backward": (3,), "forward": 1, "placement": "late"}, (3,), (21,)),
+        ({"backward": 2, "forward": 1, "num_layers": 8}, (0, 6), (3,)),
+        ({"backward": 21, "forward": 20}, tuple(range(21)), tuple(range(1, 21))),
+    ],
+)
+def test_numbers_of_layers_become_layers_where_placement_says(
+    given: dict[str, Any], backward: tuple[int, ...], forward: tuple[int, ...]
+) -> None:
+    layout = Layout(**given)
+    assert (layout.backward, layout.forward) == (backward, forward)
+    assert (layout.field.back, layout.field.ahead) == (len(backward), len(forward))
+    named = {name: value for name, value in given.items() if name != "placement"}
+    assert layout == Layout(**{**named, "backward": backward, "forward": forward})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"backward": 22}, "layout.backward is 22 layers: wanted 0 to 21 of 22"),
+        ({"forward": 21}, "layout.forward is 21 layers: wanted 0 to 20 of 22"),
+        ({"backward": -1}, "layout.backward is -1 layers: wanted 0 to 21"),
+        ({"forward": 23, "placement": "late"}, "layout.forward is 23 layers: wanted 0 to 22"),
+        ({"placement": "late"}, "layout.placement is 'late', but the layers are named"),
+        ({"backward": 1, "forward": 0, "unbounded": "past"}, "every layer has the same span"),
+    ],
+)
+def test_a_number_of_layers_that_cannot_be_placed_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Layout(**given)

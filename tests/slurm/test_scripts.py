@@ -1,7 +1,9 @@
 """The job scripts on a real cluster: ranks on two nodes train as one process, parts make one set."""
 
+import contextlib
 import csv
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.sweeps.results import read_results
 from tests.slurm.cluster import Cluster
+from tests.sweeps.test_sweep import write
 from tests.training.test_faults import arguments
 
 pytestmark = pytest.mark.slurm
@@ -118,3 +122,25 @@ def test_what_does_not_fit_ends_in_one_line(cluster: Cluster) -> None:
         cluster.wait_for(job, "FAILED")
         said = cluster.log(job).splitlines()
         assert all(each.startswith("error: ") and line in each for each in said) and said
+
+
+def test_an_array_of_workers_shares_a_sweep_and_what_a_killed_one_leaves_is_taken_up(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    parameters = {"rate": {"values": [1, 2, 3]}, "pause": {"value": 0.5}, "steps": {"value": 8}}
+    file, folder = write(tmp_path, parameters=parameters), tmp_path / "sweep"
+    options = ("--array=1-2", "--gpus-per-node=0", "--cpus-per-task=1")
+    job = cluster.submit("slurm/sweep.sbatch", str(file), f"--dir={folder}", "--patience=5", options=options)
+    checkpoint = folder / "trials" / "000" / "checkpoints" / "last"
+    cluster.until(checkpoint.is_file, job)
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"sf-sweep" in (path / "cmdline").read_bytes() and (path / "comm").read_text().startswith(
+                "sf-sweep"
+            ):
+                os.kill(int(path.name), signal.SIGKILL)
+                break
+    cluster.wait_for(job, "COMPLETED", timeout=240)
+    results = read_results(folder)
+    assert [each.state for each in results.trials] == ["complete"] * 3
+    assert [each.values[results.metric] for each in results.complete] == [24.0, 16.0, 8.0]

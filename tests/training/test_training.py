@@ -16,6 +16,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.training.base import require_same
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.module import StreamFlowModule
@@ -119,6 +120,16 @@ def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(shards: Sha
     torch.manual_seed(99)
     L.Trainer(callbacks=[again], **more).fit(module, data(shards), ckpt_path=tmp_path / "middle.ckpt")
     assert again.seen == losses.seen[4:]
+
+
+def test_a_checkpoint_from_before_a_setting_was_thought_of_goes_on(shards: ShardSet) -> None:
+    module = small_module()
+    checkpoint = {"format": 1, "hyper_parameters": copy.deepcopy(dict(module.hparams))}
+    del checkpoint["hyper_parameters"]["layout"]["placement"]
+    require_same(checkpoint, module.hparams, ("layout", "dit"))
+    checkpoint["hyper_parameters"]["layout"]["gone"] = 3
+    with pytest.raises(ValueError, match=r"--model.layout: the checkpoint has gone 3, this run has None"):
+        require_same(checkpoint, module.hparams, ("layout", "dit"))
 
 
 def test_a_checkpoint_loads_by_itself_with_its_averages(shards: ShardSet, tmp_path: Path) -> None:

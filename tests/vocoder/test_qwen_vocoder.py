@@ -230,16 +230,16 @@ def test_sounds_of_24_khz_are_scored_beside_16_khz_references_and_kept_at_their_
     decoder = StreamingDecoder(model, speaks)
     chunks = [Chunk(mel, speaks.decode(mel[None])[0])]
     assert len(chunks[0].wave) == 2 * 24000
-    scores = validation._score(decoder, chunks, [clip], edges)
+    scores = validation._score(decoder, chunks, [clip], edges).compute()
     at_16 = StreamingDecoder(model, GriffinLim(MelConfig()))
-    best = validation._score(at_16, [Chunk(mel, clip.wave)], [clip], edges)
+    best = validation._score(at_16, [Chunk(mel, clip.wave)], [clip], edges).compute()
     assert best["no_score"] == 0
     for name, value in best.items():
         assert scores[name] == pytest.approx(value, abs=0.2), name
     # A click at every chunk edge of the 24 kHz wave is found there: the edges are in the right units.
     clicking = chunks[0].wave.clone()
     clicking[edges[0] * 240] += 0.3
-    assert validation._score(decoder, [Chunk(mel, clicking)], [clip], edges)["seam_db"] > 10
+    assert validation._score(decoder, [Chunk(mel, clicking)], [clip], edges).compute()["seam_db"] > 10
 
     made = {"offline": chunks, "streamed": chunks}
     trainer = SimpleNamespace(default_root_dir=tmp_path, global_step=7, loggers=[])

@@ -4,7 +4,10 @@ Two baselines stand beside them: *copy-synthesis* (the true mel through the same
 passes, and *look-up* (the mean mel of each token), which a decoder must beat to be worth its network.
 """
 
+import csv
+import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,13 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
+from torch.distributed import all_gather_object, get_world_size, is_initialized
 
 from sf_lightning.audio.wave import resampled
 from sf_lightning.evaluation.clips import kept
 from sf_lightning.evaluation.pictures import draw_streaming
 from sf_lightning.metrics.pool import shared_pool
-from sf_lightning.metrics.speech import SpeechScores, gap
+from sf_lightning.metrics.speech import SpeechScores, gap, within
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import Latency, latency_line, measure_latency
 from sf_lightning.streaming.state import Chunk
@@ -51,15 +55,19 @@ class StreamingValidation(L.Callback):
 
     Logs `{streamed,offline}/{pesq_wb,stoi,visqol,mel_l1,seam_db,no_score}`, `streamed/gap` to offline,
     `latency/*`, `gap/lookahead_*` (the gap if more were waited for), and once the same scores of the baselines;
-    writes waves and pictures under `samples/step-*/` of the run's folder, and to W&B; ends a fit with a table
-    and a page, `report.html`.
+    writes waves and pictures under `samples/step-*/` of the run's folder, and to W&B, and there each clip's scores
+    (`scores.csv`) and the account of latency (`latency.json`); ends a fit with a table and a page, `report.html`.
+
+    Under a bound on latency, `streamed_within_500_ms/{pesq_wb,stoi,visqol}` are the streamed scores if the first
+    chunk waits for no more than 500 ms of tokens, else the lowest that there are: one number for a sweep.
 
     Args:
         keep: Clips whose sound and picture are kept.
+        within_ms: The bounds.
     """
 
-    def __init__(self, keep: int = 2) -> None:
-        self.keep = keep
+    def __init__(self, keep: int = 2, within_ms: Sequence[int] = (250, 500, 1000)) -> None:
+        self.keep, self.within_ms = keep, within_ms
         self.rows: dict[str, dict[str, float]] = {}
         self.latency: Latency | None = None
         self.samples: Path | None = None
@@ -107,15 +115,25 @@ class StreamingValidation(L.Callback):
         between(trainer)
         size = decoder.model.layout.block_size
         edges = [torch.tensor(decoder.config.edges(-(-len(clip.mel) // size))) * size for clip in clips]
+        heard: list[dict[str, Any]] = []
         for way, chunks in made.items():
-            self.rows[way] = self._score(decoder, chunks, clips, edges)
+            scores = self._score(decoder, chunks, clips, edges)
+            self.rows[way] = scores.compute()
+            for clip, chunk, offline, row in zip(clips, chunks, made["offline"], scores.clips, strict=True):
+                own = {"gap": gap([chunk.mel], [offline.mel])} if way == "streamed" else {}
+                heard.append({"way": way, "key": clip.key} | row | own)
         self.rows["streamed"]["gap"] = gap(*([c.mel for c in made[way]] for way in ("streamed", "offline")))
         values = {f"{way}/{name}": value for way in made for name, value in self.rows[way].items()}
         values |= {f"latency/{name}": value for name, value in self.latency.values().items()}
         values |= {f"gap/lookahead_{blocks}": value for blocks, value in gaps.items()}
+        for bound in self.within_ms:
+            bounded = within(self.rows["streamed"], self.latency.wait_ms, bound)
+            values |= {f"streamed_within_{bound}_ms/{name}": value for name, value in bounded.items()}
+        heard = of_all_ranks(heard)
         if trainer.is_global_zero:
             self._keep(trainer, decoder, clips, made, speakers, edges)
             self._draw(trainer, gaps)
+            self._write(heard)
         values["val/seconds"] = time.perf_counter() - self._started
         pl_module.log_dict(values, batch_size=1)
 
@@ -179,7 +197,7 @@ class StreamingValidation(L.Callback):
 
     def _score(
         self, decoder: StreamingDecoder, chunks: list[Chunk], clips: list[_Clip], edges: list[Tensor]
-    ) -> dict[str, float]:
+    ) -> SpeechScores:
         # The references are at the mel's rate, and there the metrics are defined: the vocoder's waves go there.
         rate, mel = decoder.vocoder.sample_rate, decoder.vocoder.mel
         late = decoder.vocoder.right if decoder.config.exact_vocoder else 0
@@ -191,7 +209,7 @@ class StreamingValidation(L.Callback):
             [clip.mel for clip in clips],
             [(edge - late)[edge > late] * mel.hop_length for edge in edges],
         )
-        return scores.compute()
+        return scores
 
     # -- keeping --------------------------------------------------------------------------------------
 
@@ -217,6 +235,14 @@ class StreamingValidation(L.Callback):
             np.save(self.samples / f"{clip.key}.tokens.npy", clip.tokens.numpy())
             np.save(self.samples / f"{clip.key}.speaker.npy", speakers[i].cpu().numpy())
 
+    def _write(self, heard: list[dict[str, Any]]) -> None:
+        assert self.samples is not None and self.latency is not None
+        with (self.samples / "scores.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list({name: None for row in heard for name in row}))
+            writer.writeheader()
+            writer.writerows(heard)
+        (self.samples / "latency.json").write_text(json.dumps(asdict(self.latency), indent=1) + "\n")
+
     def _kept(self, count: int) -> list[int]:
         return kept(count, self.keep)
 
@@ -227,3 +253,12 @@ class StreamingValidation(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("streaming", [str(picture)], step=max(0, trainer.global_step - 1))
+
+
+def of_all_ranks(rows: list[Any]) -> list[Any]:
+    """Returns the rows of all ranks, on each of them."""
+    if not is_initialized():
+        return rows
+    gathered: list[list[Any]] = [[] for _ in range(get_world_size())]
+    all_gather_object(gathered, rows)
+    return [row for each in gathered for row in each]

@@ -1,0 +1,229 @@
+"""The table of layouts, from a finished sweep over layouts and seeds: experiments/LAYOUTS.md (make table).
+
+    python benchmarks/layouts.py sweeps/table --out experiments/LAYOUTS.md
+
+Intervals are the middle 95 % of a bootstrap over seeds and clips, both drawn anew each time; the clips are the same
+in all runs, so differences are taken clip by clip and seed by seed.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from sf_lightning.model.layout import Layout
+from sf_lightning.model.plain import from_plain
+from sf_lightning.sweeps.results import Result, read_results
+from sf_lightning.training.callbacks.keeping import COLUMNS
+
+DRAWS = 2000
+ORDER = "full streamflow_sr streamflow_lr sr_low backward_only chunk_causal block_only".split()
+REFERENCE = "streamflow_sr"
+WEIGHTED = ("mel_l1", "gap")
+"""Means over frames, as everywhere; the others are means over clips."""
+EXPECTED = """Expected from the paper: `streamflow_sr` and `streamflow_lr` near `full`, above `chunk_causal` in
+streaming, `block_only` below; constant cost for all but `chunk_causal` and `full`."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trial that was finished.
+
+    Attributes:
+        layout: Its name.
+        seed: Of all that it drew.
+        scores: Of each clip, by (way, clip).
+        latency: Its account.
+        record: What its logger kept of it: config, commit, field.
+    """
+
+    layout: str
+    seed: int
+    scores: Mapping[tuple[str, str], Mapping[str, float]]
+    latency: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+
+def read_run(trial: Result) -> Run:
+    """Reads what a trial's validations have left."""
+    steps = sorted(trial.folder.glob("samples/step-*/scores.csv"))
+    scores: dict[tuple[str, str], dict[str, float]] = {}
+    for path in steps:  # the baselines are in the first alone
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                way, key = row.pop("way"), row.pop("key")
+                scores[way, key] = {name: float(value) for name, value in row.items() if value}
+    return Run(
+        layout=Path(trial.parameters["model.layout"]).stem,
+        seed=int(trial.parameters["seed"]),
+        scores=scores,
+        latency=json.loads(steps[-1].with_name("latency.json").read_text()),
+        record=yaml.safe_load((trial.folder / "csv" / "hparams.yaml").read_text()),
+    )
+
+
+def matrix(runs: Sequence[Run], way: str, name: str) -> NDArray[np.float64]:
+    """Scores of a way of decoding, [seeds, clips]; NaN where there is none."""
+    keys = sorted({key for run in runs for each, key in run.scores if each == way})
+    return np.array([[run.scores.get((way, key), {}).get(name, np.nan) for key in keys] for run in runs])
+
+
+def interval(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The mean of [seeds, clips] under weights, and the interval in which it lies; NaN is left out."""
+
+    def mean(of: NDArray[np.float64], by: NDArray[np.float64]) -> float:
+        known = ~np.isnan(of)
+        return float((np.where(known, of, 0) * by).sum() / (known * by).sum()) if (known * by).sum() else np.nan
+
+    random = np.random.default_rng(0)
+    drawn = []
+    for _ in range(DRAWS):
+        seeds, clips = (random.integers(0, size, size) for size in values.shape)
+        drawn.append(mean(values[np.ix_(seeds, clips)], weights[np.ix_(seeds, clips)]))
+    low, high = np.nanpercentile(drawn, [2.5, 97.5]) if not np.isnan(drawn).all() else (np.nan, np.nan)
+    return mean(values, weights), float(low), float(high)
+
+
+def weights_of(runs: Sequence[Run], way: str, name: str) -> NDArray[np.float64]:
+    """What each score counts, [seeds, clips]."""
+    frames = matrix(runs, way, "frames")
+    return frames if name in WEIGHTED else np.ones_like(frames)
+
+
+def quality(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
+    """The table of scores: the ceiling and the look-up once, then each layout streamed and offline."""
+    some = next(iter(groups.values()))[:1]
+    lines = [("copy-synthesis", some, "copy_synthesis"), ("look-up", some, "look_up")]
+    lines += [(f"{name}, {way}", runs, way) for way in ("streamed", "offline") for name, runs in groups.items()]
+    table = [["", *(title for title, _ in COLUMNS.values())]]
+    for label, runs, way in lines:
+        cells = []
+        for name, (_, form) in COLUMNS.items():
+            mean, low, high = interval(matrix(runs, way, name), weights_of(runs, way, name))
+            known = not np.isnan(mean)
+            cells.append(f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]" if known else "")
+        table.append([label, *cells])
+    return table
+
+
+def differences(groups: Mapping[str, Sequence[Run]], name: str) -> list[list[str]]:
+    """How far each layout is from the reference, streamed and offline, over the seeds and clips that both have."""
+    table = [["", "streamed", "", "offline", ""]]
+    for layout, runs in groups.items():
+        if layout == REFERENCE:
+            continue
+        cells = []
+        for way in ("streamed", "offline"):
+            pairs = [(a, b) for a in runs for b in groups[REFERENCE] if a.seed == b.seed]
+            if not pairs:
+                cells += ["", "no seed in common"]
+                continue
+            ours, theirs = (matrix([pair[i] for pair in pairs], way, name) for i in (0, 1))
+            mean, low, high = interval(ours - theirs, np.ones_like(ours))
+            verdict = "above" if low > 0 else "below" if high < 0 else "not told apart"
+            cells += [f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]", verdict]
+        table.append([layout, *cells])
+    return table
+
+
+def latency(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
+    """What each layout waits for and costs; means over seeds."""
+    table = [["", "field back / ahead", "waits ms", "first packet ms", "chunk ms, at first", "later", "RTF"]]
+    for name, runs in groups.items():
+        layout = from_plain(Layout, runs[0].record["config"]["model"]["layout"], "layout")
+        back, ahead = (f"{each:.0f}" for each in (layout.field.back, layout.field.ahead))
+        # The first chunk pays for conditions too, the last ones are flushed together.
+        chunks = [run.latency["chunk_ms"][1:-1] for run in runs]
+        halves = [[np.median(each[: len(each) // 2]), np.median(each[len(each) // 2 :])] for each in chunks]
+        first, later = np.mean(halves, axis=0)
+        wait, packet, factor = (
+            np.mean([run.latency[key] for run in runs])
+            for key in ("wait_ms", "first_packet_ms", "real_time_factor")
+        )
+        table.append(
+            [
+                name,
+                f"{back} / {ahead}",
+                f"{wait:.0f}",
+                f"{packet:.0f}",
+                f"{first:.1f}",
+                f"{later:.1f}",
+                f"{factor:.2f}",
+            ]
+        )
+    return table
+
+
+def about(runs: Sequence[Run], missing: int) -> Iterable[str]:
+    """Under which circumstances."""
+    config = runs[0].record["config"]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    named = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    processor = f"{os.cpu_count()} cores, {next(named, platform.processor())}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
+    yield f"- {len(runs)} runs of {config['trainer']['max_steps']} steps of {config['data']['pack_frames']} frames"
+    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+    yield f"- seeds {seeds}: of weights, order of clips, noise, times"
+    clips = len({key for run in runs for _, key in run.scores})
+    size = f"{runs[0].record['parameters'] / 1e6:.1f} M parameters"
+    yield f"- {size}, {config['data']['train']}, {clips} held-out clips"
+    yield f"- {date.today()}, {device}, torch {torch.__version__}"
+    yield f"- commit {', '.join(sorted({run.record['commit'] for run in runs}))} (+: files differ from it)"
+    if missing:
+        yield f"- **{missing} of the sweep's points are not in it: their trials are not complete**"
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [table[0], ["---"] * len(table[0]), *table[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sweep", type=Path, help="folder of sf-sweep")
+    parser.add_argument("--out", type=Path, default=Path("experiments/LAYOUTS.md"))
+    args = parser.parse_args()
+    results = read_results(args.sweep)
+    if not results.complete:
+        raise SystemExit(f"error: no trial of {args.sweep} is complete yet")
+    runs = [read_run(trial) for trial in results.complete]
+    names = {run.layout for run in runs}
+    order = [*(name for name in ORDER if name in names), *sorted(names - {*ORDER})]
+    groups = {name: sorted((r for r in runs if r.layout == name), key=lambda run: run.seed) for name in order}
+    parts = [
+        "# The layouts, trained alike",
+        "Made by `make table`; do not edit.",
+        "\n".join(about(runs, len({str(trial.parameters) for trial in results.trials}) - len(runs))),
+        EXPECTED,
+        "## Quality\n\nMean and 95 % interval over seeds and clips. Gap: streamed from offline, log-mel.",
+        markdown(quality(groups)),
+    ]
+    if REFERENCE in groups and len(groups) > 1:
+        parts += [
+            f"## STOI against {REFERENCE}\n\nDifference, clip by clip and seed by seed, and whether its interval "
+            "lies on one side of 0.",
+            markdown(differences(groups, "stoi")),
+        ]
+    parts += [
+        "## Latency\n\nOne-block chunks of one clip of three seconds, alone, on this machine, at the end of its "
+        "training. A chunk's cost: median over the first and over the second half of the clip.",
+        markdown(latency(groups)),
+    ]
+    args.out.write_text("\n\n".join(parts) + "\n")
+    print(args.out.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,8 @@ from sf_lightning.training.checkpoint import FORMAT
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard, skip_unless_finite
 from sf_lightning.vocoder.adversary import REACH, Adversary, DiscriminatorConfig, GeneratorLosses, LossConfig
-from sf_lightning.vocoder.bigvgan import BigVGANVocoder, GeneratorConfig
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder
+from sf_lightning.vocoder.generator import GeneratorConfig
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig
 from sf_lightning.model.plain import from_plain
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.training.vocoder_module import VocoderModule
-from sf_lightning.vocoder.bigvgan import BigVGANVocoder, GeneratorConfig
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder
+from sf_lightning.vocoder.generator import GeneratorConfig
 
 RECIPES = {
     "demo": (5.2e6, "2 back, 1 ahead"),

@@ -72,7 +72,13 @@ def test_a_run_leaves_sound_a_picture_and_a_table(run: Path) -> None:
 @torch.inference_mode()
 def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, tmp_path: Path) -> None:
     checkpoint = run / "checkpoints" / "last.ckpt"
-    export.main([str(checkpoint), str(tmp_path / "out")])
+    (tmp_path / "data.md").write_text("Speech of nobody.\n")
+    given = ["--license=apache-2.0", f"--data={tmp_path / 'data.md'}"]
+    export.main([str(checkpoint), str(tmp_path / "out"), *given])
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in ("step 4", "license: apache-2.0", "Speech of nobody.", "| training | 4 steps; averaged weights |"):
+        assert said in card
+    assert "| copy-synthesis | " in card and "| griffin-lim | " in card and "TO BE FILLED IN" not in card
     mel = torch.randn(1, 40, 80, generator=torch.Generator().manual_seed(0)) - 4
     made = [VocoderConfig(str(path)).make(MelConfig()).decode(mel) for path in (checkpoint, tmp_path / "out")]
     assert made[0].abs().mean() > 1e-6 and torch.equal(*made)

@@ -22,7 +22,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.vocoder_module import GANOptimizerConfig, VocoderModule
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
-from sf_lightning.vocoder.bigvgan import GeneratorConfig
+from sf_lightning.vocoder.generator import GeneratorConfig
 
 TINY = {
     "generator": GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,)),

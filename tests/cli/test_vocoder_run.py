@@ -54,8 +54,14 @@ def test_a_run_that_goes_on_counts_steps_as_batches_in_its_table_and_its_checkpo
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows if row.get("train/loss")] == [0, 1, 2, 3]
     assert [int(row["step"]) for row in rows if row.get("val/loss")] == [1, 3]
-    for name in ("pesq_wb", "stoi", "visqol", "mel_l1", "no_score"):
-        assert f"copy_synthesis/{name}" in rows[0] and f"griffin_lim/{name}" in rows[0]
+    names = {"pesq_wb", "stoi", "visqol", "mel_l1", "mr_stft", "periodicity", "real_time_factor", "no_score"}
+    for way in ("copy_synthesis", "streamed", "griffin_lim", "griffin_lim_streamed"):
+        assert {f"{way}/{name}" for name in names} <= rows[0].keys()
+        # Griffin-Lim does not learn: it is heard once.
+        assert sum(bool(row[f"{way}/mr_stft"]) for row in rows) == (1 if way.startswith("griffin_lim") else 2)
+    validated = [row for row in rows if row.get("val/loss")]
+    assert all(float(row["streamed/exact_gap"]) < 1e-5 for row in validated)
+    assert all(0 < float(row["griffin_lim_streamed/real_time_factor"]) for row in validated[:1])
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4 and len(last["optimizer_states"]) == len(last["lr_schedulers"]) == 2
     assert [state["last_epoch"] for state in last["lr_schedulers"]] == [4, 4]
@@ -65,8 +71,17 @@ def test_a_run_leaves_sound_a_picture_and_a_table(run: Path) -> None:
     samples = run / "samples" / "step-000004"
     assert len([*samples.glob("*.png")]) == 2
     assert {soundfile.info(path).samplerate for path in samples.glob("*.made.wav")} == {16000}
+    assert len([*samples.glob("*.streamed.wav")]) == 2
     table = (run / "summary.md").read_text()
-    assert "griffin-lim" in table and "copy-synthesis" in table
+    for said in (
+        "| griffin-lim |",
+        "| griffin-lim-streamed |",
+        "| copy-synthesis |",
+        "MR-STFT",
+        "periodicity",
+        "RTF",
+    ):
+        assert said in table
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import measure_latency
+from sf_lightning.streaming.sound import stream_mel
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.streaming.stream import Stream
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
@@ -52,6 +53,25 @@ def test_tokens_to_bigvgan_s_sound_streamed_equals_offline(
     streamed = torch.cat([*(stream.push(part) for part in given.split(5)), stream.flush()])
     assert offline.abs().mean() > 1e-3
     torch.testing.assert_close(streamed, offline, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("frames", [24, 100, 150])
+def test_a_mel_that_is_known_is_streamed_as_a_decoder_streams_it(bigvgan: Path, frames: int) -> None:
+    vocoder = BigVGANVocoder.from_checkpoint(bigvgan, MelConfig())
+    mel = torch.randn(frames, 80, generator=torch.Generator().manual_seed(0))
+    whole = vocoder.decode(mel[None])[0]
+    exact = [*stream_mel(vocoder, mel, chunk=24, ahead=24, exact=True)]
+    torch.testing.assert_close(torch.cat(exact), whole, atol=1e-4, rtol=0)
+    assert len(exact[0]) == (24 * 160 if frames == 24 else 0)  # it waits for 31 frames more than it has
+    soon = [*stream_mel(vocoder, mel, chunk=24, ahead=3)]
+    assert [len(each) // 160 for each in soon] == [24] * (frames // 24) + [frames % 24] * (frames % 24 > 0)
+    gap = (torch.cat(soon) - whole).abs().max()
+    if frames > 24:
+        assert gap > 1e-3  # of the other 28 frames of its context it guesses
+    # With all that it can use it guesses nothing.
+    sure = torch.cat([*stream_mel(vocoder, mel, chunk=24, ahead=vocoder.right)])
+    torch.testing.assert_close(sure, whole, atol=1e-4, rtol=0)
 
 
 def test_a_provisional_right_context_is_heard_sooner_and_is_close(bigvgan: Path) -> None:

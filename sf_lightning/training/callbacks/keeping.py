@@ -14,7 +14,7 @@ from sf_lightning.audio.wave import write_wave
 from sf_lightning.training.callbacks.pictures import draw_mels
 from sf_lightning.training.saving import newest
 
-WAYS = ("griffin_lim", "copy_synthesis", "look_up", "offline", "streamed")
+WAYS = ("griffin_lim", "griffin_lim_streamed", "copy_synthesis", "generated", "look_up", "offline", "streamed")
 """Rows of the table, in this order, where they are there."""
 
 
@@ -37,6 +37,7 @@ def keep_clip(
     mels: Mapping[str, Tensor],
     edges: Tensor,
     frame_rate: float,
+    differences: bool = False,
 ) -> None:
     """Writes a clip's waves [N], each at its rate, and a picture of its mels [T, F], here and to W&B.
 
@@ -49,11 +50,12 @@ def keep_clip(
         mels: By name.
         edges: Of chunks, in frames, [E].
         frame_rate: Frames a second.
+        differences: Whether the picture also shows how the mels differ from the first.
     """
     for name, wave in sounds.items():
         write_wave(folder / f"{key}.{name}.wav", wave.cpu().numpy(), rates[name])
     picture = folder / f"{key}.png"
-    draw_mels(mels, edges, frame_rate, picture)
+    draw_mels(mels, edges, frame_rate, picture, differences)
     step = max(0, trainer.global_step - 1)  # loggers count from 0
     for logger in (each for each in trainer.loggers if isinstance(each, WandbLogger)):
         logger.log_audio(
@@ -101,36 +103,40 @@ COLUMNS = {
     "stoi": ("STOI", "{:.3f}"),
     "visqol": ("ViSQOL", "{:.2f}"),
     "mel_l1": ("mel L1", "{:.3f}"),
+    "mr_stft": ("MR-STFT", "{:.3f}"),
+    "periodicity": ("periodicity", "{:.3f}"),
     "seam_db": ("seam dB", "{:+.2f}"),
     "gap": ("gap", "{:.4f}"),
+    "real_time_factor": ("RTF", "{:.2f}"),
 }
+"""Of the table, where a row has them: title and form."""
 
 
 def _cells(rows: dict[str, dict[str, float]]) -> list[list[str]]:
-    """One row of text per way, with STOI also as a share of copy-synthesis."""
+    """The titles, and one row of text per way, with STOI also as a share of copy-synthesis."""
+    columns = {name: column for name, column in COLUMNS.items() if any(name in values for values in rows.values())}
+    table = [["", *(title for title, _ in columns.values()), "of copy"]]
     top = rows.get("copy_synthesis", {}).get("stoi", float("nan"))
-    table = []
     for way in (way for way in WAYS if way in rows):
         values = rows[way]
-        cells = [form.format(values[name]) if name in values else "" for name, (_, form) in COLUMNS.items()]
+        cells = [form.format(values[name]) if name in values else "" for name, (_, form) in columns.items()]
         table.append([way.replace("_", "-"), *cells, f"{values['stoi'] / top:.0%}"])
     return table
-
-
-HEADER = ["", *(title for title, _ in COLUMNS.values()), "of copy"]
 
 
 def as_table(rows: dict[str, dict[str, float]]) -> Table:
     """The scores as a table for the terminal."""
     table = Table(title="held-out clips", box=SIMPLE)
-    for title in HEADER:
+    header, *cells = _cells(rows)
+    for title in header:
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
-    for cells in _cells(rows):
-        table.add_row(*cells)
+    for row in cells:
+        table.add_row(*row)
     return table
 
 
 def summary(rows: dict[str, dict[str, float]]) -> str:
     """The scores as a Markdown table."""
-    lines = [HEADER, ["---"] * len(HEADER), *_cells(rows)]
+    header, *cells = _cells(rows)
+    lines = [header, ["---"] * len(header), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

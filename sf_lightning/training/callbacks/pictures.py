@@ -7,29 +7,45 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+DIFFERENCE = 2.0
+"""Of log-mels, where its colour is full: a factor of 7 in magnitude."""
 
-def draw_mels(mels: Mapping[str, Tensor], edges: Tensor, frame_rate: float, path: Path) -> None:
-    """Draws log-mels [T, F] one above the other, on one scale, chunk edges [E] (frames) as white lines."""
-    figure = Figure(figsize=(10, 2.2 * len(mels)), layout="constrained")
-    axes = figure.subplots(len(mels), 1, sharex=True, squeeze=False)[:, 0]
+
+def draw_mels(
+    mels: Mapping[str, Tensor], edges: Tensor, frame_rate: float, path: Path, differences: bool = False
+) -> None:
+    """Draws log-mels one above the other, on one scale.
+
+    Args:
+        mels: By name, each [T, F].
+        edges: Of chunks, in frames, [E]: drawn as white lines.
+        frame_rate: Frames a second.
+        path: PNG to write.
+        differences: Whether to draw, below each but the first, how it differs from the first: red where it is
+            louder, blue where it is softer.
+    """
+    rows = 2 * len(mels) - 1 if differences else len(mels)
+    figure = Figure(figsize=(10, 2.2 * rows), layout="constrained")
+    panels = iter(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+    axes = []
     first = next(iter(mels.values())).cpu()
     low, high = float(first.min()), float(first.max())
-    for axis, (name, mel) in zip(axes, mels.items(), strict=True):
-        seconds = len(mel) / frame_rate
-        image = axis.imshow(
-            mel.cpu().T,
-            origin="lower",
-            aspect="auto",
-            extent=(0, seconds, 0, mel.shape[1]),
-            vmin=low,
-            vmax=high,
-        )
+    for name, mel in mels.items():
+        axis, extent = next(panels), (0, len(mel) / frame_rate, 0, mel.shape[1])
+        image = axis.imshow(mel.cpu().T, origin="lower", aspect="auto", extent=extent, vmin=low, vmax=high)
         for edge in edges.tolist():
             axis.axvline(edge / frame_rate, color="white", linewidth=0.4, alpha=0.6)
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_ylabel("mel band")
-    axes[-1].set_xlabel("seconds; white lines are chunk edges" if len(edges) else "seconds")
-    figure.colorbar(image, ax=list(axes), label="log magnitude", pad=0.01)
+        axes.append(axis)
+        if differences and len(axes) > 1:
+            axis, limits = next(panels), {"vmin": -DIFFERENCE, "vmax": DIFFERENCE}
+            off = mel.cpu() - first[: len(mel)]
+            other = axis.imshow(off.T, origin="lower", aspect="auto", extent=extent, cmap="seismic", **limits)
+            axis.set_title(f"{name}, difference", loc="left", fontsize=10)
+            figure.colorbar(other, ax=axis, label="log ratio", pad=0.01)
+    axis.set_xlabel("seconds; white lines are chunk edges" if len(edges) else "seconds")
+    figure.colorbar(image, ax=axes, label="log magnitude", pad=0.01)
     _save(figure, path)
 
 

@@ -9,6 +9,7 @@ import lightning as L
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.pretrained import require_format
+from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.training.checkpoint import FORMAT
 
 
@@ -48,6 +49,19 @@ class DataNeeds:
     x_vector_width: int = 0
     crop_samples: int = 0
     min_frames: int = 0
+
+
+def decoder_needs(model: StreamFlow, tokenizer: str) -> DataNeeds:
+    """Returns what a decoder wants of its data: tokens, blocks and speakers as the network takes them."""
+    mel, dit, speaker = model.mel.config, model.dit.config, model.speaker
+    return DataNeeds(
+        mel,
+        model.layout.block_size,
+        TokenNeeds(tokenizer, dit.vocabulary, dit.frames_per_token),
+        (speaker.x_vectors, speaker.stored_width),
+        speaker.stored_width,
+        speaker.crop_samples(mel.sample_rate),
+    )
 
 
 class ShardTrained(L.LightningModule):

@@ -14,6 +14,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.config import VocoderConfig
 from tests.cli.test_cli import mistake
+from tests.training import test_training as decoders
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "vocoder_small.yaml"
 
@@ -101,6 +102,22 @@ def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, t
     torch.testing.assert_close(module.synthesise(mel), made[0], atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="its hop_size is 160, the decoder's mel has 200"):
         VocoderConfig(str(checkpoint)).make(MelConfig(hop_length=200))
+
+
+def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
+    run: Path, shards: ShardSet, tmp_path: Path
+) -> None:
+    decoders.fit(tmp_path, decoders.small_module(), decoders.data(shards), 1)
+    generated = ["--data.mels=generated", f"--data.decoder={tmp_path / 'last.ckpt'}"]
+    begun = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    fit.main(arguments(shards, tmp_path / "tuned", *generated, begun, "--trainer.max_steps=6"))
+    wandb.finish()
+    with (tmp_path / "tuned" / "csv" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row.get("train/loss")] == [4, 5]
+    assert [int(row["step"]) for row in rows if row.get("generated/stoi")] == [5]
+    assert not any(row.get("griffin_lim/stoi") for row in rows)  # that was heard before
+    assert "| generated |" in (tmp_path / "tuned" / "summary.md").read_text()
 
 
 def test_the_config_of_a_run_says_what_it_trains(run: Path) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -24,11 +24,12 @@ STREAMED = ("streamed", "griffin_lim_streamed")
 
 
 class _Clip(NamedTuple):
-    """A held-out clip on the device: wave [N], mel [T, F]."""
+    """A held-out clip on the device: wave [N], mel [T, F], and the decoder's mel of it where one makes those."""
 
     key: str
     wave: Tensor
     mel: Tensor
+    generated: Tensor | None
 
 
 class CopySynthesis(L.Callback):
@@ -37,7 +38,8 @@ class CopySynthesis(L.Callback):
     Logs `{copy_synthesis,streamed}/{pesq_wb,stoi,visqol,mel_l1,mr_stft,periodicity,real_time_factor,no_score}`,
     the mel error as `val/loss` too; `streamed/gap` to the whole, and `streamed/exact_gap` where the vocoder waits
     for all of its right context, the largest difference of a sample, which is rounding; and once the same scores
-    of Griffin-Lim, whole and streamed at the same latency. Writes waves and pictures with their differences under
+    of Griffin-Lim, whole and streamed at the same latency. Where training hears the mels of a decoder,
+    `generated/*` are the scores of what is made of those. Writes waves and pictures with their differences under
     `samples/step-*/` of the run's folder, and to W&B; ends a fit with a table.
 
     Args:
@@ -78,10 +80,10 @@ class CopySynthesis(L.Callback):
         assert isinstance(datamodule, ShardDataModule)
         clips = self._clips(pl_module, datamodule)
         made: dict[str, list[Tensor]] = {}
-        for way, make in self._ways(pl_module):
+        for way, make in self._ways(pl_module, datamodule.mels_of is not None):
             began = time.perf_counter()
             # On the CPU, so that the clock has waited for the device.
-            made[way] = [make(clip.mel).cpu() for clip in clips]
+            made[way] = [make(clip).cpu() for clip in clips]
             seconds = time.perf_counter() - began
             spoken = sum(len(clip.wave) for clip in clips) / pl_module.mel.config.sample_rate
             self.rows[way] = {"real_time_factor": seconds / spoken}
@@ -115,20 +117,25 @@ class CopySynthesis(L.Callback):
     # -- making ---------------------------------------------------------------------------------------
 
     def _clips(self, module: VocoderModule, datamodule: ShardDataModule) -> list[_Clip]:
-        found = (
-            (each.clip.key, torch.from_numpy(each.clip.wave).to(module.device)) for each in datamodule.rank_clips
-        )
-        return [_Clip(key, wave, self._mel(module, wave)) for key, wave in found]
+        clips = []
+        for number, drawn in enumerate(datamodule.rank_clips):
+            wave, generated = torch.from_numpy(drawn.clip.wave).to(module.device), None
+            if datamodule.mels_of is not None:
+                generated = datamodule.mels_of.teacher.mel_of(drawn, number, module.device)
+            clips.append(_Clip(drawn.clip.key, wave, self._mel(module, wave), generated))
+        return clips
 
-    def _ways(self, module: VocoderModule) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-        """What turns a mel [T, F] into a wave [N], by name; Griffin-Lim unless it has been heard."""
-        yield "copy_synthesis", lambda mel: module.synthesise(mel[None])[0]
-        yield "streamed", lambda mel: self._stream(module.average.eval(), mel)
+    def _ways(self, module: VocoderModule, generated: bool) -> Iterator[tuple[str, Callable[[_Clip], Tensor]]]:
+        """What makes a wave [N] of a clip, by name; Griffin-Lim unless it has been heard."""
+        yield "copy_synthesis", lambda clip: module.synthesise(clip.mel[None])[0]
+        yield "streamed", lambda clip: self._stream(module.average.eval(), clip.mel)
+        if generated:
+            yield "generated", lambda clip: module.synthesise(cast(Tensor, clip.generated)[None])[0]
         if {"griffin_lim", "griffin_lim_streamed"} <= self.rows.keys():
             return
         griffin_lim = GriffinLim(module.mel.config, self.iterations).to(module.device)
-        yield "griffin_lim", lambda mel: griffin_lim.decode(mel[None])[0]
-        yield "griffin_lim_streamed", lambda mel: self._stream(griffin_lim, mel)
+        yield "griffin_lim", lambda clip: griffin_lim.decode(clip.mel[None])[0]
+        yield "griffin_lim_streamed", lambda clip: self._stream(griffin_lim, clip.mel)
 
     def _stream(self, vocoder: Vocoder, mel: Tensor, exact: bool = False) -> Tensor:
         return torch.cat([*stream_mel(vocoder, mel, self.chunk, self.ahead, exact)])

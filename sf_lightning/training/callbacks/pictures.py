@@ -26,26 +26,26 @@ def draw_mels(
     """
     rows = 2 * len(mels) - 1 if differences else len(mels)
     figure = Figure(figsize=(10, 2.2 * rows), layout="constrained")
-    panels = iter(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
-    axes = []
+    shown = [*figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]]
+    panels = iter(shown)
     first = next(iter(mels.values())).cpu()
     low, high = float(first.min()), float(first.max())
-    for name, mel in mels.items():
+    for number, (name, mel) in enumerate(mels.items()):
         axis, extent = next(panels), (0, len(mel) / frame_rate, 0, mel.shape[1])
         image = axis.imshow(mel.cpu().T, origin="lower", aspect="auto", extent=extent, vmin=low, vmax=high)
         for edge in edges.tolist():
             axis.axvline(edge / frame_rate, color="white", linewidth=0.4, alpha=0.6)
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_ylabel("mel band")
-        axes.append(axis)
-        if differences and len(axes) > 1:
+        if differences and number:
             axis, limits = next(panels), {"vmin": -DIFFERENCE, "vmax": DIFFERENCE}
             off = mel.cpu() - first[: len(mel)]
             other = axis.imshow(off.T, origin="lower", aspect="auto", extent=extent, cmap="seismic", **limits)
             axis.set_title(f"{name}, difference", loc="left", fontsize=10)
-            figure.colorbar(other, ax=axis, label="log ratio", pad=0.01)
     axis.set_xlabel("seconds; white lines are chunk edges" if len(edges) else "seconds")
-    figure.colorbar(image, ax=axes, label="log magnitude", pad=0.01)
+    figure.colorbar(image, ax=shown, label="log magnitude", pad=0.01)
+    if differences:
+        figure.colorbar(other, ax=shown, label="difference of log magnitude", pad=0.01)
     _save(figure, path)
 
 

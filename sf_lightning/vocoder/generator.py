@@ -71,21 +71,31 @@ class GeneratorConfig:
         }
 
 
+ACTIVATION_REACH = 5
+"""Samples on each side that an anti-aliased activation mixes."""
+
+EDGE_REACH = 3
+"""Of the first and the last convolution, kernel 7."""
+
+
 def context_frames(h: dict) -> int:
     """Returns how many frames of mel on each side can change a sample, from the layers' kernels.
 
-    Counted from the output back, in samples at each stage's rate: an anti-aliased activation reaches 6
-    samples, a dilated convolution (k - 1) / 2 * d, a transposed convolution of kernel k and stride u about
-    k / u samples of its input.
+    What the samples of one frame depend on is followed back through the layers, as an interval of samples at each
+    stage's rate: a convolution of kernel k and dilation d reaches (k - 1) / 2 * d further, and sample n of a
+    transposed one of kernel k, stride u and padding (k - u) / 2 comes from samples i with
+    n = i u - (k - u) / 2 + j, 0 <= j < k.
     """
-    activation = 6
-    reach = 3.0 + activation  # the last convolution, kernel 7, and its activation
+    reach = EDGE_REACH + ACTIVATION_REACH
+    first, last = -reach, math.prod(h["upsample_rates"]) - 1 + reach
     stages = list(zip(h["upsample_rates"], h["upsample_kernel_sizes"], strict=True))
     for rate, upsample_kernel in reversed(stages):
         blocks = []
         for kernel, dilations in zip(h["resblock_kernel_sizes"], h["resblock_dilation_sizes"], strict=True):
             half = (kernel - 1) // 2
-            each = [activation + half * d + (activation + half if h["resblock"] == "1" else 0) for d in dilations]
-            blocks.append(sum(each))
-        reach = math.ceil((reach + max(blocks) + upsample_kernel / 2) / rate)
-    return int(reach) + 3  # the first convolution, kernel 7
+            second = ACTIVATION_REACH + half if h["resblock"] == "1" else 0
+            blocks.append(sum(ACTIVATION_REACH + half * dilation + second for dilation in dilations))
+        pad = (upsample_kernel - rate) // 2
+        first = -((upsample_kernel - 1 - pad - first + max(blocks)) // rate)
+        last = (last + max(blocks) + pad) // rate
+    return max(-first, last) + EDGE_REACH

@@ -86,6 +86,24 @@ def test_weights_of_ours_give_the_same_wave_in_the_package_and_here(tmp_path: Pa
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(
+    "config",
+    [
+        GeneratorConfig((10, 16), (20, 32), 16, (3,), (1,)),
+        GeneratorConfig((8, 5, 4), (16, 11, 8), 16, (3, 7), (1, 3)),
+        GeneratorConfig((2, 4, 4, 5), (4, 8, 8, 11), 16),
+    ],
+)
+def test_the_context_is_exact_to_the_frame(config: GeneratorConfig) -> None:
+    vocoder = BigVGANVocoder(config.hyperparameters(MelConfig()), MelConfig()).eval()
+    middle = vocoder.right + 4
+    mel = torch.zeros(1, 2 * middle + 1, 80)
+    mel[:, middle] = torch.nan  # which no weight makes small
+    heard = vocoder.decode(mel)[0].isnan().view(-1, 160).any(1).nonzero()[:, 0]
+    assert [int(heard[0]), int(heard[-1])] == [middle - vocoder.left, middle + vocoder.right]
+
+
+@torch.inference_mode()
 def test_a_frame_beyond_the_context_changes_no_sample_and_one_within_does(bigvgan: Path) -> None:
     vocoder = BigVGANVocoder.from_checkpoint(bigvgan, MelConfig())
     reach = context_frames(BIGVGAN)

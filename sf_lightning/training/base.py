@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.packing import Batch
 from sf_lightning.model.pretrained import require_format
 from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.training.checkpoint import FORMAT
@@ -77,6 +78,10 @@ class ShardTrained(L.LightningModule):
     def needs(self) -> DataNeeds:
         """What it wants of its data."""
         raise NotImplementedError
+
+    def learnt_frames(self, batch: Batch) -> int:
+        """Returns how many frames of a batch it learns from; by default all that are no padding."""
+        return batch.num_frames
 
     def begin(self) -> None:
         """What is done once before a run begins, and not when it goes on."""

@@ -138,21 +138,25 @@ def test_the_discriminators_learn_and_the_generator_does_not_learn_for_them(shar
     assert all(p.requires_grad for p in module.adversary.parameters())
 
 
-def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(shards: ShardSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(
+    shards: ShardSet, tmp_path: Path, precision: Any
+) -> None:
     class Save(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
             if trainer.global_step == 4:
                 trainer.save_checkpoint(tmp_path / "middle.ckpt")
 
     whole, again, one, other = Notes(), Notes(), tiny(), tiny()
-    fit(one, data(shards), 9, Save(), whole)
+    fit(one, data(shards), 24, Save(), whole, precision=precision)
     torch.manual_seed(99)
-    trainer = fit(other, data(shards), 9, again, ckpt_path=tmp_path / "middle.ckpt")
-    assert again.seen == whole.seen[4:] and trainer.global_step == 9
+    resume = tmp_path / "middle.ckpt"
+    trainer = fit(other, data(shards), 24, again, ckpt_path=resume, precision=precision)
+    assert again.seen == whole.seen[4:] and len(again.seen) == 20 and trainer.global_step == 24
     for name, value in one.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
     rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
-    assert rates == [pytest.approx(1e-3 * 0.99**9)] * 2
+    assert rates == [pytest.approx(1e-3 * 0.99**24)] * 2
 
 
 def test_the_average_is_a_second_generator_that_follows_the_first(shards: ShardSet) -> None:
@@ -288,9 +292,35 @@ def test_the_cqt_discriminator_judges_at_16_khz(shards: ShardSet) -> None:
     assert notes.seen[0][1] > 0
 
 
-def test_only_full_precision_is_taken(shards: ShardSet) -> None:
-    with pytest.raises(ValueError, match=r"precision is bf16-mixed: a vocoder is trained with 32-true"):
-        fit(tiny(), data(shards), 1, precision="bf16-mixed")
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_precisions_that_were_never_tried_are_refused(shards: ShardSet, precision: Any) -> None:
+    with pytest.raises(ValueError, match=rf"precision is {precision}: .* with 32-true, or with bf16"):
+        fit(tiny(), data(shards), 1, precision=precision)
+
+
+@pytest.mark.parametrize("kind", ["resolutions", "cqt"])
+def test_in_bf16_the_discriminators_alone_are_rounded_and_gradients_stay_close(shards: ShardSet, kind: Any) -> None:
+    found = {}
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+            found[trainer.precision] = {
+                "mel loss": trainer.callback_metrics["train/mel_loss"],
+                "adversarial loss": trainer.callback_metrics["train/adversarial_loss"],
+                "generator": torch.cat([p.grad.flatten() for p in module.model.parameters()]),
+            }
+
+    discriminators = DiscriminatorConfig(kind, periods=(2,), width=1 / 32)
+    for precision in ("32-true", "bf16-mixed"):
+        # Of the adversary alone: the mel loss would hide it.
+        module = tiny(discriminators=discriminators, losses=LossConfig(mel_weight=1e-3))
+        fit(module, data(shards, lanes=1), 1, Look(), precision=precision)
+    full, half = found["32-true"], found["bf16-mixed"]
+    assert full["mel loss"] == half["mel loss"]  # the generator and this loss are not rounded at all
+    assert 0 < (full["adversarial loss"] - half["adversarial loss"]).abs() < 0.01 * full["adversarial loss"]
+    assert half["adversarial loss"] != half["adversarial loss"].bfloat16()  # means are not rounded either
+    off = half["generator"] - full["generator"]
+    assert 0 < off.norm() < 0.05 * full["generator"].norm()
 
 
 @pytest.fixture

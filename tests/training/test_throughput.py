@@ -122,7 +122,7 @@ def test_a_vocoder_s_speech_is_that_of_its_segments(shards: ShardSet) -> None:
 
     found: dict[str, Tensor] = {}
     with told_time() as clock:
-        callbacks = (Work(clock), Throughput(), Logged())
+        callbacks = (Throughput(), Work(clock), Logged())
         vocoders.fit(vocoders.tiny(), vocoders.data(shards, lanes=2), 2, *callbacks, log_every_n_steps=2)
     # Two segments of 16 frames of each lane.
     seconds = STEP_SECONDS + 2 * PACK_SECONDS

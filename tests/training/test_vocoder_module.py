@@ -9,20 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
+import soundfile
+import soxr
 import torch
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.data.build import build, fit_tokenizer
+from sf_lightning.data.corpus import find_units
 from sf_lightning.data.held_out import first_clips
 from sf_lightning.data.lanes import Lane, LaneState, Reading
 from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.vocoder_module import GANOptimizerConfig, VocoderModule
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
+from tests.helpers import voice
 
 TINY = {
     "generator": GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,)),
@@ -203,6 +210,40 @@ def test_a_step_that_is_not_finite_changes_no_weight_is_counted_and_named(
     assert any(key in said[0] for key in notes.seen[2][2] if key)
 
 
+@pytest.mark.parametrize("kind", ["resolutions", "cqt"])
+@pytest.mark.parametrize("losses", [LossConfig("single", 45.0), LossConfig("multi_scale", 15.0)])
+def test_segments_of_silence_are_learnt_without_a_step_that_is_not_finite(
+    shards: ShardSet, kind: Any, losses: LossConfig
+) -> None:
+    class Hush(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, index: int) -> None:
+            batch.wave[:] = 0
+
+    discriminators, notes = DiscriminatorConfig(kind, periods=(2,), width=1 / 32), Notes()
+    module = tiny(discriminators=discriminators, losses=losses)
+    fit(module, data(shards, lanes=1), 2, Hush(), notes)
+    assert module.guard.skipped == 0 and all(p.isfinite().all() for p in module.parameters())
+    assert notes.seen[0][0] > 0
+
+
+def test_stereo_at_another_rate_is_learnt_as_mono_at_the_mel_s(tmp_path: Path) -> None:
+    batches = []
+    for name, rate, channels in (("mono", 16000, 1), ("stereo", 48000, 2)):
+        audio = tmp_path / name / "voice"
+        audio.mkdir(parents=True)
+        for number in range(3):
+            wave = soxr.resample(voice(1.5, seed=number), 16000, rate)
+            soundfile.write(audio / f"{number}.wav", np.stack([wave] * channels, 1), rate)
+        units = find_units(tmp_path / name, 3)
+        tokenizer = fit_tokenizer(units, 8, MelConfig())
+        build(units, tmp_path / f"{name}-set", Recipe(tokenizer, shard_samples=3))
+        batches.append(batch_of(ShardSet(tmp_path / f"{name}-set")))
+    (mono, stereo) = (cut(each, SegmentConfig(40, 4), MelSpectrogram(MelConfig()), 0) for each in batches)
+    assert batches[0].keys == batches[1].keys
+    torch.testing.assert_close(stereo.wave, mono.wave, atol=0.02, rtol=0)
+    assert mono.wave.abs().max() > 0.5
+
+
 def test_too_many_in_a_row_stop_the_run(shards: ShardSet) -> None:
     module = tiny(optimizer=GANOptimizerConfig(max_bad_steps=2))
     with pytest.raises(FloatingPointError, match=r"2 steps in a row .* the last one 2 "):
@@ -253,6 +294,7 @@ def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, s
     ("module", "change", "said"),
     [
         ({"mel": MelConfig(f_max=7000.0)}, {}, r"has mel .*f_max=8000.*, the model has .*f_max=7000"),
+        ({"mel": MelConfig(24000)}, {}, r"has mel .*sample_rate=16000.*, the model has .*sample_rate=24000"),
         (
             {"segments": SegmentConfig(frames=60)},
             {},

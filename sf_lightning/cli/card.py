@@ -7,12 +7,13 @@ from pathlib import Path
 
 import yaml
 
+from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.plain import from_plain
 from sf_lightning.model.pretrained import Description, Pretrained
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.callbacks.keeping import summary
-from sf_lightning.vocoder.config import VocoderConfig
+from sf_lightning.vocoder.config import GRIFFIN_LIM, VocoderConfig, is_shipped
 
 TAGS = ["streamflow", "streaming", "flow-matching", "speech-token-decoder", "vocoder"]
 
@@ -60,7 +61,7 @@ sf-decode --ckpt {name} --tokens tokens.npy --speaker voice.wav --out out.wav
 
 {license}
 
-**TO BE FILLED IN: data.** What speech it was trained on, in which languages, under what terms, with whose consent.
+{data}
 """
 
 
@@ -79,7 +80,7 @@ class Scores:
     others: dict[str, float] = field(default_factory=dict)
 
 
-def model_card(name: str, trained: Pretrained, scores: Scores | None, license: str | None) -> str:
+def model_card(name: str, trained: Pretrained, scores: Scores | None, license: str | None, data: str | None) -> str:
     """Returns the card, Markdown under the YAML that the Hugging Face hub reads.
 
     Args:
@@ -87,21 +88,20 @@ def model_card(name: str, trained: Pretrained, scores: Scores | None, license: s
         trained: What is in it.
         scores: Of the last validation before, if they are known.
         license: Identifier as the hub has it, such as "apache-2.0"; None leaves the line to be filled in.
+        data: What it was trained on, Markdown; None leaves it to be filled in.
     """
     front = {"library_name": "sf-lightning", "pipeline_tag": "text-to-speech", "tags": TAGS}
     if license is not None:
         front["license"] = license
-        said = f"License: {license}."
-    else:
-        said = "**TO BE FILLED IN: license.** Name one here, and as `license:` in the first lines of this file."
     body = BODY.format(
         name=name,
         table=_table(trained),
         picture=trained.model.layout.picture().replace("\n", "\n    "),
-        validation=_validation(trained.description, scores),
+        validation=validation_words(trained.description.weights.averaged, scores),
         tokens=min(trained.model.dit.config.vocabulary, 50),
         not_inside=_not_inside(trained.description),
-        license=said,
+        license=license_words(license),
+        data=data_words(data),
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}"
 
@@ -122,8 +122,7 @@ def _table(trained: Pretrained) -> str:
         "parameters": f"{sum(p.numel() for p in model.parameters()):,} in all, {layout.num_layers} layers",
         "training": f"{description.weights.step} steps; {kind} weights",
         "tokens": f"{tokenizer}, {dit.vocabulary} codes, {mel.frame_rate / dit.frames_per_token:g} a second",
-        "mel": f"{mel.num_bands} bands of {mel.f_min:g} to {mel.f_max:g} Hz, {mel.sample_rate} Hz, hop "
-        f"{mel.hop_length}, window {mel.win_length}, FFT {mel.n_fft}",
+        "mel": mel_words(mel),
         "field": field_words(layout, mel.frame_rate),
         "first chunk waits for": wait_words(layout, decode, mel.frame_rate),
         "voice": voice,
@@ -132,6 +131,27 @@ def _table(trained: Pretrained) -> str:
         f"{decode.guidance:g}, temperature {decode.temperature:g}",
     }
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def license_words(license: str | None) -> str:
+    """Says under what terms it is, or that somebody must say so."""
+    if license is not None:
+        return f"License: {license}."
+    return "**TO BE FILLED IN: license.** Name one here, and as `license:` in the first lines of this file."
+
+
+def data_words(data: str | None) -> str:
+    """Says what it has learnt from, or that somebody must say so."""
+    wanted = "What speech it was trained on, in which languages, under what terms, with whose consent."
+    return f"**TO BE FILLED IN: data.** {wanted}" if data is None else f"Trained on:\n\n{data.strip()}"
+
+
+def mel_words(mel: MelConfig) -> str:
+    """Says which mel it is."""
+    return (
+        f"{mel.num_bands} bands of {mel.f_min:g} to {mel.f_max:g} Hz, {mel.sample_rate} Hz, hop {mel.hop_length}, "
+        f"window {mel.win_length}, FFT {mel.n_fft}"
+    )
 
 
 def field_words(layout: Layout, frame_rate: float) -> str:
@@ -158,24 +178,34 @@ def wait_words(layout: Layout, decode: DecodeConfig, frame_rate: float) -> str:
 
 def vocoder_words(vocoder: VocoderConfig) -> str:
     """Says which vocoder it is; of a path only the end, the rest is no one's business."""
-    if vocoder.checkpoint is None:
+    if vocoder.checkpoint in (None, GRIFFIN_LIM):
         return f"Griffin-Lim, {vocoder.iterations} iterations"
+    assert vocoder.checkpoint is not None
+    if is_shipped(vocoder.checkpoint):
+        return f"`{vocoder.checkpoint}`, which comes with sf-lightning"
     return f"`{Path(vocoder.checkpoint).name}`, not in this folder"
 
 
 def _not_inside(description: Description) -> str:
     """What a user needs that is not in the folder."""
     lines = [f"**TO BE FILLED IN: tokenizer.** Where the {description.tokenizer.name} tokenizer of its tokens is."]
-    if (checkpoint := description.vocoder["checkpoint"]) is not None:
+    if (checkpoint := missing_vocoder(description)) is not None:
         lines.append(f"**TO BE FILLED IN: vocoder.** Where `{Path(checkpoint).name}` is, for `--vocoder`.")
     return "\n" + "\n\n".join(lines) + "\n"
 
 
-def _validation(description: Description, scores: Scores | None) -> str:
+def missing_vocoder(description: Description) -> str | None:
+    """Returns the vocoder that whoever gets the folder needs too, if there is one."""
+    checkpoint = description.vocoder["checkpoint"]
+    return None if checkpoint in (None, GRIFFIN_LIM) or is_shipped(checkpoint) else checkpoint
+
+
+def validation_words(averaged: bool, scores: Scores | None) -> str:
+    """Says how good it was in the last validation; `averaged` are the weights that the card is of."""
     if scores is None:
         return "None: no validation was found beside the checkpoint."
     text = f"Held-out clips at step {scores.step}"
-    if not description.weights.averaged:
+    if not averaged:
         text += ", **with the averaged weights; these are the raw ones**"
     parts = [f"{text}:", summary(scores.ways)] if scores.ways else [f"{text}."]
     if scores.others:

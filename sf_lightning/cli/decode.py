@@ -82,8 +82,8 @@ def decode(
         lookahead: Blocks waited for beyond a chunk.
         exact_vocoder: Whether the vocoder waits for final mel.
         seed: Of the noise.
-        vocoder: Checkpoint of a vocoder or its export, or folder of Qwen2.5-Omni, to use instead of the vocoder of
-            training.
+        vocoder: What to use instead of the vocoder of training: the name of one that comes with the package,
+            "griffin_lim", a checkpoint of a vocoder or its export, or the folder of Qwen2.5-Omni.
         device: Where to decode, such as "cpu" or "cuda".
         bf16: Keep the network's weights in bfloat16: half the memory, and faster where the machine multiplies it.
     """

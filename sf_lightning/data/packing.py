@@ -64,6 +64,7 @@ class Batch:
         num_frames: Valid frames, known without asking the device.
         states: Where each lane stands after this batch.
         skipped: Broken samples met so far, by lane and cause.
+        mels: Log-mels [M, W, F] to be taken for those of the waves, if there are any.
     """
 
     wave: Tensor
@@ -76,6 +77,7 @@ class Batch:
     num_frames: int
     states: dict[int, LaneState]
     skipped: dict[int, dict[str, int]]
+    mels: Tensor | None = None
 
     @classmethod
     def of_packs(cls, packs: Sequence[Pack]) -> "Batch":

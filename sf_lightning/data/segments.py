@@ -42,7 +42,7 @@ class Segments(NamedTuple):
 
     Attributes:
         wave: [B, S * hop].
-        mel: Log-mels of the same frames, each as the whole clip has it, [B, S, F].
+        mel: Log-mels of the same frames, each as the whole clip has it, [B, S, F]; or those that the batch brings.
         utterance: Of the batch, int64 [B].
     """
 
@@ -85,7 +85,7 @@ def cut(batch: Batch, config: SegmentConfig, mel: MelSpectrogram, seed: int) -> 
     at = start[:, None] + torch.arange(frames, device=device)  # [B, S]
     pad = mel.config.pad
     inner = batch.wave[:, pad : batch.wave.shape[1] - pad].reshape(-1, hop)  # [M * W, hop]
-    mels = mel.frames(batch.wave).flatten(0, 1)  # [M * W, F]
+    mels = (mel.frames(batch.wave) if batch.mels is None else batch.mels).flatten(0, 1)  # [M * W, F]
     return Segments(inner[at].flatten(1), mels[at], blocks.utterance[start // blocks.block_size])
 
 

@@ -13,39 +13,51 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
+DIFFERENCE = 2.0
+"""Of log-mels, where its colour is full: a factor of 7 in magnitude."""
+
 
 def draw_mels(
-    mels: Mapping[str, Tensor], edges: Tensor, frame_rate: float, path: Path, width: float = 10.0
+    mels: Mapping[str, Tensor],
+    edges: Tensor,
+    frame_rate: float,
+    path: Path,
+    width: float = 10.0,
+    differences: bool = False,
 ) -> None:
-    """Draws log-mels [T, F] one above the other, on one scale, chunk edges [E] (frames) as white lines.
+    """Draws log-mels one above the other, on one scale.
 
     Args:
-        mels: By name.
-        edges: In frames.
+        mels: By name, each [T, F].
+        edges: Of chunks, in frames, [E]: drawn as white lines.
         frame_rate: Frames a second.
         path: PNG or WebP to write.
         width: In inches, of 100 dots.
+        differences: Whether to draw, below each but the first, how it differs from the first: red where it is
+            louder, blue where it is softer.
     """
-    figure = Figure(figsize=(width, 0.22 * width * len(mels)), layout="constrained")
-    axes = figure.subplots(len(mels), 1, sharex=True, squeeze=False)[:, 0]
+    rows = 2 * len(mels) - 1 if differences else len(mels)
+    figure = Figure(figsize=(width, 0.22 * width * rows), layout="constrained")
+    shown = [*figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]]
+    panels = iter(shown)
     first = next(iter(mels.values())).cpu()
     low, high = float(first.min()), float(first.max())
-    for axis, (name, mel) in zip(axes, mels.items(), strict=True):
-        seconds = len(mel) / frame_rate
-        image = axis.imshow(
-            mel.cpu().numpy().T,
-            origin="lower",
-            aspect="auto",
-            extent=(0, seconds, 0, mel.shape[1]),
-            vmin=low,
-            vmax=high,
-        )
+    for number, (name, mel) in enumerate(mels.items()):
+        axis, extent = next(panels), (0, len(mel) / frame_rate, 0, mel.shape[1])
+        image = axis.imshow(mel.cpu().numpy().T, origin="lower", aspect="auto", extent=extent, vmin=low, vmax=high)
         for edge in edges.tolist():
             axis.axvline(edge / frame_rate, color="white", linewidth=0.4, alpha=0.6)
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_ylabel("mel band")
-    axes[-1].set_xlabel("seconds; white lines are chunk edges" if len(edges) else "seconds")
-    figure.colorbar(image, ax=list(axes), label="log magnitude", pad=0.01)
+        if differences and number:
+            axis, limits = next(panels), {"vmin": -DIFFERENCE, "vmax": DIFFERENCE}
+            off = (mel.cpu() - first[: len(mel)]).numpy()
+            other = axis.imshow(off.T, origin="lower", aspect="auto", extent=extent, cmap="seismic", **limits)
+            axis.set_title(f"{name}, difference", loc="left", fontsize=10)
+    axis.set_xlabel("seconds; white lines are chunk edges" if len(edges) else "seconds")
+    figure.colorbar(image, ax=shown, label="log magnitude", pad=0.01)
+    if differences:
+        figure.colorbar(other, ax=shown, label="difference of log magnitude", pad=0.01)
     _save(figure, path)
 
 

@@ -28,6 +28,8 @@ COLUMNS = {
     "nisqa": Column("NISQA", "{:.2f}", "opinion predicted from the sound alone, 1 to 5"),
     "dnsmos": Column("DNSMOS", "{:.2f}", "overall opinion (P.835) predicted from the sound alone, 1 to 5"),
     "mel_l1": Column("mel L1", "{:.3f}", "mean absolute difference of log-mel from that of the recording"),
+    "mr_stft": Column("MR-STFT", "{:.3f}", "distance of spectra at several resolutions from the recording's"),
+    "periodicity": Column("periodicity", "{:.3f}", "error of how periodic the sound is, against the recording"),
     "seam_db": Column("seam dB", "{:+.2f}", "roughness at chunk edges over that around them; 0 is no seam"),
     "pitch_jump": Column(
         "pitch jump", "{:+.2f}", "change of pitch across chunk edges beyond that elsewhere, semitones"

@@ -20,7 +20,14 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from sf_lightning.metrics.pool import gather, shared_pool
-from sf_lightning.metrics.scorers import SAMPLE_RATE, pesq_wb, require_visqol_lattice, stoi, visqol
+from sf_lightning.metrics.scorers import (
+    SAMPLE_RATE,
+    periodicity_error,
+    pesq_wb,
+    require_visqol_lattice,
+    stoi,
+    visqol,
+)
 
 Clips: TypeAlias = Tensor | Sequence[Tensor]
 """`[B, N]`, or B tensors `[N]` of any lengths. Padding is sound to a metric: cut it off first."""
@@ -129,6 +136,13 @@ class ViSQOL(PerceptualMetric):
         """
         super().__init__(sample_rate, **kwargs)
         require_visqol_lattice()
+
+
+class PeriodicityError(PerceptualMetric):
+    """Means how far the periodicity of clips is from their references', 0 to 1."""
+
+    higher_is_better = False
+    scorer = staticmethod(periodicity_error)
 
 
 def update_together(metrics: Iterable[Metric], preds: Clips, target: Clips) -> None:

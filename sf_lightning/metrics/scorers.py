@@ -1,4 +1,4 @@
-"""Scores one clip against its reference with PESQ-WB, STOI or ViSQOL, and is what a worker process runs.
+"""Scores one clip against its reference with PESQ-WB, STOI, ViSQOL or by periodicity; what a worker process runs.
 
 Knows nothing of torch, batches or metrics: a worker imports this file alone, and torch would cost it seconds
 and hundreds of megabytes. The three libraries are imported by the scorer that needs them.
@@ -114,6 +114,55 @@ def visqol(reference: np.ndarray, degraded: np.ndarray, sample_rate: int = SAMPL
         ValueError,
     ):  # no patch of the reference is voiced, or none fits into the degraded clip
         return math.nan
+
+
+def periodicity_error(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Returns how far the periodicity of a clip is from its reference's, 0 to 1, or NaN where it is undefined.
+
+    The root mean square over frames, as CARGAN's (arXiv 2110.10139), by which BigVGAN's authors judge theirs; of
+    the periodicity that YIN finds, while they ask a network whose weights must be downloaded. A vocoder that adds
+    noise or a buzz, or breaks a voice, shows here.
+
+    Args:
+        reference: The clean clip `[N]`, float32 at 16 kHz.
+        degraded: The clip to judge `[N]`. The longer of the two is cut to the shorter.
+    """
+    pair = _comparable(reference, degraded)
+    if pair is None:
+        return math.nan
+    return float(np.sqrt(np.mean((periodicity(pair[0]) - periodicity(pair[1])) ** 2)))
+
+
+YIN_WINDOW, YIN_HOP = 512, 160
+"""Samples that are compared with themselves later on, and between frames."""
+
+YIN_LAGS = (SAMPLE_RATE // 500, SAMPLE_RATE // 60)
+"""Periods of voices of 500 down to 60 Hz, in samples."""
+
+YIN_FLOOR = 1e-6
+"""Mean square below which nothing has a period: -60 dB."""
+
+
+def periodicity(wave: np.ndarray) -> np.ndarray:
+    """Returns how periodic each frame is, 0 to 1 `[T]`: 1 - the least of YIN's normalised differences.
+
+    That is equation 8 of de Cheveigne & Kawahara (2002); librosa has it only within `pyin`, which compiles for 20 s
+    and then takes 110 ms for a second of speech, where this takes 6.
+
+    Args:
+        wave: `[N]` at 16 kHz, of 0.05 s or more.
+    """
+    shortest, longest = YIN_LAGS
+    frames = np.lib.stride_tricks.sliding_window_view(wave.astype(np.float64), YIN_WINDOW + longest)[::YIN_HOP]
+    n_fft = 1 << (2 * YIN_WINDOW + longest).bit_length()
+    heads = np.fft.rfft(frames[:, :YIN_WINDOW], n_fft)
+    products = np.fft.irfft(np.fft.rfft(frames, n_fft) * heads.conj(), n_fft)[:, : longest + 1]
+    summed = np.pad(np.cumsum(frames**2, axis=1), ((0, 0), (1, 0)))
+    energy = summed[:, YIN_WINDOW:] - summed[:, : longest + 1]  # of the window that begins at each lag
+    # What is softer than the floor differs from itself as noise does.
+    difference = np.maximum(energy[:, :1] + energy - 2 * products, 0)[:, 1:] + YIN_FLOOR * YIN_WINDOW
+    mean = np.cumsum(difference, axis=1) / np.arange(1, longest + 1)
+    return np.clip(1 - (difference / mean)[:, shortest - 1 :].min(axis=1), 0, 1)
 
 
 def require_visqol_lattice() -> None:

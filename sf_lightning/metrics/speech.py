@@ -7,7 +7,15 @@ from torch import Tensor
 from torchmetrics import MeanMetric, SumMetric
 
 from sf_lightning.audio.seam import seam_db
-from sf_lightning.metrics.perceptual import PESQWB, STOI, ViSQOL, update_together
+from sf_lightning.metrics.perceptual import (
+    PESQWB,
+    STOI,
+    PerceptualMetric,
+    PeriodicityError,
+    ViSQOL,
+    update_together,
+)
+from sf_lightning.metrics.spectral import stft_distance
 
 WORST = {"pesq_wb": 1.0, "stoi": 0.0, "visqol": 1.0}
 """What each score is where nothing is understood."""
@@ -30,16 +38,24 @@ class SpeechScores:
     Args:
         sample_rate: Of all waves, 16000.
         device: Where the scores are kept: that of the process group, which gathers them.
+        copies: Whether the waves are made of what the references say, sample by sample: then they are also
+            judged by multi-resolution STFT distance and periodicity.
 
     Raises:
         RuntimeError: if ViSQOL would run without its lattice model.
     """
 
-    def __init__(self, sample_rate: int, device: torch.device | str = "cpu") -> None:
-        perceptual = {"pesq_wb": PESQWB(sample_rate), "stoi": STOI(sample_rate), "visqol": ViSQOL(sample_rate)}
+    def __init__(self, sample_rate: int, device: torch.device | str = "cpu", copies: bool = False) -> None:
+        perceptual: dict[str, PerceptualMetric] = {
+            "pesq_wb": PESQWB(sample_rate),
+            "stoi": STOI(sample_rate),
+            "visqol": ViSQOL(sample_rate),
+        }
+        if copies:
+            perceptual["periodicity"] = PeriodicityError(sample_rate)
         self.perceptual = {name: metric.to(device) for name, metric in perceptual.items()}
-        self.device = torch.device(device)
-        self.mel_l1, self.seam = (MeanMetric(nan_strategy="ignore").to(device) for _ in range(2))
+        self.device, self.copies = torch.device(device), copies
+        self.mel_l1, self.seam, self.mr_stft = (MeanMetric(nan_strategy="ignore").to(device) for _ in range(3))
         self._clips: list[dict[str, float]] = []
 
     def update(
@@ -65,6 +81,8 @@ class SpeechScores:
             self.mel_l1.update(error, len(mel))
             self.seam.update(seam.to(self.device))
             self._clips.append({"mel_l1": float(error), "seam_db": float(seam), "frames": len(mel)})
+        for wave, reference in zip(waves, references, strict=True) if self.copies else ():
+            self.mr_stft.update(stft_distance(wave, reference).to(self.device), len(wave))
 
     @property
     def clips(self) -> list[dict[str, float]]:
@@ -78,6 +96,8 @@ class SpeechScores:
         no_score = SumMetric().to(self.device)
         no_score.update(sum(metric.num_nan for metric in self.perceptual.values()))
         metrics = self.perceptual | {"mel_l1": self.mel_l1, "seam_db": self.seam, "no_score": no_score}
+        if self.copies:
+            metrics["mr_stft"] = self.mr_stft
         return {name: float(metric.compute()) for name, metric in metrics.items()}
 
 

@@ -14,7 +14,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -142,12 +143,26 @@ class Pretrained(NamedTuple):
 
 
 def save_pretrained(folder: Path, trained: Pretrained, card: str) -> None:
-    """Writes a folder, whole or not at all: it is made under another name beside, and then renamed.
+    """Writes a folder, whole or not at all.
 
     Args:
         folder: That does not exist yet.
         trained: What goes into it.
         card: The model card, Markdown.
+
+    Raises:
+        FileExistsError: if the folder is there already.
+    """
+    with whole_folder(folder) as inner:
+        weights = {name: value.detach().cpu().contiguous() for name, value in trained.model.state_dict().items()}
+        save_file(weights, inner / WEIGHTS, metadata={"format": "pt"})
+        trained.description.write(inner / CONFIG)
+        (inner / CARD).write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Gives a folder to be filled, under another name beside; then renames it, so that it is whole or not there.
 
     Raises:
         FileExistsError: if the folder is there already.
@@ -158,12 +173,10 @@ def save_pretrained(folder: Path, trained: Pretrained, card: str) -> None:
     try:
         inner = fresh / folder.name  # made by mkdir, it has the rights that the user's other folders have
         inner.mkdir()
-        weights = {name: value.detach().cpu().contiguous() for name, value in trained.model.state_dict().items()}
-        save_file(weights, inner / WEIGHTS, metadata={"format": "pt"})
-        trained.description.write(inner / CONFIG)
-        (inner / CARD).write_text(card, encoding="utf-8")
-        (inner / WEIGHTS).chmod((inner / CONFIG).stat().st_mode)  # safetensors leaves it to its owner alone
+        yield inner
+        rights = (inner / CARD).stat().st_mode
         for path in inner.iterdir():
+            path.chmod(rights)  # safetensors leaves its file to its owner alone
             with path.open("rb") as file:
                 os.fsync(file.fileno())  # else a machine that dies now may know the name and not the bytes
         refuse_existing(folder)  # an empty folder would be replaced without a word

@@ -5,12 +5,12 @@ Knows nothing of how the mel was made.
 Letters: P frames of the past, C to be heard now, R of right context, F mel bands, N samples.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from sf_lightning.streaming.state import StreamState
+from sf_lightning.streaming.state import DecodeConfig, StreamState
 from sf_lightning.vocoder.base import Vocoder
 
 
@@ -46,6 +46,27 @@ def extend(
         state.mel = _last(torch.cat([state.mel, final]), left + waiting)
         state.wave = _last(heard, left * hop)
     return waves
+
+
+def stream_mel(vocoder: Vocoder, mel: Tensor, chunk: int, ahead: int, exact: bool = False) -> Iterator[Tensor]:
+    """Yields the sound of a mel that is known already as a stream would make it, chunk by chunk.
+
+    Args:
+        vocoder: What makes the sound.
+        mel: [T, F].
+        chunk: Frames of a chunk.
+        ahead: Frames after it of which the vocoder knows, as of a look-ahead.
+        exact: Whether it waits for all of its right context instead.
+
+    Yields:
+        What is to be heard after each chunk, [N].
+    """
+    config, no_tokens = DecodeConfig(exact_vocoder=exact), torch.empty(0, dtype=torch.long)
+    state = StreamState(None, config, 1, no_tokens, mel[:0], mel.new_zeros(0))
+    for end in range(chunk, len(mel) + chunk, chunk):
+        state.ended = end + ahead >= len(mel)
+        piece = (mel[end - chunk : end], mel[end : end + ahead])
+        yield extend(vocoder, [state], [piece], [end >= len(mel)])[0]
 
 
 def _piece(vocoder: Vocoder, state: StreamState, mel: tuple[Tensor, Tensor], finished: bool) -> tuple[Tensor, int]:

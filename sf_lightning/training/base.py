@@ -8,7 +8,9 @@ from typing import Any
 import lightning as L
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.packing import Batch
 from sf_lightning.model.pretrained import require_format
+from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.training.checkpoint import FORMAT
 
 
@@ -50,6 +52,19 @@ class DataNeeds:
     min_frames: int = 0
 
 
+def decoder_needs(model: StreamFlow, tokenizer: str) -> DataNeeds:
+    """Returns what a decoder wants of its data: tokens, blocks and speakers as the network takes them."""
+    mel, dit, speaker = model.mel.config, model.dit.config, model.speaker
+    return DataNeeds(
+        mel,
+        model.layout.block_size,
+        TokenNeeds(tokenizer, dit.vocabulary, dit.frames_per_token),
+        (speaker.x_vectors, speaker.stored_width),
+        speaker.stored_width,
+        speaker.crop_samples(mel.sample_rate),
+    )
+
+
 class ShardTrained(L.LightningModule):
     """A module that `ShardDataModule` feeds and `sf-fit` trains.
 
@@ -63,6 +78,10 @@ class ShardTrained(L.LightningModule):
     def needs(self) -> DataNeeds:
         """What it wants of its data."""
         raise NotImplementedError
+
+    def learnt_frames(self, batch: Batch) -> int:
+        """Returns how many frames of a batch it learns from; by default all that are no padding."""
+        return batch.num_frames
 
     def begin(self) -> None:
         """What is done once before a run begins, and not when it goes on."""

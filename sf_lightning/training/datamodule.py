@@ -2,7 +2,8 @@
 
 import logging
 from collections import Counter
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -13,6 +14,7 @@ from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.perturb import Perturbation
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.base import DataNeeds, ShardTrained, TokenNeeds
+from sf_lightning.training.generated import MelsOf
 from sf_lightning.training.loader import FewBatches, LaneDataset, StepLoader
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,9 @@ class ShardDataModule(L.LightningDataModule):
         speed: Share by which training clips are made faster or slower at random; see `Perturbation`.
         level_db: Decibels by which they are made softer at random.
         cache_gb: Size of the cache of sets that lie elsewhere.
+        mels: What a vocoder hears in training: "true" mels, of the waves, or "generated" ones, teacher-forced by a
+            decoder (see `Teacher`), so that it learns that decoder's faults.
+        decoder: That decoder: a checkpoint of `sf-fit` or a folder of `sf-export`.
     """
 
     def __init__(
@@ -57,8 +62,14 @@ class ShardDataModule(L.LightningDataModule):
         speed: float = 0.0,
         level_db: float = 0.0,
         cache_gb: float = 50.0,
+        mels: Literal["true", "generated"] = "true",
+        decoder: str | None = None,
     ) -> None:
         super().__init__()
+        if (mels == "generated") != (decoder is not None):
+            raise ValueError(
+                f"data.mels is {mels}, data.decoder is {decoder}: generated mels want a decoder, true ones none"
+            )
         places = [train] if isinstance(train, str) else train
         self.train, self.val = [ShardSet(each, cache_gb) for each in places], ShardSet(val, cache_gb)
         self.weights = weights or [1.0] * len(places)
@@ -72,6 +83,7 @@ class ShardDataModule(L.LightningDataModule):
         self.max_bad_share, self.seed = max_bad_share, seed
         self.states: dict[int, LaneState] = {}
         self.skipped: dict[int, dict[str, int]] = {}
+        self.mels_of = MelsOf(decoder, seed) if decoder is not None else None
         self.clips: list[Drawn] = []
         self.steps: StepLoader | None = None
 
@@ -87,7 +99,7 @@ class ShardDataModule(L.LightningDataModule):
             FileNotFoundError: if a folder is no shard set, or a shard is missing.
             ValueError: with both values, if a set does not fit the model or the other set.
         """
-        needs = module.needs
+        needs = self._needs_of(module)
         for shards in self.sets:
             have = shards.manifest.tokenizer
             tokens = needs.tokens or TokenNeeds(have.name, have.vocabulary, self._frames_per_token(needs))
@@ -95,14 +107,20 @@ class ShardDataModule(L.LightningDataModule):
             shards.check_files()
         if needs.tokens is None:
             return
-        learnt = module.tokenizer_digest or self.train[0].manifest.tokenizer.digest
+        trained = self.mels_of.trained.description.tokenizer.digest if self.mels_of else module.tokenizer_digest
+        learnt = trained or self.train[0].manifest.tokenizer.digest
         for shards in self.sets:
             if (digest := shards.manifest.tokenizer.digest) != learnt:
                 raise ValueError(
                     f"{shards.folder} has tokens of tokenizer {digest}, the model learns those of {learnt}: "
                     "build it again with --tokenizer pointing at the same file"
                 )
-        module.tokenizer_digest = learnt
+        if self.mels_of is None:
+            module.tokenizer_digest = learnt
+
+    def _needs_of(self, module: ShardTrained) -> DataNeeds:
+        """What a module wants, and the decoder that makes its mels, if one does."""
+        return self.mels_of.needs(module.needs) if self.mels_of else module.needs
 
     def _frames_per_token(self, needs: DataNeeds) -> int:
         """Of all sets: clips are counted in tokens, whoever looks at them."""
@@ -119,7 +137,8 @@ class ShardDataModule(L.LightningDataModule):
         module = self.trainer.lightning_module
         assert isinstance(module, ShardTrained)
         self.check(module)
-        self.needs, block = module.needs, module.needs.block_size
+        self.needs = self._needs_of(module)
+        block = self.needs.block_size
         if self.pack_frames < block:
             raise ValueError(f"data.pack_frames {self.pack_frames} is less than a block of {block} frames")
         self._check_segments()
@@ -196,6 +215,13 @@ class ShardDataModule(L.LightningDataModule):
         if self.trainer.training:
             self._consumed(batch)
         return batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Has the mels of a batch that is trained on made by the decoder, if there is one."""
+        assert self.trainer is not None
+        if self.mels_of is None or not self.trainer.training:
+            return batch
+        return replace(batch, mels=self.mels_of.teacher.mels(batch))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copies a batch without waiting for it where its memory is pinned."""

@@ -27,7 +27,7 @@ from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.training.base import DataNeeds, ShardTrained, TokenNeeds, plain, require_same
+from sf_lightning.training.base import DataNeeds, ShardTrained, decoder_needs, plain, require_same
 from sf_lightning.training.checkpoint import FORMAT
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard
@@ -112,15 +112,7 @@ class StreamFlowModule(ShardTrained):
     @property
     def needs(self) -> DataNeeds:
         """Tokens, blocks and speakers as the network takes them."""
-        mel, dit, speaker = self.model.mel.config, self.model.dit.config, self.model.speaker
-        return DataNeeds(
-            mel,
-            self.model.layout.block_size,
-            TokenNeeds(self.tokenizer, dit.vocabulary, dit.frames_per_token),
-            (speaker.x_vectors, speaker.stored_width),
-            speaker.stored_width,
-            speaker.crop_samples(mel.sample_rate),
-        )
+        return decoder_needs(self.model, self.tokenizer)
 
     def record(self) -> dict[str, Any]:
         """Layout, field and latency."""

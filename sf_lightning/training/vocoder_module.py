@@ -21,7 +21,8 @@ from sf_lightning.training.checkpoint import FORMAT
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard, skip_unless_finite
 from sf_lightning.vocoder.adversary import REACH, Adversary, DiscriminatorConfig, GeneratorLosses, LossConfig
-from sf_lightning.vocoder.bigvgan import BigVGANVocoder, GeneratorConfig
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder
+from sf_lightning.vocoder.generator import GeneratorConfig
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,10 @@ class VocoderModule(ShardTrained):
         """The mel, and clips of at least a segment; any tokens."""
         return DataNeeds(self.mel.config, BLOCK_FRAMES, min_frames=self.segments.frames)
 
+    def learnt_frames(self, batch: Batch) -> int:
+        """Those of the segments, which may overlap."""
+        return len(batch.packs) * self.segments.per_pack * self.segments.frames
+
     def record(self) -> dict[str, Any]:
         """Sizes, and how much mel a sample depends on."""
         return {
@@ -123,7 +128,8 @@ class VocoderModule(ShardTrained):
         """Refuses what was never tried.
 
         Raises:
-            ValueError: if precision is not full, or ranks would wait for gradients that are not this half-step's.
+            ValueError: if precision is neither full nor bf16-mixed, or ranks would wait for gradients that are not
+                this half-step's.
         """
         kwargs = getattr(self.trainer.strategy, "_ddp_kwargs", {})
         if self.trainer.world_size > 1 and not kwargs.get("find_unused_parameters"):
@@ -131,17 +137,18 @@ class VocoderModule(ShardTrained):
                 f"--trainer.strategy on {self.trainer.world_size} processes: wanted "
                 "ddp_find_unused_parameters_true, for discriminators and generator learn by turns"
             )
-        if self.trainer.precision != "32-true":
+        if self.trainer.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(
-                f"--trainer.precision is {self.trainer.precision}: a vocoder is trained with 32-true, for its "
-                "gradients are judged unscaled and its periodic activations lose their phase in 16 bits"
+                f"--trainer.precision is {self.trainer.precision}: a vocoder is trained with 32-true, or with "
+                "bf16-mixed, in which its discriminators alone multiply in 16 bits; gradients are judged unscaled"
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Trains the discriminators, then the generator, on the segments of a batch."""
         segments = cut(batch, self.segments, self.mel, self.seed)
         generator, discriminators = self._optimizers()
-        made = self.model.decode(segments.mel)
+        with torch.autocast(self.device.type, enabled=False):
+            made = self.model.decode(segments.mel)  # in 16 bits its noise is 38 dB below it (LOG.md)
         # Of the segments, not of the losses, which the package averages: this names the one that is broken.
         self.guard.saw((made - segments.wave).abs().mean(1), segments.utterance, batch.keys)
         limit = self._clip_norm()
@@ -153,7 +160,9 @@ class VocoderModule(ShardTrained):
         skip_unless_finite(discriminators, judging.sum())
         discriminators.step()
 
-        # The generator learns from the discriminators as they are now; they learn nothing here.
+        # The generator learns from the discriminators as they are now, and not from what autocast has kept of them
+        # in 16 bits; they learn nothing here.
+        torch.clear_autocast_cache()
         self.adversary.requires_grad_(False)
         losses = self.adversary.generator_losses(segments.wave, made)
         generator.zero_grad()

@@ -5,10 +5,13 @@ Knows nothing of optimizers, nor of where segments come from.
 Letters: B segments, N samples.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import wraps
 from typing import Literal, NamedTuple
 
+import torch
 from bigvgan.discriminators import (
     MultiPeriodDiscriminator,
     MultiResolutionDiscriminator,
@@ -16,6 +19,7 @@ from bigvgan.discriminators import (
 )
 from bigvgan.env import AttrDict
 from bigvgan.loss import MultiScaleMelSpectrogramLoss, discriminator_loss, feature_loss, generator_loss
+from nnAudio.features.cqt import CQT2010v2
 from torch import Tensor, nn
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
@@ -98,6 +102,9 @@ class GeneratorLosses(NamedTuple):
 class Adversary(nn.Module):
     """Judges segments [B, N].
 
+    Under autocast the discriminators' convolutions alone run in 16 bits: constant-Q transforms, mels and losses do
+    not, for the quiet bands would drown in the loud ones.
+
     Args:
         discriminators: Which.
         losses: Their weights.
@@ -133,6 +140,9 @@ class Adversary(nn.Module):
         with redirect_stdout(None):  # the package prints what it makes
             # Apart, because their gradients are clipped apart.
             self.parts = nn.ModuleList([MultiPeriodDiscriminator(h), spectral(h)])
+        for each in self.parts.modules():
+            if isinstance(each, CQT2010v2):
+                each.forward = in_full(each.forward)
         self.multi_scale = MultiScaleMelSpectrogramLoss(mel.sample_rate)
         self.mel = MelSpectrogram(mel)
 
@@ -141,7 +151,7 @@ class Adversary(nn.Module):
         total = wave.new_zeros(())
         for part in self.parts:
             real, fake, _, _ = part(wave[:, None], made[:, None].detach())
-            total = total + discriminator_loss(real, fake)[0]
+            total = total + discriminator_loss(_full(real), _full(fake))[0]
         return total
 
     def generator_losses(self, wave: Tensor, made: Tensor) -> GeneratorLosses:
@@ -149,8 +159,10 @@ class Adversary(nn.Module):
         feature, adversarial = wave.new_zeros(()), wave.new_zeros(())
         for part in self.parts:
             _, fake, real_features, fake_features = part(wave[:, None], made[:, None])
-            feature = feature + feature_loss(real_features, fake_features)
-            adversarial = adversarial + generator_loss(fake)[0]
+            feature = feature + feature_loss(
+                *([_full(each) for each in of] for of in (real_features, fake_features))
+            )
+            adversarial = adversarial + generator_loss(_full(fake))[0]
         weights = self.losses
         return GeneratorLosses(
             weights.mel_weight * self.mel_loss(wave, made),
@@ -161,5 +173,21 @@ class Adversary(nn.Module):
     def mel_loss(self, wave: Tensor, made: Tensor) -> Tensor:
         """Returns the mean distance of the log-mels of segments [B, N], a scalar, without its weight."""
         if self.losses.mel == "multi_scale":
-            return self.multi_scale(wave[:, None], made[:, None])
+            with torch.autocast(wave.device.type, enabled=False):
+                return self.multi_scale(wave[:, None], made[:, None])
         return nn.functional.l1_loss(self.mel(wave), self.mel(made))
+
+
+def in_full(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Returns a function of a tensor that autocast does not change."""
+
+    @wraps(forward)
+    def full(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float())
+
+    return full
+
+
+def _full(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [each.float() for each in tensors]

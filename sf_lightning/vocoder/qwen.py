@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.qwen_files import read_qwen, read_torch
-from sf_lightning.vocoder.bigvgan import WEIGHTS, BigVGANVocoder
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder
+from sf_lightning.vocoder.files import THEIR_WEIGHTS, WEIGHTS
 
 COMPONENT = "code2wav_bigvgan_model"
 
@@ -53,7 +54,10 @@ def is_qwen(path: Path) -> bool:
         ValueError: if it is a file that cannot be read.
     """
     if path.is_dir():
-        return not (path / WEIGHTS).is_file() and any(path.glob("*.safetensors*"))
+        ours = any((path / name).is_file() for name in (WEIGHTS, THEIR_WEIGHTS))
+        return not ours and any(path.glob("*.safetensors*"))
+    if path.name == WEIGHTS:
+        return False
     return path.suffix == ".safetensors" or (
         path.is_file() and not {"generator", "hyper_parameters"} & read_torch(path).keys()
     )

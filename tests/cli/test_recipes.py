@@ -14,7 +14,8 @@ from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig
 from sf_lightning.model.plain import from_plain
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.training.vocoder_module import VocoderModule
-from sf_lightning.vocoder.bigvgan import BigVGANVocoder, GeneratorConfig
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder
+from sf_lightning.vocoder.generator import GeneratorConfig
 
 RECIPES = {
     "demo": (5.2e6, "2 back, 1 ahead"),
@@ -25,7 +26,7 @@ RECIPES = {
 }
 
 
-VOCODERS = {"vocoder": 115.7e6, "vocoder_small": 1.91e6}
+VOCODERS = {"vocoder": 115.7e6, "vocoder_base": 13.07e6, "vocoder_small": 1.91e6}
 
 
 def config_of(repository: Path, *names: str) -> Any:
@@ -74,17 +75,36 @@ def test_every_file_of_experiments_is_tested_or_an_overlay(repository: Path) -> 
     assert files == {*RECIPES, *VOCODERS, "one_gpu"}
 
 
+def sizes_of(config: Any) -> tuple[GeneratorConfig, SegmentConfig]:
+    """Generator and segments of a vocoder's recipe."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(VocoderModule, "model")
+    given = parser.parse_object({"model": OmegaConf.to_container(config.model)}).as_dict()["model"]
+    return (
+        from_plain(GeneratorConfig, given["generator"], "generator"),
+        from_plain(SegmentConfig, given["segments"], "segments"),
+    )
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["vocoder_small", "vocoder_base", pytest.param("vocoder", marks=pytest.mark.slow)])
+def test_a_frame_is_heard_as_far_as_the_context_of_a_recipe_and_no_frame_further(
+    repository: Path, name: str
+) -> None:
+    generator, _ = sizes_of(config_of(repository, name))
+    vocoder = BigVGANVocoder(generator.hyperparameters(MelConfig()), MelConfig()).eval()
+    middle = vocoder.right + 4
+    mel = torch.zeros(1, 2 * middle + 1, 80)
+    mel[:, middle] = torch.nan  # which no weight makes small
+    heard = vocoder.decode(mel)[0].isnan().view(-1, 160).any(1).nonzero()[:, 0]
+    assert [int(heard[0]), int(heard[-1])] == [middle - vocoder.left, middle + vocoder.right]
+
+
 @pytest.mark.parametrize("name", VOCODERS)
 def test_a_recipe_builds_the_vocoder_that_it_names_and_its_packs_hold_segments(repository: Path, name: str) -> None:
     config = config_of(repository, name)
     assert config.trains == "vocoder"
-    parser = ArgumentParser()
-    parser.add_class_arguments(VocoderModule, "model")
-    given = parser.parse_object({"model": OmegaConf.to_container(config.model)}).as_dict()["model"]
-    generator, segments = (
-        from_plain(kind, given[part], part)
-        for kind, part in ((GeneratorConfig, "generator"), (SegmentConfig, "segments"))
-    )
+    generator, segments = sizes_of(config)
     with torch.device("meta"):  # of the generator alone: the constant-Q transforms cannot be made there
         model = BigVGANVocoder(generator.hyperparameters(MelConfig()), MelConfig())
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(VOCODERS[name], rel=0.01)

@@ -14,6 +14,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.config import VocoderConfig
 from tests.cli.test_cli import mistake
+from tests.training import test_training as decoders
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "vocoder_small.yaml"
 
@@ -54,8 +55,14 @@ def test_a_run_that_goes_on_counts_steps_as_batches_in_its_table_and_its_checkpo
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows if row.get("train/loss")] == [0, 1, 2, 3]
     assert [int(row["step"]) for row in rows if row.get("val/loss")] == [1, 3]
-    for name in ("pesq_wb", "stoi", "visqol", "mel_l1", "no_score"):
-        assert f"copy_synthesis/{name}" in rows[0] and f"griffin_lim/{name}" in rows[0]
+    names = {"pesq_wb", "stoi", "visqol", "mel_l1", "mr_stft", "periodicity", "real_time_factor", "no_score"}
+    for way in ("copy_synthesis", "streamed", "griffin_lim", "griffin_lim_streamed"):
+        assert {f"{way}/{name}" for name in names} <= rows[0].keys()
+        # Griffin-Lim does not learn: it is heard once.
+        assert sum(bool(row[f"{way}/mr_stft"]) for row in rows) == (1 if way.startswith("griffin_lim") else 2)
+    validated = [row for row in rows if row.get("val/loss")]
+    assert all(float(row["streamed/exact_gap"]) < 1e-5 for row in validated)
+    assert all(0 < float(row["griffin_lim_streamed/real_time_factor"]) for row in validated[:1])
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4 and len(last["optimizer_states"]) == len(last["lr_schedulers"]) == 2
     assert [state["last_epoch"] for state in last["lr_schedulers"]] == [4, 4]
@@ -65,14 +72,29 @@ def test_a_run_leaves_sound_a_picture_and_a_table(run: Path) -> None:
     samples = run / "samples" / "step-000004"
     assert len([*samples.glob("*.png")]) == 2
     assert {soundfile.info(path).samplerate for path in samples.glob("*.made.wav")} == {16000}
+    assert len([*samples.glob("*.streamed.wav")]) == 2
     table = (run / "summary.md").read_text()
-    assert "griffin-lim" in table and "copy-synthesis" in table
+    for said in (
+        "| griffin-lim |",
+        "| griffin-lim-streamed |",
+        "| copy-synthesis |",
+        "MR-STFT",
+        "periodicity",
+        "RTF",
+    ):
+        assert said in table
 
 
 @torch.inference_mode()
 def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, tmp_path: Path) -> None:
     checkpoint = run / "checkpoints" / "last.ckpt"
-    export.main([str(checkpoint), str(tmp_path / "out")])
+    (tmp_path / "data.md").write_text("Speech of nobody.\n")
+    given = ["--license=apache-2.0", f"--data={tmp_path / 'data.md'}"]
+    export.main([str(checkpoint), str(tmp_path / "out"), *given])
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in ("step 4", "license: apache-2.0", "Speech of nobody.", "| training | 4 steps; averaged weights |"):
+        assert said in card
+    assert "| copy-synthesis | " in card and "| griffin-lim | " in card and "TO BE FILLED IN" not in card
     mel = torch.randn(1, 40, 80, generator=torch.Generator().manual_seed(0)) - 4
     made = [VocoderConfig(str(path)).make(MelConfig()).decode(mel) for path in (checkpoint, tmp_path / "out")]
     assert made[0].abs().mean() > 1e-6 and torch.equal(*made)
@@ -80,6 +102,22 @@ def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, t
     torch.testing.assert_close(module.synthesise(mel), made[0], atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="its hop_size is 160, the decoder's mel has 200"):
         VocoderConfig(str(checkpoint)).make(MelConfig(hop_length=200))
+
+
+def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
+    run: Path, shards: ShardSet, tmp_path: Path
+) -> None:
+    decoders.fit(tmp_path, decoders.small_module(), decoders.data(shards), 1)
+    generated = ["--data.mels=generated", f"--data.decoder={tmp_path / 'last.ckpt'}"]
+    begun = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    fit.main(arguments(shards, tmp_path / "tuned", *generated, begun, "--trainer.max_steps=6"))
+    wandb.finish()
+    with (tmp_path / "tuned" / "csv" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row.get("train/loss")] == [4, 5]
+    assert [int(row["step"]) for row in rows if row.get("generated/stoi")] == [5]
+    assert not any(row.get("griffin_lim/stoi") for row in rows)  # that was heard before
+    assert "| generated |" in (tmp_path / "tuned" / "summary.md").read_text()
 
 
 def test_the_config_of_a_run_says_what_it_trains(run: Path) -> None:

@@ -21,6 +21,7 @@ from sf_lightning.model.flops import flops_per_frame
 from sf_lightning.training import loader
 from sf_lightning.training.callbacks import throughput
 from sf_lightning.training.callbacks.throughput import Throughput, collective_wait_ms, measured_flops
+from tests.training import test_vocoder_module as vocoders
 from tests.training.test_training import batch_of, data, small_module
 
 KEYS = ("audio_seconds_per_second", "padding_share", "data_wait_share", "mfu", "peak_memory_gib")
@@ -112,6 +113,22 @@ def logged(
         rows = list(csv.DictReader(file))
     filled = [{name: float(value) for name, value in row.items() if value} for row in rows]
     return [row for row in filled if any(name.startswith("throughput/") for name in row)]
+
+
+def test_a_vocoder_s_speech_is_that_of_its_segments(shards: ShardSet) -> None:
+    class Logged(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            found.update(trainer.callback_metrics)
+
+    found: dict[str, Tensor] = {}
+    with told_time() as clock:
+        callbacks = (Throughput(), Work(clock), Logged())
+        vocoders.fit(vocoders.tiny(), vocoders.data(shards, lanes=2), 2, *callbacks, log_every_n_steps=2)
+    # Two segments of 16 frames of each lane.
+    seconds = STEP_SECONDS + 2 * PACK_SECONDS
+    assert float(found["throughput/audio_seconds_per_second"]) == pytest.approx(2 * 2 * 0.16 / seconds)
+    assert float(found["throughput/data_wait_share"]) == pytest.approx(2 * PACK_SECONDS / seconds)
+    assert "throughput/mfu" not in found
 
 
 def of(rows: list[dict[str, float]], name: str) -> list[float]:

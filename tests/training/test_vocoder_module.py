@@ -9,20 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
+import soundfile
+import soxr
 import torch
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.data.build import build, fit_tokenizer
+from sf_lightning.data.corpus import find_units
 from sf_lightning.data.held_out import first_clips
 from sf_lightning.data.lanes import Lane, LaneState, Reading
 from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.vocoder_module import GANOptimizerConfig, VocoderModule
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
-from sf_lightning.vocoder.bigvgan import GeneratorConfig
+from sf_lightning.vocoder.generator import GeneratorConfig
+from tests.helpers import voice
 
 TINY = {
     "generator": GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,)),
@@ -138,21 +145,25 @@ def test_the_discriminators_learn_and_the_generator_does_not_learn_for_them(shar
     assert all(p.requires_grad for p in module.adversary.parameters())
 
 
-def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(shards: ShardSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(
+    shards: ShardSet, tmp_path: Path, precision: Any
+) -> None:
     class Save(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
             if trainer.global_step == 4:
                 trainer.save_checkpoint(tmp_path / "middle.ckpt")
 
     whole, again, one, other = Notes(), Notes(), tiny(), tiny()
-    fit(one, data(shards), 9, Save(), whole)
+    fit(one, data(shards), 24, Save(), whole, precision=precision)
     torch.manual_seed(99)
-    trainer = fit(other, data(shards), 9, again, ckpt_path=tmp_path / "middle.ckpt")
-    assert again.seen == whole.seen[4:] and trainer.global_step == 9
+    resume = tmp_path / "middle.ckpt"
+    trainer = fit(other, data(shards), 24, again, ckpt_path=resume, precision=precision)
+    assert again.seen == whole.seen[4:] and len(again.seen) == 20 and trainer.global_step == 24
     for name, value in one.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
     rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
-    assert rates == [pytest.approx(1e-3 * 0.99**9)] * 2
+    assert rates == [pytest.approx(1e-3 * 0.99**24)] * 2
 
 
 def test_the_average_is_a_second_generator_that_follows_the_first(shards: ShardSet) -> None:
@@ -197,6 +208,40 @@ def test_a_step_that_is_not_finite_changes_no_weight_is_counted_and_named(
     said = [each.getMessage() for each in caplog.records if "skipped" in each.getMessage()]
     assert len(said) == 1 and said[0].startswith("step 2 skipped: not finite: the loss of ")
     assert any(key in said[0] for key in notes.seen[2][2] if key)
+
+
+@pytest.mark.parametrize("kind", ["resolutions", "cqt"])
+@pytest.mark.parametrize("losses", [LossConfig("single", 45.0), LossConfig("multi_scale", 15.0)])
+def test_segments_of_silence_are_learnt_without_a_step_that_is_not_finite(
+    shards: ShardSet, kind: Any, losses: LossConfig
+) -> None:
+    class Hush(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, index: int) -> None:
+            batch.wave[:] = 0
+
+    discriminators, notes = DiscriminatorConfig(kind, periods=(2,), width=1 / 32), Notes()
+    module = tiny(discriminators=discriminators, losses=losses)
+    fit(module, data(shards, lanes=1), 2, Hush(), notes)
+    assert module.guard.skipped == 0 and all(p.isfinite().all() for p in module.parameters())
+    assert notes.seen[0][0] > 0
+
+
+def test_stereo_at_another_rate_is_learnt_as_mono_at_the_mel_s(tmp_path: Path) -> None:
+    batches = []
+    for name, rate, channels in (("mono", 16000, 1), ("stereo", 48000, 2)):
+        audio = tmp_path / name / "voice"
+        audio.mkdir(parents=True)
+        for number in range(3):
+            wave = soxr.resample(voice(1.5, seed=number), 16000, rate)
+            soundfile.write(audio / f"{number}.wav", np.stack([wave] * channels, 1), rate)
+        units = find_units(tmp_path / name, 3)
+        tokenizer = fit_tokenizer(units, 8, MelConfig())
+        build(units, tmp_path / f"{name}-set", Recipe(tokenizer, shard_samples=3))
+        batches.append(batch_of(ShardSet(tmp_path / f"{name}-set")))
+    (mono, stereo) = (cut(each, SegmentConfig(40, 4), MelSpectrogram(MelConfig()), 0) for each in batches)
+    assert batches[0].keys == batches[1].keys
+    torch.testing.assert_close(stereo.wave, mono.wave, atol=0.02, rtol=0)
+    assert mono.wave.abs().max() > 0.5
 
 
 def test_too_many_in_a_row_stop_the_run(shards: ShardSet) -> None:
@@ -249,6 +294,7 @@ def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, s
     ("module", "change", "said"),
     [
         ({"mel": MelConfig(f_max=7000.0)}, {}, r"has mel .*f_max=8000.*, the model has .*f_max=7000"),
+        ({"mel": MelConfig(24000)}, {}, r"has mel .*sample_rate=16000.*, the model has .*sample_rate=24000"),
         (
             {"segments": SegmentConfig(frames=60)},
             {},
@@ -288,9 +334,35 @@ def test_the_cqt_discriminator_judges_at_16_khz(shards: ShardSet) -> None:
     assert notes.seen[0][1] > 0
 
 
-def test_only_full_precision_is_taken(shards: ShardSet) -> None:
-    with pytest.raises(ValueError, match=r"precision is bf16-mixed: a vocoder is trained with 32-true"):
-        fit(tiny(), data(shards), 1, precision="bf16-mixed")
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_precisions_that_were_never_tried_are_refused(shards: ShardSet, precision: Any) -> None:
+    with pytest.raises(ValueError, match=rf"precision is {precision}: .* with 32-true, or with bf16"):
+        fit(tiny(), data(shards), 1, precision=precision)
+
+
+@pytest.mark.parametrize("kind", ["resolutions", "cqt"])
+def test_in_bf16_the_discriminators_alone_are_rounded_and_gradients_stay_close(shards: ShardSet, kind: Any) -> None:
+    found = {}
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+            found[trainer.precision] = {
+                "mel loss": trainer.callback_metrics["train/mel_loss"],
+                "adversarial loss": trainer.callback_metrics["train/adversarial_loss"],
+                "generator": torch.cat([p.grad.flatten() for p in module.model.parameters()]),
+            }
+
+    discriminators = DiscriminatorConfig(kind, periods=(2,), width=1 / 32)
+    for precision in ("32-true", "bf16-mixed"):
+        # Of the adversary alone: the mel loss would hide it.
+        module = tiny(discriminators=discriminators, losses=LossConfig(mel_weight=1e-3))
+        fit(module, data(shards, lanes=1), 1, Look(), precision=precision)
+    full, half = found["32-true"], found["bf16-mixed"]
+    assert full["mel loss"] == half["mel loss"]  # the generator and this loss are not rounded at all
+    assert 0 < (full["adversarial loss"] - half["adversarial loss"]).abs() < 0.01 * full["adversarial loss"]
+    assert half["adversarial loss"] != half["adversarial loss"].bfloat16()  # means are not rounded either
+    off = half["generator"] - full["generator"]
+    assert 0 < off.norm() < 0.05 * full["generator"].norm()
 
 
 @pytest.fixture

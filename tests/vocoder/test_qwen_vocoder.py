@@ -305,7 +305,7 @@ def test_a_file_of_something_else_is_no_vocoder(tmp_path: Path, content: object,
     ("name", "said"),
     [
         ("model.safetensors", "model.safetensors is missing"),
-        ("", "bigvgan_generator.pt is missing: give a BigVGAN"),
+        ("", "bigvgan_generator.safetensors is missing: give a checkpoint"),
     ],
 )
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path, name: str, said: str) -> None:

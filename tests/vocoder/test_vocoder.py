@@ -7,17 +7,14 @@ import torch
 from bigvgan import BigVGAN
 from bigvgan.bigvgan import load_hparams_from_json
 from bigvgan.env import AttrDict
+from safetensors.torch import load_file
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.seam import seam_db
-from sf_lightning.vocoder.bigvgan import (
-    BigVGANVocoder,
-    GeneratorConfig,
-    TrainedVocoder,
-    context_frames,
-    save_in_their_format,
-)
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.config import VocoderConfig
+from sf_lightning.vocoder.files import TrainedVocoder, save_vocoder
+from sf_lightning.vocoder.generator import GeneratorConfig, context_frames
 from sf_lightning.vocoder.griffin_lim import GriffinLim
 from tests.helpers import BIGVGAN, voice
 
@@ -80,12 +77,30 @@ def test_weights_of_ours_give_the_same_wave_in_the_package_and_here(tmp_path: Pa
         parameter.mul_(1.5)
     wave = made.eval().decode(mel)
     assert wave.abs().mean() > 1e-3
-    save_in_their_format(tmp_path / "out", TrainedVocoder(made.state_dict(), config, MelConfig(), 1))
+    save_vocoder(tmp_path / "out", TrainedVocoder(made.generator.state_dict(), config, MelConfig(), 1), "card")
     theirs = BigVGAN(load_hparams_from_json(tmp_path / "out" / "config.json"))
-    theirs.load_state_dict(torch.load(tmp_path / "out" / "bigvgan_generator.pt")["generator"])
+    theirs.load_state_dict(load_file(tmp_path / "out" / "bigvgan_generator.safetensors"))
     torch.testing.assert_close(theirs.eval()(mel.transpose(1, 2))[:, 0], wave, atol=1e-6, rtol=0)
     again = VocoderConfig(checkpoint=str(tmp_path / "out")).make(MelConfig())
     torch.testing.assert_close(again.decode(mel), wave, atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "config",
+    [
+        GeneratorConfig((10, 16), (20, 32), 16, (3,), (1,)),
+        GeneratorConfig((8, 5, 4), (16, 11, 8), 16, (3, 7), (1, 3)),
+        GeneratorConfig((2, 4, 4, 5), (4, 8, 8, 11), 16),
+    ],
+)
+def test_the_context_is_exact_to_the_frame(config: GeneratorConfig) -> None:
+    vocoder = BigVGANVocoder(config.hyperparameters(MelConfig()), MelConfig()).eval()
+    middle = vocoder.right + 4
+    mel = torch.zeros(1, 2 * middle + 1, 80)
+    mel[:, middle] = torch.nan  # which no weight makes small
+    heard = vocoder.decode(mel)[0].isnan().view(-1, 160).any(1).nonzero()[:, 0]
+    assert [int(heard[0]), int(heard[-1])] == [middle - vocoder.left, middle + vocoder.right]
 
 
 @torch.inference_mode()

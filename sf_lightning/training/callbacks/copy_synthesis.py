@@ -1,8 +1,9 @@
-"""Validation of a vocoder: held-out clips made of their own mels, scored beside Griffin-Lim, kept as sound."""
+"""Validation of a vocoder: held-out clips made of their own mels, whole and streamed, scored beside Griffin-Lim."""
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -10,37 +11,63 @@ from torch import Tensor
 
 from sf_lightning.evaluation.clips import kept
 from sf_lightning.metrics.pool import shared_pool
-from sf_lightning.metrics.speech import SpeechScores
+from sf_lightning.metrics.speech import SpeechScores, gap
+from sf_lightning.streaming.sound import stream_mel
 from sf_lightning.training.callbacks.continuation import between
 from sf_lightning.training.callbacks.keeping import conclude, keep_clip, samples_folder
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.vocoder_module import VocoderModule
+from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.griffin_lim import GriffinLim
 
-SCORES = ("pesq_wb", "stoi", "visqol", "mel_l1", "no_score")
+STREAMED = ("streamed", "griffin_lim_streamed")
+"""Ways whose sound is made chunk by chunk, and so may have seams."""
+
+
+class _Clip(NamedTuple):
+    """A held-out clip on the device: wave [N], mel [T, F], and the decoder's mel of it where one makes those."""
+
+    key: str
+    wave: Tensor
+    mel: Tensor
+    generated: Tensor | None
 
 
 class CopySynthesis(L.Callback):
-    """Makes the clips of validation of their own mels, whole, with the averaged generator.
+    """Makes the clips of validation of their own mels with the averaged generator, whole and as a stream would.
 
-    Logs `copy_synthesis/{pesq_wb,stoi,visqol,mel_l1,no_score}`, the mel error as `val/loss` too, and once the same
-    scores of Griffin-Lim; writes waves and pictures under `samples/step-*/` of the run's folder, and to W&B; ends a
-    fit with a table and a page, `report.html`.
+    Logs `{copy_synthesis,streamed}/{pesq_wb,stoi,visqol,mel_l1,mr_stft,periodicity,real_time_factor,no_score}`,
+    the mel error as `val/loss` too; `streamed/gap` to the whole, and `streamed/exact_gap` where the vocoder waits
+    for all of its right context, the largest difference of a sample, which is rounding; and once the same scores
+    of Griffin-Lim, whole and streamed at the same latency. Where training hears the mels of a decoder,
+    `generated/*` are the scores of what is made of those. Writes waves and pictures with their differences under
+    `samples/step-*/` of the run's folder, and to W&B; ends a fit with a table
+    and a page, `report.html`.
 
     Args:
         keep: Clips whose sound and picture are kept.
         iterations: Steps of Griffin-Lim.
+        chunk_frames: Of the chunks of streams.
+        lookahead_frames: After a chunk, of which its vocoder knows.
     """
 
-    def __init__(self, keep: int = 2, iterations: int = 32) -> None:
+    def __init__(
+        self, keep: int = 2, iterations: int = 60, chunk_frames: int = 24, lookahead_frames: int = 24
+    ) -> None:
+        if chunk_frames < 1 or lookahead_frames < 0:
+            raise ValueError(
+                f"CopySynthesis: chunk_frames {chunk_frames}, lookahead_frames {lookahead_frames}: wanted 1 or "
+                "more, and 0 or more"
+            )
         self.keep, self.iterations = keep, iterations
+        self.chunk, self.ahead = chunk_frames, lookahead_frames
         self.rows: dict[str, dict[str, float]] = {}
         self.samples: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Fails now, not after an hour, if a metric cannot run; lets the metric processes start meanwhile."""
         assert isinstance(pl_module, VocoderModule)
-        SpeechScores(pl_module.mel.config.sample_rate)
+        SpeechScores(pl_module.mel.config.sample_rate, copies=True)
         shared_pool().warm_up()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -53,22 +80,25 @@ class CopySynthesis(L.Callback):
         assert isinstance(pl_module, VocoderModule)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, ShardDataModule)
-        device = pl_module.device
-        clips = [(each.clip.key, torch.from_numpy(each.clip.wave).to(device)) for each in datamodule.rank_clips]
-        mels = [pl_module.mel(wave[None])[0] for _, wave in clips]
-        made = {"copy_synthesis": [pl_module.synthesise(mel[None])[0] for mel in mels]}
-        if "griffin_lim" not in self.rows:
-            griffin_lim = GriffinLim(pl_module.mel.config, self.iterations).to(device)
-            made["griffin_lim"] = [griffin_lim.decode(mel[None])[0] for mel in mels]
-        between(trainer)
-        values: dict[str, float] = {}
-        for way, waves in made.items():
-            again = [pl_module.mel(wave[None])[0] for wave in waves]
-            self.rows[way] = self._score(pl_module, waves, again, [wave for _, wave in clips], mels)
-            values |= {f"{way}/{name}": value for name, value in self.rows[way].items()}
+        clips = self._clips(pl_module, datamodule)
+        made: dict[str, list[Tensor]] = {}
+        for way, make in self._ways(pl_module, datamodule.mels_of is not None):
+            began = time.perf_counter()
+            # On the CPU, so that the clock has waited for the device.
+            made[way] = [make(clip).cpu() for clip in clips]
+            seconds = time.perf_counter() - began
+            spoken = sum(len(clip.wave) for clip in clips) / pl_module.mel.config.sample_rate
+            self.rows[way] = {"real_time_factor": seconds / spoken}
+            between(trainer)
+        mels = {way: [self._mel(pl_module, wave) for wave in waves] for way, waves in made.items()}
+        for way in made:
+            self.rows[way] |= self._score(pl_module, way, made[way], mels[way], clips)
+        self.rows["streamed"]["gap"] = gap(mels["streamed"], mels["copy_synthesis"])
+        values = {f"{way}/{name}": value for way in made for name, value in self.rows[way].items()}
+        values["streamed/exact_gap"] = self._exact_gap(pl_module, clips, made["copy_synthesis"])
         values["val/loss"] = self.rows["copy_synthesis"]["mel_l1"]
         if trainer.is_global_zero:
-            self._keep(trainer, pl_module, clips, mels, made["copy_synthesis"])
+            self._keep(trainer, pl_module, clips, made, mels)
         values["val/seconds"] = time.perf_counter() - self._started
         pl_module.log_dict(values, batch_size=1)
 
@@ -86,31 +116,72 @@ class CopySynthesis(L.Callback):
         self.rows = state_dict["rows"]
         self.samples = Path(state_dict["samples"]) if state_dict["samples"] else None
 
+    # -- making ---------------------------------------------------------------------------------------
+
+    def _clips(self, module: VocoderModule, datamodule: ShardDataModule) -> list[_Clip]:
+        clips = []
+        for number, drawn in enumerate(datamodule.rank_clips):
+            wave, generated = torch.from_numpy(drawn.clip.wave).to(module.device), None
+            if datamodule.mels_of is not None:
+                generated = datamodule.mels_of.teacher.mel_of(drawn, number, module.device)
+            clips.append(_Clip(drawn.clip.key, wave, self._mel(module, wave), generated))
+        return clips
+
+    def _ways(self, module: VocoderModule, generated: bool) -> Iterator[tuple[str, Callable[[_Clip], Tensor]]]:
+        """What makes a wave [N] of a clip, by name; Griffin-Lim unless it has been heard."""
+        yield "copy_synthesis", lambda clip: module.synthesise(clip.mel[None])[0]
+        yield "streamed", lambda clip: self._stream(module.average.eval(), clip.mel)
+        if generated:
+            yield "generated", lambda clip: module.synthesise(cast(Tensor, clip.generated)[None])[0]
+        if {"griffin_lim", "griffin_lim_streamed"} <= self.rows.keys():
+            return
+        griffin_lim = GriffinLim(module.mel.config, self.iterations).to(module.device)
+        yield "griffin_lim", lambda clip: griffin_lim.decode(clip.mel[None])[0]
+        yield "griffin_lim_streamed", lambda clip: self._stream(griffin_lim, clip.mel)
+
+    def _stream(self, vocoder: Vocoder, mel: Tensor, exact: bool = False) -> Tensor:
+        return torch.cat([*stream_mel(vocoder, mel, self.chunk, self.ahead, exact)])
+
+    def _exact_gap(self, module: VocoderModule, clips: list[_Clip], whole: list[Tensor]) -> float:
+        """The largest difference of a sample of the whole from a stream that waits, in the clips that are kept."""
+        some = kept(len(clips), self.keep)
+        waves = ((self._stream(module.average, clips[i].mel, exact=True).cpu(), whole[i]) for i in some)
+        return max((float((a - b).abs().max()) for a, b in waves), default=float("nan"))
+
+    def _mel(self, module: VocoderModule, wave: Tensor) -> Tensor:
+        return module.mel(wave.to(module.device)[None])[0]
+
+    # -- scoring and keeping --------------------------------------------------------------------------
+
     def _score(
-        self,
-        module: VocoderModule,
-        waves: list[Tensor],
-        again: list[Tensor],
-        references: list[Tensor],
-        mels: list[Tensor],
+        self, module: VocoderModule, way: str, waves: list[Tensor], mels: list[Tensor], clips: list[_Clip]
     ) -> dict[str, float]:
-        scores = SpeechScores(module.mel.config.sample_rate, module.device)
-        scores.update(waves, references, again, mels, [torch.empty(0, dtype=torch.long)] * len(waves))
+        config = module.mel.config
+        scores = SpeechScores(config.sample_rate, module.device, copies=True)
+        edges = [self._edges(way, clip) * config.hop_length for clip in clips]
+        wanted = [clip.wave.cpu() for clip in clips]
+        scores.update(waves, wanted, mels, [clip.mel for clip in clips], edges)
         found = scores.compute()
-        return {name: found[name] for name in SCORES}  # nothing is joined, so there are no seams
+        if way not in STREAMED:
+            del found["seam_db"]  # nothing is joined
+        return found
+
+    def _edges(self, way: str, clip: _Clip) -> Tensor:
+        """Frames at which chunks meet."""
+        return torch.arange(self.chunk, max(self.chunk, len(clip.mel) if way in STREAMED else 0), self.chunk)
 
     def _keep(
         self,
         trainer: L.Trainer,
         module: VocoderModule,
-        clips: list[tuple[str, Tensor]],
-        mels: list[Tensor],
-        waves: list[Tensor],
+        clips: list[_Clip],
+        made: dict[str, list[Tensor]],
+        mels: dict[str, list[Tensor]],
     ) -> None:
         self.samples, config = samples_folder(trainer), module.mel.config
+        names = {"made": "copy_synthesis", "streamed": "streamed"}
         for i in kept(len(clips), self.keep):
-            key, reference = clips[i]
-            sounds = {"reference": reference, "made": waves[i]}
-            seen = {"reference": mels[i], "made": module.mel(waves[i][None])[0]}
-            rates = dict.fromkeys(sounds, config.sample_rate)
-            keep_clip(trainer, self.samples, key, sounds, rates, seen, torch.empty(0), config.frame_rate)
+            sounds = {"reference": clips[i].wave} | {name: made[way][i] for name, way in names.items()}
+            seen = {"reference": clips[i].mel} | {name: mels[way][i] for name, way in names.items()}
+            rates, edges = dict.fromkeys(sounds, config.sample_rate), self._edges("streamed", clips[i])
+            keep_clip(trainer, self.samples, clips[i].key, sounds, rates, seen, edges, config.frame_rate, True)

@@ -18,7 +18,7 @@ from sf_lightning.evaluation.table import COLUMNS, Table
 from sf_lightning.streaming.latency import Latency
 from sf_lightning.training.saving import newest
 
-WAYS = ("griffin_lim", "copy_synthesis", "look_up", "offline", "streamed")
+WAYS = ("griffin_lim", "griffin_lim_streamed", "copy_synthesis", "generated", "look_up", "offline", "streamed")
 """Rows of the table, in this order, where they are there."""
 
 
@@ -36,6 +36,7 @@ def keep_clip(
     mels: Mapping[str, Tensor],
     edges: Tensor,
     frame_rate: float,
+    differences: bool = False,
 ) -> None:
     """Writes a clip's waves [N], each at its rate, and a picture of its mels [T, F], here and to W&B.
 
@@ -48,11 +49,12 @@ def keep_clip(
         mels: By name.
         edges: Of chunks, in frames, [E].
         frame_rate: Frames a second.
+        differences: Whether the picture also shows how the mels differ from the first.
     """
     for name, wave in sounds.items():
         write_wave(folder / f"{key}.{name}.wav", wave.cpu().numpy(), rates[name])
     picture = folder / f"{key}.png"
-    draw_mels(mels, edges, frame_rate, picture)
+    draw_mels(mels, edges, frame_rate, picture, differences=differences)
     step = max(0, trainer.global_step - 1)  # loggers count from 0
     for logger in (each for each in trainer.loggers if isinstance(each, WandbLogger)):
         logger.log_audio(
@@ -116,7 +118,8 @@ def run_page(
         samples: Folder of the last sounds.
         latency: Of a stream, if there was one.
     """
-    table = Table("Held-out clips", tuple(HEADER), tuple(tuple((cell, "") for cell in row) for row in _cells(rows)))
+    header, *cells = _cells(rows)
+    table = Table("Held-out clips", tuple(header), tuple(tuple((cell, "") for cell in row) for row in cells))
     plots, heard = {}, list[Sample]()
     if latency is not None and "streamed" in rows:
         levels = {way.replace("_", "-"): rows[way] for way in ("copy_synthesis", "offline") if way in rows}
@@ -134,7 +137,7 @@ def run_page(
         sounds = {each: path for each, path in files.items() if path.is_file()}
         picture = reference.with_name(f"{key}.png")
         heard.append(Sample(key, sounds, {"all": picture} if picture.is_file() else {}))
-    meanings = {COLUMNS[score].title: COLUMNS[score].what for score in SHOWN}
+    meanings = {COLUMNS[score].title: COLUMNS[score].what for score in _shown(rows)}
     facts = {"latency": more} if more else {}
     return Page(f"Run {name}", facts, [table], meanings, plots, heard)
 
@@ -142,35 +145,49 @@ def run_page(
 SOUNDS = ("reference", "made", "offline", "streamed")
 """Names of what is kept of a clip, in the order in which they are heard."""
 
-SHOWN = ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db", "gap")
-"""Columns of the table."""
+SHOWN = (
+    "pesq_wb",
+    "stoi",
+    "visqol",
+    "mel_l1",
+    "mr_stft",
+    "periodicity",
+    "seam_db",
+    "gap",
+    "real_time_factor",
+)
+"""Columns of the table, where a row has them."""
+
+
+def _shown(rows: dict[str, dict[str, float]]) -> list[str]:
+    return [name for name in SHOWN if any(name in values for values in rows.values())]
 
 
 def _cells(rows: dict[str, dict[str, float]]) -> list[list[str]]:
-    """One row of text per way, with STOI also as a share of copy-synthesis."""
+    """The titles, and one row of text per way, with STOI also as a share of copy-synthesis."""
+    shown = _shown(rows)
+    table = [["", *(COLUMNS[name].title for name in shown), "of copy"]]
     top = rows.get("copy_synthesis", {}).get("stoi", float("nan"))
-    table = []
     for way in (way for way in WAYS if way in rows):
         values = rows[way]
-        cells = [COLUMNS[name].form.format(values[name]) if name in values else "" for name in SHOWN]
+        cells = [COLUMNS[name].form.format(values[name]) if name in values else "" for name in shown]
         table.append([way.replace("_", "-"), *cells, f"{values['stoi'] / top:.0%}"])
     return table
-
-
-HEADER = ["", *(COLUMNS[name].title for name in SHOWN), "of copy"]
 
 
 def as_table(rows: dict[str, dict[str, float]]) -> Drawn:
     """The scores as a table for the terminal."""
     table = Drawn(title="held-out clips", box=SIMPLE)
-    for title in HEADER:
+    header, *cells = _cells(rows)
+    for title in header:
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
-    for cells in _cells(rows):
-        table.add_row(*cells)
+    for row in cells:
+        table.add_row(*row)
     return table
 
 
 def summary(rows: dict[str, dict[str, float]]) -> str:
     """The scores as a Markdown table."""
-    lines = [HEADER, ["---"] * len(HEADER), *_cells(rows)]
+    header, *cells = _cells(rows)
+    lines = [header, ["---"] * len(header), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

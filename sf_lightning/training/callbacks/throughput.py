@@ -7,7 +7,7 @@ and knows nothing of loaders; only its table of devices is used here.
 import resource
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sf_lightning.data.packing import Batch
 from sf_lightning.model.flops import flops_per_frame
+from sf_lightning.training.base import ShardTrained
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
 
@@ -29,9 +30,10 @@ DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64"
 
 @dataclass
 class _Window:
-    """What was done since the last log: batches, valid and all frames, seconds of training, those spent waiting."""
+    """What was done since the last log: batches, frames learnt, valid and all, seconds of training and waiting."""
 
     num_batches: int = 0
+    num_learnt: int = 0
     num_valid: int = 0
     num_frames: int = 0
     seconds: float = 0.0
@@ -41,12 +43,12 @@ class _Window:
 class Throughput(L.Callback):
     """Logs, beside the loss and at its cadence, means over the steps since the last log.
 
-    - `throughput/audio_seconds_per_second`: valid speech trained on per second.
+    - `throughput/audio_seconds_per_second`: valid speech trained on per second; of a vocoder, its segments.
     - `throughput/padding_share`: padded frames over all frames of the batches.
     - `throughput/data_wait_share`: share of the time in which the loop stood still for the loader.
     - `throughput/mfu`: model FLOPs utilisation, 3 x `flops_per_frame` x valid frames over what the device could
       have multiplied in that time (`peak_flops`). Work on padding and work done twice (recomputed
-      activations) are no useful work, so both lower it; speaker encoder and mel are not counted.
+      activations) are no useful work, so both lower it; speaker encoder and mel are not counted. Of decoders only.
     - `throughput/peak_memory_gib`: on CUDA the most memory that was allocated since the last log, validation
       included; elsewhere the peak resident set of the process since its start.
 
@@ -64,14 +66,15 @@ class Throughput(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds what a frame costs and what the device can do, and opens the first window."""
-        assert isinstance(pl_module, StreamFlowModule)
+        assert isinstance(pl_module, ShardTrained)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, ShardDataModule)
         self.datamodule, self.device = datamodule, pl_module.device
-        self.frame_rate = pl_module.model.mel.config.frame_rate
-        self.flops_per_frame = flops_per_frame(pl_module.model.dit, datamodule.shape.num_blocks)
+        self.frame_rate, self.flops_per_frame = pl_module.needs.mel.frame_rate, 0.0
+        if isinstance(pl_module, StreamFlowModule):
+            self.flops_per_frame = flops_per_frame(pl_module.model.dit, datamodule.shape.num_blocks)
         dtype = DTYPES.get(str(trainer.precision).split("-")[0], torch.float32)
-        self.peak_flops = peak_flops(self.device, dtype)
+        self.peak_flops = peak_flops(self.device, dtype) if self.flops_per_frame else 0.0
         self._window, self._logged_step = _Window(), trainer.global_step
         self._since, self._waited = None, datamodule.waited_seconds
 
@@ -88,6 +91,7 @@ class Throughput(L.Callback):
         """Counts the frames of a batch; at a step that is logged, logs and opens the next window."""
         self._window.num_batches += 1
         self._window.num_valid += batch.num_frames
+        self._window.num_learnt += cast(ShardTrained, pl_module).learnt_frames(batch)
         self._window.num_frames += batch.blocks.valid.numel()
         step, cadence = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         # With accumulated gradients many batches end at the same step.
@@ -124,14 +128,16 @@ class Throughput(L.Callback):
 
     def _means(self) -> dict[str, float]:
         window = self._window
-        useful_flops = TRAINING_PASSES * self.flops_per_frame * window.num_valid
-        return {
-            "audio_seconds_per_second": window.num_valid / self.frame_rate / window.seconds,
+        means = {
+            "audio_seconds_per_second": window.num_learnt / self.frame_rate / window.seconds,
             "padding_share": 1 - window.num_valid / window.num_frames,
             "data_wait_share": window.waited / window.seconds,
-            "mfu": useful_flops / (window.seconds * self.peak_flops),
             "peak_memory_gib": _peak_memory(self.device) / 2**30,
         }
+        if self.flops_per_frame:
+            useful_flops = TRAINING_PASSES * self.flops_per_frame * window.num_valid
+            means["mfu"] = useful_flops / (window.seconds * self.peak_flops)
+        return means
 
     def _of_ranks(self, pl_module: L.LightningModule, collective_wait: float | None) -> dict[str, float]:
         """Milliseconds of a batch on each rank, and those of them in which it stood still, and for what."""

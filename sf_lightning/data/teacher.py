@@ -1,0 +1,76 @@
+"""Mels as a decoder makes them of the very speech that a vocoder is to give back: teacher-forced.
+
+A decoder that speaks from noise speaks its tokens with a melody of its own, of which the recorded wave is no copy.
+So it is led: the network sees a point x_t of the path that ends in the recorded mel, at a time t drawn for each
+piece, with the piece's own tokens and speaker and its usual guidance, and one evaluation says where the path ends:
+x_1 = x_t + (1 - t) v. Late times give mels near the recorded one, early times those that the tokens alone tell; all
+have the decoder's faults, blurred harmonics first, and the rhythm of the recording.
+
+Letters: U utterances, M blocks, W frames of a block, T frames, F mel bands.
+"""
+
+import torch
+from torch import Tensor
+
+from sf_lightning.data.lanes import Drawn
+from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.flow.guidance import guided
+from sf_lightning.flow.noise import keyed_generator
+from sf_lightning.flow.path import straight_path
+from sf_lightning.model.blocks import Blocks
+from sf_lightning.model.streamflow import StreamFlow
+
+KEY = 1
+"""Ends the key of the random draws, so that they are no one else's."""
+
+
+class Teacher:
+    """Makes the mels of packs with a trained decoder.
+
+    Args:
+        model: The decoder, which is not trained further.
+        guidance: Strength of its guidance when it decodes.
+        seed: Of noise and times, beside lane and pack.
+    """
+
+    def __init__(self, model: StreamFlow, guidance: float, seed: int) -> None:
+        self.model, self.guidance, self.seed = model.eval().requires_grad_(False), guidance, seed
+
+    @torch.no_grad()
+    def mels(self, batch: Batch) -> Tensor:
+        """Returns the log-mels [M, W, F] of a batch, on its device; what is under padding means nothing."""
+        model, blocks, device = self.model.to(batch.wave.device), batch.blocks, batch.wave.device
+        x_0, t = self._draw(batch)
+        x_1 = model.to_flow(model.mel.frames(batch.wave))
+        at = t[blocks.utterance, None, None]
+        x_t = straight_path(x_0, x_1, at).x_t
+        kept = torch.zeros(blocks.num_utterances, dtype=torch.bool, device=device)
+        speaker = model.encode_speaker(batch.reference, batch.x_vector)
+        condition = model.condition(batch.tokens, speaker, blocks, kept, kept)
+        null = model.null_condition(blocks) if self.guidance else condition
+        times = torch.cat([t, t])  # of both branches
+
+        def network(x: Tensor, _: int, condition: Tensor, blocks: Blocks) -> Tensor:
+            return model.velocity(x, times[: blocks.num_utterances], condition, blocks)
+
+        velocity = guided(network, condition, null, blocks, self.guidance)(x_t, 0)
+        return model.to_mel(x_t + (1 - at) * velocity).float()
+
+    def _draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Noise [M, W, F] and times [U], the same at any world size and after a resume."""
+        frames, bands, device = batch.blocks.block_size, self.model.mel.config.num_bands, batch.wave.device
+        noise, times = [], []
+        for each in batch.packs:
+            random = keyed_generator(self.seed, each.lane, each.pack, KEY, device=device)
+            noise.append(torch.randn(each.num_blocks, frames, bands, generator=random, device=device))
+            times.append(torch.rand(each.num_utterances, generator=random, device=device))
+        return torch.cat(noise), torch.cat(times)
+
+    def mel_of(self, drawn: Drawn, number: int, device: torch.device) -> Tensor:
+        """Returns the log-mel [T, F] of a whole clip; noise and time follow its number."""
+        model = self.model
+        block, config = model.layout.block_size, model.mel.config
+        count = -(-len(drawn.clip.wave) // (block * config.hop_length))
+        shape = PackShape(count, block, model.dit.config.frames_per_token, 1, config)
+        batch = Batch.of_packs([next(pack([drawn], shape, lane=number))]).to(device)
+        return self.mels(batch)[batch.blocks.valid]

@@ -1,0 +1,55 @@
+"""The trained decoder whose mels a vocoder learns from: loaded once, and what it wants of the data."""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from sf_lightning.data.teacher import Teacher
+from sf_lightning.model.plain import from_plain
+from sf_lightning.model.pretrained import Pretrained
+from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.training.base import DataNeeds, decoder_needs
+from sf_lightning.training.checkpoint import load_trained
+
+
+class MelsOf:
+    """The decoder of `--data.decoder`.
+
+    Args:
+        path: A checkpoint of `sf-fit`, or a folder of `sf-export`.
+        seed: Of the mels that it makes.
+    """
+
+    def __init__(self, path: str, seed: int) -> None:
+        self.path, self.seed = path, seed
+
+    @cached_property
+    def trained(self) -> Pretrained:
+        """The decoder.
+
+        Raises:
+            FileNotFoundError, ValueError: as `load_trained`.
+        """
+        return load_trained(Path(self.path))
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """What makes the mels, guided as the decoder is when it decodes."""
+        decode = from_plain(DecodeConfig, self.trained.description.decode, "decode")
+        return Teacher(self.trained.model, decode.guidance, self.seed)
+
+    def needs(self, vocoder: DataNeeds) -> DataNeeds:
+        """Returns what both want of the data.
+
+        Args:
+            vocoder: What the module wants that is trained.
+
+        Raises:
+            ValueError: if it is a decoder itself, or hears another mel.
+        """
+        if vocoder.tokens is not None:
+            raise ValueError("data.mels is generated: that is for --trains=vocoder, decoders learn from true ones")
+        needs = decoder_needs(self.trained.model, self.trained.description.tokenizer.name)
+        if needs.mel != vocoder.mel:
+            raise ValueError(f"data.decoder {self.path} makes mel {needs.mel}, the vocoder hears {vocoder.mel}")
+        return replace(needs, min_frames=vocoder.min_frames)

@@ -1,0 +1,161 @@
+"""Generators on disk: our folders, the `bigvgan` package's own, checkpoints of `sf-fit`.
+
+vocoder/
+  bigvgan_generator.safetensors   the weights, under the package's names, in float32
+  config.json                     the package's hyperparameters
+  README.md                       the model card
+
+Knows nothing of how waves are made of them, see `bigvgan.py`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigvgan.bigvgan import load_hparams_from_json
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.model.plain import from_plain
+from sf_lightning.model.pretrained import CARD, whole_folder
+from sf_lightning.model.qwen_files import read_torch
+from sf_lightning.vocoder.generator import GeneratorConfig
+
+WEIGHTS = "bigvgan_generator.safetensors"
+"""Name of our weights in a folder."""
+
+THEIR_WEIGHTS = "bigvgan_generator.pt"
+"""Name of the package's."""
+
+CONFIG = "config.json"
+"""Name of the hyperparameters, in both."""
+
+PREFIX = "generator."
+"""Of the names of weights in `BigVGANVocoder`, which holds the package's generator."""
+
+
+@dataclass(frozen=True)
+class TrainedVocoder:
+    """What a checkpoint of `sf-fit` says of a vocoder.
+
+    Attributes:
+        weights: The state dict of the generator, under the package's names.
+        generator: Its sizes.
+        mel: The mel that it was trained on.
+        step: Steps of training.
+        averaged: Whether the weights are the averaged ones or the raw.
+    """
+
+    weights: dict[str, Tensor]
+    generator: GeneratorConfig
+    mel: MelConfig
+    step: int
+    averaged: bool = True
+
+
+def is_trained(path: Path) -> bool:
+    """Returns whether a file is a checkpoint of `sf-fit`.
+
+    Raises:
+        ValueError: if it is a file that cannot be read.
+    """
+    return path.is_file() and path.suffix != ".safetensors" and "hyper_parameters" in read_torch(path)
+
+
+def is_vocoder(path: Path) -> bool:
+    """Returns whether a file is a checkpoint of `sf-fit` that holds a vocoder; what cannot be read is none."""
+    try:
+        return is_trained(path) and "generator" in read_torch(path)["hyper_parameters"]
+    except ValueError:
+        return False
+
+
+def read_trained(path: Path, average: bool = True) -> TrainedVocoder:
+    """Reads the vocoder of a checkpoint of `sf-fit`, on the CPU.
+
+    Args:
+        path: Of the file.
+        average: Whether to take the averaged weights or the raw ones.
+
+    Raises:
+        ValueError: if it is no checkpoint of a vocoder, or is broken.
+    """
+    content = read_torch(path)
+    given = content.get("hyper_parameters", {})
+    if missing := {"generator", "mel"} - given.keys():
+        raise ValueError(f"vocoder: {path} is no checkpoint of a vocoder: it has no {min(missing)}")
+    prefix = f"average.{PREFIX}" if average else f"model.{PREFIX}"
+    named = content["state_dict"].items()
+    weights = {name.removeprefix(prefix): value for name, value in named if name.startswith(prefix)}
+    try:
+        generator = from_plain(GeneratorConfig, given["generator"], "generator")
+        mel = from_plain(MelConfig, given["mel"], "mel")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return TrainedVocoder(weights, generator, mel, content["global_step"], average)
+
+
+def read_generator(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads a generator, however it was saved: the package's hyperparameters, and its state dict.
+
+    Args:
+        path: A folder that `save_vocoder` or the package wrote, or the weights in it; or a checkpoint of
+            `sf-fit`, of which the averaged weights are taken.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: with the file's name, if one is broken.
+    """
+    if is_trained(path):
+        trained = read_trained(path)
+        return trained.generator.hyperparameters(trained.mel), trained.weights
+    weights = path
+    if path.is_dir():
+        weights = path / (THEIR_WEIGHTS if (path / THEIR_WEIGHTS).is_file() else WEIGHTS)
+    config = weights.with_name(CONFIG)
+    for file in (weights, config):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"vocoder: {file} is missing: give a checkpoint of sf-fit, the folder of its export, a BigVGAN "
+                "checkpoint with its config.json, or the folder of Qwen2.5-Omni"
+            )
+    try:
+        h = dict(load_hparams_from_json(config))
+    except ValueError as error:
+        raise ValueError(f"vocoder: {config} is no JSON ({error})") from error
+    return h, _read_weights(weights)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"vocoder: {path} is no whole safetensors file ({error}): copy it again") from error
+    content = read_torch(path)
+    if "generator" not in content:
+        raise ValueError(f"vocoder: {path} has no generator in it, but {', '.join(list(content)[:3])}")
+    return content["generator"]
+
+
+def save_vocoder(folder: Path, trained: TrainedVocoder, card: str) -> None:
+    """Writes a folder, whole or not at all, which `BigVGANVocoder.from_checkpoint` reads.
+
+    Args:
+        folder: That does not exist yet.
+        trained: What goes into it.
+        card: The model card, Markdown.
+
+    Raises:
+        FileExistsError: if the folder is there already.
+    """
+    h = trained.generator.hyperparameters(trained.mel)
+    said = {"format": "pt", "step": str(trained.step), "averaged": str(trained.averaged).lower()}
+    with whole_folder(folder) as inner:
+        weights = {name: value.detach().float().cpu().contiguous() for name, value in trained.weights.items()}
+        save_file(weights, inner / WEIGHTS, metadata=said)
+        (inner / CONFIG).write_text(json.dumps(h, indent=4) + "\n", encoding="utf-8")
+        (inner / CARD).write_text(card, encoding="utf-8")

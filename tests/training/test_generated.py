@@ -1,0 +1,153 @@
+"""A vocoder that learns from a decoder's mels: led by the recording, keyed by the pack, else refused."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.packing import Batch
+from sf_lightning.data.segments import SegmentConfig, cut
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.data.teacher import Teacher
+from sf_lightning.model.blocks import Blocks
+from sf_lightning.model.layout import Layout
+from tests.helpers import loud, small_model
+from tests.training import test_training as decoders
+from tests.training.test_vocoder_module import Notes, data, fit, tiny
+
+LAYOUT = Layout(4, 24, (0, 3), (1,))
+
+
+@pytest.fixture(scope="module")
+def decoder(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The checkpoint of a decoder that says something."""
+    folder, module = tmp_path_factory.mktemp("decoder"), decoders.small_module()
+    loud(module.model).train()
+    decoders.fit(folder, module, decoders.data(shards), 1)
+    return str(folder / "last.ckpt")
+
+
+def packs_of(shards: ShardSet) -> Batch:
+    return decoders.batch_of(shards, lanes=2)
+
+
+def test_a_decoder_that_knows_the_recording_gives_its_mel_whatever_the_noise_and_the_time(shards: ShardSet) -> None:
+    batch, model = packs_of(shards), small_model(LAYOUT)
+    x_1 = model.to_flow(model.mel.frames(batch.wave))
+
+    def velocity(x: Tensor, t: Tensor, condition: Tensor, blocks: Blocks) -> Tensor:
+        return (torch.cat([x_1] * (len(x) // len(x_1))) - x) / (1 - t[blocks.utterance, None, None])
+
+    model.velocity = velocity  # type: ignore[method-assign]
+    for guidance in (0.0, 0.7):
+        made = Teacher(model, guidance, seed=0).mels(batch)
+        torch.testing.assert_close(made, model.mel.frames(batch.wave), atol=1e-3, rtol=0)
+
+
+def test_its_mels_are_of_the_pack_and_of_the_settings_it_decodes_with(shards: ShardSet) -> None:
+    batch, model = packs_of(shards), small_model(LAYOUT)
+    both = Teacher(model, 0.5, seed=0).mels(batch)
+    torch.rand(100)
+    second = batch.packs[0].num_blocks
+    alone = replace(
+        batch,
+        wave=batch.wave[second:],
+        tokens=batch.tokens[second:],
+        blocks=replace(
+            batch.blocks.of(slice(second, None)),
+            utterance=batch.blocks.utterance[second:] - batch.packs[0].num_utterances,
+            num_utterances=batch.packs[1].num_utterances,
+        ),
+        reference=batch.reference[batch.packs[0].num_utterances :],
+        x_vector=batch.x_vector[batch.packs[0].num_utterances :],
+        packs=batch.packs[1:],
+    )
+    valid = alone.blocks.valid
+    made = Teacher(model, 0.5, seed=0).mels(alone)
+    torch.testing.assert_close(made[valid], both[second:][valid], atol=1e-4, rtol=0)
+    for other in (Teacher(model, 0.5, seed=1), Teacher(model, 0.0, seed=0)):
+        assert (other.mels(alone) - made)[valid].abs().mean() > 1e-3
+
+
+def test_a_segment_has_the_wave_of_the_clip_and_the_mel_of_the_decoder(shards: ShardSet) -> None:
+    batch, mel = packs_of(shards), MelSpectrogram(MelConfig())
+    config = SegmentConfig(frames=20, per_pack=8)
+    made = torch.arange(batch.wave.shape[0] * 24).float().view(-1, 24, 1).expand(-1, -1, 80)
+    true, generated = cut(batch, config, mel, 0), cut(replace(batch, mels=made), config, mel, 0)
+    assert torch.equal(true.wave, generated.wave)
+    frames = mel.frames(batch.wave).flatten(0, 1)
+    assert torch.equal(frames[generated.mel[..., 0].long()], true.mel)
+
+
+def test_a_clip_is_heard_whole_and_the_same_every_time(shards: ShardSet) -> None:
+    teacher = Teacher(small_model(LAYOUT), 0.5, seed=0)
+    for number, drawn in enumerate(first_clips(shards, 3, 4000)):
+        made = teacher.mel_of(drawn, number, torch.device("cpu"))
+        assert made.shape == (len(drawn.clip.wave) // 160, 80)
+        assert torch.equal(made, teacher.mel_of(drawn, number, torch.device("cpu")))
+        assert not torch.equal(made, teacher.mel_of(drawn, number + 1, torch.device("cpu")))
+
+
+def test_a_run_on_generated_mels_goes_on_with_the_very_same_losses(
+    shards: ShardSet, decoder: str, tmp_path: Path
+) -> None:
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    def generated() -> Any:
+        return data(shards, mels="generated", decoder=decoder)
+
+    whole, again, true = Notes(), Notes(), Notes()
+    fit(tiny(), generated(), 6, Save(), whole)
+    torch.manual_seed(99)
+    fit(tiny(), generated(), 6, again, ckpt_path=tmp_path / "middle.ckpt")
+    assert again.seen == whole.seen[3:]
+    fit(tiny(), data(shards), 1, true)
+    assert true.seen[0][2] == whole.seen[0][2]  # the same clips
+    assert true.seen[0][0] != whole.seen[0][0]  # heard otherwise
+
+
+def test_a_run_on_true_mels_is_tuned_to_a_decoder_with_all_that_it_has_learnt(
+    shards: ShardSet, decoder: str, tmp_path: Path
+) -> None:
+    module, notes = tiny(), Notes()
+    fit(module, data(shards), 3).save_checkpoint(tmp_path / "true.ckpt")
+    tuned = tiny()
+    trainer = fit(
+        tuned, data(shards, mels="generated", decoder=decoder), 4, notes, ckpt_path=tmp_path / "true.ckpt"
+    )
+    assert len(notes.seen) == 1 and trainer.global_step == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mels": "generated"}, "data.mels is generated, data.decoder is None: generated mels want a decoder"),
+        ({"decoder": "here"}, "data.mels is true, data.decoder is here: .* true ones none"),
+    ],
+)
+def test_one_without_the_other_is_refused(shards: ShardSet, change: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        data(shards, **change)
+
+
+def test_a_decoder_that_cannot_lead_is_refused(shards: ShardSet, decoder: str, tmp_path: Path) -> None:
+    generated = data(shards, mels="generated", decoder=decoder)
+    with pytest.raises(ValueError, match="that is for --trains=vocoder"):
+        generated.check(decoders.small_module())
+    with pytest.raises(ValueError, match=r"makes mel .*f_max=8000.*, the vocoder hears .*f_max=7000"):
+        generated.check(tiny(mel=MelConfig(f_max=7000.0)))
+    with pytest.raises(FileNotFoundError, match=r"no file .*nowhere.ckpt"):
+        data(shards, mels="generated", decoder=str(tmp_path / "nowhere.ckpt")).check(tiny())
+    content = torch.load(decoder, weights_only=True)
+    torch.save(content | {"tokenizer_digest": "abc"}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"has tokens of tokenizer \w+, the model learns those of abc"):
+        data(shards, mels="generated", decoder=str(tmp_path / "other.ckpt")).check(tiny())

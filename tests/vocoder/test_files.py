@@ -1,0 +1,109 @@
+"""Vocoders that come with the package, and the folders they are kept in: used by name, refused with numbers."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.cli.card import missing_vocoder, vocoder_words
+from sf_lightning.model.pretrained import Description
+from sf_lightning.vocoder import config as choice
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder
+from sf_lightning.vocoder.config import VocoderConfig, shipped
+from sf_lightning.vocoder.files import CONFIG, WEIGHTS, TrainedVocoder, save_vocoder
+from sf_lightning.vocoder.generator import GeneratorConfig
+from sf_lightning.vocoder.griffin_lim import GriffinLim
+
+TOY = GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,))
+
+
+def save(folder: Path, mel: MelConfig = MelConfig()) -> Path:
+    """A fresh vocoder in a folder."""
+    torch.manual_seed(0)
+    made = BigVGANVocoder(TOY.hyperparameters(mel), mel)
+    save_vocoder(folder, TrainedVocoder(made.generator.state_dict(), TOY, mel, 7), "a card\n")
+    return folder
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package with a vocoder that is called tiny."""
+    monkeypatch.setattr(choice, "SHIPPED", tmp_path / "weights")
+    save(tmp_path / "weights" / "tiny")
+    return tmp_path / "weights"
+
+
+@torch.inference_mode()
+def test_a_shipped_vocoder_is_used_by_its_name_and_one_s_own_folder_by_its_path(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mel = torch.randn(1, 20, 80, generator=torch.Generator().manual_seed(0))
+    named = VocoderConfig("tiny").make(MelConfig()).decode(mel)
+    assert shipped() == ["tiny"] and named.abs().max() > 0
+    assert torch.equal(named, VocoderConfig(str(weights / "tiny")).make(MelConfig()).decode(mel))
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"tiny/{WEIGHTS} is missing"):
+        VocoderConfig("./tiny").make(MelConfig())
+
+
+def test_a_shipped_vocoder_of_another_mel_is_refused_with_both_numbers_and_the_way_out(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = MelConfig(hop_length=200)
+    with pytest.raises(ValueError, match=r"its hop_size is 160, the decoder's mel has 200$"):
+        VocoderConfig("tiny").make(other)
+    monkeypatch.setattr(choice, "DEFAULT", "tiny")
+    with pytest.raises(ValueError, match=r"has 200; it is the default, griffin_lim takes any mel"):
+        VocoderConfig("tiny").make(other)
+    for name in (None, "griffin_lim"):
+        assert isinstance(VocoderConfig(name).make(other), GriffinLim)
+
+
+def test_a_decoder_s_card_asks_for_no_vocoder_that_comes_with_the_package(weights: Path) -> None:
+    def of(checkpoint: str | None) -> Description:
+        return Description(None, None, None, {}, asdict(VocoderConfig(checkpoint)))  # type: ignore[arg-type]
+
+    assert vocoder_words(VocoderConfig("tiny")) == "`tiny`, which comes with sf-lightning"
+    assert [missing_vocoder(of(each)) for each in (None, "griffin_lim", "tiny", "x/y")] == [None, None, None, "x/y"]
+
+
+def test_a_folder_is_whole_or_not_there_and_over_nothing(tmp_path: Path) -> None:
+    folder = save(tmp_path / "out")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]
+    with pytest.raises(FileExistsError, match="is there already"):
+        save(folder)
+    with pytest.raises(AttributeError):
+        save_vocoder(tmp_path / "bad", TrainedVocoder({"a": None}, TOY, MelConfig(), 1), "")  # type: ignore[dict-item]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_what_is_damaged_in_a_folder_is_named(tmp_path: Path) -> None:
+    folder = save(tmp_path / "out")
+    tensors = load_file(folder / WEIGHTS)
+    save_file({**tensors, "conv_pre.bias": torch.zeros(3)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"out has \[3\] for conv_pre.bias, its configuration \[16\]"):
+        VocoderConfig(str(folder)).make(MelConfig())
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{WEIGHTS} is no whole safetensors file"):
+        VocoderConfig(str(folder)).make(MelConfig())
+    (folder / CONFIG).write_text(json.dumps({})[:1])
+    with pytest.raises(ValueError, match=rf"{CONFIG} is no JSON"):
+        VocoderConfig(str(folder)).make(MelConfig())
+    (folder / CONFIG).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{CONFIG} is missing"):
+        VocoderConfig(str(folder)).make(MelConfig())
+
+
+def test_what_comes_with_the_package_is_small_speaks_and_says_whose_speech_it_has_learnt() -> None:
+    assert choice.DEFAULT is None or choice.DEFAULT in shipped()
+    for name in shipped():
+        folder = choice.SHIPPED / name
+        assert (folder / WEIGHTS).stat().st_size <= 8_000_000
+        card = (folder / "README.md").read_text()
+        assert "Attribution" in card and "TO BE FILLED IN" not in card
+        VocoderConfig(name).make(MelConfig())

@@ -42,7 +42,7 @@ def test_layouts_and_fields_shows_the_field_of_one_two_and_three_evaluations(
 
 
 def test_inside_a_shard_shows_a_set_that_is_there(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "blocks of" in run("02", monkeypatch, SF_SHARDS=shards.folder)
+    assert "32 blocks: [0, 0," in run("02", monkeypatch, SF_SHARDS=shards.folder)
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def test_inside_a_shard_makes_its_own_set_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("espeakng_loader")
-    assert "blocks of" in run("02", monkeypatch, SF_SHARDS=tmp_path / "nothing")
+    assert "32 blocks: [0, 0," in run("02", monkeypatch, SF_SHARDS=tmp_path / "nothing")
 
 
 def test_hear_streaming_and_offline_closes_the_gap(

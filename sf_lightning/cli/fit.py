@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from wandb.sdk.lib.runid import generate_id
 
 from sf_lightning.cli.errors import one_line_errors
-from sf_lightning.training.base import ShardTrained
+from sf_lightning.training.base import ShardTrained, plain
 from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.loggers import ContinuingWandb
@@ -65,7 +65,7 @@ class RecordRun(SaveConfigCallback):
         """Logs config, commit, shard digests, and what the module has to say of itself."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, ShardTrained) and isinstance(datamodule, ShardDataModule)
-        config = self.config.as_dict()
+        config = plain(self.config.clone(with_meta=False).as_dict())  # without the files that parts were read from
         config.pop("config", None)
         record = {
             "config": config,

@@ -54,7 +54,9 @@ def fitted(shards: ShardSet) -> ShardSet:
 def run(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished toy run."""
     folder = tmp_path_factory.mktemp("run") / "toy"
-    fit.main(arguments(shards, folder))
+    preset = folder.with_name("layout.yaml")
+    preset.write_text("backward: 1\nforward: 1\n")
+    fit.main(arguments(shards, folder, f"--model.layout={preset}"))
     wandb.finish()  # as the end of the command does
     return folder
 
@@ -165,6 +167,8 @@ def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Pa
     assert record["shards"][str(shards.folder)] == [shard.digest for shard in shards.manifest.shards]
     assert "back 1, ahead 0" in record["layout_picture"] and (record["field_back"], record["field_ahead"]) == (1, 1)
     assert record["wait_ms"] == 480 and record["commit"]
+    layout = record["config"]["model"]["layout"]
+    assert (layout["backward"], layout["num_layers"]) == (1, 2) and "__path__" not in layout
     assert record["config"]["model"]["dit"]["width"] == 32 and record["config"]["trainer"]["max_steps"] == 4
     kept = b"".join(wandb_records(next(run.glob("wandb/offline-run-*/*.wandb"))))
     for name in (

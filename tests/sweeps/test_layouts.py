@@ -25,7 +25,7 @@ def test_the_sweep_over_layouts_ends_offline_and_survives_the_kill_of_one_of_two
     args = [*toy, f"--data.train={shards.folder}", f"--data.val={shards.folder}"]
     first, other = (worker(file, folder, *args) for _ in range(2))
     checkpoints = [folder / "trials" / f"{number:03d}" / "checkpoints" / "last.ckpt" for number in range(2)]
-    wait_until(lambda: any(path.is_file() for path in checkpoints), 240)
+    wait_until(lambda: any(path.is_file() for path in checkpoints), 1200)
     first.send_signal(signal.SIGKILL)
     said, _ = other.communicate(timeout=3600)
     first.communicate()

@@ -142,7 +142,8 @@ def latency(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
     table = [["", "field back / ahead", "waits ms", "first packet ms", "chunk ms, at first", "later", "RTF"]]
     for name, runs in groups.items():
         layout = from_plain(Layout, runs[0].record["config"]["model"]["layout"], "layout")
-        back, ahead = (f"{each:.0f}" for each in (layout.field.back, layout.field.ahead))
+        spans = (layout.field.back, layout.field.ahead)
+        back, ahead = ("all" if np.isinf(each) else f"{each:.0f}" for each in spans)
         # The first chunk pays for conditions too, the last ones are flushed together.
         chunks = [run.latency["chunk_ms"][1:-1] for run in runs]
         halves = [[np.median(each[: len(each) // 2]), np.median(each[len(each) // 2 :])] for each in chunks]

@@ -9,17 +9,8 @@ from pathlib import Path
 def main() -> None:
     """Runs the command line."""
     options = dict(arg.removeprefix("--").partition("=")[::2] for arg in sys.argv[1:])
-    known = {
-        "trainer.default_root_dir",
-        "ckpt_path",
-        "print_config",
-        "layout",
-        "rate",
-        "steps",
-        "pause",
-        "way",
-        "gone",
-    }
+    known = {"trainer.default_root_dir", "ckpt_path", "print_config"}
+    known |= {"model.layout", "layout", "seed", "rate", "steps", "pause", "way", "gone"}
     if unknown := options.keys() - known:
         sys.exit(f"error: {min(unknown)} is not known")
     if "print_config" in options:

@@ -1,0 +1,89 @@
+"""The table of layouts: intervals that are intervals, and one line for each layout of a finished sweep."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from benchmarks.layouts import interval, main, read_run
+from sf_lightning.sweeps.results import Result, read_results
+from tests.sweeps.test_sweep import sweep, write
+
+LAYOUTS = {"full": 0.8, "streamflow_sr": 0.7, "block_only": 0.5}
+
+
+def leave(folder: Path, stoi: float, unbounded: str = "no") -> None:
+    """What a run leaves of its validation."""
+    samples = folder / "samples" / "step-000003"
+    samples.mkdir(parents=True)
+    with (samples / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["way", "key", "stoi", "mel_l1", "frames", "gap"])
+        for way in ("copy_synthesis", "look_up", "offline", "streamed"):
+            for clip in range(4):
+                gap = 0.01 if way == "streamed" else ""
+                writer.writerow([way, f"clip{clip}", stoi + 0.05 * clip, 0.5, 100, gap])
+    account = {"wait_ms": 480, "first_packet_ms": 500, "real_time_factor": 0.2, "chunk_ms": [9, 3, 3, 5, 5, 1]}
+    (samples / "latency.json").write_text(json.dumps(account))
+    layout = {"num_layers": 8, "backward": [], "forward": [], "unbounded": unbounded}
+    config = {
+        "model": {"layout": layout},
+        "trainer": {"max_steps": 3},
+        "data": {"train": "shards/x", "pack_frames": 768},
+    }
+    record = {"config": config, "commit": "abc", "parameters": 5_400_000}
+    (folder / "csv" / "hparams.yaml").write_text(yaml.safe_dump(record))
+
+
+def test_the_table_has_every_layout_streamed_and_offline_and_says_which_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    parameters = {"seed": {"values": [0, 1]}, "model.layout": {"values": [f"{name}.yaml" for name in LAYOUTS]}}
+    sweep.main([str(write(tmp_path, parameters=parameters)), f"--dir={tmp_path / 'sweep'}", "--jobs=3"])
+    for trial in read_results(tmp_path / "sweep").trials:
+        name = Path(trial.parameters["model.layout"]).stem
+        leave(trial.folder, LAYOUTS[name], "all" if name == "full" else "no")
+    out = tmp_path / "LAYOUTS.md"
+    monkeypatch.setattr(sys, "argv", ["layouts.py", str(tmp_path / "sweep"), "--out", str(out)])
+    main()
+    said = out.read_text()
+    assert "- 6 runs of 3 steps" in said and "seeds 0, 1" in said and "commit abc" in said
+    for name, stoi in LAYOUTS.items():
+        for way in ("streamed", "offline"):
+            assert f"| {name}, {way} |  | {stoi + 0.075:.3f} [" in said
+    assert "| full | +0.1000 [+0.1000, +0.1000] | above | +0.1000 [+0.1000, +0.1000] | above |" in said
+    assert "| block_only | -0.2000 [-0.2000, -0.2000] | below |" in said
+    assert "| full | all / all | 480 | 500 | 3.0 | 5.0 | 0.20 |" in said
+
+
+def test_an_interval_holds_the_mean_and_narrows_with_clips_and_leaves_out_what_is_undefined() -> None:
+    random = np.random.default_rng(0)
+    wide = []
+    for clips in (8, 128):
+        values = random.normal(size=(2, clips))
+        values[0, 1] = np.nan
+        mean, low, high = interval(values, np.ones_like(values))
+        assert mean == pytest.approx(np.nanmean(values)) and low < mean < high
+        wide.append(high - low)
+    assert wide[1] < wide[0]
+    same = interval(np.full((2, 5), 3.0), np.ones((2, 5)))
+    assert same == (3.0, 3.0, 3.0)
+    weighted, *_ = interval(np.array([[1.0, 2.0]]), np.array([[3.0, 1.0]]))
+    assert weighted == 1.25
+    assert all(np.isnan(interval(np.full((1, 2), np.nan), np.ones((1, 2)))))
+
+
+def test_baselines_of_the_first_validation_are_kept_beside_the_scores_of_the_last(tmp_path: Path) -> None:
+    (tmp_path / "csv").mkdir()
+    leave(tmp_path, 0.5)
+    later = tmp_path / "samples" / "step-000006"
+    later.mkdir()
+    (later / "scores.csv").write_text("way,key,stoi\nstreamed,clip0,0.9\n")
+    (later / "latency.json").write_text('{"chunk_ms": [1]}')
+    run = read_run(Result(0, "complete", {"model.layout": "a/full.yaml", "seed": 1}, {}, tmp_path))
+    assert run.scores["streamed", "clip0"] == {"stoi": 0.9} and run.scores["look_up", "clip0"]["stoi"] == 0.5
+    assert (run.layout, run.seed, run.latency) == ("full", 1, {"chunk_ms": [1]})

@@ -165,7 +165,7 @@ def test_one_seed_draws_everything_anew(config: str, monkeypatch: pytest.MonkeyP
 def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Path, shards: ShardSet) -> None:
     record = yaml.safe_load((run / "csv" / "hparams.yaml").read_text())
     assert record["shards"][str(shards.folder)] == [shard.digest for shard in shards.manifest.shards]
-    assert "back 1, ahead 0" in record["layout_picture"] and (record["field_back"], record["field_ahead"]) == (1, 1)
+    assert "back 1, ahead 1" in record["layout_picture"] and (record["field_back"], record["field_ahead"]) == (1, 1)
     assert record["wait_ms"] == 480 and record["commit"]
     layout = record["config"]["model"]["layout"]
     assert (layout["backward"], layout["num_layers"]) == (1, 2) and "__path__" not in layout

@@ -72,14 +72,19 @@ class Lease:
         """
         if time.monotonic() - self._renewed < every:
             return True
-        if (read := _read(self.path)) is None or read["since"] != self._owner["since"]:
+        if not self._is_own():
             return False
         self._write()
         return True
 
     def give_up(self) -> None:
-        """Leaves the trial to whoever comes next."""
-        self.path.unlink(missing_ok=True)
+        """Leaves the trial to whoever comes next, unless somebody has come."""
+        if self._is_own():
+            self.path.unlink()
+
+    def _is_own(self) -> bool:
+        read = _read(self.path)
+        return read is not None and read["since"] == self._owner["since"]
 
     def _write(self) -> None:
         self._beats += 1

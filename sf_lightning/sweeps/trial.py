@@ -82,13 +82,14 @@ def _run_once(sweep: Sweep, trial: optuna.Trial, lease: Lease) -> Outcome:
     try:
         while process.poll() is None:
             if stop.REQUESTED.wait(POLL_SECONDS):
-                return _stopped(process, Outcome("stopped"))
+                _stop(process, sweep, lease)
+                return Outcome("stopped")
             if not lease.renew(sweep.patience / 8):
-                _kill(process)
                 return Outcome("lost")
             _report(trial, folder, sweep.file.metric)
             if trial.should_prune():
-                return _stopped(process, Outcome("pruned"))
+                _stop(process, sweep, lease)
+                return Outcome("pruned")
     finally:
         if process.poll() is None:
             _kill(process)
@@ -162,14 +163,13 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _stopped(process: subprocess.Popen, outcome: Outcome) -> Outcome:
+def _stop(process: subprocess.Popen, sweep: Sweep, lease: Lease) -> None:
     """Asks a trial to save itself and waits until it has."""
     process.send_signal(signal.SIGUSR1)
     deadline = time.monotonic() + STOP_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.poll() is None and time.monotonic() < deadline and lease.renew(sweep.patience / 8):
         time.sleep(0.1)
     _kill(process)
-    return outcome
 
 
 def _kill(process: subprocess.Popen) -> None:

@@ -22,12 +22,14 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from sf_lightning.evaluation.table import COLUMNS
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.plain import from_plain
 from sf_lightning.sweeps.results import Result, read_results
-from sf_lightning.training.callbacks.keeping import COLUMNS
 
 DRAWS = 2000
+SHOWN = ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db", "gap")
+"""Columns of the table of scores."""
 ORDER = "full streamflow_sr streamflow_lr sr_low backward_only chunk_causal block_only".split()
 REFERENCE = "streamflow_sr"
 WEIGHTED = ("mel_l1", "gap")
@@ -106,10 +108,11 @@ def quality(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
     some = next(iter(groups.values()))[:1]
     lines = [("copy-synthesis", some, "copy_synthesis"), ("look-up", some, "look_up")]
     lines += [(f"{name}, {way}", runs, way) for way in ("streamed", "offline") for name, runs in groups.items()]
-    table = [["", *(title for title, _ in COLUMNS.values())]]
+    table = [["", *(COLUMNS[name].title for name in SHOWN)]]
     for label, runs, way in lines:
         cells = []
-        for name, (_, form) in COLUMNS.items():
+        for name in SHOWN:
+            form = COLUMNS[name].form
             mean, low, high = interval(matrix(runs, way, name), weights_of(runs, way, name))
             known = not np.isnan(mean)
             cells.append(f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]" if known else "")

@@ -24,7 +24,7 @@ from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.loggers import ContinuingWandb
 from sf_lightning.training.module import StreamFlowModule
-from sf_lightning.training.saving import WholeFiles, newest
+from sf_lightning.training.saving import WholeFiles, newest, saves_folders
 from sf_lightning.training.vocoder_module import VocoderModule
 
 
@@ -149,6 +149,11 @@ class FitCLI(LightningCLI):
         if self.config.fit.ckpt_path is None:  # else the checkpoint has the weights, and knows their tokens
             self.datamodule.check(self.model)
             self.model.begin()
+        elif Path(self.config.fit.ckpt_path).is_dir() and not saves_folders(self.trainer.strategy):
+            raise ValueError(
+                f"--ckpt_path: {self.config.fit.ckpt_path} is a folder, of shards: go on with "
+                "--trainer.strategy=fsdp2 or hsdp"
+            )
         folder = Path(self.trainer.default_root_dir)
         if stale := [*folder.glob("hpc_ckpt_*")]:
             raise FileExistsError(

@@ -34,6 +34,11 @@ class ShardedStrategy(ModelParallelStrategy):
         self._tensor_parallel_size = self.num_nodes * self.num_processes // replicas
         super().setup_environment()
 
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Every rank has data of its own."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Has every rank save its shards; the folder has its name when all of them are there.
 
@@ -61,9 +66,9 @@ def shard(model: StreamFlow, mesh: DeviceMesh) -> None:
 
     Args:
         model: The network.
-        mesh: Ranks, [replicas, shards].
+        mesh: Ranks, [shards] or, with names, [replicas, shards].
     """
-    if mesh.size(0) == 1:
+    if mesh.ndim == 2 and mesh.size(0) == 1:
         mesh = mesh[mesh.mesh_dim_names[-1]]  # type: ignore[index]
     for layer in model.dit.layers:
         fully_shard(layer, mesh=mesh)

@@ -160,8 +160,8 @@ class VocoderModule(ShardTrained):
         skip_unless_finite(discriminators, judging.sum())
         discriminators.step()
 
-        # The generator learns from the discriminators as they are now; they learn nothing here. So autocast does not
-        # take what it has kept of them in 16 bits, which is what they were before.
+        # The generator learns from the discriminators as they are now; they learn nothing here. So autocast does
+        # not take what it has kept of them in 16 bits, which is what they were before.
         self.adversary.requires_grad_(False)
         losses = self.adversary.generator_losses(segments.wave, made)
         generator.zero_grad()

@@ -197,6 +197,7 @@ def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Pa
         (["--data.train=/nowhere"], "no shard set at /nowhere"),
         (["--model.vocoder.checkpoint=/nowhere/g.pt"], "/nowhere/g.pt is missing"),
         (["--ckpt_path=/nowhere/last.ckpt"], "/nowhere/last.ckpt"),
+        (["--ckpt_path=/"], "--ckpt_path: / is a folder, of shards: go on with --trainer.strategy=fsdp2"),
         (["--trainer.accelerator=gpu"], "gpu|GPU|CUDA|cuda"),
         (["--trainer.max_steps=-1"], "--trainer.max_steps is -1"),
         (["--model.dit.speaker_width=0"], "speaker_width 0"),

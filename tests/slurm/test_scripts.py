@@ -135,9 +135,8 @@ def test_an_array_of_workers_shares_a_sweep_and_what_a_killed_one_leaves_is_take
     cluster.until(checkpoint.is_file, job)
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"sf-sweep" in (path / "cmdline").read_bytes() and (path / "comm").read_text().startswith(
-                "sf-sweep"
-            ):
+            ours = str(folder).encode() in (path / "cmdline").read_bytes()
+            if ours and (path / "comm").read_text().startswith("sf-sweep"):
                 os.kill(int(path.name), signal.SIGKILL)
                 break
     cluster.wait_for(job, "COMPLETED", timeout=240)

@@ -156,11 +156,16 @@ class Throughput(L.Callback):
 
 
 def collective_wait_ms(model: nn.Module | None) -> float | None:
-    """Returns how long a rank waited for gradients in the last step that DDP timed; None where there is no DDP."""
+    """Returns how long a rank waited for gradients in the last step that DDP timed.
+
+    None where there is no DDP; NaN while it has timed none, or if another version of it names its times otherwise.
+    """
     if not isinstance(model, DistributedDataParallel):
         return None
-    times = model._get_ddp_logging_data()  # in nanoseconds; empty before the first step that was timed
-    return (times.get("backward_comm_time", 0) - times.get("backward_compute_comm_overlap_time", 0)) / 1e6
+    times = model._get_ddp_logging_data()  # in nanoseconds
+    names = ("backward_comm_time", "backward_compute_comm_overlap_time")
+    all_of_it, hidden = (float(times.get(name, "nan")) for name in names)
+    return (all_of_it - hidden) / 1e6
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -17,9 +17,11 @@ STEPS = 100
 class Watchdog(L.Callback):
     """Tells rank, step and the stacks of all threads when a step takes much longer than those before it.
 
-    A step lasts from the end of the one before it, so waiting for data counts; validation and saving do not. It is
-    only told, on standard error and once a step: whether to kill the run is for who reads it, or for the time limit
-    of the collectives. Where one rank hangs all others wait for it: theirs are the stacks that end in a collective.
+    A step lasts from the end of the one before it, so waiting for data counts, but for the first after a validation
+    or a save, which begins with its batch. With accumulated gradients each batch is a step here. It is told, on
+    standard error and once a step: whether to kill the run is for who reads it, or for the time limit of the
+    collectives. Where one rank hangs all others wait for it: theirs are the stacks that end in a collective. A rank
+    that is stuck in native code which holds Python's lock says nothing.
 
     Args:
         factor: By how much longer than the median of the last steps.
@@ -50,7 +52,11 @@ class Watchdog(L.Callback):
         self._rest()
 
     def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
-        """Looks away: the step that follows a save is not compared."""
+        """Looks away."""
+        self._rest()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ends."""
         self._rest()
 
     def on_exception(self, *args: Any) -> None:

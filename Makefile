@@ -57,7 +57,7 @@ lint: setup  ## Lint, format check, types
 	$(BIN)/mypy sf_lightning
 
 test: lint  ## Lint, then all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm"
 
 test-slurm: setup  ## The job scripts on a Slurm cluster of two nodes, on this machine: root on Debian
 	tests/slurm/cluster.sh up

@@ -1,6 +1,7 @@
 """Fixtures that many tests share."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from sf_lightning.data.corpus import find_units
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from tests.helpers import BIGVGAN, write_corpus
+
+# Where tests are started in the background, shells have Ctrl-C ignored, and so would the programs under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

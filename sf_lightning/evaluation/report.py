@@ -30,7 +30,7 @@ class Sample:
     Attributes:
         key: Of the clip.
         sounds: Files by what they are.
-        pictures: Likewise.
+        pictures: By what they are said to be.
     """
 
     key: str
@@ -117,7 +117,7 @@ def samples(results: Results, every: Sequence[Row]) -> list[Sample]:
         for row in every:
             name = f"{row.number}: {label(row.told)}"
             sounds[name] = results.sample(key, f"{row.way.id}.flac")
-            pictures[name] = results.sample(key, f"{row.way.id}.webp")
+            pictures[f"mel of {name}"] = results.sample(key, f"{row.way.id}.webp")
         there = ({name: path for name, path in each.items() if path.is_file()} for each in (sounds, pictures))
         if sounds["reference"].is_file():
             found.append(Sample(key, *there))

@@ -136,7 +136,7 @@ def run_page(
         }
         sounds = {each: path for each, path in files.items() if path.is_file()}
         picture = reference.with_name(f"{key}.png")
-        heard.append(Sample(key, sounds, {"all": picture} if picture.is_file() else {}))
+        heard.append(Sample(key, sounds, {"mel": picture} if picture.is_file() else {}))
     meanings = {COLUMNS[score].title: COLUMNS[score].what for score in _shown(rows)}
     facts = {"latency": more} if more else {}
     return Page(f"Run {name}", facts, [table], meanings, plots, heard)

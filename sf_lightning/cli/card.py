@@ -90,9 +90,6 @@ def model_card(name: str, trained: Pretrained, scores: Scores | None, license: s
         license: Identifier as the hub has it, such as "apache-2.0"; None leaves the line to be filled in.
         data: What it was trained on, Markdown; None leaves it to be filled in.
     """
-    front = {"library_name": "sf-lightning", "pipeline_tag": "text-to-speech", "tags": TAGS}
-    if license is not None:
-        front["license"] = license
     body = BODY.format(
         name=name,
         table=_table(trained),
@@ -103,7 +100,14 @@ def model_card(name: str, trained: Pretrained, scores: Scores | None, license: s
         license=license_words(license),
         data=data_words(data),
     )
-    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}"
+    return under_front(body, "text-to-speech", TAGS, license)
+
+
+def under_front(body: str, pipeline_tag: str, tags: list[str], license: str | None) -> str:
+    """Returns a card's text under the YAML from which the hub learns what the thing is."""
+    front = {"library_name": "sf-lightning", "pipeline_tag": pipeline_tag, "tags": tags}
+    named = front if license is None else front | {"license": license}
+    return f"---\n{yaml.safe_dump(named, sort_keys=False)}---\n{body}"
 
 
 def _table(trained: Pretrained) -> str:

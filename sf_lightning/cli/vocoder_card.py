@@ -1,8 +1,6 @@
 """The model card of a vocoder: what it is, how good it was in validation, how it is used."""
 
-import yaml
-
-from sf_lightning.cli.card import Scores, data_words, license_words, mel_words, validation_words
+from sf_lightning.cli.card import Scores, data_words, license_words, mel_words, under_front, validation_words
 from sf_lightning.vocoder.files import CONFIG, WEIGHTS, TrainedVocoder
 from sf_lightning.vocoder.generator import context_frames
 
@@ -66,7 +64,6 @@ def vocoder_card(
         license: Identifier as the hub has it, such as "apache-2.0"; None leaves the line to be filled in.
         data: What it was trained on, Markdown; None leaves it to be filled in.
     """
-    front = {"library_name": "sf-lightning", "pipeline_tag": "audio-to-audio", "tags": TAGS}
     body = BODY.format(
         name=name,
         table=_table(trained),
@@ -76,8 +73,7 @@ def vocoder_card(
         config=CONFIG,
         weights=WEIGHTS,
     )
-    named = front if license is None else front | {"license": license}
-    return f"---\n{yaml.safe_dump(named, sort_keys=False)}---\n{body}"
+    return under_front(body, "audio-to-audio", TAGS, license)
 
 
 def _table(trained: TrainedVocoder) -> str:

@@ -1,6 +1,7 @@
 """What modules that train on shards have in common: what they want of the data, and what their checkpoints say."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ def decoder_needs(model: StreamFlow, tokenizer: str) -> DataNeeds:
     )
 
 
-class ShardTrained(L.LightningModule):
+class ShardTrained(L.LightningModule, ABC):
     """A module that `ShardDataModule` feeds and `sf-fit` trains.
 
     Attributes:
@@ -75,9 +76,9 @@ class ShardTrained(L.LightningModule):
     tokenizer_digest: str | None = None
 
     @property
+    @abstractmethod
     def needs(self) -> DataNeeds:
         """What it wants of its data."""
-        raise NotImplementedError
 
     def learnt_frames(self, batch: Batch) -> int:
         """Returns how many frames of a batch it learns from; by default all that are no padding."""
@@ -86,9 +87,9 @@ class ShardTrained(L.LightningModule):
     def begin(self) -> None:
         """What is done once before a run begins, and not when it goes on."""
 
+    @abstractmethod
     def record(self) -> dict[str, Any]:
         """What loggers keep of it beside the config."""
-        raise NotImplementedError
 
 
 def plain(value: Any) -> Any:

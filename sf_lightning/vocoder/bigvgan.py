@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.vocoder.files import read_generator
-from sf_lightning.vocoder.generator import context_frames
+from sf_lightning.vocoder.generator import context_frames, mel_hyperparameters
 
 
 def as_it_is(mel: Tensor) -> Tensor:
@@ -44,16 +44,7 @@ class BigVGANVocoder(nn.Module):
         to_input: Callable[[Tensor], Tensor] = as_it_is,
     ) -> None:
         super().__init__()
-        theirs = {
-            "sampling_rate": mel.sample_rate,
-            "n_fft": mel.n_fft,
-            "num_mels": mel.num_bands,
-            "hop_size": mel.hop_length,
-            "win_size": mel.win_length,
-            "fmin": mel.f_min,
-            "fmax": mel.f_max,
-        }
-        for name, wanted in theirs.items():
+        for name, wanted in mel_hyperparameters(mel).items():
             came = h.get(name)
             if came != wanted and not (name == "fmax" and came is None and wanted == mel.sample_rate / 2):
                 raise ValueError(f"vocoder: its {name} is {came}, the decoder's mel has {wanted}")

@@ -61,14 +61,21 @@ class GeneratorConfig:
             # As its authors' second version: neither squeezes the wave.
             "use_tanh_at_final": False,
             "use_bias_at_final": False,
-            "sampling_rate": mel.sample_rate,
-            "n_fft": mel.n_fft,
-            "num_mels": mel.num_bands,
-            "hop_size": mel.hop_length,
-            "win_size": mel.win_length,
-            "fmin": mel.f_min,
-            "fmax": mel.f_max,
+            **mel_hyperparameters(mel),
         }
+
+
+def mel_hyperparameters(mel: MelConfig) -> dict[str, Any]:
+    """Returns what the package calls the numbers of a mel."""
+    return {
+        "sampling_rate": mel.sample_rate,
+        "n_fft": mel.n_fft,
+        "num_mels": mel.num_bands,
+        "hop_size": mel.hop_length,
+        "win_size": mel.win_length,
+        "fmin": mel.f_min,
+        "fmax": mel.f_max,
+    }
 
 
 ACTIVATION_REACH = 5

@@ -1,0 +1,58 @@
+"""Corpora of tests: tars as Emilia has them."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from tests.helpers import voice
+
+
+def mp3(seconds: float, seed: int = 0) -> bytes:
+    """Speech as Emilia has it: mp3, 24 kHz, mono."""
+    buffer = io.BytesIO()
+    wave = np.interp(
+        np.arange(int(seconds * 24000)) / 24000, np.arange(int(seconds * 16000)) / 16000, voice(seconds, seed=seed)
+    )
+    soundfile.write(buffer, wave, 24000, format="MP3")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    """Writes a plain tar."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def emilia(folder: Path) -> Path:
+    """Two tars, one as Emilia has it and one as Emilia-YODAS, of seven clips each."""
+    for language, tar in (("en", "EN-B000000"), ("zh", "ZH-B000001")):
+        members = []
+        for i in range(7):
+            yodas = language == "zh"
+            key = f"ZH_a_b-{i // 2}_W{i:06d}" if yodas else f"EN_B00000_S{i // 3:05d}_W{i:06d}"
+            fields = {
+                "text": f" sentence {i}",
+                "duration": 0.8 + 0.1 * i,
+                "speaker": key.rsplit("_W")[0],
+                "language": language,
+                "dnsmos": 3.0 + 0.05 * i,
+            } | ({"_id": key, "phone_count": 7} if yodas else {"id": key, "wav": f"{key}.mp3"})
+            pair = [(f"{key}.mp3", mp3(0.8 + 0.1 * i, i)), (f"{key}.json", json.dumps(fields).encode())]
+            members += pair if yodas else reversed(pair)
+        write_tar(folder / f"{tar}.tar", members)
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

@@ -83,15 +83,13 @@ def judge(
     """
     folder = Path(out)
     if ratings:
-        if ckpt or data or listening_test:
+        how = (layout, lookahead, nfe, guidance, vocoder, tokenizer, similarity)
+        if ckpt or data or listening_test or any(how):
             raise ValueError(
-                "--ratings belong to a test that is there already: leave --ckpt, --data and --listening_test out"
+                "--ratings belong to a test that is there already: leave --ckpt, --data and --listening_test out, "
+                "and what says how to decode and score"
             )
-        kept = keep_ratings(folder, [Path(path) for path in ratings])
-        table = write_opinions(folder, opinions(folder, kept), kept)
-        show([table])
-        print(f"{'opinions:':16}{folder / 'mos.md'}, {folder / 'mos.csv'}")
-        _write_report(folder, Results.read(folder))
+        _take_ratings(folder, ratings)
         return
     if not ckpt or data is None:
         raise ValueError("give checkpoints with --ckpt and clips with --data; or --ratings that listeners sent")
@@ -133,6 +131,15 @@ def judge(
         print(f"{'for listeners:':16}{folder / 'listening.html'} (listening-key.json says what is what: keep it)")
     if wandb:
         log_table(folder, results)
+
+
+def _take_ratings(folder: Path, ratings: list[str]) -> None:
+    """Turns what listeners sent into mean opinion scores, beside the test and in its report."""
+    kept = keep_ratings(folder, [Path(path) for path in ratings])
+    table = write_opinions(folder, opinions(folder, kept), kept)
+    show([table])
+    print(f"{'opinions:':16}{folder / 'mos.md'}, {folder / 'mos.csv'}")
+    _write_report(folder, Results.read(folder))
 
 
 def _subject(path: str, held: Clips) -> Subject:

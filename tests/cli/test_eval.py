@@ -239,6 +239,7 @@ def test_mistakes_are_one_clear_line_each(
         ("another evaluation, with clips 3 where this one has 2", ckpt, clips, f"--out={evaluation}", "--clips=2"),
         ("holds something else than an evaluation", ckpt, clips, f"--out={tmp_path}"),
         ("leave --ckpt, --data and --listening_test out", ckpt, f"--out={evaluation}", "--ratings=a.json"),
+        ("and what says how to decode and score", there, "--nfe=3", "--ratings=a.json"),
         (f"is of test 000000000000, the one in --out is {test}", there, f"--ratings={tmp_path / 'ratings.json'}"),
         ("is no file that a listening page saved", there, f"--ratings={tmp_path / 'words.json'}"),
         ("--ratings: no file none.json", there, "--ratings=none.json"),

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import pkgutil
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,11 @@ def test_every_module_imports_and_says_what_it_is(name: str) -> None:
     if name == "sf_lightning.data.demo":
         pytest.importorskip("espeakng_loader")
     assert importlib.import_module(name).__doc__
+
+
+def test_pages_point_at_what_is_there(repository: Path) -> None:
+    pages = subprocess.check_output(["git", "ls-files", "*.md"], cwd=repository, text=True).split()
+    assert "README.md" in pages
+    for page in map(repository.joinpath, pages):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page} points at {target}"

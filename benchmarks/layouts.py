@@ -3,12 +3,12 @@
     python benchmarks/layouts.py sweeps/table --out experiments/LAYOUTS.md
 
 Intervals are the middle 95 % of a bootstrap over seeds and clips, both drawn anew each time; the clips are the same
-in all runs, so differences are taken clip by clip and seed by seed.
+in all runs, so differences are taken clip by clip and seed by seed. Latency is measured now, of each layout's first
+seed, the layouts by turns.
 """
 
 import argparse
 import csv
-import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,13 +23,22 @@ import yaml
 from numpy.typing import NDArray
 
 from sf_lightning.evaluation.table import COLUMNS
-from sf_lightning.model.layout import Layout
-from sf_lightning.model.plain import from_plain
+from sf_lightning.streaming.decoder import StreamingDecoder
+from sf_lightning.streaming.latency import Latency, measure_latency
 from sf_lightning.sweeps.results import Result, read_results
+from sf_lightning.training.module import StreamFlowModule
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 DRAWS = 2000
 SHOWN = ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db", "gap")
 """Columns of the table of scores."""
+SECONDS = 20
+"""Length of the stream whose chunks are timed; of tokens drawn at random, for which ones they are costs nothing."""
+
+ROUNDS = 3
+"""How often each layout streams it; every chunk counts with its fastest."""
+
 ORDER = "full streamflow_sr streamflow_lr sr_low backward_only chunk_causal block_only".split()
 REFERENCE = "streamflow_sr"
 WEIGHTED = ("mel_l1", "gap")
@@ -46,14 +55,14 @@ class Run:
         layout: Its name.
         seed: Of all that it drew.
         scores: Of each clip, by (way, clip).
-        latency: Its account.
+        checkpoint: Its last.
         record: What its logger kept of it: config, commit, field.
     """
 
     layout: str
     seed: int
     scores: Mapping[tuple[str, str], Mapping[str, float]]
-    latency: Mapping[str, Any]
+    checkpoint: Path
     record: Mapping[str, Any]
 
 
@@ -70,7 +79,7 @@ def read_run(trial: Result) -> Run:
         layout=Path(trial.parameters["model.layout"]).stem,
         seed=int(trial.parameters["seed"]),
         scores=scores,
-        latency=json.loads(steps[-1].with_name("latency.json").read_text()),
+        checkpoint=trial.folder / "checkpoints" / "last.ckpt",
         record=yaml.safe_load((trial.folder / "csv" / "hparams.yaml").read_text()),
     )
 
@@ -140,32 +149,33 @@ def differences(groups: Mapping[str, Sequence[Run]], name: str) -> list[list[str
     return table
 
 
+def accounts(groups: Mapping[str, Sequence[Run]]) -> dict[str, tuple[StreamingDecoder, list[Latency]]]:
+    """Of each layout its decoder and its accounts of the same stream, one for each round."""
+    decoders = {
+        name: StreamFlowModule.load_from_checkpoint(runs[0].checkpoint, map_location=DEVICE).decoder()
+        for name, runs in groups.items()
+    }
+    some = next(iter(decoders.values()))
+    rate = some.model.mel.config.frame_rate / some.model.dit.config.frames_per_token
+    tokens = torch.randint(some.model.dit.config.vocabulary, (round(SECONDS * rate),))
+    rounds = [{name: measure_latency(each, tokens, None) for name, each in decoders.items()} for _ in range(ROUNDS)]
+    return {name: (each, [accounts[name] for accounts in rounds]) for name, each in decoders.items()}
+
+
 def latency(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
-    """What each layout waits for and costs; means over seeds."""
-    table = [["", "field back / ahead", "waits ms", "first packet ms", "chunk ms, at first", "later", "RTF"]]
-    for name, runs in groups.items():
-        layout = from_plain(Layout, runs[0].record["config"]["model"]["layout"], "layout")
-        spans = (layout.field.back, layout.field.ahead)
+    """What each layout waits for and costs."""
+    table = [["", "field back / ahead", "waits ms", "first packet ms", "chunk ms, at first", "at the end", "RTF"]]
+    for name, (decoder, rounds) in accounts(groups).items():
+        spans = (decoder.model.layout.field.back, decoder.model.layout.field.ahead)
         back, ahead = ("all" if np.isinf(each) else f"{each:.0f}" for each in spans)
+        chunks = np.min([each.chunk_ms for each in rounds], axis=0)
         # The first chunk pays for conditions too, the last ones are flushed together.
-        chunks = [run.latency["chunk_ms"][1:-1] for run in runs]
-        halves = [[np.median(each[: len(each) // 2]), np.median(each[len(each) // 2 :])] for each in chunks]
-        first, later = np.mean(halves, axis=0)
-        wait, packet, factor = (
-            np.mean([run.latency[key] for run in runs])
-            for key in ("wait_ms", "first_packet_ms", "real_time_factor")
+        first, last = np.median(chunks[1:9]), np.median(chunks[-10:-2])
+        packet, factor = (
+            min(getattr(each, key) for each in rounds) for key in ("first_packet_ms", "real_time_factor")
         )
-        table.append(
-            [
-                name,
-                f"{back} / {ahead}",
-                f"{wait:.0f}",
-                f"{packet:.0f}",
-                f"{first:.1f}",
-                f"{later:.1f}",
-                f"{factor:.2f}",
-            ]
-        )
+        times = [f"{rounds[0].wait_ms:.0f}", f"{packet:.0f}", f"{first:.1f}", f"{last:.1f}", f"{factor:.2f}"]
+        table.append([name, f"{back} / {ahead}", *times])
     return table
 
 
@@ -181,7 +191,7 @@ def about(runs: Sequence[Run], missing: int) -> Iterable[str]:
     yield f"- seeds {seeds}: of weights, order of clips, noise, times"
     clips = len({key for run in runs for _, key in run.scores})
     size = f"{runs[0].record['parameters'] / 1e6:.1f} M parameters"
-    yield f"- {size}, {config['data']['train']}, {clips} held-out clips"
+    yield f"- {size}, {os.path.relpath(config['data']['train'])}, {clips} held-out clips"
     yield f"- {date.today()}, {device}, torch {torch.__version__}"
     yield f"- commit {', '.join(sorted({run.record['commit'] for run in runs}))} (+: files differ from it)"
     if missing:
@@ -221,8 +231,9 @@ def main() -> None:
             markdown(differences(groups, "stoi")),
         ]
     parts += [
-        "## Latency\n\nOne-block chunks of one clip of three seconds, alone, on this machine, at the end of its "
-        "training. A chunk's cost: median over the first and over the second half of the clip.",
+        f"## Latency\n\nA stream of {SECONDS} s in one-block chunks on this machine, network and vocoder, layouts "
+        f"by turns, the fastest of {ROUNDS} rounds. A chunk's cost: median of the eight after the first, and of "
+        "the eight before the last two.",
         markdown(latency(groups)),
     ]
     args.out.write_text("\n\n".join(parts) + "\n")

@@ -36,6 +36,9 @@ from sf_lightning.model.streamflow import MelScale, StreamFlow
 FORMAT = 1
 """Of the folder: the newest that is read, and the one that is written."""
 
+CHECKPOINT_FORMAT = 1
+"""So of a checkpoint of `sf-fit`, of a decoder or of a vocoder."""
+
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 
 

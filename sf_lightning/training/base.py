@@ -10,9 +10,8 @@ import lightning as L
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.packing import Batch
-from sf_lightning.model.pretrained import require_format
+from sf_lightning.model.pretrained import CHECKPOINT_FORMAT, require_format
 from sf_lightning.model.streamflow import StreamFlow
-from sf_lightning.training.checkpoint import FORMAT
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def require_same(checkpoint: dict[str, Any], hparams: Any, parts: Sequence[str])
     """
     if "format" not in checkpoint:
         raise ValueError("this checkpoint has no number of its format: it is not one of sf-fit")
-    require_format("this checkpoint", checkpoint["format"], FORMAT)
+    require_format("this checkpoint", checkpoint["format"], CHECKPOINT_FORMAT)
     for part in parts:
         if part not in checkpoint["hyper_parameters"]:
             raise ValueError(f"--model.{part}: the checkpoint has none: it is not of what this run trains")

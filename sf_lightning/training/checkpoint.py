@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sf_lightning.model.plain import from_plain
 from sf_lightning.model.pretrained import (
+    CHECKPOINT_FORMAT,
     CONFIG,
     WEIGHTS,
     Description,
@@ -27,9 +28,6 @@ from sf_lightning.vocoder.config import VocoderConfig
 
 SHARDED_META = "meta.pt"
 """In the folder of a checkpoint in shards, what is not in shards."""
-
-FORMAT = 1
-"""Of a checkpoint: the newest that is read, and the one that is written."""
 
 
 class Checkpoint(NamedTuple):
@@ -69,7 +67,7 @@ def read_checkpoint(path: Path, average: bool = True) -> Checkpoint:
         raise ValueError(f"{path} is no checkpoint of sf-fit ({error.__cause__ or error!r:.80})") from error
     if missing := [name for name in ("format", "hyper_parameters", "tokenizer_digest") if name not in content]:
         raise ValueError(f"{path} is no checkpoint of sf-fit: it has no {missing[0]}")
-    require_format(path, content["format"], FORMAT)
+    require_format(path, content["format"], CHECKPOINT_FORMAT)
     named = _read_shards(path) if path.is_dir() else content["state_dict"]
     prefix = "average." if average else "model."
     weights = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}

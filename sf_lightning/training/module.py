@@ -22,13 +22,13 @@ from sf_lightning.flow.noise import keyed_generator
 from sf_lightning.flow.path import draw_times, straight_path
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
+from sf_lightning.model.pretrained import CHECKPOINT_FORMAT
 from sf_lightning.model.qwen import warm_start
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.base import DataNeeds, ShardTrained, decoder_needs, plain, require_same
-from sf_lightning.training.checkpoint import FORMAT
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard
 from sf_lightning.training.optimizer import OptimizerConfig, adamw, warmup_cosine
@@ -253,7 +253,7 @@ class StreamFlowModule(ShardTrained):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the number of the format, whose tokens the model has learnt, and what the log counts."""
-        checkpoint["format"] = FORMAT
+        checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["guard"] = self.guard.state_dict()
         checkpoint["clipped"] = [bool(each) for each in self._clipped]
         checkpoint["tokenizer_digest"] = self.tokenizer_digest

@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import ExponentialLR
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.packing import Batch
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut
+from sf_lightning.model.pretrained import CHECKPOINT_FORMAT
 from sf_lightning.training.base import DataNeeds, ShardTrained, plain, require_same
-from sf_lightning.training.checkpoint import FORMAT
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard, skip_unless_finite
 from sf_lightning.vocoder.adversary import REACH, Adversary, DiscriminatorConfig, GeneratorLosses, LossConfig
@@ -238,7 +238,7 @@ class VocoderModule(ShardTrained):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the number of the format, and what the log counts."""
-        checkpoint["format"] = FORMAT
+        checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["guard"] = self.guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.plain import from_plain
-from sf_lightning.model.pretrained import CARD, whole_folder
+from sf_lightning.model.pretrained import CARD, CHECKPOINT_FORMAT, require_format, whole_folder
 from sf_lightning.model.qwen_files import read_torch
 from sf_lightning.vocoder.generator import GeneratorConfig
 
@@ -81,12 +81,13 @@ def read_trained(path: Path, average: bool = True) -> TrainedVocoder:
         average: Whether to take the averaged weights or the raw ones.
 
     Raises:
-        ValueError: if it is no checkpoint of a vocoder, or is broken.
+        ValueError: if it is no checkpoint of a vocoder, is broken, or of a newer format.
     """
     content = read_torch(path)
     given = content.get("hyper_parameters", {})
     if missing := {"generator", "mel"} - given.keys():
         raise ValueError(f"vocoder: {path} is no checkpoint of a vocoder: it has no {min(missing)}")
+    require_format(path, content.get("format"), CHECKPOINT_FORMAT)
     prefix = f"average.{PREFIX}" if average else f"model.{PREFIX}"
     named = content["state_dict"].items()
     weights = {name.removeprefix(prefix): value for name, value in named if name.startswith(prefix)}

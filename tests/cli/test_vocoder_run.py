@@ -102,6 +102,9 @@ def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, t
     torch.testing.assert_close(module.synthesise(mel), made[0], atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="its hop_size is 160, the decoder's mel has 200"):
         VocoderConfig(str(checkpoint)).make(MelConfig(hop_length=200))
+    torch.save(torch.load(checkpoint, weights_only=True) | {"format": 99}, tmp_path / "newer.ckpt")
+    with pytest.raises(ValueError, match=r"newer.ckpt has format 99, sf-lightning .* reads up to 1: install"):
+        VocoderConfig(str(tmp_path / "newer.ckpt")).make(MelConfig())
 
 
 def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(

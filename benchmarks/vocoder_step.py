@@ -71,16 +71,16 @@ def batch_of(shards: ShardSet, config: Any) -> Batch:
     )
     reading = Reading(0, data.lanes, 0, min_frames=config.model.segments.frames)
     lanes = [Lane([shards], number, reading) for number in range(data.lanes)]
-    return Batch.of_packs([next(pack(lane.draws(LaneState()), shape, lane.lane)) for lane in lanes]).to(device)
+    return Batch.of_packs([next(pack(lane.draws(LaneState()), shape, lane.lane)) for lane in lanes])
 
 
 class Theirs:
     """The loop of bigvgan/train.py, its names kept."""
 
     def __init__(self, module: VocoderModule, batch: Batch) -> None:
-        segments, config = cut(batch, module.segments, module.mel, module.seed), module.optimizer
+        segments, config = cut(batch, module.segments.frames, module.mel), module.optimizer
         self.x, self.y, self.mel = segments.mel.transpose(1, 2), segments.wave[:, None], module.mel.config
-        self.y_mel = segments.mel.transpose(1, 2)
+        self.y_mel = module.mel(segments.wave).transpose(1, 2)
         self.generator, (self.mpd, self.mrd) = module.model.generator, module.adversary.parts
         self.losses, self.clip_grad_norm = module.adversary.losses, config.early_clip_norm
         self.fn_mel_loss_multiscale = module.adversary.multi_scale
@@ -130,7 +130,7 @@ class Bare:
     def step(self) -> float:
         """Takes one; returns the generator's loss."""
         module, limit = self.module, self.module.optimizer.early_clip_norm
-        segments = cut(self.batch, module.segments, module.mel, module.seed)
+        segments = cut(self.batch, module.segments.frames, module.mel)
         made = module.model.decode(segments.mel)
         loss = module.adversary.discriminator_loss(segments.wave, made)
         self.discriminators.zero_grad()
@@ -195,9 +195,9 @@ class Losses(L.Callback):
 
 def measure(config: Any, shards: Path, steps: int) -> tuple[list[float], list[float]]:
     """Returns the seconds of a step of each way, and the losses of their first steps."""
-    batch = batch_of(ShardSet(shards), config)
     with redirect_stdout(None):
         modules = [make(config) for _ in WAYS]
+    batch = modules[0].draw(batch_of(ShardSet(shards), config)).to(device)
     seconds, losses = ([[] for _ in WAYS] for _ in range(2))
     others = [Theirs(modules[0], batch).step, Bare(modules[1], batch).step]
     turns = Turns(batch, others, steps + WARM, seconds, losses)

@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.audio.wave import resampled
 from sf_lightning.cli.fit import with_bases
 from sf_lightning.data.held_out import first_clips
 from sf_lightning.data.shards import ShardSet
@@ -32,7 +33,7 @@ from sf_lightning.metrics.speech import SpeechScores
 from sf_lightning.model.plain import from_plain
 from sf_lightning.streaming.sound import stream_mel
 from sf_lightning.vocoder.base import Vocoder
-from sf_lightning.vocoder.bigvgan import BigVGANVocoder
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder, remove_weight_norm
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
 from sf_lightning.vocoder.griffin_lim import GriffinLim
@@ -98,6 +99,7 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
             vocoder.to(device)
         for way, make in ((name, whole), (f"{name}, streamed", streamed)):
             waves, factor = timed(partial(make, vocoder), mels, config.frame_rate)
+            waves = [resampled(wave, vocoder.sample_rate, config.sample_rate) for wave in waves]
             scores = SpeechScores(config.sample_rate, copies=True)
             none = [torch.empty(0, dtype=torch.long)] * len(waves)
             scores.update(waves, references, [mel.cpu() for mel in mels], [mel.cpu() for mel in mels], none)
@@ -120,6 +122,7 @@ def sizes(seconds: float = 3.0) -> dict[str, dict[str, float]]:
         tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
         config = from_plain(GeneratorConfig, tuples, "generator")
         vocoder = BigVGANVocoder(config.hyperparameters(MelConfig()), MelConfig()).to(device).eval()
+        remove_weight_norm(vocoder.generator)  # as in what is loaded
         mel = torch.randn(round(seconds * 100), 80, device=device)
         factors = {}
         for chunk in (BLOCK, 2 * BLOCK):

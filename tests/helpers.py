@@ -1,6 +1,7 @@
 """Small models and speech-like waves for tests."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import soundfile
 import torch
 from torch import nn
 
-from sf_lightning.audio.mel import MelConfig
+from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.wave import Wave
+from sf_lightning.data.packing import Batch
+from sf_lightning.data.segments import SegmentConfig, Segments, cut, draw_starts
 from sf_lightning.model.dit import DiT, DiTConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.speaker import SpeakerConfig
@@ -97,3 +100,8 @@ def wandb_records(path: Path) -> Iterator[bytes]:
         if kind in (1, 4):  # whole, or the last piece
             yield joined
             joined = b""
+
+
+def segments_of(batch: Batch, config: SegmentConfig, seed: int = 0) -> Segments:
+    """The segments of a batch, of the mel of the paper."""
+    return cut(replace(batch, starts=draw_starts(batch, config, seed)), config.frames, MelSpectrogram(MelConfig()))

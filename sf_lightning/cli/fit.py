@@ -144,7 +144,7 @@ class FitCLI(LightningCLI):
 
         Raises:
             FileNotFoundError, ValueError: as `ShardDataModule.check`, `StreamFlowModule.begin`.
-            FileExistsError: if the folder holds checkpoints and none of them is to be continued.
+            FileExistsError: if the folder holds checkpoints and it is none of them that is continued.
         """
         if self.config.fit.ckpt_path is None:  # else the checkpoint has the weights, and knows their tokens
             self.datamodule.check(self.model)
@@ -159,7 +159,8 @@ class FitCLI(LightningCLI):
             raise FileExistsError(
                 f"{stale[0]} is of Lightning's own requeueing, and would be taken for this run's: move it away"
             )
-        if self.config.fit.ckpt_path is None and any(folder.glob("checkpoints/*.ckpt")):
+        begun = Path(self.config.fit.ckpt_path or "/")
+        if any(folder.glob("checkpoints/*.ckpt")) and not begun.resolve().is_relative_to(folder.resolve()):
             raise FileExistsError(
                 f"{folder} holds a run already: continue it with --ckpt_path=last, "
                 "or give another --trainer.default_root_dir"

@@ -65,6 +65,7 @@ class Batch:
         states: Where each lane stands after this batch.
         skipped: Broken samples met so far, by lane and cause.
         mels: Log-mels [M, W, F] to be taken for those of the waves, if there are any.
+        starts: Frames, of all blocks laid one after the other, at which segments begin, int64 [B], if any are cut.
     """
 
     wave: Tensor
@@ -78,6 +79,7 @@ class Batch:
     states: dict[int, LaneState]
     skipped: dict[int, dict[str, int]]
     mels: Tensor | None = None
+    starts: Tensor | None = None
 
     @classmethod
     def of_packs(cls, packs: Sequence[Pack]) -> "Batch":
@@ -104,6 +106,7 @@ class Batch:
             blocks=self.blocks.to(device, non_blocking=non_blocking),
             reference=self.reference.to(device, non_blocking=non_blocking),
             x_vector=self.x_vector.to(device, non_blocking=non_blocking),
+            starts=None if self.starts is None else self.starts.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> "Batch":

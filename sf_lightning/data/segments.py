@@ -51,28 +51,28 @@ class Segments(NamedTuple):
     utterance: Tensor
 
 
-def cut(batch: Batch, config: SegmentConfig, mel: MelSpectrogram, seed: int) -> Segments:
-    """Cuts the segments of a batch, none across the edge of a piece; keyed by (seed, lane, pack).
+def draw_starts(batch: Batch, config: SegmentConfig, seed: int) -> Tensor:
+    """Draws where the segments of a batch begin, none across the edge of a piece; keyed by (seed, lane, pack).
 
     Args:
-        batch: Of one pack or several.
+        batch: Of one pack or several, on the host: a device would have to be waited for.
         config: How.
-        mel: Makes the mels.
         seed: Of where they begin.
+
+    Returns:
+        Frames of all blocks laid one after the other, int64 [B].
 
     Raises:
         ValueError: if a pack holds no piece that is long enough.
     """
-    blocks, hop = batch.blocks, mel.config.hop_length
-    frames, device = config.frames, batch.wave.device
-    utterance, valid = blocks.utterance.cpu(), blocks.valid.cpu()
+    blocks, frames = batch.blocks, config.frames
     starts, offset, first = [], 0, 0
     for pack in batch.packs:
         here = slice(first, first + pack.num_blocks)
-        begins = _begins(utterance[here], valid[here], frames)
+        begins = _begins(blocks.utterance[here], blocks.valid[here], frames)
         if not len(begins):
             keys = batch.keys[offset : offset + pack.num_utterances]
-            longest = int(valid[here].sum())
+            longest = int(blocks.valid[here].sum())
             raise ValueError(
                 f"no segment of {frames} frames fits into {', '.join(key for key in keys if key)}: the pack has "
                 f"{longest} frames in all: lower --model.segments.frames or raise --data.pack_frames"
@@ -81,12 +81,17 @@ def cut(batch: Batch, config: SegmentConfig, mel: MelSpectrogram, seed: int) -> 
         drawn = torch.randint(len(begins), (config.per_pack,), generator=random)
         starts.append(begins[drawn] + first * blocks.block_size)
         first, offset = here.stop, offset + pack.num_utterances
-    start = torch.cat(starts).to(device)  # [B]
-    at = start[:, None] + torch.arange(frames, device=device)  # [B, S]
-    pad = mel.config.pad
+    return torch.cat(starts)
+
+
+def cut(batch: Batch, frames: int, mel: MelSpectrogram) -> Segments:
+    """Cuts segments of so many frames out of a batch, which knows where they begin; on its device."""
+    assert batch.starts is not None, "draw_starts comes first"
+    blocks, hop, pad = batch.blocks, mel.config.hop_length, mel.config.pad
+    at = batch.starts[:, None] + torch.arange(frames, device=batch.wave.device)  # [B, S]
     inner = batch.wave[:, pad : batch.wave.shape[1] - pad].reshape(-1, hop)  # [M * W, hop]
     mels = (mel.frames(batch.wave) if batch.mels is None else batch.mels).flatten(0, 1)  # [M * W, F]
-    return Segments(inner[at].flatten(1), mels[at], blocks.utterance[start // blocks.block_size])
+    return Segments(inner[at].flatten(1), mels[at], blocks.utterance[batch.starts // blocks.block_size])
 
 
 def _begins(utterance: Tensor, valid: Tensor, frames: int) -> Tensor:

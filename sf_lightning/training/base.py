@@ -86,6 +86,10 @@ class ShardTrained(L.LightningModule, ABC):
     def begin(self) -> None:
         """What is done once before a run begins, and not when it goes on."""
 
+    def draw(self, batch: Batch) -> Batch:
+        """Adds what is drawn on the host, to a batch that is about to go to the device to be trained on."""
+        return batch
+
     @abstractmethod
     def record(self) -> dict[str, Any]:
         """What loggers keep of it beside the config."""

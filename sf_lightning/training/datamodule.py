@@ -206,15 +206,18 @@ class ShardDataModule(L.LightningDataModule):
         return self.clips[self.trainer.global_rank :: self.trainer.world_size]
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Notes where the lanes stand after a batch that is about to be trained on.
+        """Notes where the lanes stand after a batch that is about to be trained on, and has the module draw for it.
 
         Lightning calls this right before the step, after any prefetching: what was only fetched does not
         count, and whatever is saved in this step is saved after it.
         """
         assert self.trainer is not None
-        if self.trainer.training:
-            self._consumed(batch)
-        return batch
+        if not self.trainer.training:
+            return batch
+        self._consumed(batch)
+        module = self.trainer.lightning_module
+        assert isinstance(module, ShardTrained)
+        return module.draw(batch)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Has the mels of a batch that is trained on made by the decoder, if there is one."""

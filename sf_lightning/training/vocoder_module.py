@@ -3,8 +3,9 @@
 Letters: B segments, S frames of a segment, F mel bands, N samples.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +16,15 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.packing import Batch
-from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut
+from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut, draw_starts
 from sf_lightning.model.pretrained import CHECKPOINT_FORMAT
+from sf_lightning.model.qwen_files import read_torch
 from sf_lightning.training.base import DataNeeds, ShardTrained, plain, require_same
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard, skip_unless_finite
 from sf_lightning.vocoder.adversary import REACH, Adversary, DiscriminatorConfig, GeneratorLosses, LossConfig
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
+from sf_lightning.vocoder.files import is_trained
 from sf_lightning.vocoder.generator import GeneratorConfig
 
 
@@ -52,6 +55,14 @@ class GANOptimizerConfig:
     max_bad_steps: int = 10
 
     def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.max_bad_steps < 1:
+            raise ValueError(
+                f"optimizer: learning_rate {self.learning_rate}, max_bad_steps {self.max_bad_steps}: wanted more "
+                "than 0, and 1 or more"
+            )
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}: wanted 0 or more, less than 1")
         if not 0 < self.decay <= 1:
             raise ValueError(f"optimizer.decay is {self.decay}: wanted more than 0, at most 1")
         if min(self.clip_norm, self.early_clip_norm) <= 0:
@@ -74,6 +85,8 @@ class VocoderModule(ShardTrained):
         losses: Weights of the losses.
         segments: How segments are cut.
         optimizer: How weights are trained and averaged.
+        init_from: A vocoder to begin with: a checkpoint of `sf-fit`, which brings its discriminators along, or what
+            else `read_generator` takes. Optimizers and schedules begin anew.
         seed: Of where segments begin.
     """
 
@@ -85,6 +98,7 @@ class VocoderModule(ShardTrained):
         losses: LossConfig = LossConfig(),
         segments: SegmentConfig = SegmentConfig(),
         optimizer: GANOptimizerConfig = GANOptimizerConfig(),
+        init_from: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -92,7 +106,7 @@ class VocoderModule(ShardTrained):
         # Plain values, and the parser that turns them back: a checkpoint then loads without pickled classes.
         self.save_hyperparameters(plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         self.automatic_optimization = False
-        self.segments, self.optimizer, self.seed = segments, optimizer, seed
+        self.segments, self.optimizer, self.init_from, self.seed = segments, optimizer, init_from, seed
         if (samples := segments.frames * mel.hop_length) <= REACH:
             raise ValueError(
                 f"segments.frames {segments.frames} are {samples} samples: discriminators and mel loss need "
@@ -110,6 +124,10 @@ class VocoderModule(ShardTrained):
         """The mel, and clips of at least a segment; any tokens."""
         return DataNeeds(self.mel.config, BLOCK_FRAMES, min_frames=self.segments.frames)
 
+    def draw(self, batch: Batch) -> Batch:
+        """Draws where segments begin."""
+        return replace(batch, starts=draw_starts(batch, self.segments, self.seed))
+
     def learnt_frames(self, batch: Batch) -> int:
         """Those of the segments, which may overlap."""
         return len(batch.packs) * self.segments.per_pack * self.segments.frames
@@ -123,6 +141,32 @@ class VocoderModule(ShardTrained):
         }
 
     # -- training -------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Takes the weights of another vocoder, once, if the configuration names one.
+
+        Raises:
+            FileNotFoundError, ValueError: as `BigVGANVocoder.take`, or if its discriminators are others.
+        """
+        if self.init_from is None:
+            return
+        path, self.init_from = Path(self.init_from), None
+        for each in (self.model, self.average):
+            each.take(path)
+        if not is_trained(path):
+            return
+        adversary = self.adversary.state_dict()
+        came = {name.removeprefix("adversary."): value for name, value in read_torch(path)["state_dict"].items()}
+        for name, value in adversary.items():
+            if name not in came or came[name].shape != value.shape:
+                raise ValueError(
+                    f"--model.init_from: the discriminators of {path} are others (by {name}): give this run theirs"
+                )
+        self.adversary.load_state_dict({name: came[name] for name in adversary})
+
+    def on_fit_start(self) -> None:
+        """Takes the weights of another vocoder unless a checkpoint was restored."""
+        self.begin()
 
     def setup(self, stage: str) -> None:
         """Refuses what was never tried.
@@ -144,8 +188,12 @@ class VocoderModule(ShardTrained):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Trains the discriminators, then the generator, on the segments of a batch."""
-        segments = cut(batch, self.segments, self.mel, self.seed)
+        """Trains the discriminators, then the generator, on the segments of a batch.
+
+        What is not finite changes no weight: if it is the discriminators' gradient, none of either; if it is the
+        generator's alone, none of its own, for they have stepped by then.
+        """
+        segments = cut(batch, self.segments.frames, self.mel)
         generator, discriminators = self._optimizers()
         with torch.autocast(self.device.type, enabled=False):
             made = self.model.decode(segments.mel)  # in 16 bits its noise is 38 dB below it (LOG.md)
@@ -168,7 +216,6 @@ class VocoderModule(ShardTrained):
         self.manual_backward(losses.total)
         self.adversary.requires_grad_(True)
         norm = clip_grad_norm_(self.model.parameters(), limit)
-        # If either is not finite the generator stays, and the step counts as skipped.
         self.guard.watch(generator.optimizer, norm + judging.sum(), self.global_step)
         generator.step()
         move_average(self.average, self.model, self.global_step, self.optimizer.ema_decay)
@@ -244,4 +291,5 @@ class VocoderModule(ShardTrained):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the count back, if the checkpoint is of the same networks and segments."""
         require_same(checkpoint, self.hparams, ("generator", "mel", "discriminators", "segments"))
+        self.init_from = None
         self.guard.load_state_dict(checkpoint["guard"])

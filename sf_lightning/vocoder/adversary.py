@@ -18,9 +18,10 @@ from bigvgan.discriminators import (
     MultiScaleSubbandCQTDiscriminator,
 )
 from bigvgan.env import AttrDict
-from bigvgan.loss import MultiScaleMelSpectrogramLoss, discriminator_loss, feature_loss, generator_loss
+from bigvgan.loss import MultiScaleMelSpectrogramLoss, feature_loss, generator_loss
 from nnAudio.features.cqt import CQT2010v2
 from torch import Tensor, nn
+from torchaudio.transforms import Resample
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 
@@ -34,7 +35,7 @@ CQT_LOWEST_HZ = 32.7
 """Where nnAudio's first octave begins."""
 
 REACH = 1024
-"""Samples that the longest transforms of discriminators and losses mirror at the edges of a segment."""
+"""Samples that the longest spectrograms of discriminators and losses mirror at the edges of a segment."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class DiscriminatorConfig:
         kind: What stands beside the multi-period discriminator: "cqt", sub-band constant-Q transforms (the authors'
             second version), or "resolutions", spectrograms at three resolutions (their first).
         periods: Of the multi-period discriminator, in samples.
-        cqt_octaves: Octaves of the constant-Q transforms; 9, the authors' number, leave the band at 16 kHz.
+        cqt_octaves: Octaves of the constant-Q transforms, of "cqt"; the authors' 9 leave the band at 16 kHz.
         width: Share of the published channels; 1 are all, less is for small machines.
     """
 
@@ -57,8 +58,8 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         if not 1 / 32 <= self.width <= 4:
             raise ValueError(f"discriminators.width is {self.width}: wanted 1/32 to 4")
-        if not self.periods or min(self.periods) < 1:
-            raise ValueError(f"discriminators.periods are {[*self.periods]}: wanted one or more, each 1 or more")
+        if not self.periods or min(self.periods) < 1 or max(self.periods) > REACH:
+            raise ValueError(f"discriminators.periods are {[*self.periods]}: wanted one or more of 1 to {REACH}")
         if self.cqt_octaves < 1:
             raise ValueError(f"discriminators.cqt_octaves is {self.cqt_octaves}: wanted 1 or more")
 
@@ -141,7 +142,7 @@ class Adversary(nn.Module):
             # Apart, because their gradients are clipped apart.
             self.parts = nn.ModuleList([MultiPeriodDiscriminator(h), spectral(h)])
         for each in self.parts.modules():
-            if isinstance(each, CQT2010v2):
+            if isinstance(each, CQT2010v2 | Resample):
                 each.forward = in_full(each.forward)
         self.multi_scale = MultiScaleMelSpectrogramLoss(mel.sample_rate)
         self.mel = MelSpectrogram(mel)
@@ -151,7 +152,9 @@ class Adversary(nn.Module):
         total = wave.new_zeros(())
         for part in self.parts:
             real, fake, _, _ = part(wave[:, None], made[:, None].detach())
-            total = total + discriminator_loss(_full(real), _full(fake))[0]
+            # As the package's discriminator_loss, which waits for the device to say what each one lost.
+            for yes, no in zip(_full(real), _full(fake), strict=True):
+                total = total + (1 - yes).square().mean() + no.square().mean()
         return total
 
     def generator_losses(self, wave: Tensor, made: Tensor) -> GeneratorLosses:

@@ -54,7 +54,7 @@ class BigVGANVocoder(nn.Module):
             raise ValueError(
                 f"vocoder: upsample_rates multiply to {product}, the hop length is {hop:g} at {rate} Hz"
             )
-        self.mel, self.sample_rate, self.hop, self.to_input = mel, rate, product, to_input
+        self.h, self.mel, self.sample_rate, self.hop, self.to_input = h, mel, rate, product, to_input
         self.left = self.right = context_frames(h)
         self.generator = BigVGAN(AttrDict(h))
 
@@ -70,6 +70,26 @@ class BigVGANVocoder(nn.Module):
             FileNotFoundError: if a file is missing.
             ValueError: if the checkpoint was made for another mel, or is broken.
         """
+        vocoder = cls._read(path, mel)
+        remove_weight_norm(vocoder.generator)
+        return vocoder.eval()
+
+    def take(self, path: Path) -> None:
+        """Takes the weights of a generator of the same sizes and mel, however it was saved, to train them further.
+
+        Raises:
+            FileNotFoundError, ValueError: as `from_checkpoint`, and if its sizes are others.
+        """
+        other = self._read(path, self.mel)
+        for name in self.h.keys() - mel_hyperparameters(self.mel).keys():
+            if other.h.get(name) != self.h[name]:
+                raise ValueError(
+                    f"vocoder: {path} has {name} {other.h.get(name)}, this run {self.h[name]}: wanted the same"
+                )
+        self.generator.load_state_dict(other.generator.state_dict())
+
+    @classmethod
+    def _read(cls, path: Path, mel: MelConfig) -> "BigVGANVocoder":
         h, weights = read_generator(path)
         vocoder = cls(h, mel)
         wanted = vocoder.generator.state_dict()
@@ -80,8 +100,7 @@ class BigVGANVocoder(nn.Module):
                     f"vocoder: {path} has {came} for {name}, its configuration {want}: wanted the same"
                 )
         vocoder.generator.load_state_dict(weights)
-        remove_weight_norm(vocoder.generator)
-        return vocoder.eval()
+        return vocoder
 
     def decode(self, mel: Tensor) -> Tensor:
         """Returns the waves [B, T * hop] of mels [B, T, F]."""

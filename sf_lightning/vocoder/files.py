@@ -33,6 +33,12 @@ THEIR_WEIGHTS = "bigvgan_generator.pt"
 CONFIG = "config.json"
 """Name of the hyperparameters, in both."""
 
+OPTIONAL = {"use_tanh_at_final", "use_bias_at_final"}
+"""Hyperparameters that the package's first version does not know."""
+
+KNOWN = {"resblock": ("1", "2"), "activation": ("snake", "snakebeta")}
+"""What the package has for each of these."""
+
 PREFIX = "generator."
 """Of the names of weights in `BigVGANVocoder`, which holds the package's generator."""
 
@@ -123,11 +129,22 @@ def read_generator(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f"vocoder: {file} is missing: give a checkpoint of sf-fit, the folder of its export, a BigVGAN "
                 "checkpoint with its config.json, or the folder of Qwen2.5-Omni"
             )
+    return _read_config(config), _read_weights(weights)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The package's hyperparameters, all that `BigVGAN` asks for."""
     try:
-        h = dict(load_hparams_from_json(config))
-    except ValueError as error:
-        raise ValueError(f"vocoder: {config} is no JSON ({error})") from error
-    return h, _read_weights(weights)
+        h = dict(load_hparams_from_json(path))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"vocoder: {path} is no JSON of hyperparameters ({error})") from error
+    wanted = GeneratorConfig().hyperparameters(MelConfig()).keys() - OPTIONAL
+    if missing := sorted(wanted - h.keys()):
+        raise ValueError(f"vocoder: {path} has no {missing[0]}: wanted the config.json of a BigVGAN")
+    for name, known in KNOWN.items():
+        if h[name] not in known:
+            raise ValueError(f"vocoder: {path} has {name} {h[name]}: wanted {' or '.join(known)}")
+    return h
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

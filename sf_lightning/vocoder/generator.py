@@ -44,8 +44,10 @@ class GeneratorConfig:
                 f"generator.channels is {self.channels}: wanted a multiple of {2 ** len(rates)}, for each of the "
                 f"{len(rates)} stages halves them"
             )
-        if any(kernel % 2 == 0 for kernel in self.kernel_sizes):
-            raise ValueError(f"generator.kernel_sizes are {[*self.kernel_sizes]}: wanted odd ones")
+        if not self.kernel_sizes or any(kernel < 1 or kernel % 2 == 0 for kernel in self.kernel_sizes):
+            raise ValueError(f"generator.kernel_sizes are {[*self.kernel_sizes]}: wanted one or more, all odd")
+        if not self.dilations or min(self.dilations) < 1:
+            raise ValueError(f"generator.dilations are {[*self.dilations]}: wanted one or more, each 1 or more")
 
     def hyperparameters(self, mel: MelConfig) -> dict[str, Any]:
         """Returns the package's hyperparameters, as its `config.json` holds them."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.qwen_files import read_qwen, read_torch
-from sf_lightning.vocoder.bigvgan import BigVGANVocoder
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder, remove_weight_norm
 from sf_lightning.vocoder.files import THEIR_WEIGHTS, WEIGHTS
 
 COMPONENT = "code2wav_bigvgan_model"
@@ -80,7 +80,7 @@ def load_qwen(path: Path, mel: MelConfig) -> BigVGANVocoder:
     sizes = {name: config.get(name, default) for name, default in SIZES.items()}
     h = FIXED | sizes | {"num_mels": config.get("mel_dim", 80)}
     vocoder = BigVGANVocoder(h, mel, SAMPLE_RATE, to_input=decibels)
-    vocoder.generator.remove_weight_norm()
+    remove_weight_norm(vocoder.generator)
     # The filters of the activations are constants: the generator has made its own, under other names.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".filter")}
     wanted = {name: list(parameter.shape) for name, parameter in vocoder.generator.named_parameters()}

@@ -26,7 +26,7 @@ RECIPES = {
 }
 
 
-VOCODERS = {"vocoder": 115.7e6, "vocoder_base": 13.07e6, "vocoder_small": 1.91e6}
+VOCODERS = {"vocoder": 115.7e6, "vocoder_base": 13.07e6, "vocoder_small": 1.47e6}
 
 
 def config_of(repository: Path, *names: str) -> Any:

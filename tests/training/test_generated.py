@@ -12,12 +12,12 @@ from torch import Tensor
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.held_out import first_clips
 from sf_lightning.data.packing import Batch
-from sf_lightning.data.segments import SegmentConfig, cut
+from sf_lightning.data.segments import SegmentConfig
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.teacher import Teacher
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.layout import Layout
-from tests.helpers import loud, small_model
+from tests.helpers import loud, segments_of, small_model
 from tests.training import test_training as decoders
 from tests.training.test_vocoder_module import Notes, data, fit, tiny
 
@@ -79,7 +79,7 @@ def test_a_segment_has_the_wave_of_the_clip_and_the_mel_of_the_decoder(shards: S
     batch, mel = packs_of(shards), MelSpectrogram(MelConfig())
     config = SegmentConfig(frames=20, per_pack=8)
     made = torch.arange(batch.wave.shape[0] * 24).float().view(-1, 24, 1).expand(-1, -1, 80)
-    true, generated = cut(batch, config, mel, 0), cut(replace(batch, mels=made), config, mel, 0)
+    true, generated = segments_of(batch, config), segments_of(replace(batch, mels=made), config)
     assert torch.equal(true.wave, generated.wave)
     frames = mel.frames(batch.wave).flatten(0, 1)
     assert torch.equal(frames[generated.mel[..., 0].long()], true.mel)

@@ -14,9 +14,12 @@ import pytest
 import soundfile
 import soxr
 import torch
+from bigvgan.discriminators import DiscriminatorCQT
+from bigvgan.loss import discriminator_loss
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
-from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.build import build, fit_tokenizer
 from sf_lightning.data.corpus import find_units
 from sf_lightning.data.held_out import first_clips
@@ -29,7 +32,7 @@ from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.vocoder_module import GANOptimizerConfig, VocoderModule
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
-from tests.helpers import voice
+from tests.helpers import segments_of, voice
 
 TINY = {
     "generator": GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,)),
@@ -50,6 +53,17 @@ def data(shards: ShardSet, **change: Any) -> ShardDataModule:
     given = {"pack_frames": 96, "lanes": 2, "val_clips": 2, "num_workers": 0}
     folder = str(shards.folder)
     return ShardDataModule(folder, folder, **(given | change))
+
+
+class Same:
+    """The same batch without end."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield self.batch
 
 
 def batch_of(shards: ShardSet, packs: int = 1, lane: int = 0) -> Batch:
@@ -86,63 +100,32 @@ def fit(module: VocoderModule, datamodule: Any, steps: int, *callbacks: L.Callba
     return trainer
 
 
-def test_a_segment_is_the_wave_of_its_clip_and_has_the_mel_of_the_whole_clip_there(shards: ShardSet) -> None:
-    mel, config = MelSpectrogram(MelConfig()), SegmentConfig(frames=100, per_pack=60)
-    batch = batch_of(shards, packs=3)
-    found = cut(batch, config, mel, seed=0)
-    assert found.wave.shape == (180, 100 * 160) and found.mel.shape == (180, 100, 80)
-    clips = {each.clip.key: torch.from_numpy(each.clip.wave) for each in first_clips(shards, 23, 0)}
-    at_the_edge = 0
-    for wave, frames, utterance in zip(*found, strict=True):
-        whole = clips[batch.keys[int(utterance)]]
-        places = whole.unfold(0, len(wave), 160)  # every frame
-        place = int((places - wave).abs().amax(1).argmin())
-        assert torch.equal(places[place], wave)
-        torch.testing.assert_close(mel(whole[None])[0, place : place + 100], frames, atol=1e-4, rtol=0)
-        assert not torch.allclose(mel(wave[None])[0], frames, atol=1e-2) or place == 0
-        at_the_edge += place in (0, len(places) - 1)
-    assert at_the_edge
-
-
-def test_segments_follow_the_pack_and_not_the_rank_or_what_was_drawn_before(shards: ShardSet) -> None:
-    mel, config = MelSpectrogram(MelConfig()), SegmentConfig(frames=20, per_pack=4)
-    shape = PackShape(8, BLOCK_FRAMES, 4, 8, shards.manifest.mel)
-    packs = [next(pack(Lane([shards], n, Reading(0, 2, 0)).draws(LaneState()), shape, n)) for n in range(2)]
-    both = cut(Batch.of_packs(packs), config, mel, seed=0)
-    torch.rand(100)
-    alone = cut(Batch.of_packs(packs[1:]), config, mel, seed=0)
-    assert torch.equal(both.wave[4:], alone.wave)
-    assert not torch.equal(cut(Batch.of_packs(packs[1:]), config, mel, seed=1).wave, alone.wave)
-
-
 @pytest.mark.parametrize("losses", [LossConfig("single", 45.0), LossConfig("multi_scale", 15.0)])
 def test_it_learns_the_segments_of_a_batch_by_heart(shards: ShardSet, losses: LossConfig) -> None:
     module = tiny(losses=losses, segments=SegmentConfig(frames=16, per_pack=2))
-    batch = batch_of(shards)
-
-    class Same:
-        def __iter__(self) -> Any:
-            while True:
-                yield batch
+    batch = module.draw(batch_of(shards))
 
     def distance() -> float:
-        segments = cut(batch, module.segments, module.mel, module.seed)
+        segments = cut(batch, module.segments.frames, module.mel)
         return float(module.adversary.mel_loss(segments.wave, module.model.decode(segments.mel)).detach())
 
     before = distance()
-    trainer = fit(module, Same(), 60)
+    trainer = fit(module, Same(batch), 60)
     assert trainer.global_step == 60  # a step is one batch, though two optimizers step
     assert distance() < 0.6 * before
 
 
-def test_the_discriminators_learn_and_the_generator_does_not_learn_for_them(shards: ShardSet) -> None:
-    module = tiny()
-    before = [p.detach().clone() for p in module.adversary.parameters()]
-    fit(module, data(shards), 1)
-    moved = [not torch.equal(a, b) for a, b in zip(before, module.adversary.parameters(), strict=True)]
-    assert all(moved)
-    # What is left in the gradients is the discriminators' own loss: the generator's pass added nothing.
-    assert all(p.requires_grad for p in module.adversary.parameters())
+def test_the_discriminators_learn_from_their_own_loss_and_from_nothing_else(shards: ShardSet) -> None:
+    module, other = tiny(), tiny()
+    batch = module.draw(batch_of(shards))
+    segments = cut(batch, module.segments.frames, module.mel)
+    other.adversary.discriminator_loss(segments.wave, other.model.decode(segments.mel)).backward()
+    for part in other.adversary.parts:
+        clip_grad_norm_(part.parameters(), other.optimizer.early_clip_norm)
+    fit(module, Same(batch), 1)
+    for (name, ours), alone in zip(module.adversary.named_parameters(), other.adversary.parameters(), strict=True):
+        assert not torch.equal(ours, alone), f"{name} has learnt nothing"
+        torch.testing.assert_close(ours.grad, alone.grad, msg=f"the generator's pass added to {name}")
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -238,7 +221,7 @@ def test_stereo_at_another_rate_is_learnt_as_mono_at_the_mel_s(tmp_path: Path) -
         tokenizer = fit_tokenizer(units, 8, MelConfig())
         build(units, tmp_path / f"{name}-set", Recipe(tokenizer, shard_samples=3))
         batches.append(batch_of(ShardSet(tmp_path / f"{name}-set")))
-    (mono, stereo) = (cut(each, SegmentConfig(40, 4), MelSpectrogram(MelConfig()), 0) for each in batches)
+    (mono, stereo) = (segments_of(each, SegmentConfig(40, 4)) for each in batches)
     assert batches[0].keys == batches[1].keys
     torch.testing.assert_close(stereo.wave, mono.wave, atol=0.02, rtol=0)
     assert mono.wave.abs().max() > 0.5
@@ -282,7 +265,13 @@ def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said:
         (lambda: GeneratorConfig((5,), (8,)), "kernel of 8 for a rate of 5"),
         (lambda: GeneratorConfig((10, 16), (20, 32), channels=18), "channels is 18: wanted a multiple of 4"),
         (lambda: GANOptimizerConfig(decay=1.5), "optimizer.decay is 1.5"),
+        (lambda: GeneratorConfig(kernel_sizes=()), "kernel_sizes are \\[\\]: wanted one or more"),
+        (lambda: GeneratorConfig(dilations=(0,)), "dilations are \\[0\\]: wanted one or more, each 1"),
+        (lambda: GANOptimizerConfig(learning_rate=-1), "learning_rate -1"),
+        (lambda: GANOptimizerConfig(ema_decay=2), "optimizer.ema_decay is 2"),
+        (lambda: GANOptimizerConfig(max_bad_steps=0), "max_bad_steps 0"),
         (lambda: DiscriminatorConfig(width=0), "width is 0"),
+        (lambda: DiscriminatorConfig(periods=(6000,)), "periods are \\[6000\\]: wanted one or more of 1 to 1024"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, said: str) -> None:
@@ -327,6 +316,36 @@ def test_a_checkpoint_of_another_network_or_of_a_decoder_is_refused(shards: Shar
         fit(tiny(generator=other), data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
 
 
+def test_a_run_begins_with_the_networks_of_another_and_its_own_optimizers(shards: ShardSet, tmp_path: Path) -> None:
+    one, path = tiny(), tmp_path / "last.ckpt"
+    fit(one, data(shards), 3).save_checkpoint(path)
+    slow = replace(TINY["optimizer"], learning_rate=1e-5)  # type: ignore[type-var]
+    two = tiny(init_from=str(path), optimizer=slow)
+    two.begin()
+    for name, value in one.state_dict().items():
+        if name.startswith("model."):  # what is averaged is what is heard, and what is begun with
+            value = one.state_dict()[name.replace("model.", "average.")]
+        assert torch.equal(two.state_dict()[name], value), name
+    two = tiny(init_from=str(path), optimizer=slow)
+    trainer = fit(two, data(shards), 1)
+    assert trainer.global_step == 1 and trainer.optimizers[0].param_groups[0]["lr"] < 1e-5
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    path.unlink()  # what goes on asks for it no more
+    again = tiny(init_from=str(path), optimizer=slow)
+    assert fit(again, data(shards), 2, ckpt_path=tmp_path / "two.ckpt").global_step == 2
+
+
+def test_networks_of_other_sizes_are_not_begun_with(shards: ShardSet, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    fit(tiny(), data(shards), 1).save_checkpoint(path)
+    snake = replace(TINY["generator"], activation="snake")  # type: ignore[type-var]
+    with pytest.raises(ValueError, match=r"has activation snakebeta, this run snake: wanted the same"):
+        tiny(init_from=str(path), generator=snake).begin()
+    others = DiscriminatorConfig("resolutions", periods=(2, 3), width=1 / 16)
+    with pytest.raises(ValueError, match=r"the discriminators of .* are others \(by parts"):
+        tiny(init_from=str(path), discriminators=others).begin()
+
+
 def test_the_cqt_discriminator_judges_at_16_khz(shards: ShardSet) -> None:
     module = tiny(discriminators=DiscriminatorConfig("cqt", periods=(2,), width=1 / 32))
     notes = Notes()
@@ -338,6 +357,24 @@ def test_the_cqt_discriminator_judges_at_16_khz(shards: ShardSet) -> None:
 def test_precisions_that_were_never_tried_are_refused(shards: ShardSet, precision: Any) -> None:
     with pytest.raises(ValueError, match=rf"precision is {precision}: .* with 32-true, or with bf16"):
         fit(tiny(), data(shards), 1, precision=precision)
+
+
+def test_what_tells_real_from_made_is_the_loss_of_the_package() -> None:
+    adversary, (real, made) = tiny().adversary, torch.randn(2, 3, 2560)
+    pairs = [part(real[:, None], made[:, None])[:2] for part in adversary.parts]
+    wanted = sum(discriminator_loss(*pair)[0] for pair in pairs)
+    torch.testing.assert_close(adversary.discriminator_loss(real, made), wanted)
+
+
+def test_the_constant_q_transforms_hear_every_bit_of_the_wave_in_bf16() -> None:
+    module = tiny(discriminators=DiscriminatorConfig("cqt", periods=(2,), width=1 / 32))
+    wave = torch.randn(2, 1, 5120, generator=torch.Generator().manual_seed(0))
+    transforms = [each for each in module.adversary.modules() if isinstance(each, DiscriminatorCQT)]
+    assert len(transforms) == 3
+    for each in transforms:
+        whole = each.cqt_transform(each.resample(wave))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(each.cqt_transform(each.resample(wave)), whole)
 
 
 @pytest.mark.parametrize("kind", ["resolutions", "cqt"])

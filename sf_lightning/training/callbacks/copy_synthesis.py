@@ -36,13 +36,13 @@ class _Clip(NamedTuple):
 class CopySynthesis(L.Callback):
     """Makes the clips of validation of their own mels with the averaged generator, whole and as a stream would.
 
-    Logs `{copy_synthesis,streamed}/{pesq_wb,stoi,visqol,mel_l1,mr_stft,periodicity,real_time_factor,no_score}`,
-    the mel error as `val/loss` too; `streamed/gap` to the whole, and `streamed/exact_gap` where the vocoder waits
-    for all of its right context, the largest difference of a sample, which is rounding; and once the same scores
-    of Griffin-Lim, whole and streamed at the same latency. Where training hears the mels of a decoder,
-    `generated/*` are the scores of what is made of those. Writes waves and pictures with their differences under
-    `samples/step-*/` of the run's folder, and to W&B; ends a fit with a table
-    and a page, `report.html`.
+    Logs `{copy_synthesis,streamed}/{pesq_wb,stoi,visqol,mel_l1,mr_stft,periodicity,real_time_factor,no_score}`;
+    `streamed/gap` to the whole, and `streamed/exact_gap` where the vocoder waits for all of its right context, the
+    largest difference of a sample, which is rounding; and once the same scores of Griffin-Lim, whole and streamed
+    at the same latency. Where training hears the mels of a decoder, `generated/*` are the scores of what is made of
+    those. What training is about, these or else `copy_synthesis`, is `val/pesq_wb` and, its mel error, `val/loss`.
+    Writes waves and pictures with their differences under `samples/step-*/` of the run's folder, and to W&B; ends a
+    fit with a table and a page, `report.html`.
 
     Args:
         keep: Clips whose sound and picture are kept.
@@ -62,6 +62,7 @@ class CopySynthesis(L.Callback):
         self.keep, self.iterations = keep, iterations
         self.chunk, self.ahead = chunk_frames, lookahead_frames
         self.rows: dict[str, dict[str, float]] = {}
+        self.heard: list[str | int] = []
         self.samples: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -80,23 +81,31 @@ class CopySynthesis(L.Callback):
         assert isinstance(pl_module, VocoderModule)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, ShardDataModule)
-        clips = self._clips(pl_module, datamodule)
+        clips = self._clips(pl_module, datamodule, trainer)
+        # Rows of other clips, or made otherwise, would stand beside those of these: a run may go on with others.
+        keys = (drawn.clip.key for drawn in datamodule.clips)
+        heard: list[str | int] = [*keys, self.iterations, self.chunk, self.ahead]
+        if heard != self.heard:
+            self.rows, self.heard = {}, heard
         made: dict[str, list[Tensor]] = {}
+        factors: dict[str, float] = {}
         for way, make in self._ways(pl_module, datamodule.mels_of is not None):
             began = time.perf_counter()
             # On the CPU, so that the clock has waited for the device.
             made[way] = [make(clip).cpu() for clip in clips]
             seconds = time.perf_counter() - began
             spoken = sum(len(clip.wave) for clip in clips) / pl_module.mel.config.sample_rate
-            self.rows[way] = {"real_time_factor": seconds / spoken}
+            factors[way] = seconds / spoken
             between(trainer)
         mels = {way: [self._mel(pl_module, wave) for wave in waves] for way, waves in made.items()}
         for way in made:
-            self.rows[way] |= self._score(pl_module, way, made[way], mels[way], clips)
+            scores = self._score(pl_module, way, made[way], mels[way], clips)
+            self.rows[way] = scores | {"real_time_factor": factors[way]}
         self.rows["streamed"]["gap"] = gap(mels["streamed"], mels["copy_synthesis"])
         values = {f"{way}/{name}": value for way in made for name, value in self.rows[way].items()}
         values["streamed/exact_gap"] = self._exact_gap(pl_module, clips, made["copy_synthesis"])
-        values["val/loss"] = self.rows["copy_synthesis"]["mel_l1"]
+        judged = self.rows["generated" if "generated" in made else "copy_synthesis"]
+        values |= {"val/loss": judged["mel_l1"], "val/pesq_wb": judged["pesq_wb"]}
         if trainer.is_global_zero:
             self._keep(trainer, pl_module, clips, made, mels)
         values["val/seconds"] = time.perf_counter() - self._started
@@ -109,18 +118,19 @@ class CopySynthesis(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the last validation found: a run that is resumed at its end still has its table."""
-        return {"rows": self.rows, "samples": str(self.samples) if self.samples else None}
+        return {"rows": self.rows, "heard": self.heard, "samples": str(self.samples) if self.samples else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it back."""
-        self.rows = state_dict["rows"]
+        self.rows, self.heard = state_dict["rows"], state_dict["heard"]
         self.samples = Path(state_dict["samples"]) if state_dict["samples"] else None
 
     # -- making ---------------------------------------------------------------------------------------
 
-    def _clips(self, module: VocoderModule, datamodule: ShardDataModule) -> list[_Clip]:
+    def _clips(self, module: VocoderModule, datamodule: ShardDataModule, trainer: L.Trainer) -> list[_Clip]:
         clips = []
-        for number, drawn in enumerate(datamodule.rank_clips):
+        for i, drawn in enumerate(datamodule.rank_clips):
+            number = trainer.global_rank + i * trainer.world_size  # the same on any number of ranks
             wave, generated = torch.from_numpy(drawn.clip.wave).to(module.device), None
             if datamodule.mels_of is not None:
                 generated = datamodule.mels_of.teacher.mel_of(drawn, number, module.device)

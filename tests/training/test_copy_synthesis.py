@@ -1,0 +1,94 @@
+"""Validation of a vocoder: what is interrupted is heard again, and rows stand beside rows of the same clips."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.training.callbacks import copy_synthesis
+from sf_lightning.training.callbacks.copy_synthesis import CopySynthesis
+from sf_lightning.training.datamodule import ShardDataModule
+from tests.training import test_training as decoders
+from tests.training.test_vocoder_module import data, tiny
+
+WAYS = {"copy_synthesis", "streamed", "griffin_lim", "griffin_lim_streamed"}
+
+
+def listen(folder: Path, datamodule: ShardDataModule, callback: CopySynthesis) -> None:
+    """One validation."""
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[callback],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+    )
+    trainer.validate(tiny(), datamodule, verbose=False)
+
+
+def heard(state: dict[str, Any]) -> CopySynthesis:
+    """The callback of a run that goes on."""
+    callback = CopySynthesis(keep=0, iterations=2)
+    callback.load_state_dict(state)
+    return callback
+
+
+def test_a_validation_that_is_left_in_its_middle_is_heard_again_and_whole(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def leave(trainer: L.Trainer) -> None:
+        calls.append(trainer)
+        if len(calls) == 3:  # Griffin-Lim has been made, and nothing is scored
+            raise SystemExit(75)
+
+    callback = CopySynthesis(keep=0, iterations=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(copy_synthesis, "between", leave)
+        with pytest.raises(SystemExit):
+            listen(tmp_path, data(shards), callback)
+    again = heard(callback.state_dict())
+    listen(tmp_path, data(shards), again)
+    assert again.rows.keys() == WAYS
+    assert all({"stoi", "real_time_factor"} <= row.keys() for row in again.rows.values())
+
+
+def test_griffin_lim_is_heard_once_for_the_same_clips_and_again_for_others(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    first = CopySynthesis(keep=0, iterations=2)
+    listen(tmp_path, data(shards), first)
+    second, third = heard(first.state_dict()), heard(first.state_dict())
+    listen(tmp_path, data(shards), second)
+    listen(tmp_path, data(shards, val_clips=3), third)
+    assert second.rows.keys() == third.rows.keys() == WAYS
+    assert second.rows["griffin_lim"] == first.rows["griffin_lim"]  # its time too
+    assert third.rows["griffin_lim"]["mel_l1"] != first.rows["griffin_lim"]["mel_l1"]
+
+
+def test_the_mels_that_a_decoder_makes_of_the_clips_are_the_same_on_any_number_of_ranks(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    decoders.fit(tmp_path, decoders.small_module(), decoders.data(shards), 1)
+    datamodule = data(shards, mels="generated", decoder=str(tmp_path / "last.ckpt"), val_clips=4)
+    module, callback = tiny(), CopySynthesis(keep=0)
+    datamodule.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)  # type: ignore[assignment]
+    datamodule.setup("validate")
+    made = {}
+    for world in (1, 2):
+        for rank in range(world):
+            trainer: Any = SimpleNamespace(lightning_module=module, global_rank=rank, world_size=world)
+            datamodule.trainer = trainer
+            made[world] = made.get(world, {}) | {
+                each.key: each.generated for each in callback._clips(module, datamodule, trainer)
+            }
+    assert len(made[1]) == 4 and made[1].keys() == made[2].keys()
+    for key, mel in made[1].items():
+        assert torch.equal(mel, made[2][key]), key

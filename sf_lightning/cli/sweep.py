@@ -42,7 +42,8 @@ def sweep(
         dir: Folder of the sweep, which all its workers see; by default `sweeps/NAME`.
         trials: How many; by default all points of a grid, or the file's `run_cap`.
         jobs: Trials that this worker runs side by side.
-        stay: Whether to stay while other workers run the last trials, and to take up what they leave.
+        stay: Whether to stay while other workers run the last trials, and to take up what they leave; else it
+            leaves as soon as it has seen that they are alive.
         patience: Seconds without a sign of life after which a worker is taken for dead.
     """
     require_positive(trials=trials, jobs=jobs)
@@ -96,7 +97,8 @@ def _work(sweep: Sweep, stay: bool, failures: list[str]) -> None:
     try:
         while not stop.REQUESTED.is_set():
             if (claimed := sweep.claim()) is None:
-                if not stay or not sweep.is_busy():
+                # One that leaves takes up, before it does, what has lost its worker.
+                if not (sweep.is_busy() if stay else sweep.is_unsure()):
                     return
                 stop.REQUESTED.wait(IDLE_SECONDS)
                 continue

@@ -68,6 +68,11 @@ class SweepFile:
             raise ValueError(f"{self.path}: metric.{unknown[0]} is unknown to sf-sweep: wanted name and goal")
         if self.goal not in ("minimize", "maximize"):
             raise ValueError(f"{self.path}: metric.goal is {self.goal}: wanted minimize or maximize")
+        cap = self.content.get("run_cap", 1)
+        if type(cap) is not int or cap < 1:
+            raise ValueError(f"{self.path}: run_cap is {cap!r}: wanted a number of trials, 1 or more")
+        if not isinstance(self.content.get("command", []), list):
+            raise ValueError(f"{self.path}: command is {self.content['command']!r}: wanted a list of words")
         if not isinstance(self.content.get("parameters"), dict) or not self.content["parameters"]:
             raise ValueError(f"{self.path}: wanted parameters, each with a value, values, or min and max")
         _ = self.points, self.distributions, self.pruner, self.command([])

@@ -5,6 +5,7 @@ whose content changes every few seconds; one whose lease stands still has lost i
 Knows nothing of how a trial is run.
 """
 
+import errno
 import json
 import os
 import time
@@ -16,12 +17,13 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from sf_lightning.sweeps.file import SweepFile
 
 JOURNAL = "journal.log"
 TRIALS = "trials"
+RETRIES = 3
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -89,7 +91,10 @@ class Lease:
     def _write(self) -> None:
         self._beats += 1
         fresh = self.path.with_suffix(f".{self._owner['since']}")
-        fresh.write_text(json.dumps(self._owner | {"beat": self._beats}))
+        with fresh.open("w") as file:
+            file.write(json.dumps(self._owner | {"beat": self._beats}))
+            file.flush()
+            os.fsync(file.fileno())  # or a crash may leave an empty one
         fresh.replace(self.path)
         self._renewed = time.monotonic()
 
@@ -109,6 +114,7 @@ class Sweep:
     ) -> None:
         self.file, self.folder, self.arguments, self.patience = file, folder, [*arguments], patience
         self._seen: dict[int, tuple[str, float]] = {}
+        self._alive: set[int] = set()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def begin(self, trials: int | None = None) -> None:
@@ -127,6 +133,8 @@ class Sweep:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._claiming():
             storage = _storage(self.folder)
+            if any(name != self.file.name for name in optuna.get_all_study_names(storage)):
+                raise ValueError(f"{self.folder} holds another sweep than {self.file.name}: give another --dir")
             self.study = optuna.create_study(
                 storage=storage,
                 study_name=self.file.name,
@@ -134,8 +142,6 @@ class Sweep:
                 pruner=self.file.pruner,
                 load_if_exists=True,
             )
-            if optuna.get_all_study_names(storage) != [self.file.name]:
-                raise ValueError(f"{self.folder} holds another sweep than {self.file.name}: give another --dir")
             self._own()
             kept = [each for each in self.study.get_trials() if each.state != TrialState.FAIL]
             if points is None:
@@ -169,13 +175,21 @@ class Sweep:
         with self._claiming():
             for frozen in self.study.get_trials(states=(TrialState.RUNNING,)):
                 if self._is_alone(frozen.number):
-                    return optuna.Trial(self.study, frozen._trial_id), self._lease(frozen.number)
+                    return self._taken_up(frozen), self._lease(frozen.number)
             if not (waiting := self.study.get_trials(states=(TrialState.WAITING,))):
                 return None
             # What the others know is in the journal: so each trial may have a sampler of its own.
             self.study.sampler = self.file.sampler(waiting[0].number)
             trial = self.study.ask(self.file.distributions)
             return trial, self._lease(trial.number)
+
+    def _taken_up(self, frozen: FrozenTrial) -> optuna.Trial:
+        """A trial that another has begun, with what it did not come to choose: as `ask` would have done."""
+        self.study.sampler = self.file.sampler(frozen.number)
+        trial = optuna.Trial(self.study, frozen._trial_id)
+        for name, distribution in self.file.distributions.items():
+            trial._suggest(name, distribution)
+        return trial
 
     def _lease(self, number: int) -> Lease:
         lease = Lease(trial_folder(self.folder, number) / "lease")
@@ -192,11 +206,21 @@ class Sweep:
         content, now = json.dumps(read), time.monotonic()
         before, since = self._seen.get(number, (None, now))
         self._seen[number] = content, since if content == before else now
+        if before is not None and content != before:
+            self._alive.add(number)
         return content == before and now - since > self.patience
 
     def is_busy(self) -> bool:
         """Whether a trial is running, here or elsewhere."""
-        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+        return bool(self._running)
+
+    def is_unsure(self) -> bool:
+        """Whether a trial is running of which this worker has not seen yet that its own is alive."""
+        return any(each.number not in self._alive for each in self._running)
+
+    @property
+    def _running(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def has_results(self) -> bool:
         """Whether a trial has finished as it should."""
@@ -214,10 +238,16 @@ class Sweep:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
+    """What a lease says; None if there is none, or none that can be read."""
+    for _ in range(RETRIES):
+        try:
+            return json.loads(path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # replaced while it was read, over NFS
+                raise
+    return None
 
 
 def _machine() -> str:

@@ -51,8 +51,8 @@ def run_trial(sweep: Sweep, trial: optuna.Trial, lease: Lease) -> Outcome:
     outcome = Outcome("stopped")
     while outcome.kind == "stopped" and not stop.REQUESTED.is_set():
         outcome = _run_once(sweep, trial, lease)
-    if outcome.kind == "lost":
-        return outcome
+    if outcome.kind == "lost" or not lease.renew(0):
+        return Outcome("lost")
     if outcome.kind == "complete":
         sweep.study.tell(trial.number, outcome.value)
     elif outcome.kind == "pruned":
@@ -91,8 +91,7 @@ def _run_once(sweep: Sweep, trial: optuna.Trial, lease: Lease) -> Outcome:
                 _stop(process, sweep, lease)
                 return Outcome("pruned")
     finally:
-        if process.poll() is None:
-            _kill(process)
+        _kill(process)  # its ranks and loaders, where it has died before them
     _report(trial, folder, sweep.file.metric)
     return _judged(sweep, trial, folder, process.returncode)
 

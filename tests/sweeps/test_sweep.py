@@ -15,7 +15,10 @@ import pytest
 import yaml
 
 from sf_lightning.cli import sweep
+from sf_lightning.sweeps.file import SweepFile
 from sf_lightning.sweeps.results import Results, read_results
+from sf_lightning.sweeps.study import Lease, Sweep
+from sf_lightning.sweeps.trial import run_trial
 
 PRETEND = Path(__file__).with_name("pretend_fit.py")
 
@@ -147,6 +150,43 @@ def test_what_a_killed_worker_leaves_another_takes_up_where_it_stood(tmp_path: P
     assert len((results.trials[number].folder / "csv" / "metrics.csv").read_text().split()) == 7
 
 
+@pytest.mark.parametrize("method", ["grid", "random"])
+def test_a_trial_whose_worker_died_before_it_had_chosen_is_chosen_and_run(tmp_path: Path, method: str) -> None:
+    more = {"method": "random", "run_cap": 3, "parameters": {"rate": {"min": 1, "max": 9}}}
+    file, folders = write(tmp_path, **(more if method == "random" else {})), (tmp_path / "one", tmp_path / "other")
+    for folder in folders:
+        begun_by = Sweep(SweepFile.read(file), folder)
+        begun_by.begin()
+        if folder == folders[0]:
+            begun_by.study.ask()  # running now, without a parameter or a lease
+        sweep.main([str(file), f"--dir={folder}"])
+    one, other = (read_results(folder).trials for folder in folders)
+    assert [each.state for each in one] == ["complete"] * 3
+    assert [each.parameters for each in one] == [each.parameters for each in other]
+
+
+@pytest.mark.parametrize("lease", ['{"machine": "other", "pid": 1, "since": 1, "beat": 1}', ""])
+def test_a_worker_that_does_not_stay_takes_up_what_another_machine_has_left(tmp_path: Path, lease: str) -> None:
+    file, folder = write(tmp_path, parameters={"rate": {"values": [1]}}), tmp_path / "sweep"
+    left = Sweep(SweepFile.read(file), folder)
+    left.begin()
+    assert left.claim() is not None
+    (folder / "trials" / "000" / "lease").write_text(lease)
+    sweep.main([str(file), f"--dir={folder}", "--stay=false", "--patience=1"])
+    assert read_results(folder).trials[0].state == "complete"
+
+
+def test_a_trial_that_was_taken_over_is_not_ended_by_who_had_it(tmp_path: Path) -> None:
+    file, folder = write(tmp_path, parameters={"rate": {"values": [1]}}), tmp_path / "sweep"
+    stood_still = Sweep(SweepFile.read(file), folder, patience=1000)
+    stood_still.begin()
+    claimed = stood_still.claim()
+    assert claimed is not None
+    Lease(claimed[1].path).take()
+    assert run_trial(stood_still, *claimed).kind == "lost"
+    assert read_results(folder).trials[0].state == "running"
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_worker_that_is_asked_to_stop_has_its_trial_save_itself_and_leaves_it_to_others(
     tmp_path: Path, number: int, code: int
@@ -223,6 +263,8 @@ def test_one_trial_that_fails_among_others_costs_itself_alone(
         ({"program": "/nowhere.py"}, (), "toy.yaml: .*/nowhere.py"),
         ({"command": ["/nowhere/sf-fit", "${args}"]}, (), "command /nowhere/sf-fit .* cannot be run"),
         ({"method": "random"}, (), "method random has no end: give --trials or a run_cap"),
+        ({"run_cap": -1}, (), "run_cap is -1: wanted a number of trials, 1 or more"),
+        ({"command": "sf-fit ${args}"}, (), "command is 'sf-fit ..args.': wanted a list of words"),
         ({}, ("--rate=4",), "--rate=4: the sweep says that itself"),
         ({}, ("--ckpt_path=x",), "--ckpt_path=x: the sweep says that itself"),
         ({}, ("--steps=4", "--typo=4"), "typo is not known"),
@@ -247,5 +289,6 @@ def test_a_folder_of_another_sweep_is_refused_and_kept(tmp_path: Path, capsys: p
     assert "holds a sweep with other parameters" in mistake(capsys, str(other), folder, "--steps=2")
     assert "holds a sweep with other arguments" in mistake(capsys, str(write(tmp_path)), folder, "--steps=3")
     assert "holds another sweep than b" in mistake(capsys, str(write(tmp_path, "b")), folder, "--steps=2")
+    sweep.main([str(write(tmp_path)), folder, "--steps=2"])
     assert (tmp_path / "sweep" / "results.csv").read_text() == before
     assert "no sweep file /nowhere.yaml" in mistake(capsys, "/nowhere.yaml")

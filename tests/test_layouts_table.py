@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.layouts import interval, main, read_run
+from benchmarks.layouts import Run, differences, interval, main, read_run
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.layout import Layout
 from sf_lightning.sweeps.results import Result, read_results
@@ -58,8 +58,10 @@ def test_the_table_has_every_layout_streamed_and_offline_and_says_which_are_told
     for name, stoi in STOI.items():
         for way in ("streamed", "offline"):
             assert f"| {name}, {way} |  | {stoi + 0.075:.3f} [" in said
-    assert "| full | +0.1000 [+0.1000, +0.1000] | above | +0.1000 [+0.1000, +0.1000] | above |" in said
-    assert "| block_only | -0.2000 [-0.2000, -0.2000] | below |" in said
+    more, less = "+0.1000 [+0.1000, +0.1000]", "-0.2000 [-0.2000, -0.2000]"
+    assert "|  | streamed, seed 0 | streamed, seed 1 | streamed, in all | offline, seed 0 |" in said
+    assert f"| full | {more} | {more} | above | {more} | {more} | above |" in said
+    assert f"| block_only | {less} | {less} | below |" in said
     latency = said[said.index("## Latency") :]
     for line in ("full | all / all | 480", "streamflow_sr | 1 / 1 | 480", "block_only | 0 / 0 | 240"):
         assert f"| {line} | " in latency
@@ -91,3 +93,17 @@ def test_baselines_of_the_first_validation_are_kept_beside_the_scores_of_the_las
     run = read_run(Result(0, "complete", {"model.layout": "a/full.yaml", "seed": 1}, {}, tmp_path))
     assert run.scores["streamed", "clip0"] == {"stoi": 0.9} and run.scores["look_up", "clip0"]["stoi"] == 0.5
     assert (run.layout, run.seed) == ("full", 1) and run.checkpoint == tmp_path / "checkpoints" / "last.ckpt"
+
+
+def test_what_is_above_in_one_seed_and_not_in_another_is_not_told_apart() -> None:
+    def run(layout: str, seed: int, stoi: float) -> Run:
+        return Run(layout, seed, {("streamed", f"clip{i}"): {"stoi": stoi} for i in range(4)}, Path(), {})
+
+    groups = {
+        "streamflow_sr": [run("streamflow_sr", seed, 0.5) for seed in (0, 1)],
+        "full": [run("full", 0, 0.6), run("full", 1, 0.4)],
+        "block_only": [run("block_only", 0, 0.6)],
+    }
+    _, full, alone = differences(groups, "stoi")
+    assert full[1:4] == ["+0.1000 [+0.1000, +0.1000]", "-0.1000 [-0.1000, -0.1000]", "not told apart"]
+    assert alone[1:4] == ["+0.1000 [+0.1000, +0.1000]", "", "not told apart"]  # of one seed

@@ -95,7 +95,7 @@ class Reading:
         group: Shards whose samples are shuffled together.
         max_bad_share: Stop when more than this share of the samples is broken.
         perturbation: Of clips, at random.
-        min_frames: Clips with fewer are passed over and counted.
+        min_frames: Clips with fewer are passed over.
     """
 
     seed: int
@@ -181,6 +181,8 @@ class _Strand:
     skipped: Counter[str]
     seen: int = 0
     bad: Counter[str] = field(default_factory=Counter)
+    longest: int = 0
+    told: bool = False
 
     def __post_init__(self) -> None:
         if self.shards.samples < self.reading.num_lanes:
@@ -193,13 +195,20 @@ class _Strand:
         """Yields clips without end; what is broken is passed over, unless it is too much."""
         epoch, sample = place
         while True:
-            start = 0
+            start, found = 0, sample > 0
             for number, group in enumerate(self._groups(epoch)):
                 size = sum(part.size(self._samples(part)) for part in group)
                 if sample < start + size:
-                    yield from self._draw_group(group, (epoch, number), start, sample)
+                    for each in self._draw_group(group, (epoch, number), start, sample):
+                        found = True
+                        yield each
                     sample = start + size
                 start += size
+            if start and not found:
+                raise RuntimeError(
+                    f"lane {self.lane} finds no sample of {self.shards.folder} to learn from: the longest has "
+                    f"{self.longest} frames, wanted are {self.reading.min_frames}: lower --model.segments.frames"
+                )
             epoch, sample = epoch + 1, 0
 
     def _samples(self, part: _Part) -> int:
@@ -222,9 +231,11 @@ class _Strand:
         epoch, number = key
         raws: dict[Name, Raw] = {}
         rows: list[tuple[Name, str]] = []
+        frames: list[int] = []
         for part in group:
             mine = self.shards.index(part.shard)[part.part :: part.of]
             rows += [(Name(part.shard, row.key), row.speaker) for row in mine]
+            frames += [row.tokens * self.shards.manifest.tokenizer.frames_per_token for row in mine]
             raws |= {Name(part.shard, raw["__key__"]): raw for raw in self.shards.read(part.shard, mine)}
         random = self._random(epoch, self.lane, number)
         order = random.permutation(len(rows))
@@ -233,23 +244,38 @@ class _Strand:
         )
         for place in range(max(0, sample - start), len(order)):
             name = rows[order[place]][0]
+            if self._too_short(frames[order[place]], name):
+                continue
             try:
                 if name not in raws:
                     raise BadSample("damaged", "not in the tar as the index has it")
                 clip = self._decode(raws[name])
                 reference = references.of(place, clip)
                 clip = self._perturbed(clip, epoch, start + place)
-                self._measure(clip)
                 self.seen += 1
             except BadSample as error:
                 self._skip(name, error)
             else:
-                yield _Found(clip, reference, Place(epoch, start + place))
+                # Made faster, it may have become so now.
+                fits = len(clip.tokens) * self.shards.manifest.tokenizer.frames_per_token
+                if not self._too_short(fits, name):
+                    yield _Found(clip, reference, Place(epoch, start + place))
 
-    def _measure(self, clip: Clip) -> None:
-        frames = len(clip.tokens) * self.shards.manifest.tokenizer.frames_per_token
-        if frames < self.reading.min_frames:
-            raise BadSample("too short", f"{frames} frames, at least {self.reading.min_frames} wanted")
+    def _too_short(self, frames: int, name: Name) -> bool:
+        """Whether a clip is passed over, which is said of the first."""
+        self.longest = max(self.longest, frames)
+        if frames >= self.reading.min_frames:
+            return False
+        if not self.told:
+            log.warning(
+                "%s of %s has %d frames: clips of less than %d are passed over",
+                name.key,
+                self.shards.folder,
+                frames,
+                self.reading.min_frames,
+            )
+        self.told = True
+        return True
 
     def _perturbed(self, clip: Clip, epoch: int, sample: int) -> Clip:
         if not self.reading.perturbation.changes:

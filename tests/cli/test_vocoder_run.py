@@ -108,18 +108,23 @@ def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, t
 
 
 def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
-    run: Path, shards: ShardSet, tmp_path: Path
+    run: Path, shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     decoders.fit(tmp_path, decoders.small_module(), decoders.data(shards), 1)
     generated = ["--data.mels=generated", f"--data.decoder={tmp_path / 'last.ckpt'}"]
-    begun = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
-    fit.main(arguments(shards, tmp_path / "tuned", *generated, begun, "--trainer.max_steps=6"))
+    begun = f"--model.init_from={run / 'checkpoints' / 'last.ckpt'}"
+    given = arguments(shards, tmp_path / "tuned", *generated, begun, "--trainer.max_steps=2")
+    fit.main(given)
     wandb.finish()
     with (tmp_path / "tuned" / "csv" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows if row.get("train/loss")] == [4, 5]
-    assert [int(row["step"]) for row in rows if row.get("generated/stoi")] == [5]
-    assert not any(row.get("griffin_lim/stoi") for row in rows)  # that was heard before
+    assert [int(row["step"]) for row in rows if row.get("train/loss")] == [0, 1]
+    judged = [row for row in rows if row.get("generated/stoi")]
+    assert [int(row["step"]) for row in judged] == [1]
+    assert judged[0]["val/pesq_wb"] == judged[0]["generated/pesq_wb"]
+    other = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    for again in (given, [*given, other]):  # nor does it begin a second time where it has begun
+        assert "tuned holds a run already: continue it with --ckpt_path=last" in mistake(capsys, fit.main, *again)
     assert "| generated |" in (tmp_path / "tuned" / "summary.md").read_text()
 
 

@@ -20,7 +20,8 @@ from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.streaming.stream import Stream
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.griffin_lim import GriffinLim
-from tests.helpers import small_model
+from tests.cli.test_recipes import config_of, sizes_of
+from tests.helpers import loud, small_model
 from tests.streaming.test_decoder import SR, make, speaker, tokens
 
 
@@ -72,6 +73,26 @@ def test_a_mel_that_is_known_is_streamed_as_a_decoder_streams_it(bigvgan: Path, 
     # With all that it can use it guesses nothing.
     sure = torch.cat([*stream_mel(vocoder, mel, chunk=24, ahead=vocoder.right)])
     torch.testing.assert_close(sure, whole, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", ["vocoder", "vocoder_base", "vocoder_small"])
+def test_every_size_of_vocoder_streams_as_the_whole_or_sooner(repository: Path, recipe: str) -> None:
+    generator, _ = sizes_of(config_of(repository, recipe))
+    sizes = replace(generator, channels=16).hyperparameters(MelConfig())  # how far it reaches, in fewer channels
+    vocoder = loud(BigVGANVocoder(sizes, MelConfig()))
+    assert isinstance(vocoder, BigVGANVocoder)
+    config = DecodeConfig(steps=2, guidance=0.0, lookahead=2, exact_vocoder=True)
+    exact, soon = (
+        StreamingDecoder(small_model(SR), vocoder, replace(config, exact_vocoder=each)) for each in (True, False)
+    )
+    given = tokens(40)
+    offline = exact.offline([given], [None])[0].wave
+    streamed, early = (each.streamed([given], [None])[0].wave for each in (exact, soon))
+    scale = float(offline.abs().max())
+    torch.testing.assert_close(streamed, offline, atol=1e-4 * scale, rtol=0)
+    assert len(early) == len(offline) and 0 < (early - offline).abs().max() < scale
+    waits = [measure_latency(decoder, given, None).wait_ms for decoder in (exact, soon)]
+    assert waits[1] == 3 * 240 and waits[0] == waits[1] + 240 * (vocoder.right > 24)
 
 
 def test_a_provisional_right_context_is_heard_sooner_and_is_close(bigvgan: Path) -> None:

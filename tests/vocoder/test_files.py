@@ -94,6 +94,18 @@ def test_what_is_damaged_in_a_folder_is_named(tmp_path: Path) -> None:
     (folder / CONFIG).write_text(json.dumps({})[:1])
     with pytest.raises(ValueError, match=rf"{CONFIG} is no JSON"):
         VocoderConfig(str(folder)).make(MelConfig())
+    for change, said in (
+        (lambda h: h.pop("upsample_rates"), f"{CONFIG} has no upsample_rates"),
+        (lambda h: h.update(activation="relu"), f"{CONFIG} has activation relu: wanted snake or snakebeta"),
+    ):
+        h = TOY.hyperparameters(MelConfig())
+        change(h)
+        (folder / CONFIG).write_text(json.dumps(h))
+        with pytest.raises(ValueError, match=said):
+            VocoderConfig(str(folder)).make(MelConfig())
+    (folder / CONFIG).write_text("[1]")
+    with pytest.raises(ValueError, match=f"{CONFIG} is no JSON of hyperparameters"):
+        VocoderConfig(str(folder)).make(MelConfig())
     (folder / CONFIG).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{CONFIG} is missing"):
         VocoderConfig(str(folder)).make(MelConfig())

@@ -1,6 +1,5 @@
 """`sf-eval`: which decoder, decoded how, is best: tables, a page to hear it on, and a listening test."""
 
-import hashlib
 import os
 import platform
 import re
@@ -27,7 +26,7 @@ from sf_lightning.evaluation.listening import (
 )
 from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Results
-from sf_lightning.evaluation.run import Drawing, Settings, evaluate
+from sf_lightning.evaluation.run import Drawing, Settings, digests_of, evaluate
 from sf_lightning.evaluation.scores import Scoring
 from sf_lightning.evaluation.table import markdown, tables, write_csv
 from sf_lightning.metrics.predicted import judges
@@ -107,15 +106,16 @@ def judge(
     drawing = Drawing(held, clips)
     for group in groups:
         drawing.of(group)  # what is wrong with them is said before anything is written
-    scoring, facts = _scoring(similarity, device)
-    facts = {"data": data, "device": _machine(device), "written by": f"sf-lightning {__version__}"} | facts
-    steps = {each.path: f"{each.path}, step {each.description.weights.step}" for each in subjects}
-    facts |= {f"checkpoint {number}": step for number, step in enumerate(steps.values(), 1)}
-    identity = Identity(
-        data, held.version, clips, similarity or "", tuple(scoring.judges), torch.device(device).type
-    )
+    scoring, voices, facts = _scoring(similarity, device)
+    facts |= {
+        "data": (data,),
+        "device": (_machine(device),),
+        "written by": (f"sf-lightning {__version__}",),
+        "checkpoint": tuple(f"{each.path}, step {each.description.weights.step}" for each in subjects),
+    }
+    identity = Identity(data, held.version, clips, voices, tuple(scoring.judges), torch.device(device).type)
     ways = [way for group in groups for way in group.ways]
-    results = Results.open(folder, identity, ways, {each.path: each.digest for each in subjects}, facts)
+    results = Results.open(folder, identity, ways, digests_of(groups), facts)
     try:
         with Bar() as bar:
             evaluate(groups, drawing, results, scoring, Settings(keep, batch, device), bar.move)
@@ -147,14 +147,16 @@ def _subject(path: str, held: Clips) -> Subject:
     if not Path(path).exists():
         raise FileNotFoundError(f"--ckpt: no file or folder {path}")
 
-    def load() -> Pretrained:
-        return load_trained(Path(path))
+    trained = load_trained(Path(path))
+    digest = trained.digest
 
-    trained = load()
-    total = hashlib.sha256(repr(trained.description).encode())
-    for weight in trained.model.state_dict().values():
-        total.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
-    subject = Subject(path, trained.description, total.hexdigest()[:16], load)
+    def load() -> Pretrained:
+        again = load_trained(Path(path))
+        if again.digest != digest:  # the last.ckpt of a training that goes on, for one
+            raise ValueError(f"--ckpt {path} changed while it was evaluated: copy it first")
+        return again
+
+    subject = Subject(path, trained.description, digest, load)
     needs = Needs.of(subject.description)
     if needs.mel.sample_rate != SAMPLE_RATE:
         raise ValueError(
@@ -167,11 +169,11 @@ def _subject(path: str, held: Clips) -> Subject:
     return subject
 
 
-def _scoring(similarity: str | None, device: str) -> tuple[Scoring, dict[str, str]]:
-    """What clips are scored with, and what there is to say of what is left out."""
+def _scoring(similarity: str | None, device: str) -> tuple[Scoring, str, dict[str, tuple[str, ...]]]:
+    """What clips are scored with, the name of the speaker encoder, and what there is to say of what is left out."""
     found, lacking = judges()
     left_out = [f"{name.upper()} ({reason})" for name, reason in lacking.items()]
-    embed = None
+    embed, voices = None, ""
     if similarity is not None:
         from sf_lightning.model.ecapa import PretrainedECAPA  # brings SpeechBrain's loaders along
 
@@ -180,16 +182,16 @@ def _scoring(similarity: str | None, device: str) -> tuple[Scoring, dict[str, st
                 f"--similarity: no hyperparams.yaml in {similarity}: give a folder of SpeechBrain's"
             )
         encoder = PretrainedECAPA(similarity, device)
+        voices = f"{similarity} ({encoder.name})"
 
         def embed(wave):  # type: ignore[no-untyped-def]
             return encoder.encode([wave])[0]
 
     else:
         left_out.append("speaker similarity (no --similarity)")
-    facts = {"left out": ", ".join(left_out)} if left_out else {}
     if left_out:
-        print(f"left out: {facts['left out']}", file=sys.stderr)
-    return Scoring(embed, found), facts
+        print(f"left out: {', '.join(left_out)}", file=sys.stderr)
+    return Scoring(embed, found), voices, {"left out": (", ".join(left_out),)} if left_out else {}
 
 
 def _machine(device: str) -> str:

@@ -59,6 +59,6 @@ def log_table(folder: Path, results: Results) -> None:
     name = folder.resolve().name
     settings = wandb.Settings(silent=True)
     with wandb.init(
-        project="sf-lightning", job_type="eval", name=name, dir=folder, config=results.facts, settings=settings
+        project="sf-lightning", job_type="eval", name=name, dir=folder, config=results.said, settings=settings
     ) as run:
         run.log({"evaluation": wandb.Table(columns, table)})

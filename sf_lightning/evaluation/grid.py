@@ -61,8 +61,9 @@ class Subject:
     Attributes:
         path: As it was given.
         description: All of it but the weights.
-        digest: Of the weights.
-        load: Reads it again, weights and all: several need not be in memory together.
+        digest: Of the whole.
+        load: Reads it again, weights and all: several need not be in memory together. Raises ValueError if it is
+            not what it was.
     """
 
     path: str

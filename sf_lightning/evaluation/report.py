@@ -67,7 +67,7 @@ def page_of(results: Results, more: Sequence[Table] = ()) -> Page:
     """Returns the page of an evaluation; further tables come first."""
     every = rows(results)
     meanings = {COLUMNS[name].title: COLUMNS[name].what for name in measured(results)}
-    facts = results.facts | {"intervals": "below each mean its 95 % bootstrap interval over clips"}
+    facts = results.said | {"intervals": "below each mean its 95 % bootstrap interval over clips"}
     plots = frontiers(every) | costs(results, every)
     return Page("Evaluation", facts, [*more, *tables(results)], meanings, plots, samples(results, every))
 

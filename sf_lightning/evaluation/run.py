@@ -4,9 +4,10 @@ Perceptual scores are made in other processes while the next batch is decoded; t
 before, when nothing else is going on.
 """
 
+import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -14,10 +15,11 @@ from torch import nn
 from sf_lightning.data.lanes import Drawn
 from sf_lightning.evaluation.clips import Clips, Needs
 from sf_lightning.evaluation.decoding import Decoding
-from sf_lightning.evaluation.grid import Group, short_names
+from sf_lightning.evaluation.grid import OWN, Group, short_names
 from sf_lightning.evaluation.results import Line, Results
 from sf_lightning.evaluation.scores import Pending, Scoring
 from sf_lightning.metrics.pool import gather, shared_pool
+from sf_lightning.model.pretrained import digest_of
 from sf_lightning.streaming.decoder import StreamingDecoder
 
 METRICS_NICE = 10
@@ -71,6 +73,32 @@ class _Waiting:
         self.queue.clear()
 
 
+def digests_of(groups: Sequence[Group]) -> dict[str, str]:
+    """Returns digests of all that groups are made with, by what it is called: weights, layouts, vocoders.
+
+    Raises:
+        FileNotFoundError, ValueError: if a vocoder is missing, or another mel's.
+    """
+    digests = dict[str, str]()
+    for group in groups:
+        path, layout = group.subject.path, group.ways[-1].layout
+        digests[path] = group.subject.digest
+        if layout != OWN:
+            digests[f"layout {layout} of {path}"] = hashlib.sha256(repr(group.layout).encode()).hexdigest()[:16]
+        if (name := _vocoder_name(group)) not in digests:
+            vocoder = group.vocoder.make(group.subject.description.model.mel)
+            digests |= {name: _vocoder_digest(vocoder)} if isinstance(vocoder, nn.Module) else {}
+    return digests
+
+
+def _vocoder_name(group: Group) -> str:
+    return f"vocoder {group.vocoder.checkpoint}"
+
+
+def _vocoder_digest(vocoder: nn.Module) -> str:
+    return digest_of(vocoder.state_dict(), repr(vocoder))
+
+
 def evaluate(
     groups: Sequence[Group],
     drawing: "Drawing",
@@ -90,7 +118,8 @@ def evaluate(
         progress: Told what is being done, clips done in all ways, and all there are to do.
 
     Raises:
-        FileNotFoundError, ValueError: if a vocoder is missing, or another mel's.
+        FileNotFoundError, ValueError: if a vocoder is missing, or another mel's; if a checkpoint or a vocoder is
+            not what it was when the evaluation began.
         FloatingPointError: if a decoder makes something that is not finite.
         RuntimeError: if a scorer failed.
     """
@@ -102,7 +131,7 @@ def evaluate(
         done += 1
         progress(what, done, total)
 
-    waiting, models = _Waiting(results, one_more), _Models(settings.device)
+    waiting, models = _Waiting(results, one_more), _Models(settings.device, results.digests)
     if total:
         gather(shared_pool().warm_up())
         for pid in shared_pool().worker_pids:
@@ -156,8 +185,8 @@ class Drawing:
 class _Models:
     """The decoder of the last group: the next one often has the same weights."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, digests: Mapping[str, str]) -> None:
+        self.device, self.digests = device, digests
         self.last: tuple[Group, StreamingDecoder] | None = None
 
     def decoder(self, group: Group) -> StreamingDecoder:
@@ -172,6 +201,10 @@ class _Models:
             model = self.last[1].model
         vocoder = group.vocoder.make(model.mel.config)
         if isinstance(vocoder, nn.Module):
+            if self.digests.get(_vocoder_name(group), digest := _vocoder_digest(vocoder)) != digest:
+                raise ValueError(
+                    f"--vocoder {group.vocoder.checkpoint} changed while it was evaluated: copy it first"
+                )
             vocoder = vocoder.to(self.device)
         self.last = group, StreamingDecoder(model, vocoder, group.decode)
         return self.last[1]

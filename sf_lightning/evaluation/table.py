@@ -212,7 +212,7 @@ def write_csv(results: Results, path: Path) -> None:
 
 def markdown(results: Results) -> str:
     """All tables in Markdown, and what their columns mean."""
-    parts = ["# Evaluation", *(f"- {name}: {fact}" for name, fact in results.facts.items()), ""]
+    parts = ["# Evaluation", *(f"- {name}: {fact}" for name, fact in results.said.items()), ""]
     for table in tables(results):
         parts += [table.markdown(), ""]
     parts += ["Means over clips; in brackets 95 % bootstrap intervals, and how many clips have no such score.", ""]

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +22,13 @@ from sf_lightning.data.corpus import find_units
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.evaluation import run
+from sf_lightning.evaluation.clips import open_clips
+from sf_lightning.evaluation.grid import Options, plan
 from sf_lightning.evaluation.results import Results
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
 from tests.cli.test_cli import mistake
+from tests.evaluation.test_grid import write_vocoder
 from tests.helpers import loud, voice, write_corpus
 from tests.model.test_ecapa import HYPERPARAMS
 from tests.training.test_training import data, fit, small_module
@@ -102,6 +107,8 @@ def test_a_folder_holds_tables_pages_sound_and_an_offline_wandb_run(evaluation: 
     assert "## Quality" in text and "## Streaming" in text and "*STOI*:" in text and "left out: NISQA" in text
     page = (evaluation / "report.html").read_text()
     assert page.count("<audio") == 8 and page.count("data:image/webp") == 4 and page.count("<svg") == 4
+    identity = json.loads((evaluation / "evaluation.json").read_text())["identity"]
+    assert re.search(r"ecapa\d+ \(ecapa-[0-9a-f]{8}\)$", identity["similarity"])  # weights, not a name alone
     names = {path.suffix for path in (evaluation / "samples").iterdir()}
     assert names == {".flac", ".webp"}
     assert list(evaluation.glob("wandb/offline-run-*/*.wandb"))
@@ -125,6 +132,27 @@ def test_an_export_scores_as_its_checkpoint_under_a_layout_equal_to_its_own_too_
     first = table(evaluation)[2]
     for name in ("stoi", "mel_l1", "seam_db", "gap"):
         assert mine[name] == exported[name] and float(mine[name]) == pytest.approx(float(first[name]), abs=1e-4)
+
+
+def test_a_checkpoint_or_a_vocoder_that_is_written_over_meanwhile_is_not_evaluated_as_what_it_was(
+    checkpoint: Path, shards: ShardSet, tmp_path: Path
+) -> None:
+    path = tmp_path / "last.ckpt"
+    shutil.copy(checkpoint, path)
+    voice_ = tmp_path / "voice"
+    write_vocoder(voice_, 0)
+    subject = command._subject(str(path), open_clips(str(shards.folder)))
+    groups = plan([subject], Options(vocoders=(str(voice_),)))
+    models = run._Models("cpu", run.digests_of(groups))
+    models.decoder(groups[0])
+    write_vocoder(voice_, 1)
+    with pytest.raises(ValueError, match=rf"--vocoder {voice_} changed while it was evaluated: copy it first"):
+        models.decoder(groups[0])
+    content = torch.load(path, weights_only=False)
+    content["global_step"] += 1
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"--ckpt {path} changed while it was evaluated: copy it first"):
+        run._Models("cpu", {}).decoder(groups[0])
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(

@@ -1,7 +1,9 @@
 """What is evaluated, and what becomes of numbers: ways, layouts, means, tables, the folder of results."""
 
+import contextlib
 import csv
 import math
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.evaluation.bootstrap import mean_of
 from sf_lightning.evaluation.grid import Options, Subject, Way, describe, label, plan, read_layout
 from sf_lightning.evaluation.results import Identity, Line, Results
+from sf_lightning.evaluation.run import digests_of
 from sf_lightning.evaluation.scores import Scoring
 from sf_lightning.evaluation.table import flat, language_rows, markdown, rows, write_csv
 from sf_lightning.metrics import predicted
@@ -23,10 +26,23 @@ from sf_lightning.model.pretrained import Description, ModelConfig, TokenizerNam
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale
 from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.config import VocoderConfig
+from sf_lightning.vocoder.files import TrainedVocoder, save_vocoder
+from sf_lightning.vocoder.generator import GeneratorConfig
 from tests.helpers import SMALL, voice
 
+TOY = GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,))
+
 IDENTITY = Identity("clips", "1", 4, "", (), "cpu")
+
+
+def write_vocoder(folder: Path, seed: int) -> None:
+    """Writes a small vocoder, in place of another."""
+    torch.manual_seed(seed)
+    made = BigVGANVocoder(TOY.hyperparameters(MelConfig()), MelConfig())
+    shutil.rmtree(folder, ignore_errors=True)
+    save_vocoder(folder, TrainedVocoder(made.generator.state_dict(), TOY, MelConfig(), 7), "a card\n")
 
 
 def subject(path: str = "runs/a/checkpoints/last.ckpt", **decode: object) -> Subject:
@@ -60,6 +76,22 @@ def test_by_default_it_is_as_the_checkpoint_says() -> None:
         steps=3, method="rk4", guidance=0.7, lookahead=2, first_chunk=1
     )
     assert [way.kind for way in plan([subject(mode="offline")], Options())[0].ways] == ["copy_synthesis", "offline"]
+
+
+def test_a_layout_or_a_vocoder_that_changed_under_its_name_has_another_digest(tmp_path: Path) -> None:
+    layout, voice_ = tmp_path / "mine.yaml", tmp_path / "voice"
+
+    def digests(ahead: str, seed: int) -> dict[str, str]:
+        layout.write_text(f"backward: [1]\nforward: [{ahead}]\n")
+        write_vocoder(voice_, seed)
+        return digests_of(plan([subject("a.ckpt")], Options(layouts=("own", str(layout)), vocoders=(str(voice_),))))
+
+    before = digests("2", 0)
+    names = ["a.ckpt", f"vocoder {voice_}", f"layout {layout} of a.ckpt"]
+    assert list(before) == names and before["a.ckpt"] == "digest"
+    assert digests("2", 0) == before
+    for changed, after in ((names[2], digests("", 0)), (names[1], digests("2", 1))):
+        assert [name for name in names if after[name] != before[name]] == [changed]
 
 
 def test_evaluations_are_made_of_whole_steps() -> None:
@@ -180,7 +212,7 @@ def lines(way: Way, scores: list[float], languages: tuple[str, ...] = ("en",)) -
 
 def opened(folder: Path, *ways: Way, **change: object) -> Results:
     """An evaluation of these ways."""
-    return Results.open(folder, replace(IDENTITY, **change), ways, {"a.ckpt": "1"}, {"data": "clips"})
+    return Results.open(folder, replace(IDENTITY, **change), ways, {"a.ckpt": "1"}, {"data": ("clips",)})
 
 
 OFFLINE = Way("offline", VocoderConfig(), "a.ckpt", "own", 4, 0.5)
@@ -222,6 +254,30 @@ def test_a_folder_goes_on_behind_its_last_whole_line_and_takes_more_ways(tmp_pat
     assert Results.read(tmp_path / "out").lines.keys() == again.lines.keys()
 
 
+def test_to_read_a_folder_leaves_it_to_the_program_that_writes_it(tmp_path: Path) -> None:
+    results = opened(tmp_path / "out", OFFLINE)
+    (first,) = lines(OFFLINE, [0.5])
+    results.add(first)
+    path = tmp_path / "out" / "results.jsonl"
+    with path.open("a") as file:
+        file.write('{"way": "half a li')  # the other program is writing it
+    for look in (Results.read, lambda folder: opened(folder, STREAMED)):
+        with contextlib.suppress(BlockingIOError):
+            assert list(look(tmp_path / "out").lines.values()) == [first]
+    assert path.read_text().endswith("half a li")
+    results.close()
+    opened(tmp_path / "out", OFFLINE).close()
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_what_several_commands_said_is_said_of_all(tmp_path: Path) -> None:
+    for machine, checkpoint in (("H100", "a, step 1"), ("H200", "b, step 2"), ("H100", "a, step 1")):
+        facts = {"data": ("clips",), "device": (machine,), "checkpoint": (checkpoint,)}
+        Results.open(tmp_path / "out", IDENTITY, [OFFLINE], {}, facts).close()
+    said = {"data": "clips", "device 1": "H100", "device 2": "H200"}
+    assert Results.read(tmp_path / "out").said == said | {"checkpoint 1": "a, step 1", "checkpoint 2": "b, step 2"}
+
+
 def test_a_folder_of_another_evaluation_is_refused_and_stays_what_it_is(tmp_path: Path) -> None:
     results = opened(tmp_path / "out", OFFLINE)
     with pytest.raises(BlockingIOError, match="another sf-eval is at it"):
@@ -232,6 +288,7 @@ def test_a_folder_of_another_evaluation_is_refused_and_stays_what_it_is(tmp_path
         opened(tmp_path / "out", OFFLINE, clips=8)
     with pytest.raises(FileExistsError, match=r"results of a\.ckpt as it was before it changed"):
         Results.open(tmp_path / "out", IDENTITY, [OFFLINE], {"a.ckpt": "2"}, {})
+    opened(tmp_path / "out", OFFLINE).close()  # who was refused does not keep others from it
     assert (tmp_path / "out" / "evaluation.json").read_bytes() == before
     with pytest.raises(FileExistsError, match="holds something else than an evaluation"):
         opened(tmp_path, OFFLINE)

@@ -40,7 +40,7 @@ KEYS = ("first", "</script><script>alert(1)</script>", "third")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """An evaluation as it lies on disk, of made-up numbers."""
     identity = Identity("clips", "1", 3, "", (), "cpu")
-    results = Results.open(tmp_path_factory.mktemp("eval") / "out", identity, WAYS, {}, {"data": "a" * 200})
+    results = Results.open(tmp_path_factory.mktemp("eval") / "out", identity, WAYS, {}, {"data": ("a" * 200,)})
     for number, key in enumerate(KEYS):
         for way in WAYS:
             scores = {"pesq_wb": 1.5, "stoi": 0.8 + 0.01 * number, "visqol": 3.0 + (way.lookahead or 0) / 10}

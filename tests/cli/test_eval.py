@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,13 @@ from sf_lightning.data.corpus import find_units
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.evaluation import run
-from sf_lightning.evaluation.clips import open_clips
+from sf_lightning.evaluation.clips import Needs, open_clips
 from sf_lightning.evaluation.grid import Options, plan
 from sf_lightning.evaluation.results import Results
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.tokens.base import load_tokenizer
+from sf_lightning.training.checkpoint import load_trained
 from tests.cli.test_cli import mistake
 from tests.evaluation.test_grid import write_vocoder
 from tests.helpers import loud, voice, write_corpus
@@ -204,6 +207,28 @@ def test_a_folder_of_audio_is_tokenised_or_brings_its_tokens_and_what_is_silent_
     said = caplog.text
     assert "silent" in said and "left 1 clips without reference audio out" in said
     assert {row["language"] for row in rows} == {"", "en", "not said"}
+
+
+def test_what_lies_beside_the_audio_of_a_folder_belongs_to_its_version_and_goes_before_a_tokenizer(
+    checkpoint: Path, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    audio = write_corpus(tmp_path / "audio", clips=2)
+    needs = Needs.of(load_trained(checkpoint).description)
+    tokenizer = load_tokenizer(Path(shards.folder).parent / "kmeans-50.npz")
+    first = audio / "voice0" / "clip000"
+    versions = [open_clips(str(audio)).version]
+    for suffix in ("tokens.npy", "speaker.npy", "json"):
+        first.with_suffix(f".{suffix}").write_bytes(b"{}")
+        versions += [open_clips(str(audio)).version]
+    assert len(set(versions)) == 4
+    # One made on other speech is wrong for the clip without tokens; where all have them it is not used.
+    tokenizer.spec = replace(tokenizer.spec, digest="other")
+    with pytest.raises(ValueError, match="--tokenizer has tokens of kmeans other, the checkpoint has learnt"):
+        open_clips(str(audio), tokenizer).require(needs)
+    assert caplog.messages == ["1 of 2 clips have their tokens beside them: --tokenizer is not used for them"]
+    (audio / "voice1" / "clip001.tokens.npy").write_bytes(b"")
+    open_clips(str(audio), tokenizer).require(needs)
+    assert caplog.messages[1:] == ["2 of 2 clips have their tokens beside them: --tokenizer is not used for them"]
 
 
 def test_ratings_become_opinions_and_join_the_page(evaluation: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import math
 import shutil
 from dataclasses import asdict, replace
@@ -174,6 +175,16 @@ def test_a_step_of_pitch_or_level_at_the_edges_is_measured_and_elsewhere_is_not(
     for wave in (torch.zeros(8 * 3840), flat_[:100]):
         assert math.isnan(pitch_jump(wave, edges, 16000)) and math.isnan(level_jump(wave, edges, 16000))
     assert math.isnan(pitch_jump(flat_, edges[:0], 16000))
+
+
+def test_a_larger_jump_of_pitch_never_scores_less() -> None:
+    edges = torch.arange(1, 8) * 3840
+    waves = [tone([120.0, 120.0 * 2 ** (jump / 12)] * 4, [1.0] * 8) for jump in (0, 1, 3, 5, 6.5, 8, 12)]
+    found = [pitch_jump(wave, edges, 16000) for wave in waves]
+    assert all(after > before - 0.05 for before, after in itertools.pairwise(found)), found
+    assert found[-1] == pytest.approx(6.0, abs=0.3)
+    worst = tone([120.0, 180.0, 120.0, 120.0, 120.0, 120.0, 120.0, 120.0], [1.0] * 8)
+    assert pitch_jump(worst, edges, 16000) == pytest.approx(2 * 6 / 7, abs=0.2)  # some edges are broken, not all
 
 
 def test_a_silent_clip_has_no_scores_and_a_bad_one_has_worse_than_a_good_one() -> None:

@@ -28,7 +28,7 @@ from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Results
 from sf_lightning.evaluation.run import Drawing, Settings, digests_of, evaluate
 from sf_lightning.evaluation.scores import Scoring
-from sf_lightning.evaluation.table import markdown, tables, write_csv
+from sf_lightning.evaluation.table import Findings, markdown, tables, write_csv
 from sf_lightning.metrics.predicted import judges
 from sf_lightning.metrics.scorers import SAMPLE_RATE
 from sf_lightning.model.pretrained import Pretrained
@@ -121,16 +121,16 @@ def judge(
             evaluate(groups, drawing, results, scoring, Settings(keep, batch, device), bar.move)
     finally:
         results.close()
-    (folder / "table.md").write_text(markdown(results), encoding="utf-8")
-    write_csv(results, folder / "table.csv")
-    if listening_test:
-        write_test(folder, items_of(results))
-    show(tables(results))
-    _write_report(folder, results)
-    if listening_test:
-        print(f"{'for listeners:':16}{folder / 'listening.html'} (listening-key.json says what is what: keep it)")
+    found = Findings.of(results)
+    (folder / "table.md").write_text(markdown(found), encoding="utf-8")
+    write_csv(found, folder / "table.csv")
+    show(tables(found))
+    _write_report(folder, found)
     if wandb:
-        log_table(folder, results)
+        log_table(folder, found)
+    if listening_test:  # last: another test may be there, or no clip to ask about
+        write_test(folder, items_of(found))
+        print(f"{'for listeners:':16}{folder / 'listening.html'} (listening-key.json says what is what: keep it)")
 
 
 def _take_ratings(folder: Path, ratings: list[str]) -> None:
@@ -139,7 +139,7 @@ def _take_ratings(folder: Path, ratings: list[str]) -> None:
     table = write_opinions(folder, opinions(folder, kept), kept)
     show([table])
     print(f"{'opinions:':16}{folder / 'mos.md'}, {folder / 'mos.csv'}")
-    _write_report(folder, Results.read(folder))
+    _write_report(folder, Findings.of(Results.read(folder)))
 
 
 def _subject(path: str, held: Clips) -> Subject:
@@ -201,10 +201,10 @@ def _machine(device: str) -> str:
     return f"{device}, {cores}, {platform.machine()}, torch {torch.__version__}"
 
 
-def _write_report(folder: Path, results: Results) -> None:
+def _write_report(folder: Path, found: Findings) -> None:
     kept = read_kept(folder)
     more = [write_opinions(folder, opinions(folder, kept), kept)] if kept else []
-    page_of(results, more).write(folder / "report.html")
+    page_of(found, more).write(folder / "report.html")
     print(f"{'hear and see:':16}{folder / 'report.html'}")
     if (folder / "table.md").is_file():
         print(f"{'tables:':16}{folder / 'table.md'}, {folder / 'table.csv'}")

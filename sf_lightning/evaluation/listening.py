@@ -21,8 +21,7 @@ from sf_lightning.data.corpus import clean_key
 from sf_lightning.evaluation.bootstrap import Mean, mean_of
 from sf_lightning.evaluation.grid import label
 from sf_lightning.evaluation.report import flac_url, write_page
-from sf_lightning.evaluation.results import Results
-from sf_lightning.evaluation.table import Table, rows
+from sf_lightning.evaluation.table import Findings, Table
 
 PAGE, KEY, RATINGS = "listening.html", "listening-key.json", "ratings"
 
@@ -51,9 +50,9 @@ class Rating:
     similarity: int
 
 
-def items_of(results: Results) -> list[Item]:
+def items_of(found: Findings) -> list[Item]:
     """What listeners hear: the clips that were kept, as recorded and as made in each way."""
-    every = rows(results)
+    results, every = found.results, found.rows
     items = []
     for key in dict.fromkeys(line.clip for line in results.lines.values()):
         if (reference := results.sample(key, "reference.flac")).is_file():

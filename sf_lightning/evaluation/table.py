@@ -80,16 +80,31 @@ class Row:
     means: dict[str, Mean]
 
 
-def rows(results: Results) -> list[Row]:
-    """Returns a row for each way of which something is known, in the order in which they were asked for."""
-    return _rows(results, lambda lines: {"": lines})
+@dataclass(frozen=True)
+class Findings:
+    """What was found: all means and their intervals, which take a while, made once.
 
+    Attributes:
+        results: Of which they are.
+        rows: For each way of which something is known, in the order in which they were asked for.
+        language_rows: For each way and language; none where there is only one language.
+    """
 
-def language_rows(results: Results) -> list[Row]:
-    """Returns a row for each way and language; none where there is only one language."""
-    if len({line.language for line in results.lines.values()}) < 2:
-        return []
-    return _rows(results, _by_language)
+    results: Results
+    rows: list[Row]
+    language_rows: list[Row]
+
+    @classmethod
+    def of(cls, results: Results) -> "Findings":
+        """Those of an evaluation as it is now."""
+        several = len({line.language for line in results.lines.values()}) > 1
+        spoken = _rows(results, _by_language) if several else []
+        return cls(results, _rows(results, lambda lines: {"": lines}), spoken)
+
+    @property
+    def measured(self) -> list[str]:
+        """Names of the scores that there are."""
+        return [name for name in COLUMNS if any(name in row.means for row in self.rows)]
 
 
 def _by_language(lines: list[Line]) -> dict[str, list[Line]]:
@@ -152,11 +167,10 @@ class Table:
         return "\n".join([f"## {self.title}", "", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
-def tables(results: Results) -> list[Table]:
+def tables(found: Findings) -> list[Table]:
     """Returns quality, streaming, and where clips are of several languages the quality of each."""
-    every, spoken = rows(results), language_rows(results)
-    made = [_table("Quality", every, QUALITY), _table("Streaming", every, STREAMING)]
-    return made + ([_table("By language", spoken, QUALITY)] if spoken else [])
+    made = [_table("Quality", found.rows, QUALITY), _table("Streaming", found.rows, STREAMING)]
+    return made + ([_table("By language", found.language_rows, QUALITY)] if found.language_rows else [])
 
 
 def _table(title: str, some: Sequence[Row], names: Sequence[str]) -> Table:
@@ -172,10 +186,9 @@ def _table(title: str, some: Sequence[Row], names: Sequence[str]) -> Table:
     return Table(title, header, tuple(cells), 1 + len(told) + len(spoken))
 
 
-def flat(results: Results) -> tuple[list[str], list[list[object]]]:
+def flat(found: Findings) -> tuple[list[str], list[list[object]]]:
     """Returns header and rows of everything, a number to a cell; undefined ones are None."""
-    some = [*rows(results), *language_rows(results)]
-    names = [name for name in COLUMNS if any(name in row.means for row in some)]
+    some, names = [*found.rows, *found.language_rows], found.measured
     header = [
         "number",
         "way",
@@ -203,24 +216,18 @@ def flat(results: Results) -> tuple[list[str], list[list[object]]]:
     return header, table
 
 
-def write_csv(results: Results, path: Path) -> None:
+def write_csv(found: Findings, path: Path) -> None:
     """Writes everything, a number to a cell."""
-    header, table = flat(results)
+    header, table = flat(found)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *table])
 
 
-def markdown(results: Results) -> str:
+def markdown(found: Findings) -> str:
     """All tables in Markdown, and what their columns mean."""
-    parts = ["# Evaluation", *(f"- {name}: {fact}" for name, fact in results.said.items()), ""]
-    for table in tables(results):
+    parts = ["# Evaluation", *(f"- {name}: {fact}" for name, fact in found.results.said.items()), ""]
+    for table in tables(found):
         parts += [table.markdown(), ""]
     parts += ["Means over clips; in brackets 95 % bootstrap intervals, and how many clips have no such score.", ""]
-    parts += [f"*{COLUMNS[name].title}*: {COLUMNS[name].what}." for name in measured(results)]
+    parts += [f"*{COLUMNS[name].title}*: {COLUMNS[name].what}." for name in found.measured]
     return "\n".join(parts) + "\n"
-
-
-def measured(results: Results) -> list[str]:
-    """Names of the scores that there are."""
-    names = {name for line in results.lines.values() for name in line.scores}
-    return [name for name in COLUMNS if name in names]

@@ -24,9 +24,9 @@ OCTAVE_COST = 0.05
 """Of autocorrelation for each octave down: two periods are as periodic as one, and not the pitch."""
 
 MOST_SEMITONES = 6.0
-"""No voice moves more within 40 ms: the wave is broken there, or the estimate has slipped by an octave. Such a change
-counts as this much, at edges and elsewhere alike: left out, the worst jumps would look like none; left out elsewhere
-alone, slips would make jumps of half a semitone at any place of a recording."""
+"""No voice moves more within 40 ms: the wave is broken there, or the estimate has slipped by an octave. What is more
+counts as this much, at edges and elsewhere alike: left out, the worst jumps would look like none; left out
+elsewhere alone, the slips would make half a semitone of jump at any place of a recording."""
 
 LEAST_LEVEL_DB = -40.0
 """Below the loudest window: what is quieter on both sides is no speech."""

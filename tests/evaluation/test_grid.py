@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.evaluation import table
 from sf_lightning.evaluation.bootstrap import mean_of
 from sf_lightning.evaluation.grid import Options, Subject, Way, describe, label, plan, read_layout
+from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Line, Results
 from sf_lightning.evaluation.run import digests_of
 from sf_lightning.evaluation.scores import Scoring
-from sf_lightning.evaluation.table import flat, language_rows, markdown, rows, write_csv
+from sf_lightning.evaluation.table import Findings, flat, markdown, write_csv
 from sf_lightning.metrics import predicted
 from sf_lightning.metrics.jumps import level_jump, pitch_jump
 from sf_lightning.model.layout import Layout
@@ -234,18 +236,28 @@ def test_tables_have_means_intervals_and_what_is_undefined_for_all_and_for_each_
     results = opened(tmp_path / "out", OFFLINE, STREAMED)
     for line in lines(OFFLINE, [0.5, 0.7, 0.9, math.nan], ("en", "zh")):
         results.add(line)
-    (row,) = rows(results)
+    found = Findings.of(results)
+    (row,) = found.rows
     assert (row.number, row.clips, row.means["stoi"].mean) == (1, 4, pytest.approx(0.7))
-    spoken = {row.language: row.means["stoi"] for row in language_rows(results)}
+    spoken = {row.language: row.means["stoi"] for row in found.language_rows}
     assert spoken["en"].mean == pytest.approx(0.7) and (spoken["zh"].mean, spoken["zh"].num_nan) == (0.7, 1)
-    text = markdown(results)
+    text = markdown(found)
     assert "| 1 | offline | 4 | 0.700 (0.500 to 0.900, 1 undefined) |" in text and "## By language" in text
-    write_csv(results, tmp_path / "table.csv")
+    write_csv(found, tmp_path / "table.csv")
     with (tmp_path / "table.csv").open() as file:
         (whole, en, zh) = csv.DictReader(file)
     assert (whole["language"], en["language"], zh["language"]) == ("", "en", "zh")
     assert float(whole["stoi"]) == pytest.approx(0.7) and whole["stoi_nan"] == "1" and whole["nfe"] == "4"
-    assert len(flat(results)[1]) == 3
+    assert len(flat(found)[1]) == 3
+
+
+def test_intervals_are_made_once_for_all_that_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = opened(tmp_path / "out", OFFLINE)
+    for line in lines(OFFLINE, [0.5, 0.7], ("en", "zh")):
+        results.add(line)
+    found = Findings.of(results)
+    monkeypatch.setattr(table, "mean_of", lambda *_: pytest.fail("made again"))
+    assert "0.600" in markdown(found) and flat(found)[1] and page_of(found).tables
 
 
 def test_a_folder_goes_on_behind_its_last_whole_line_and_takes_more_ways(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sf_lightning.evaluation.listening import Item, keep_ratings, write_test
 from sf_lightning.evaluation.pictures import draw_mels
 from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Line, Results
-from sf_lightning.evaluation.table import rows
+from sf_lightning.evaluation.table import Findings
 from sf_lightning.vocoder.config import VocoderConfig
 from tests.helpers import voice
 
@@ -60,7 +60,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 def items(results: Results) -> list[Item]:
-    every = rows(results)
+    every = Findings.of(results).rows
     systems = [{label(row.told): results.sample(key, f"{row.way.id}.flac") for row in every} for key in KEYS[:2]]
     return [Item(key, results.sample(key, "voice.flac"), each) for key, each in zip(KEYS, systems, strict=False)]
 
@@ -101,7 +101,7 @@ def test_a_report_opens_from_disk_with_players_plots_and_pictures_and_fits_a_pho
     results: Results, page, complaints: list[str]
 ) -> None:  # type: ignore[no-untyped-def]
     path = results.folder / "report.html"
-    page_of(results).write(path)
+    page_of(Findings.of(results)).write(path)
     page.goto(f"file://{path}")
     page.wait_for_function("[...document.querySelectorAll('audio')].every(each => each.readyState > 0)")
     lengths = page.evaluate("[...document.querySelectorAll('audio')].map(each => each.duration)")

@@ -104,8 +104,8 @@ def judge(
     subjects = [_subject(path, held) for path in dict.fromkeys(ckpt)]
     groups = plan(subjects, options)
     drawing = Drawing(held, clips)
-    for group in groups:
-        drawing.of(group)  # what is wrong with them is said before anything is written
+    # What is wrong with them is said before anything is written.
+    alone = {each.clip.key: each.is_alone for group in groups for each in drawing.of(group)}
     scoring, voices, facts = _scoring(similarity, device)
     facts |= {
         "data": (data,),
@@ -113,6 +113,9 @@ def judge(
         "written by": (f"sf-lightning {__version__}",),
         "checkpoint": tuple(f"{each.path}, step {each.description.weights.step}" for each in subjects),
     }
+    if any(alone.values()):
+        own = f"a crop of the clip itself in {sum(alone.values())} of {len(alone)}, whose speaker has no other"
+        facts["voice"] = (own,)
     identity = Identity(data, held.version, clips, voices, tuple(scoring.judges), torch.device(device).type)
     ways = [way for group in groups for way in group.ways]
     results = Results.open(folder, identity, ways, digests_of(groups), facts)

@@ -199,7 +199,8 @@ class FolderClips:
             except BadSample as error:
                 log.warning("left %s out: %s", path, error)
             else:
-                yield Drawn(clip, crop, language=str(source.fields.get("language", "")))
+                language = str(source.fields.get("language", ""))
+                yield Drawn(clip, crop, language=language, is_alone=other is source)
 
     def _source(self, path: Path) -> Source:
         (source,) = FileUnit("", self.folder, (path,)).read()
@@ -229,9 +230,23 @@ class FolderClips:
         return next((each for each in others if each.fields["speaker"] == source.fields["speaker"]), source)
 
 
+def spread(count: int) -> list[int]:
+    """Returns so many numbers in an order of which every beginning is spread over the whole.
+
+    >>> spread(10)
+    [0, 8, 4, 2, 6, 1, 9, 5, 3, 7]
+    """
+    bits = count.bit_length()
+    return sorted(range(count), key=lambda number: f"{number:0{bits}b}"[::-1])
+
+
 def kept(count: int, keep: int) -> list[int]:
-    """Which of so many clips are kept as sound and pictures."""
-    return list(range(count))[:: max(1, count // max(1, keep))][:keep]
+    """Returns which of so many clips are kept as sound and pictures: all of them also where more are kept.
+
+    >>> [kept(10, keep) for keep in (1, 2, 3)]
+    [[0], [0, 8], [0, 4, 8]]
+    """
+    return sorted(spread(count)[:keep])
 
 
 def _has_tokens(path: Path) -> bool:

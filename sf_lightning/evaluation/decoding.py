@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sf_lightning.audio.wave import resampled, write_wave
 from sf_lightning.data.lanes import Drawn
-from sf_lightning.evaluation.clips import kept
 from sf_lightning.evaluation.grid import Group, Way
 from sf_lightning.evaluation.pictures import draw_mels
 from sf_lightning.evaluation.results import Line, Results
@@ -52,8 +51,9 @@ class Decoding:
         results: Where sound and pictures go.
         scoring: What clips are scored with.
         batch: Clips side by side.
-        keep: Clips whose sound and pictures are kept.
+        shown: Clips whose sound and pictures are kept, by key.
         put: Takes each clip and its scores, of which some are still on their way.
+        heard: Told of each clip whose sound alone was to be made.
     """
 
     group: Group
@@ -61,16 +61,16 @@ class Decoding:
     results: Results
     scoring: Scoring
     batch: int
-    keep: int
+    shown: set[str]
     put: Callable[[Line, Pending], None]
+    heard: Callable[[], None]
 
     @torch.inference_mode()
     def run(self, drawn: Sequence[Drawn], missing: set[tuple[str, str]]) -> None:
-        """Decodes and scores what is missing, by way and clip."""
-        wanted = {key for _, key in missing}
+        """Decodes what is missing, by way and clip, and scores what has no line yet."""
+        wanted, unscored = {key for _, key in missing}, missing - self.results.lines.keys()
         longest = sorted(drawn, key=lambda each: -len(each.clip.tokens))[:MAX_TIMED]
-        times = self._take_times(self._clips([each for each in longest if each.clip.key in wanted]), missing)
-        shown = {drawn[i].clip.key for i in kept(len(drawn), self.keep)}
+        times = self._take_times(self._clips([each for each in longest if each.clip.key in wanted]), unscored)
         todo = [each for each in drawn if each.clip.key in wanted]
         for start in range(0, len(todo), self.batch):
             batch = self._clips(todo[start : start + self.batch])
@@ -82,9 +82,12 @@ class Decoding:
                 made = self._made(way, [batch[i] for i in mine], [offline[i] for i in mine] if offline else [])
                 for i, chunk in zip(mine, made, strict=True):
                     whole = offline[i] if way.kind == "streamed" else None
-                    if batch[i].key in shown:  # before its line: what has a line is not done again
+                    if batch[i].key in self.shown:
                         self._keep(way, batch[i], chunk, whole)
-                    self._score(way, batch[i], chunk, whole, times.get((way.id, batch[i].key)))
+                    if (way.id, batch[i].key) in unscored:
+                        self._score(way, batch[i], chunk, whole, times.get((way.id, batch[i].key)))
+                    else:
+                        self.heard()
 
     def _clips(self, drawn: Sequence[Drawn]) -> list[HeldClip]:
         if not drawn:
@@ -136,19 +139,21 @@ class Decoding:
         self.put(line, self.scoring.start(clip.key, wave, clip.wave, made.mel, clip.mel, edges))
 
     def _keep(self, way: Way, clip: HeldClip, made: Chunk, offline: Chunk | None) -> None:
-        """Writes the sound, and of a streamed clip a picture of its mels."""
+        """Writes a picture of the mels of a streamed clip, then the sound: where it is, the rest is there."""
         vocoder = self.decoder.vocoder
-        sounds = {
-            "reference.flac": (clip.wave, vocoder.mel.sample_rate),
-            "voice.flac": (torch.from_numpy(clip.drawn.reference), vocoder.mel.sample_rate),
-            f"{way.id}.flac": (made.wave, vocoder.sample_rate),
-        }
-        for name, (wave, rate) in sounds.items():
-            write_wave(self.results.sample(clip.key, name), wave.cpu().numpy(), rate)
         if offline is not None:
             mels = {"reference": clip.mel, "offline": offline.mel, "streamed": made.mel}
             path = self.results.sample(clip.key, f"{way.id}.webp")
             draw_mels(mels, self._edges(clip), vocoder.mel.frame_rate, path, width=8.0)
+        sounds = {self.results.sample(clip.key, "reference.flac"): (clip.wave, vocoder.mel.sample_rate)}
+        if not clip.drawn.is_alone:
+            path = self.results.sample(clip.key, "voice.flac")
+            sounds[path] = torch.from_numpy(clip.drawn.reference), vocoder.mel.sample_rate
+        sounds[self.results.sound(way, clip.key)] = made.wave, vocoder.sample_rate
+        for path, (wave, rate) in sounds.items():
+            fresh = path.with_name(f".{path.name}")
+            write_wave(fresh, wave.cpu().numpy(), rate)
+            fresh.replace(path)
 
 
 TIMES = ("wait_ms", "first_packet_ms", "real_time_factor", "chunk_ms")

@@ -51,14 +51,29 @@ class Rating:
 
 
 def items_of(found: Findings) -> list[Item]:
-    """What listeners hear: the clips that were kept, as recorded and as made in each way."""
-    results, every = found.results, found.rows
-    items = []
-    for key in dict.fromkeys(line.clip for line in results.lines.values()):
-        if (reference := results.sample(key, "reference.flac")).is_file():
-            made = {label(row.told): results.sample(key, f"{row.way.id}.flac") for row in every}
-            systems = {name: path for name, path in made.items() if path.is_file()}
-            items.append(Item(key, results.sample(key, "voice.flac"), {"recording": reference} | systems))
+    """Returns what listeners hear: the clips that were kept in every way, as recorded and as made in each.
+
+    A clip whose speaker has no other is left out: its voice would be the recording itself.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    results, items = found.results, list[Item]()
+    keys = dict.fromkeys(line.clip for line in results.lines.values())
+    voices = {key: path for key in keys if (path := results.sample(key, "voice.flac")).is_file()}
+    made = {label(row.told): {key: results.sound(row.way, key) for key in voices} for row in found.rows}
+    for key, voice in voices.items():
+        systems = {name: sounds[key] for name, sounds in made.items()}
+        if all(path.is_file() for path in systems.values()):
+            items.append(Item(key, voice, {"recording": results.sample(key, "reference.flac")} | systems))
+    if not voices:
+        raise ValueError("--listening_test: of no clip that was kept there is another recording of its speaker")
+    if not items:
+        fewest = min(made, key=lambda name: sum(path.is_file() for path in made[name].values()))
+        raise ValueError(
+            f"--listening_test: no clip's sound was kept in every row, least of all in {fewest!r}: ask for that "
+            "row once more, with a --keep as large as the others had"
+        )
     return items
 
 
@@ -71,11 +86,8 @@ def write_test(folder: Path, items: Sequence[Item], seed: int = 0) -> str:
         seed: Of the order in which sounds lie in the page; each listener hears them in another.
 
     Raises:
-        ValueError: if there is nothing to judge.
         FileExistsError: if another test is there, whose ratings may be on their way.
     """
-    if not items:
-        raise ValueError("--listening_test: no clip's sound was kept: give --keep 1 or more")
     random = np.random.default_rng(seed)
     pairs = [(number, system) for number, item in enumerate(items) for system in item.systems]
     order = [pairs[i] for i in random.permutation(len(pairs))]

@@ -116,7 +116,7 @@ def samples(results: Results, every: Sequence[Row]) -> list[Sample]:
         sounds, pictures = {"reference": results.sample(key, "reference.flac")}, dict[str, Path]()
         for row in every:
             name = f"{row.number}: {label(row.told)}"
-            sounds[name] = results.sample(key, f"{row.way.id}.flac")
+            sounds[name] = results.sound(row.way, key)
             pictures[f"mel of {name}"] = results.sample(key, f"{row.way.id}.webp")
         there = ({name: path for name, path in each.items() if path.is_file()} for each in (sounds, pictures))
         if sounds["reference"].is_file():

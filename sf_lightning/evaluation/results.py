@@ -188,6 +188,10 @@ class Results:
         """Where a sound or a picture of a clip lies."""
         return self.folder / SAMPLES / f"{clean_key(clip)}.{name}"
 
+    def sound(self, way: Way, clip: str) -> Path:
+        """Where the sound of a clip made in a way lies."""
+        return self.sample(clip, f"{way.id}.flac")
+
     def close(self) -> None:
         """Lets others at it."""
         if self._file is not None:

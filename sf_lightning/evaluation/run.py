@@ -5,6 +5,7 @@ before, when nothing else is going on.
 """
 
 import hashlib
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from sf_lightning.data.lanes import Drawn
-from sf_lightning.evaluation.clips import Clips, Needs
+from sf_lightning.evaluation.clips import Clips, Needs, spread
 from sf_lightning.evaluation.decoding import Decoding
 from sf_lightning.evaluation.grid import OWN, Group, short_names
 from sf_lightning.evaluation.results import Line, Results
@@ -123,7 +124,7 @@ def evaluate(
         FloatingPointError: if a decoder makes something that is not finite.
         RuntimeError: if a scorer failed.
     """
-    todo = [drawing.undone(group, results) for group in groups]
+    todo = [drawing.undone(group, results, settings.keep) for group in groups]
     total, done, what = sum(map(len, todo)), 0, ""
 
     def one_more() -> None:
@@ -143,8 +144,8 @@ def evaluate(
                 waiting.settle(0)  # while times are taken nothing else is going on
                 what = f"{short_names([group.subject.path])[group.subject.path]}, {group.ways[-1].layout}"
                 progress(what, done, total)
-                decoder, (batch, keep) = models.decoder(group), (settings.batch, settings.keep)
-                decoding = Decoding(group, decoder, results, scoring, batch, keep, waiting.put)
+                decoder, shown = models.decoder(group), drawing.shown(group, settings.keep)
+                decoding = Decoding(group, decoder, results, scoring, settings.batch, shown, waiting.put, one_more)
                 decoding.run(drawing.of(group), missing)
         waiting.settle(0)
     except BaseException:
@@ -177,9 +178,19 @@ class Drawing:
                 raise ValueError("--data: no clip of it can be used; the lines above say why")
         return self.known[needs]
 
-    def undone(self, group: Group, results: Results) -> set[tuple[str, str]]:
-        """Ids of ways and keys of clips."""
-        return {(way.id, each.clip.key) for way in group.ways for each in self.of(group)} - results.lines.keys()
+    def shown(self, group: Group, keep: int) -> set[str]:
+        """Keys of clips that are kept as sound and pictures: first those whose speaker has another clip."""
+        drawn = self.of(group)
+        return {
+            each.clip.key
+            for each in sorted((drawn[i] for i in spread(len(drawn))), key=lambda each: each.is_alone)[:keep]
+        }
+
+    def undone(self, group: Group, results: Results, keep: int) -> set[tuple[str, str]]:
+        """Ids of ways and keys of clips that have no line yet, or no sound where it is to be kept."""
+        pairs = {(way.id, each.clip.key) for way in group.ways for each in self.of(group)} - results.lines.keys()
+        shown = itertools.product(group.ways, self.shown(group, keep))
+        return pairs | {(way.id, key) for way, key in shown if not results.sound(way, key).is_file()}
 
 
 class _Models:

@@ -24,7 +24,7 @@ OCTAVE_COST = 0.05
 """Of autocorrelation for each octave down: two periods are as periodic as one, and not the pitch."""
 
 MOST_SEMITONES = 6.0
-"""No voice moves more within 40 ms: the wave is broken there, or the estimate has slipped by an octave. What is more
+"""No voice moves more within 40 ms: the wave is broken there, or the estimate has slipped by an octave. More
 counts as this much, at edges and elsewhere alike: left out, the worst jumps would look like none; left out
 elsewhere alone, the slips would make half a semitone of jump at any place of a recording."""
 

@@ -120,7 +120,7 @@ def test_a_folder_holds_tables_pages_sound_and_an_offline_wandb_run(evaluation: 
 
 
 def test_an_export_scores_as_its_checkpoint_under_a_layout_equal_to_its_own_too_and_joins_the_table(
-    evaluation: Path, checkpoint: Path, shards: ShardSet, tmp_path: Path
+    evaluation: Path, checkpoint: Path, shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     export.main([str(checkpoint), str(tmp_path / "decoder")])
     (tmp_path / "again.yaml").write_text("backward: [0]\nforward: [1]\n")
@@ -135,6 +135,14 @@ def test_an_export_scores_as_its_checkpoint_under_a_layout_equal_to_its_own_too_
     first = table(evaluation)[2]
     for name in ("stoi", "mel_l1", "seam_db", "gap"):
         assert mine[name] == exported[name] and float(mine[name]) == pytest.approx(float(first[name]), abs=1e-4)
+    # Sound that is asked for later is made then; what has a line is not scored again.
+    scored, test = (out / "results.jsonl").read_text(), ["--keep=1", "--listening_test=true"]
+    said = mistake(capsys, command.main, *arguments(checkpoint, shards, out), *test)
+    assert "kept in every row, least of all in 'offline, eval/decoder" in said.replace(tmp_path.name, "eval")
+    assert (out / "report.html").read_text().count("<audio") == 4
+    command.main([*arguments(tmp_path / "decoder", shards, out), *more[:1], *test])
+    assert len(json.loads((out / "listening-key.json").read_text())["systems"]) == 6
+    assert (out / "results.jsonl").read_text() == scored
 
 
 def test_a_checkpoint_or_a_vocoder_that_is_written_over_meanwhile_is_not_evaluated_as_what_it_was(
@@ -200,11 +208,14 @@ def test_a_folder_of_audio_is_tokenised_or_brings_its_tokens_and_what_is_silent_
     (audio / "voice1" / "clip001.json").write_text('{"language": "en"}')
     np.save(audio / "voice0" / "lone.tokens.npy", np.zeros(30, np.int64))
     tokenizer = Path(shards.folder).parent / "kmeans-50.npz"
-    args = [f"--ckpt={checkpoint}", f"--data={audio}", "--clips=4", "--wandb=false", "--keep=0"]
+    args = [f"--ckpt={checkpoint}", f"--data={audio}", "--clips=4", "--wandb=false"]
     command.main([*args, f"--tokenizer={tokenizer}", f"--out={tmp_path / 'made'}"])
     rows = table(tmp_path / "made")
     assert [row["clips"] for row in rows if not row["language"]] == ["3", "3", "3"]
     said = caplog.text
+    samples = [path.name.split(".")[1] for path in (tmp_path / "made" / "samples").iterdir()]
+    assert (samples.count("reference"), samples.count("voice")) == (3, 2)  # one voice has said nothing else
+    assert "a crop of the clip itself in 1 of 3, whose speaker" in (tmp_path / "made" / "table.md").read_text()
     assert "silent" in said and "left 1 clips without reference audio out" in said
     assert {row["language"] for row in rows} == {"", "en", "not said"}
 

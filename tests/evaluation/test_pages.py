@@ -11,7 +11,7 @@ import torch
 
 from sf_lightning.audio.wave import write_wave
 from sf_lightning.evaluation.grid import Way, label
-from sf_lightning.evaluation.listening import Item, keep_ratings, write_test
+from sf_lightning.evaluation.listening import Item, items_of, keep_ratings, write_test
 from sf_lightning.evaluation.pictures import draw_mels
 from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Line, Results
@@ -196,6 +196,26 @@ def test_a_test_is_the_same_for_the_same_seed_plays_all_at_one_level_and_is_not_
     (quiet, _), (loud, _) = _level(tmp_path / "quiet.flac"), _level(items(results)[0].voice)
     levels = [float(np.sqrt(np.mean((wave / 32767.0) ** 2))) for wave in (quiet, loud)]
     assert levels == [pytest.approx(10 ** (-26 / 20), rel=0.01)] * 2
+
+
+def test_listeners_hear_clips_that_were_kept_in_every_way_and_have_a_voice_of_their_own(
+    results: Results, tmp_path: Path
+) -> None:
+    shutil.copytree(results.folder, tmp_path / "out")
+    found = Findings.of(Results.read(tmp_path / "out"))
+    last = found.rows[-1]
+    assert [(each.clip, len(each.systems)) for each in items_of(found)] == [(key, 6) for key in KEYS[:2]]
+    found.results.sound(last.way, KEYS[0]).unlink()
+    assert [(each.clip, len(each.systems)) for each in items_of(found)] == [(KEYS[1], 6)]
+    found.results.sound(last.way, KEYS[1]).unlink()
+    with pytest.raises(
+        ValueError, match=f"kept in every row, least of all in '{label(last.told)}': ask for that row"
+    ):
+        items_of(found)
+    for key in KEYS[:2]:
+        found.results.sample(key, "voice.flac").unlink()
+    with pytest.raises(ValueError, match="of no clip that was kept there is another recording of its speaker"):
+        items_of(found)
 
 
 def test_two_files_of_one_listener_that_differ_are_refused_and_none_is_kept(

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 
 from sf_lightning.data.corpus import clean_key
-from sf_lightning.evaluation.bootstrap import Mean, mean_of
+from sf_lightning.evaluation.bootstrap import Mean, mean_of, mean_over
 from sf_lightning.evaluation.grid import label
 from sf_lightning.evaluation.report import flac_url, write_page
 from sf_lightning.evaluation.table import Findings, Table
@@ -26,6 +26,9 @@ from sf_lightning.evaluation.table import Findings, Table
 PAGE, KEY, RATINGS = "listening.html", "listening-key.json", "ratings"
 
 QUESTIONS = ("naturalness", "similarity")
+
+SCALE = range(1, 6)
+"""Of answers, from bad to excellent."""
 
 LEVEL_DB, MAX_PEAK = -26.0, 0.95
 """All sounds are given this level, as far as their peaks allow: the louder of two sounds better."""
@@ -161,16 +164,19 @@ def read_kept(folder: Path) -> list[Rating]:
 def opinions(folder: Path, ratings: Sequence[Rating]) -> dict[str, dict[str, Mean]]:
     """Returns the MOS of each system in each question.
 
-    Of several listeners each is drawn whole for the interval, because what one of them says hangs together.
+    Of several listeners it is the mean over them, with an interval for listeners like them, as far as the scale
+    goes; of one the interval is for sounds like those that were heard.
     """
     several = len({each.listener for each in ratings}) > 1
-    found = {}
+    found = dict[str, dict[str, Mean]]()
     for system in _read_key(folder)["systems"]:
-        mine = [each for each in ratings if each.system == system]
-        listeners = [each.listener for each in mine] if several else None
-        found[system] = {
-            question: mean_of((getattr(each, question) for each in mine), listeners) for question in QUESTIONS
-        }
+        mine, found[system] = [each for each in ratings if each.system == system], {}
+        for question in QUESTIONS:
+            said = [float(getattr(each, question)) for each in mine]
+            mean = mean_over([each.listener for each in mine], said) if several else mean_of(said)
+            found[system][question] = mean._replace(
+                low=float(np.maximum(mean.low, SCALE[0])), high=float(np.minimum(mean.high, SCALE[-1]))
+            )
     return found
 
 
@@ -243,7 +249,7 @@ def _read_ratings(path: Path, key: dict) -> tuple[str, list[Rating]]:
     ratings = []
     for name, answer in sorted(answers.items()):
         numbers = [answer.get(question) for question in QUESTIONS] if isinstance(answer, dict) else []
-        if name not in key["sounds"] or not numbers or not all(type(n) is int and 1 <= n <= 5 for n in numbers):
+        if name not in key["sounds"] or not numbers or not all(type(n) is int and n in SCALE for n in numbers):
             raise ValueError(f"--ratings: {path}: sound {name} has {answer!r:.60}: wanted 1 to 5 of {QUESTIONS}")
         ratings.append(Rating(listener, key["sounds"][name]["system"], answer["naturalness"], answer["similarity"]))
     return listener, ratings

@@ -259,9 +259,10 @@ def test_ratings_become_opinions_and_join_the_page(evaluation: Path, tmp_path: P
     assert list(rows) == key["systems"]
     recording, copy = rows["recording"], rows["copy-synthesis"]
     assert (float(recording["naturalness"]), float(copy["naturalness"])) == (4.5, 1.5)
-    assert [float(recording[f"naturalness_{end}"]) for end in ("low", "high")] == [4.0, 5.0]
+    # Of two listeners little is known: as far as the scale goes.
+    assert [float(recording[f"naturalness_{end}"]) for end in ("low", "high")] == [1.0, 5.0]
     assert "Mean opinion scores of 2 listeners" in (evaluation / "report.html").read_text()
-    assert "| recording | 4.50 (4.00 to 5.00) |" in (evaluation / "mos.md").read_text()
+    assert "| recording | 4.50 (1.00 to 5.00) |" in (evaluation / "mos.md").read_text()
 
 
 def test_mistakes_are_one_clear_line_each(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.evaluation import table
-from sf_lightning.evaluation.bootstrap import mean_of
+from sf_lightning.evaluation.bootstrap import mean_of, mean_over
 from sf_lightning.evaluation.grid import Options, Subject, Way, describe, label, plan, read_layout
 from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Line, Results
@@ -148,12 +148,17 @@ def test_the_interval_is_that_of_the_normal_law_where_that_holds_and_leaves_nan_
     assert math.isnan(mean_of([math.nan]).mean) and mean_of([math.nan]).num_nan == 1
 
 
-def test_values_of_one_owner_stand_or_fall_together() -> None:
-    values, owners = [1.0] * 10 + [5.0] * 10, ["a"] * 10 + ["b"] * 10
-    apart, together = mean_of(values), mean_of(values, owners)
-    assert apart.mean == together.mean == 3.0
-    assert (together.low, together.high) == (1.0, 5.0)  # one of the two listeners may be drawn twice
-    assert apart.low > 2.0 and apart.high < 4.0
+@pytest.mark.parametrize("listeners", [2, 3, 5])
+def test_the_interval_over_few_listeners_holds_what_all_would_say_as_often_as_it_claims(listeners: int) -> None:
+    random, runs = np.random.default_rng(listeners), 400
+    strictness = random.normal(0.0, 0.5, (runs, listeners, 1))  # what one of them says hangs together
+    said = 3.0 + strictness + random.normal(0.0, 0.5, (runs, listeners, 10))
+    owners = np.repeat(np.arange(listeners), 10).tolist()
+    found = [mean_over(owners, each.ravel()) for each in said]
+    assert found[0].mean == pytest.approx(said[0].mean()) and found[0].number == 10 * listeners
+    held = np.mean([each.low <= 3.0 <= each.high for each in found])
+    assert held == pytest.approx(0.95, abs=0.03)
+    assert math.isnan(mean_over(["a", "a"], [1.0, 2.0]).low) and math.isnan(mean_over([], []).mean)
 
 
 def tone(pitches: list[float], gains: list[float]) -> Tensor:

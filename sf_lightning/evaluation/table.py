@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sf_lightning.evaluation.bootstrap import Mean, mean_of
 from sf_lightning.evaluation.grid import Way, describe
 from sf_lightning.evaluation.results import Line, Results
+from sf_lightning.vocoder.config import GRIFFIN_LIM
 
 
 class Column(NamedTuple):
@@ -205,7 +206,9 @@ def flat(found: Findings) -> tuple[list[str], list[list[object]]]:
     table = []
     for row in some:
         way, copy = row.way, row.way.kind == "copy_synthesis"
-        vocoder = way.vocoder.checkpoint or f"griffin_lim-{way.vocoder.iterations}"
+        vocoder = way.vocoder.checkpoint
+        if vocoder == GRIFFIN_LIM:
+            vocoder = f"{vocoder}-{way.vocoder.iterations}"
         decoded = [None, None] if copy else [way.nfe, way.guidance]
         values: list[object] = [row.number, way.kind, way.ckpt, way.layout, way.lookahead, *decoded, vocoder]
         values += [row.language, row.clips]

@@ -48,13 +48,16 @@ def write_vocoder(folder: Path, seed: int) -> None:
     save_vocoder(folder, TrainedVocoder(made.generator.state_dict(), TOY, MelConfig(), 7), "a card\n")
 
 
-def subject(path: str = "runs/a/checkpoints/last.ckpt", **decode: object) -> Subject:
+def subject(
+    path: str = "runs/a/checkpoints/last.ckpt",
+    speaks: VocoderConfig = VocoderConfig(),
+    mel: MelConfig = MelConfig(),
+    **decode: object,
+) -> Subject:
     """A checkpoint of which nothing but the description is asked."""
-    model = ModelConfig(Layout(4, 24, (0,), (2,)), SMALL, MelConfig(), MelScale(), SpeakerConfig(channels=8))
+    model = ModelConfig(Layout(4, 24, (0,), (2,)), SMALL, mel, MelScale(), SpeakerConfig(channels=8))
     how = asdict(replace(DecodeConfig(steps=4), **decode))
-    description = Description(
-        model, TokenizerName("kmeans", None), WeightsOf(1, True), how, asdict(VocoderConfig())
-    )
+    description = Description(model, TokenizerName("kmeans", None), WeightsOf(1, True), how, asdict(speaks))
     return Subject(path, description, "digest", lambda: pytest.fail("weights are not asked for"))
 
 
@@ -78,7 +81,10 @@ def test_by_default_it_is_as_the_checkpoint_says() -> None:
     assert group.config(group.ways[2]) == DecodeConfig(
         steps=3, method="rk4", guidance=0.7, lookahead=2, first_chunk=1
     )
-    assert [way.kind for way in plan([subject(mode="offline")], Options())[0].ways] == ["copy_synthesis", "offline"]
+    offline = subject(mode="offline")
+    assert [way.kind for way in plan([offline], Options())[0].ways] == ["copy_synthesis", "offline"]
+    with pytest.raises(ValueError, match=r"--lookahead: .*last\.ckpt is decoded offline, it waits for all"):
+        plan([offline], Options(lookaheads=(1,)))
 
 
 def test_a_layout_or_a_vocoder_that_changed_under_its_name_has_another_digest(tmp_path: Path) -> None:
@@ -135,6 +141,20 @@ def test_a_row_says_what_tells_it_from_the_others_and_no_more() -> None:
         "streamed, a/last, look-ahead 2",
     ]
     assert list(told[0]) == ["way", "checkpoint", "look-ahead"]
+
+
+def test_every_row_has_a_name_of_its_own_whatever_tells_it_apart() -> None:
+    own = VocoderConfig("v/last.ckpt", iterations=2)
+    spoken = [subject("a.ckpt", own), subject("b.ckpt", mel=MelConfig(f_max=7600.0)), subject("c.ckpt")]
+    options = Options(guidances=(0.5, 0.50000001), vocoders=("own", "v/last.ckpt", "griffin_lim"))
+    groups = plan(spoken, options)
+    ways = [way for group in groups for way in group.ways]
+    # A vocoder from a checkpoint has no iterations, and is the one that is given by name; each mel has its ceiling.
+    assert {way.vocoder for way in ways} == {VocoderConfig("v/last.ckpt"), VocoderConfig("griffin_lim")}
+    assert sum(way.kind == "copy_synthesis" for way in ways) == 4
+    labels = [label(each) for each in describe(ways)]
+    assert len(set(labels)) == len(labels) == len(set(ways))
+    assert labels[0] == "copy-synthesis, v/last, mel f_max 8000"
 
 
 def test_the_interval_is_that_of_the_normal_law_where_that_holds_and_leaves_nan_out() -> None:
@@ -233,8 +253,8 @@ def opened(folder: Path, *ways: Way, **change: object) -> Results:
     return Results.open(folder, replace(IDENTITY, **change), ways, {"a.ckpt": "1"}, {"data": ("clips",)})
 
 
-OFFLINE = Way("offline", VocoderConfig(), "a.ckpt", "own", 4, 0.5)
-STREAMED = Way("streamed", VocoderConfig(), "a.ckpt", "own", 4, 0.5, 1)
+OFFLINE = Way("offline", VocoderConfig("griffin_lim"), MelConfig(), "a.ckpt", "own", 4, 0.5)
+STREAMED = Way("streamed", VocoderConfig("griffin_lim"), MelConfig(), "a.ckpt", "own", 4, 0.5, 1)
 
 
 def test_tables_have_means_intervals_and_what_is_undefined_for_all_and_for_each_language(tmp_path: Path) -> None:

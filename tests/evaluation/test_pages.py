@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import write_wave
 from sf_lightning.evaluation.grid import Way, label
 from sf_lightning.evaluation.listening import Item, items_of, keep_ratings, write_test
@@ -24,10 +25,19 @@ CHROMIUM = next(
 )
 
 WAYS = (
-    Way("copy_synthesis", VocoderConfig()),
-    Way("offline", VocoderConfig(), "runs/a/checkpoints/last.ckpt", "own", 4, 0.5),
+    Way("copy_synthesis", VocoderConfig("griffin_lim"), MelConfig()),
+    Way("offline", VocoderConfig("griffin_lim"), MelConfig(), "runs/a/checkpoints/last.ckpt", "own", 4, 0.5),
     *(
-        Way("streamed", VocoderConfig(), "runs/a/checkpoints/last.ckpt", "own", 4, 0.5, ahead)
+        Way(
+            "streamed",
+            VocoderConfig("griffin_lim"),
+            MelConfig(),
+            "runs/a/checkpoints/last.ckpt",
+            "own",
+            4,
+            0.5,
+            ahead,
+        )
         for ahead in (1, 2, 4)
     ),
 )

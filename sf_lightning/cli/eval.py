@@ -1,5 +1,6 @@
 """`sf-eval`: which decoder, decoded how, is best: tables, a page to hear it on, and a listening test."""
 
+import inspect
 import os
 import platform
 import re
@@ -80,14 +81,12 @@ def judge(
         ratings: Files that the listening page of this folder saved, to be turned into mean opinion scores.
         wandb: Whether to log the table to W&B; offline unless a key is there.
     """
+    given = {name: value for name, value in locals().items() if name not in ("out", "ratings")}
     folder = Path(out)
     if ratings:
-        how = (layout, lookahead, nfe, guidance, vocoder, tokenizer, similarity)
-        if ckpt or data or listening_test or any(how):
-            raise ValueError(
-                "--ratings belong to a test that is there already: leave --ckpt, --data and --listening_test out, "
-                "and what says how to decode and score"
-            )
+        usual = inspect.signature(judge).parameters
+        if beside := [f"--{name}" for name, value in given.items() if value != usual[name].default]:
+            raise ValueError(f"--ratings belong to a test that is there already: leave {', '.join(beside)} out")
         _take_ratings(folder, ratings)
         return
     if not ckpt or data is None:

@@ -4,6 +4,7 @@ Perceptual scores are made in other processes while the next batch is decoded; t
 before, when nothing else is going on.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -136,8 +137,7 @@ def evaluate(
     if total:
         gather(shared_pool().warm_up())
         for pid in shared_pool().worker_pids:
-            # Decoding goes first: its threads wait for each other, and one that is kept from its core keeps all.
-            os.setpriority(os.PRIO_PROCESS, pid, METRICS_NICE)
+            _put_behind(pid)
     try:
         for group, missing in zip(groups, todo, strict=True):
             if missing:
@@ -151,6 +151,12 @@ def evaluate(
     except BaseException:
         waiting.give_up()
         raise
+
+
+def _put_behind(pid: int) -> None:
+    """Lets decoding go before a process: its threads wait for each other, and one kept from its core keeps all."""
+    with contextlib.suppress(OSError):  # it has ended, or is another user's; it scores alike in any case
+        os.setpriority(os.PRIO_PROCESS, pid, max(METRICS_NICE, os.getpriority(os.PRIO_PROCESS, pid)))
 
 
 class Drawing:

@@ -4,7 +4,10 @@ import contextlib
 import csv
 import itertools
 import math
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from sf_lightning.evaluation.bootstrap import mean_of, mean_over
 from sf_lightning.evaluation.grid import Options, Subject, Way, describe, label, plan, read_layout
 from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Line, Results
-from sf_lightning.evaluation.run import digests_of
+from sf_lightning.evaluation.run import METRICS_NICE, _put_behind, digests_of
 from sf_lightning.evaluation.scores import Scoring
 from sf_lightning.evaluation.table import Findings, flat, markdown, write_csv
 from sf_lightning.metrics import predicted
@@ -101,6 +104,18 @@ def test_a_layout_or_a_vocoder_that_changed_under_its_name_has_another_digest(tm
     assert digests("2", 0) == before
     for changed, after in ((names[2], digests("", 0)), (names[1], digests("2", 1))):
         assert [name for name in names if after[name] != before[name]] == [changed]
+
+
+def test_a_process_that_scores_is_put_behind_and_never_before_where_it_was() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        for was, then in ((0, METRICS_NICE), (15, 15)):
+            os.setpriority(os.PRIO_PROCESS, process.pid, max(was, os.getpriority(os.PRIO_PROCESS, process.pid)))
+            _put_behind(process.pid)
+            assert os.getpriority(os.PRIO_PROCESS, process.pid) >= then
+    finally:
+        process.communicate(b"\n")
+    _put_behind(process.pid)  # it has ended meanwhile
 
 
 def test_evaluations_are_made_of_whole_steps() -> None:

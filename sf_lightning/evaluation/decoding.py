@@ -13,17 +13,15 @@ from sf_lightning.evaluation.grid import Group, Way
 from sf_lightning.evaluation.pictures import draw_mels
 from sf_lightning.evaluation.results import Line, Results
 from sf_lightning.evaluation.scores import Pending, Scoring
+from sf_lightning.evaluation.table import MAX_TIMED, TIMES
 from sf_lightning.metrics.speech import gap
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import Latency, measure_latency
 from sf_lightning.streaming.state import Chunk
 
-MAX_TIMED = 3
-"""Clips of each way, the longest ones, that are streamed by themselves to take the time."""
-
 
 class HeldClip(NamedTuple):
-    """A clip on the device: what was drawn, its wave [N] and mel [T, F], the embedding [S] of its speaker."""
+    """What was drawn, its wave [N] and mel [T, F] on the CPU, the embedding [S] of its speaker on the device."""
 
     drawn: Drawn
     wave: Tensor
@@ -77,7 +75,7 @@ class Decoding:
             offline: list[Chunk] = []
             for way in self.group.ways:
                 if way.kind != "copy_synthesis" and not offline:
-                    offline = self.decoder.offline([c.tokens for c in batch], [c.speaker for c in batch])
+                    offline = _read(self.decoder.offline([c.tokens for c in batch], [c.speaker for c in batch]))
                 mine = [i for i, clip in enumerate(batch) if (way.id, clip.key) in missing]
                 made = self._made(way, [batch[i] for i in mine], [offline[i] for i in mine] if offline else [])
                 for i, chunk in zip(mine, made, strict=True):
@@ -95,8 +93,8 @@ class Decoding:
         model, device = self.decoder.model, self.decoder.device
         crops = torch.stack([torch.from_numpy(each.reference) for each in drawn]).to(device)
         x_vectors = torch.stack([torch.from_numpy(each.clip.x_vector) for each in drawn]).to(device)
-        waves = [torch.from_numpy(each.clip.wave).to(device) for each in drawn]
-        mels = [model.mel(wave[None])[0] for wave in waves]
+        waves = [torch.from_numpy(each.clip.wave) for each in drawn]
+        mels = _on_cpu([model.mel(wave[None].to(device))[0] for wave in waves])
         return [*map(HeldClip, drawn, waves, mels, model.encode_speaker(crops, x_vectors))]
 
     def _take_times(
@@ -105,19 +103,21 @@ class Decoding:
         times = dict[tuple[str, str], Latency]()
         for way in (way for way in self.group.ways if way.kind == "streamed"):
             mine = [clip for clip in clips if (way.id, clip.key) in missing]
-            self.decoder.config = self.group.config(way)
+            # Not the decoder that makes the rest: on a GPU each look at the clock waits for the device.
+            timed = replace(self.decoder, config=self.group.config(way), timed=True)
             for clip in mine[:1]:  # once for nothing: the first call of all is slower than any other
-                measure_latency(self.decoder, clip.tokens[: 4 * self.decoder.tokens_per_block], clip.speaker)
-            times |= {(way.id, clip.key): measure_latency(self.decoder, clip.tokens, clip.speaker) for clip in mine}
+                measure_latency(timed, clip.tokens[: 4 * timed.tokens_per_block], clip.speaker)
+            times |= {(way.id, clip.key): measure_latency(timed, clip.tokens, clip.speaker) for clip in mine}
         return times
 
     def _made(self, way: Way, clips: Sequence[HeldClip], offline: list[Chunk]) -> list[Chunk]:
         if way.kind == "copy_synthesis":
-            return [Chunk(clip.mel, self.decoder.vocoder.decode(clip.mel[None])[0]) for clip in clips]
+            mels = [clip.mel.to(self.decoder.device) for clip in clips]
+            return _read([Chunk(mel, self.decoder.vocoder.decode(mel[None])[0]) for mel in mels])
         if way.kind == "offline" or not clips:
             return offline
         inputs = [clip.tokens for clip in clips], [clip.speaker for clip in clips]
-        return self.decoder.streamed(*inputs, self.group.config(way))
+        return _read(self.decoder.streamed(*inputs, self.group.config(way)))
 
     def _edges(self, clip: HeldClip) -> Tensor:
         """Where chunks meet if the clip is streamed, in frames [E]."""
@@ -135,7 +135,8 @@ class Decoding:
         if latency is not None:
             measured = latency.values()
             values |= {name: measured[name] for name in TIMES}
-        line = Line(way.id, clip.key, clip.drawn.language, values, latency.chunk_ms if latency else ())
+        chunk_ms = latency.chunk_ms if latency else ()
+        line = Line(way.id, clip.key, clip.drawn.language, len(clip.mel), values, chunk_ms)
         self.put(line, self.scoring.start(clip.key, wave, clip.wave, made.mel, clip.mel, edges))
 
     def _keep(self, way: Way, clip: HeldClip, made: Chunk, offline: Chunk | None) -> None:
@@ -156,5 +157,11 @@ class Decoding:
             fresh.replace(path)
 
 
-TIMES = ("wait_ms", "first_packet_ms", "real_time_factor", "chunk_ms")
-"""Of an account of latency, what goes into the table."""
+def _read(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Chunks of a batch, on the CPU."""
+    return [*map(Chunk, _on_cpu([chunk.mel for chunk in chunks]), _on_cpu([chunk.wave for chunk in chunks]))]
+
+
+def _on_cpu(some: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors that differ in their first size alone, read at once: on a GPU each time waits for the device."""
+    return [*torch.cat([*some]).cpu().split([len(each) for each in some])] if some else []

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sf_lightning.evaluation.grid import label
 from sf_lightning.evaluation.pictures import Point, draw_costs, draw_frontier
 from sf_lightning.evaluation.results import Results
-from sf_lightning.evaluation.table import COLUMNS, Findings, Row, Table, tables
+from sf_lightning.evaluation.table import COLUMNS, TIMED, Findings, Row, Table, tables
 
 FRONTIERS = ("visqol", "pesq_wb", "stoi")
 """Scores that are drawn against latency."""
@@ -67,7 +67,7 @@ def page_of(found: Findings, more: Sequence[Table] = ()) -> Page:
     """Returns the page of an evaluation; further tables come first."""
     results, every = found.results, found.rows
     meanings = {COLUMNS[name].title: COLUMNS[name].what for name in found.measured}
-    facts = results.said | {"intervals": "below each mean its 95 % bootstrap interval over clips"}
+    facts = results.said | {"intervals": f"below each mean its 95 % bootstrap interval over clips; {TIMED}"}
     plots = frontiers(every) | costs(results, every)
     return Page("Evaluation", facts, [*more, *tables(found)], meanings, plots, samples(results, every))
 

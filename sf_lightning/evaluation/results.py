@@ -57,6 +57,7 @@ class Line:
         way: Its id.
         clip: Key of the clip.
         language: Of the clip; empty where it is not known.
+        frames: Of its mel.
         scores: By name; NaN where one is undefined, and none where it was not measured.
         chunk_ms: Computing of each chunk, of the few clips whose time was taken.
     """
@@ -64,6 +65,7 @@ class Line:
     way: str
     clip: str
     language: str
+    frames: int
     scores: dict[str, float]
     chunk_ms: tuple[float, ...] = ()
 
@@ -250,7 +252,8 @@ def _lines(text: str, path: Path) -> list[Line]:
             values = json.loads(each)
             scores = {name: math.nan if value is None else float(value) for name, value in values["scores"].items()}
             way, clip, language = (str(values[name]) for name in ("way", "clip", "language"))
-            lines.append(Line(way, clip, language, scores, tuple(map(float, values["chunk_ms"]))))
+            frames, chunk_ms = int(values["frames"]), tuple(map(float, values["chunk_ms"]))
+            lines.append(Line(way, clip, language, frames, scores, chunk_ms))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: line {number} is damaged ({error!r:.80}): delete it") from error
     return lines

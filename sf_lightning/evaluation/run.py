@@ -223,5 +223,5 @@ class _Models:
                     f"--vocoder {group.vocoder.checkpoint} changed while it was evaluated: copy it first"
                 )
             vocoder = vocoder.to(self.device)
-        self.last = group, StreamingDecoder(model, vocoder, group.decode)
+        self.last = group, StreamingDecoder(model, vocoder, group.decode, timed=False)
         return self.last[1]

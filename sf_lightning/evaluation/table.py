@@ -56,6 +56,17 @@ STREAMING = (
     "chunk_ms",
 )
 
+OVER_FRAMES = ("mel_l1", "gap")
+"""Scores that are means over frames, as in training: a clip weighs as much as it is long."""
+
+TIMES = ("wait_ms", "first_packet_ms", "real_time_factor", "chunk_ms")
+"""Of an account of latency, what goes into the table."""
+
+MAX_TIMED = 3
+"""Clips of each way, the longest ones, that are streamed by themselves to take the time."""
+
+TIMED = f"wait, first packet, RTF and chunk are of the {MAX_TIMED} longest clips alone, and have no interval"
+
 UNKNOWN = "not said"
 """The language of a clip that does not say it."""
 
@@ -125,12 +136,14 @@ def _rows(results: Results, split: Callable[[list[Line]], dict[str, list[Line]]]
 
 
 def _means(lines: Sequence[Line]) -> dict[str, Mean]:
-    names = {name for line in lines for name in line.scores}
-    return {
-        name: mean_of(line.scores[name] for line in lines if name in line.scores)
-        for name in COLUMNS
-        if name in names
-    }
+    names, means = {name for line in lines for name in line.scores}, dict[str, Mean]()
+    for name in COLUMNS:
+        if name in names:
+            some = [line for line in lines if name in line.scores]
+            weights = [line.frames for line in some] if name in OVER_FRAMES else None
+            mean = mean_of((line.scores[name] for line in some), weights)
+            means[name] = mean._replace(low=math.nan, high=math.nan) if name in TIMES else mean
+    return means
 
 
 def cell(name: str, mean: Mean | None) -> tuple[str, str]:
@@ -231,6 +244,10 @@ def markdown(found: Findings) -> str:
     parts = ["# Evaluation", *(f"- {name}: {fact}" for name, fact in found.results.said.items()), ""]
     for table in tables(found):
         parts += [table.markdown(), ""]
-    parts += ["Means over clips; in brackets 95 % bootstrap intervals, and how many clips have no such score.", ""]
+    parts += [
+        "Means over clips, of mel L1 and gap over frames; in brackets 95 % bootstrap intervals, and how many clips "
+        f"have no such score; {TIMED}.",
+        "",
+    ]
     parts += [f"*{COLUMNS[name].title}*: {COLUMNS[name].what}." for name in found.measured]
     return "\n".join(parts) + "\n"

@@ -95,6 +95,7 @@ def test_every_way_has_a_row_with_everything_that_is_measured(evaluation: Path) 
             assert math.isfinite(float(row[name])), name
         for name in ("gap", "first_packet_ms", "wait_ms", "real_time_factor", "chunk_ms"):
             assert (row[name] != "") == (row["way"] == "streamed"), name
+        assert not row["chunk_ms"] or float(row["chunk_ms"]) > 0
     copy, offline, first, second = rows[:4]
     assert float(copy["mel_l1"]) == 0.0 and float(copy["stoi"]) > float(offline["stoi"])
     assert [float(row["wait_ms"]) for row in (first, second)] == [480, 720]
@@ -188,6 +189,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
 
     def counting(decoder: StreamingDecoder, tokens: list, speakers: list) -> list:
         decoded.append(len(tokens))
+        assert not decoder.timed  # the clock of a GPU keeps a batch waiting
         return offline(decoder, tokens, speakers)
 
     monkeypatch.setattr(StreamingDecoder, "offline", counting)

@@ -259,7 +259,8 @@ def test_predicted_opinions_are_left_out_with_a_reason_unless_their_weights_work
 def lines(way: Way, scores: list[float], languages: tuple[str, ...] = ("en",)) -> list[Line]:
     """Clips with a score each, in turn in each language."""
     return [
-        Line(way.id, f"clip{i}", languages[i % len(languages)], {"stoi": score}) for i, score in enumerate(scores)
+        Line(way.id, f"clip{i}", languages[i % len(languages)], 100, {"stoi": score})
+        for i, score in enumerate(scores)
     ]
 
 
@@ -289,6 +290,20 @@ def test_tables_have_means_intervals_and_what_is_undefined_for_all_and_for_each_
     assert (whole["language"], en["language"], zh["language"]) == ("", "en", "zh")
     assert float(whole["stoi"]) == pytest.approx(0.7) and whole["stoi_nan"] == "1" and whole["nfe"] == "4"
     assert len(flat(found)[1]) == 3
+
+
+def test_what_is_a_mean_over_frames_weighs_clips_by_theirs_and_times_have_no_interval(tmp_path: Path) -> None:
+    results = opened(tmp_path / "out", STREAMED)
+    for clip, frames, value in (("a", 300, 1.0), ("b", 100, 5.0), ("c", 100, math.nan)):
+        times = {"first_packet_ms": 100.0 * value} if clip != "c" else {}
+        results.add(Line(STREAMED.id, clip, "", frames, {"mel_l1": value, "gap": value, "stoi": value} | times))
+    (row,) = Findings.of(results).rows
+    assert (row.means["mel_l1"].mean, row.means["gap"].mean, row.means["stoi"].mean) == (2.0, 2.0, 3.0)
+    late = row.means["first_packet_ms"]
+    assert (late.mean, late.number) == (300.0, 2) and math.isnan(late.low) and math.isnan(late.high)
+    assert "are of the 3 longest clips alone, and have no interval" in markdown(Findings.of(results))
+    results.close()
+    assert Results.read(tmp_path / "out").lines.keys() == results.lines.keys()
 
 
 def test_intervals_are_made_once_for_all_that_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,22 +24,12 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 
+SOUND = VocoderConfig("griffin_lim"), MelConfig()
+
 WAYS = (
-    Way("copy_synthesis", VocoderConfig("griffin_lim"), MelConfig()),
-    Way("offline", VocoderConfig("griffin_lim"), MelConfig(), "runs/a/checkpoints/last.ckpt", "own", 4, 0.5),
-    *(
-        Way(
-            "streamed",
-            VocoderConfig("griffin_lim"),
-            MelConfig(),
-            "runs/a/checkpoints/last.ckpt",
-            "own",
-            4,
-            0.5,
-            ahead,
-        )
-        for ahead in (1, 2, 4)
-    ),
+    Way("copy_synthesis", *SOUND),
+    Way("offline", *SOUND, "runs/a/checkpoints/last.ckpt", "own", 4, 0.5),
+    *(Way("streamed", *SOUND, "runs/a/checkpoints/last.ckpt", "own", 4, 0.5, ahead) for ahead in (1, 2, 4)),
 )
 
 KEYS = ("first", "</script><script>alert(1)</script>", "third")
@@ -56,7 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
             scores = {"pesq_wb": 1.5, "stoi": 0.8 + 0.01 * number, "visqol": 3.0 + (way.lookahead or 0) / 10}
             if way.kind == "streamed":
                 scores |= {"first_packet_ms": 300.0 * (way.lookahead or 0), "gap": 0.01}
-            results.add(Line(way.id, key, "", scores, (10.0, 12.0, 11.0) if way.lookahead else ()))
+            results.add(Line(way.id, key, "", 100, scores, (10.0, 12.0, 11.0) if way.lookahead else ()))
             if number < 2:
                 write_wave(results.sample(key, f"{way.id}.flac"), voice(1.0, seed=number), 16000)
             if number == 0 and way.lookahead == 1:

@@ -27,7 +27,7 @@ from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Results
 from sf_lightning.evaluation.run import Drawing, Settings, evaluate
 from sf_lightning.evaluation.scores import Scoring
-from sf_lightning.evaluation.table import markdown
+from sf_lightning.evaluation.table import Findings, markdown
 from sf_lightning.metrics.pool import gather, shared_pool
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import Chunk
@@ -76,8 +76,9 @@ def whole(groups: list[Group], drawing: Drawing, batch: int, clips: int) -> None
         results = Results.open(Path(folder, "eval"), identity, ways, {}, {})
         evaluate(groups, drawing, results, Scoring(), Settings(batch=batch), lambda *_: None)
         results.close()
-        markdown(results)
-        page_of(results).write(Path(folder, "report.html"))
+        found = Findings.of(results)
+        markdown(found)
+        page_of(found).write(Path(folder, "report.html"))
 
 
 def seconds(do, *given):  # type: ignore[no-untyped-def]

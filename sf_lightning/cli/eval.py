@@ -1,6 +1,6 @@
 """`sf-eval`: which decoder, decoded how, is best: tables, a page to hear it on, and a listening test."""
 
-import hashlib
+import inspect
 import os
 import platform
 import re
@@ -27,9 +27,9 @@ from sf_lightning.evaluation.listening import (
 )
 from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Results
-from sf_lightning.evaluation.run import Drawing, Settings, evaluate
+from sf_lightning.evaluation.run import Drawing, Settings, digests_of, evaluate
 from sf_lightning.evaluation.scores import Scoring
-from sf_lightning.evaluation.table import markdown, tables, write_csv
+from sf_lightning.evaluation.table import Findings, markdown, tables, write_csv
 from sf_lightning.metrics.predicted import judges
 from sf_lightning.metrics.scorers import SAMPLE_RATE
 from sf_lightning.model.pretrained import Pretrained
@@ -81,14 +81,12 @@ def judge(
         ratings: Files that the listening page of this folder saved, to be turned into mean opinion scores.
         wandb: Whether to log the table to W&B; offline unless a key is there.
     """
+    given = {name: value for name, value in locals().items() if name not in ("out", "ratings")}
     folder = Path(out)
     if ratings:
-        how = (layout, lookahead, nfe, guidance, vocoder, tokenizer, similarity)
-        if ckpt or data or listening_test or any(how):
-            raise ValueError(
-                "--ratings belong to a test that is there already: leave --ckpt, --data and --listening_test out, "
-                "and what says how to decode and score"
-            )
+        usual = inspect.signature(judge).parameters
+        if beside := [f"--{name}" for name, value in given.items() if value != usual[name].default]:
+            raise ValueError(f"--ratings belong to a test that is there already: leave {', '.join(beside)} out")
         _take_ratings(folder, ratings)
         return
     if not ckpt or data is None:
@@ -105,32 +103,36 @@ def judge(
     subjects = [_subject(path, held) for path in dict.fromkeys(ckpt)]
     groups = plan(subjects, options)
     drawing = Drawing(held, clips)
-    for group in groups:
-        drawing.of(group)  # what is wrong with them is said before anything is written
-    scoring, facts = _scoring(similarity, device)
-    facts = {"data": data, "device": _machine(device), "written by": f"sf-lightning {__version__}"} | facts
-    steps = {each.path: f"{each.path}, step {each.description.weights.step}" for each in subjects}
-    facts |= {f"checkpoint {number}": step for number, step in enumerate(steps.values(), 1)}
-    identity = Identity(
-        data, held.version, clips, similarity or "", tuple(scoring.judges), torch.device(device).type
-    )
+    # What is wrong with them is said before anything is written.
+    alone = {each.clip.key: each.is_alone for group in groups for each in drawing.of(group)}
+    scoring, voices, facts = _scoring(similarity, device)
+    facts |= {
+        "data": (data,),
+        "device": (_machine(device),),
+        "written by": (f"sf-lightning {__version__}",),
+        "checkpoint": tuple(f"{each.path}, step {each.description.weights.step}" for each in subjects),
+    }
+    if any(alone.values()):
+        own = f"a crop of the clip itself in {sum(alone.values())} of {len(alone)}, whose speaker has no other"
+        facts["voice"] = (own,)
+    identity = Identity(data, held.version, clips, voices, tuple(scoring.judges), torch.device(device).type)
     ways = [way for group in groups for way in group.ways]
-    results = Results.open(folder, identity, ways, {each.path: each.digest for each in subjects}, facts)
+    results = Results.open(folder, identity, ways, digests_of(groups), facts)
     try:
         with Bar() as bar:
             evaluate(groups, drawing, results, scoring, Settings(keep, batch, device), bar.move)
     finally:
         results.close()
-    (folder / "table.md").write_text(markdown(results), encoding="utf-8")
-    write_csv(results, folder / "table.csv")
-    if listening_test:
-        write_test(folder, items_of(results))
-    show(tables(results))
-    _write_report(folder, results)
-    if listening_test:
-        print(f"{'for listeners:':16}{folder / 'listening.html'} (listening-key.json says what is what: keep it)")
+    found = Findings.of(results)
+    (folder / "table.md").write_text(markdown(found), encoding="utf-8")
+    write_csv(found, folder / "table.csv")
+    show(tables(found))
+    _write_report(folder, found)
     if wandb:
-        log_table(folder, results)
+        log_table(folder, found)
+    if listening_test:  # last: another test may be there, or no clip to ask about
+        write_test(folder, items_of(found))
+        print(f"{'for listeners:':16}{folder / 'listening.html'} (listening-key.json says what is what: keep it)")
 
 
 def _take_ratings(folder: Path, ratings: list[str]) -> None:
@@ -139,7 +141,7 @@ def _take_ratings(folder: Path, ratings: list[str]) -> None:
     table = write_opinions(folder, opinions(folder, kept), kept)
     show([table])
     print(f"{'opinions:':16}{folder / 'mos.md'}, {folder / 'mos.csv'}")
-    _write_report(folder, Results.read(folder))
+    _write_report(folder, Findings.of(Results.read(folder)))
 
 
 def _subject(path: str, held: Clips) -> Subject:
@@ -147,14 +149,16 @@ def _subject(path: str, held: Clips) -> Subject:
     if not Path(path).exists():
         raise FileNotFoundError(f"--ckpt: no file or folder {path}")
 
-    def load() -> Pretrained:
-        return load_trained(Path(path))
+    trained = load_trained(Path(path))
+    digest = trained.digest
 
-    trained = load()
-    total = hashlib.sha256(repr(trained.description).encode())
-    for weight in trained.model.state_dict().values():
-        total.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
-    subject = Subject(path, trained.description, total.hexdigest()[:16], load)
+    def load() -> Pretrained:
+        again = load_trained(Path(path))
+        if again.digest != digest:  # the last.ckpt of a training that goes on, for one
+            raise ValueError(f"--ckpt {path} changed while it was evaluated: copy it first")
+        return again
+
+    subject = Subject(path, trained.description, digest, load)
     needs = Needs.of(subject.description)
     if needs.mel.sample_rate != SAMPLE_RATE:
         raise ValueError(
@@ -167,11 +171,11 @@ def _subject(path: str, held: Clips) -> Subject:
     return subject
 
 
-def _scoring(similarity: str | None, device: str) -> tuple[Scoring, dict[str, str]]:
-    """What clips are scored with, and what there is to say of what is left out."""
+def _scoring(similarity: str | None, device: str) -> tuple[Scoring, str, dict[str, tuple[str, ...]]]:
+    """What clips are scored with, the name of the speaker encoder, and what there is to say of what is left out."""
     found, lacking = judges()
     left_out = [f"{name.upper()} ({reason})" for name, reason in lacking.items()]
-    embed = None
+    embed, voices = None, ""
     if similarity is not None:
         from sf_lightning.model.ecapa import PretrainedECAPA  # brings SpeechBrain's loaders along
 
@@ -180,16 +184,16 @@ def _scoring(similarity: str | None, device: str) -> tuple[Scoring, dict[str, st
                 f"--similarity: no hyperparams.yaml in {similarity}: give a folder of SpeechBrain's"
             )
         encoder = PretrainedECAPA(similarity, device)
+        voices = f"{similarity} ({encoder.name})"
 
         def embed(wave):  # type: ignore[no-untyped-def]
             return encoder.encode([wave])[0]
 
     else:
         left_out.append("speaker similarity (no --similarity)")
-    facts = {"left out": ", ".join(left_out)} if left_out else {}
     if left_out:
-        print(f"left out: {facts['left out']}", file=sys.stderr)
-    return Scoring(embed, found), facts
+        print(f"left out: {', '.join(left_out)}", file=sys.stderr)
+    return Scoring(embed, found), voices, {"left out": (", ".join(left_out),)} if left_out else {}
 
 
 def _machine(device: str) -> str:
@@ -199,10 +203,10 @@ def _machine(device: str) -> str:
     return f"{device}, {cores}, {platform.machine()}, torch {torch.__version__}"
 
 
-def _write_report(folder: Path, results: Results) -> None:
+def _write_report(folder: Path, found: Findings) -> None:
     kept = read_kept(folder)
     more = [write_opinions(folder, opinions(folder, kept), kept)] if kept else []
-    page_of(results, more).write(folder / "report.html")
+    page_of(found, more).write(folder / "report.html")
     print(f"{'hear and see:':16}{folder / 'report.html'}")
     if (folder / "table.md").is_file():
         print(f"{'tables:':16}{folder / 'table.md'}, {folder / 'table.csv'}")

@@ -9,8 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as Drawn
 
-from sf_lightning.evaluation.results import Results
-from sf_lightning.evaluation.table import Table, flat
+from sf_lightning.evaluation.table import Findings, Table, flat
 
 
 class Bar:
@@ -46,7 +45,7 @@ def show(some: list[Table]) -> None:
         console.print(drawn)
 
 
-def log_table(folder: Path, results: Results) -> None:
+def log_table(folder: Path, found: Findings) -> None:
     """Logs the table to W&B."""
     import wandb
 
@@ -54,11 +53,11 @@ def log_table(folder: Path, results: Results) -> None:
 
     if not wandb_key_is_known():
         os.environ.setdefault("WANDB_MODE", "offline")
-    header, table = flat(results)
+    header, table = flat(found)
     columns: list[str | int] = [*header]
     name = folder.resolve().name
     settings = wandb.Settings(silent=True)
     with wandb.init(
-        project="sf-lightning", job_type="eval", name=name, dir=folder, config=results.facts, settings=settings
+        project="sf-lightning", job_type="eval", name=name, dir=folder, config=found.results.said, settings=settings
     ) as run:
         run.log({"evaluation": wandb.Table(columns, table)})

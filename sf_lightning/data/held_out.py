@@ -47,6 +47,6 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width:
             try:
                 clip = decode_clip(raws[key], mel, spec.vocabulary, spec.frames_per_token, x_vector_width)
                 reference = reference_crop(raws[[*same, key][0]], mel, crop_samples, where)
-                yield Drawn(clip, reference, language=index[i].language)
+                yield Drawn(clip, reference, language=index[i].language, is_alone=not same)
             except BadSample as error:
                 log.warning("left %s of %s in %s out: %s", key, info.name, shards.folder, error)

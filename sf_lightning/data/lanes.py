@@ -62,6 +62,7 @@ class Drawn:
         state: Where the lane stood before it.
         after: Where the lane stands when the clip is used up.
         language: Of the clip, where it was asked for and is known.
+        is_alone: Whether the crop is of the clip itself, there being no other, where it was asked for.
     """
 
     clip: Clip
@@ -69,6 +70,7 @@ class Drawn:
     state: LaneState = LaneState()
     after: LaneState = LaneState()
     language: str = ""
+    is_alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.data.corpus import FileUnit, Source, find_units
+from sf_lightning.data.corpus import MADE_ELSEWHERE, FileUnit, Source, find_units
 from sf_lightning.data.held_out import first_clips
 from sf_lightning.data.lanes import Drawn
 from sf_lightning.data.sample import BadSample, Raw, decode_clip, read_speech, reference_crop
@@ -81,7 +81,9 @@ def open_clips(place: str, tokenizer: Tokenizer | None = None) -> Clips:
         return SetClips(ShardSet(place))
     if not Path(place).is_dir():
         raise FileNotFoundError(f"--data: no folder {place}: give a shard set or a folder of audio")
-    return FolderClips(Path(place), tokenizer)
+    folder = FolderClips(Path(place), tokenizer)
+    folder.say_what_is_not_tokenised()
+    return folder
 
 
 @dataclass(frozen=True)
@@ -120,14 +122,16 @@ class FolderClips:
 
     @property
     def version(self) -> str:
-        """Of names, sizes and times of its files."""
-        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self._paths()]
+        """Of names, sizes and times of its audio, and of what lies beside it."""
+        beside = (path.with_suffix(f".{suffix}") for path in self._paths() for suffix in ("json", *MADE_ELSEWHERE))
+        files = [*self._paths(), *(path for path in beside if path.is_file())]
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         made = self.tokenizer.spec.digest if self.tokenizer else ""
         return hashlib.sha256(repr((made, stats)).encode()).hexdigest()[:16]
 
     def require(self, needs: Needs) -> None:
         """See `Clips.require`; of tokens that lie beside the audio nobody knows what made them."""
-        if self.tokenizer is None:
+        if self.tokenizer is None or all(map(_has_tokens, self._paths())):
             return
         spec = self.tokenizer.spec
         came = (spec.name, spec.vocabulary, spec.frames_per_token)
@@ -137,6 +141,14 @@ class FolderClips:
                 f"--tokenizer is {came}, the checkpoint has {wanted}: give the one it was trained with"
             )
         _require_digest("--tokenizer", spec.digest, needs.tokenizer)
+
+    def say_what_is_not_tokenised(self) -> None:
+        """Says how many clips the tokenizer, where there is one, is not used for."""
+        paths = self._paths()
+        if self.tokenizer is not None and (having := sum(map(_has_tokens, paths))):
+            log.warning(
+                "%d of %d clips have their tokens beside them: --tokenizer is not used for them", having, len(paths)
+            )
 
     def draw(self, needs: Needs, count: int) -> list[Drawn]:
         """See `Clips.draw`."""
@@ -187,7 +199,8 @@ class FolderClips:
             except BadSample as error:
                 log.warning("left %s out: %s", path, error)
             else:
-                yield Drawn(clip, crop, language=str(source.fields.get("language", "")))
+                language = str(source.fields.get("language", ""))
+                yield Drawn(clip, crop, language=language, is_alone=other is source)
 
     def _source(self, path: Path) -> Source:
         (source,) = FileUnit("", self.folder, (path,)).read()
@@ -217,9 +230,27 @@ class FolderClips:
         return next((each for each in others if each.fields["speaker"] == source.fields["speaker"]), source)
 
 
+def spread(count: int) -> list[int]:
+    """Returns so many numbers in an order of which every beginning is spread over the whole.
+
+    >>> spread(10)
+    [0, 8, 4, 2, 6, 1, 9, 5, 3, 7]
+    """
+    bits = count.bit_length()
+    return sorted(range(count), key=lambda number: f"{number:0{bits}b}"[::-1])
+
+
 def kept(count: int, keep: int) -> list[int]:
-    """Which of so many clips are kept as sound and pictures."""
-    return list(range(count))[:: max(1, count // max(1, keep))][:keep]
+    """Returns which of so many clips are kept as sound and pictures: all of them also where more are kept.
+
+    >>> [kept(10, keep) for keep in (1, 2, 3)]
+    [[0], [0, 8], [0, 4, 8]]
+    """
+    return sorted(spread(count)[:keep])
+
+
+def _has_tokens(path: Path) -> bool:
+    return path.with_suffix(".tokens.npy").is_file()
 
 
 def _require_digest(what: str, came: str, wanted: TokenizerName) -> None:

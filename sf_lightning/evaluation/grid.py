@@ -11,12 +11,13 @@ from typing import Literal
 
 import yaml
 
+from sf_lightning.audio.mel import MelConfig
 from sf_lightning.flow.solver import Solver
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.plain import from_plain
 from sf_lightning.model.pretrained import Description, Pretrained
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.vocoder.config import VocoderConfig
+from sf_lightning.vocoder.config import GRIFFIN_LIM, VocoderConfig
 
 OWN = "own"
 """As a layout or a vocoder: the one that the checkpoint was trained with."""
@@ -32,7 +33,8 @@ class Way:
     Attributes:
         kind: "copy_synthesis": the true mel through the vocoder, which no decoder passes; "offline": the whole
             utterance at once; "streamed": chunk by chunk.
-        vocoder: What makes the mel audible.
+        vocoder: What makes the mel audible; Griffin-Lim by its name, and its iterations with no other.
+        mel: Of which sound is made.
         ckpt: Path of the checkpoint; empty, as all that follows, for copy-synthesis.
         layout: Its name, as it was given.
         nfe: Network evaluations of a chunk.
@@ -42,6 +44,7 @@ class Way:
 
     kind: Literal["copy_synthesis", "offline", "streamed"]
     vocoder: VocoderConfig
+    mel: MelConfig
     ckpt: str = ""
     layout: str = ""
     nfe: int = 0
@@ -61,8 +64,9 @@ class Subject:
     Attributes:
         path: As it was given.
         description: All of it but the weights.
-        digest: Of the weights.
-        load: Reads it again, weights and all: several need not be in memory together.
+        digest: Of the whole.
+        load: Reads it again, weights and all: several need not be in memory together. Raises ValueError if it is
+            not what it was.
     """
 
     path: str
@@ -126,6 +130,8 @@ def plan(subjects: Sequence[Subject], options: Options) -> list[Group]:
     for subject in subjects:
         description = subject.description
         own = from_plain(DecodeConfig, description.decode, "decode")
+        if own.mode == "offline" and options.lookaheads:
+            raise ValueError(f"--lookahead: {subject.path} is decoded offline, it waits for all: leave it out")
         for name, nfe, guidance, vocoder in itertools.product(
             options.layouts or (OWN,),
             options.nfes or (own.num_evaluations,),
@@ -135,11 +141,12 @@ def plan(subjects: Sequence[Subject], options: Options) -> list[Group]:
             layout = read_layout(name, description.model.layout)
             decode = replace(own, steps=_steps(nfe, own), guidance=float(guidance))
             voice = _vocoder(vocoder, description)
-            of = (subject.path, name, nfe, float(guidance))
-            ways = [Way("copy_synthesis", voice), Way("offline", voice, *of)]
+            sound = (voice, description.model.mel)
+            of = (*sound, subject.path, name, nfe, float(guidance))
+            ways = [Way("copy_synthesis", *sound), Way("offline", *of)]
             if own.mode != "offline":
                 aheads = options.lookaheads or (decode.of(layout).lookahead,)
-                ways += [Way("streamed", voice, *of, replace(decode, lookahead=n).lookahead) for n in aheads]
+                ways += [Way("streamed", *of, replace(decode, lookahead=n).lookahead) for n in aheads]
             fresh = tuple(way for way in dict.fromkeys(ways) if way not in taken)
             taken.update(fresh)
             if fresh:
@@ -186,27 +193,30 @@ def _steps(nfe: int, decode: DecodeConfig) -> int:
 
 
 def _vocoder(name: str, description: Description) -> VocoderConfig:
-    if name == OWN:
-        return from_plain(VocoderConfig, description.vocoder, "vocoder")
-    return VocoderConfig() if name == "griffin_lim" else VocoderConfig(checkpoint=name)
+    config = from_plain(VocoderConfig, description.vocoder, "vocoder") if name == OWN else VocoderConfig(name)
+    if config.checkpoint in (None, GRIFFIN_LIM):
+        return replace(config, checkpoint=GRIFFIN_LIM)
+    return VocoderConfig(config.checkpoint)
 
 
 def describe(ways: Sequence[Way]) -> list[dict[str, str]]:
     """Returns what tells each way from the others, by column; what all have in common is left out."""
     names = short_names([way.ckpt for way in ways if way.ckpt])
-    vocoders = short_names([way.vocoder.checkpoint for way in ways if way.vocoder.checkpoint])
+    vocoders = short_names([each for way in ways if (each := way.vocoder.checkpoint) not in (None, GRIFFIN_LIM)])
+    mels = [asdict(way.mel) for way in ways]
+    differing = [name for name in asdict(MelConfig()) if len({mel[name] for mel in mels}) > 1]
     told = []
-    for way in ways:
+    for way, mel in zip(ways, mels, strict=True):
         ahead = "" if way.lookahead is None else str(way.lookahead)
         kind = way.kind.replace("_", "-")
         sound = vocoders.get(way.vocoder.checkpoint or "", f"griffin-lim {way.vocoder.iterations}")
-        decoded = {"layout": way.layout, "NFE": str(way.nfe), "guidance": f"{way.guidance:g}"}
+        decoded = {"layout": way.layout, "NFE": str(way.nfe), "guidance": str(way.guidance).removesuffix(".0")}
         if way.kind == "copy_synthesis":
             decoded = dict.fromkeys(decoded, "")
         told.append({"checkpoint": names.get(way.ckpt, ""), "way": kind, "look-ahead": ahead} | decoded)
-        told[-1]["vocoder"] = sound
+        told[-1] |= {"vocoder": sound, "mel": ", ".join(f"{name} {mel[name]:g}" for name in differing)}
     apart = ["way"] if ways else []
-    for column in ("checkpoint", "layout", "look-ahead", "NFE", "guidance", "vocoder"):
+    for column in ("checkpoint", "layout", "look-ahead", "NFE", "guidance", "vocoder", "mel"):
         if len({each[column] for each in told} - {""}) > 1:
             apart.append(column)
     return [{column: each[column] for column in apart} for each in told]

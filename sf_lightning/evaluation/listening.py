@@ -18,15 +18,17 @@ import numpy as np
 import soundfile
 
 from sf_lightning.data.corpus import clean_key
-from sf_lightning.evaluation.bootstrap import Mean, mean_of
+from sf_lightning.evaluation.bootstrap import Mean, mean_of, mean_over
 from sf_lightning.evaluation.grid import label
 from sf_lightning.evaluation.report import flac_url, write_page
-from sf_lightning.evaluation.results import Results
-from sf_lightning.evaluation.table import Table, rows
+from sf_lightning.evaluation.table import Findings, Table
 
 PAGE, KEY, RATINGS = "listening.html", "listening-key.json", "ratings"
 
 QUESTIONS = ("naturalness", "similarity")
+
+SCALE = range(1, 6)
+"""Of answers, from bad to excellent."""
 
 LEVEL_DB, MAX_PEAK = -26.0, 0.95
 """All sounds are given this level, as far as their peaks allow: the louder of two sounds better."""
@@ -51,15 +53,30 @@ class Rating:
     similarity: int
 
 
-def items_of(results: Results) -> list[Item]:
-    """What listeners hear: the clips that were kept, as recorded and as made in each way."""
-    every = rows(results)
-    items = []
-    for key in dict.fromkeys(line.clip for line in results.lines.values()):
-        if (reference := results.sample(key, "reference.flac")).is_file():
-            made = {label(row.told): results.sample(key, f"{row.way.id}.flac") for row in every}
-            systems = {name: path for name, path in made.items() if path.is_file()}
-            items.append(Item(key, results.sample(key, "voice.flac"), {"recording": reference} | systems))
+def items_of(found: Findings) -> list[Item]:
+    """Returns what listeners hear: the clips that were kept in every way, as recorded and as made in each.
+
+    A clip whose speaker has no other is left out: its voice would be the recording itself.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    results, items = found.results, list[Item]()
+    keys = dict.fromkeys(line.clip for line in results.lines.values())
+    voices = {key: path for key in keys if (path := results.sample(key, "voice.flac")).is_file()}
+    made = {label(row.told): {key: results.sound(row.way, key) for key in voices} for row in found.rows}
+    for key, voice in voices.items():
+        systems = {name: sounds[key] for name, sounds in made.items()}
+        if all(path.is_file() for path in systems.values()):
+            items.append(Item(key, voice, {"recording": results.sample(key, "reference.flac")} | systems))
+    if not voices:
+        raise ValueError("--listening_test: of no clip that was kept there is another recording of its speaker")
+    if not items:
+        fewest = min(made, key=lambda name: sum(path.is_file() for path in made[name].values()))
+        raise ValueError(
+            f"--listening_test: no clip's sound was kept in every row, least of all in {fewest!r}: ask for that "
+            "row once more, with a --keep as large as the others had"
+        )
     return items
 
 
@@ -72,11 +89,8 @@ def write_test(folder: Path, items: Sequence[Item], seed: int = 0) -> str:
         seed: Of the order in which sounds lie in the page; each listener hears them in another.
 
     Raises:
-        ValueError: if there is nothing to judge.
         FileExistsError: if another test is there, whose ratings may be on their way.
     """
-    if not items:
-        raise ValueError("--listening_test: no clip's sound was kept: give --keep 1 or more")
     random = np.random.default_rng(seed)
     pairs = [(number, system) for number, item in enumerate(items) for system in item.systems]
     order = [pairs[i] for i in random.permutation(len(pairs))]
@@ -150,16 +164,19 @@ def read_kept(folder: Path) -> list[Rating]:
 def opinions(folder: Path, ratings: Sequence[Rating]) -> dict[str, dict[str, Mean]]:
     """Returns the MOS of each system in each question.
 
-    Of several listeners each is drawn whole for the interval, because what one of them says hangs together.
+    Of several listeners it is the mean over them, with an interval for listeners like them, as far as the scale
+    goes; of one the interval is for sounds like those that were heard.
     """
     several = len({each.listener for each in ratings}) > 1
-    found = {}
+    found = dict[str, dict[str, Mean]]()
     for system in _read_key(folder)["systems"]:
-        mine = [each for each in ratings if each.system == system]
-        listeners = [each.listener for each in mine] if several else None
-        found[system] = {
-            question: mean_of((getattr(each, question) for each in mine), listeners) for question in QUESTIONS
-        }
+        mine, found[system] = [each for each in ratings if each.system == system], {}
+        for question in QUESTIONS:
+            said = [float(getattr(each, question)) for each in mine]
+            mean = mean_over([each.listener for each in mine], said) if several else mean_of(said)
+            found[system][question] = mean._replace(
+                low=float(np.maximum(mean.low, SCALE[0])), high=float(np.minimum(mean.high, SCALE[-1]))
+            )
     return found
 
 
@@ -232,7 +249,7 @@ def _read_ratings(path: Path, key: dict) -> tuple[str, list[Rating]]:
     ratings = []
     for name, answer in sorted(answers.items()):
         numbers = [answer.get(question) for question in QUESTIONS] if isinstance(answer, dict) else []
-        if name not in key["sounds"] or not numbers or not all(type(n) is int and 1 <= n <= 5 for n in numbers):
+        if name not in key["sounds"] or not numbers or not all(type(n) is int and n in SCALE for n in numbers):
             raise ValueError(f"--ratings: {path}: sound {name} has {answer!r:.60}: wanted 1 to 5 of {QUESTIONS}")
         ratings.append(Rating(listener, key["sounds"][name]["system"], answer["naturalness"], answer["similarity"]))
     return listener, ratings

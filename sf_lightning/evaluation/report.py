@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sf_lightning.evaluation.grid import label
 from sf_lightning.evaluation.pictures import Point, draw_costs, draw_frontier
 from sf_lightning.evaluation.results import Results
-from sf_lightning.evaluation.table import COLUMNS, Row, Table, measured, rows, tables
+from sf_lightning.evaluation.table import COLUMNS, TIMED, Findings, Row, Table, tables
 
 FRONTIERS = ("visqol", "pesq_wb", "stoi")
 """Scores that are drawn against latency."""
@@ -63,13 +63,13 @@ class Page:
         write_page("report.html.j2", path, page=self)
 
 
-def page_of(results: Results, more: Sequence[Table] = ()) -> Page:
+def page_of(found: Findings, more: Sequence[Table] = ()) -> Page:
     """Returns the page of an evaluation; further tables come first."""
-    every = rows(results)
-    meanings = {COLUMNS[name].title: COLUMNS[name].what for name in measured(results)}
-    facts = results.facts | {"intervals": "below each mean its 95 % bootstrap interval over clips"}
+    results, every = found.results, found.rows
+    meanings = {COLUMNS[name].title: COLUMNS[name].what for name in found.measured}
+    facts = results.said | {"intervals": f"below each mean its 95 % bootstrap interval over clips; {TIMED}"}
     plots = frontiers(every) | costs(results, every)
-    return Page("Evaluation", facts, [*more, *tables(results)], meanings, plots, samples(results, every))
+    return Page("Evaluation", facts, [*more, *tables(found)], meanings, plots, samples(results, every))
 
 
 def frontiers(every: Sequence[Row]) -> dict[str, str]:
@@ -116,7 +116,7 @@ def samples(results: Results, every: Sequence[Row]) -> list[Sample]:
         sounds, pictures = {"reference": results.sample(key, "reference.flac")}, dict[str, Path]()
         for row in every:
             name = f"{row.number}: {label(row.told)}"
-            sounds[name] = results.sample(key, f"{row.way.id}.flac")
+            sounds[name] = results.sound(row.way, key)
             pictures[f"mel of {name}"] = results.sample(key, f"{row.way.id}.webp")
         there = ({name: path for name, path in each.items() if path.is_file()} for each in (sounds, pictures))
         if sounds["reference"].is_file():

@@ -1,7 +1,7 @@
 """The folder of an evaluation: what it is of, and one line for each clip and way as soon as it is scored.
 
 eval/mine/
-  evaluation.json   which clips, which checkpoints, which ways: what a later command may add to
+  evaluation.json   which clips, which weights, which ways: what a later command may add to
   results.jsonl     one line for each clip and way; an evaluation that was interrupted goes on behind the last
   samples/          sound and pictures of a few clips
 """
@@ -10,7 +10,8 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,7 +20,7 @@ from sf_lightning.data.corpus import clean_key
 from sf_lightning.evaluation.grid import Way
 from sf_lightning.model.plain import from_plain
 
-FORMAT = 1
+FORMAT = 2
 
 EVALUATION, RESULTS, SAMPLES = "evaluation.json", "results.jsonl", "samples"
 
@@ -32,7 +33,7 @@ class Identity:
         data: Where the clips are.
         version: Of them.
         clips: How many were asked for.
-        similarity: Speaker encoder, or empty.
+        similarity: Speaker encoder and a digest of its weights, or empty.
         judges: Names of those that predict opinions.
         device: Where it is decoded, of which the times are.
     """
@@ -56,6 +57,7 @@ class Line:
         way: Its id.
         clip: Key of the clip.
         language: Of the clip; empty where it is not known.
+        frames: Of its mel.
         scores: By name; NaN where one is undefined, and none where it was not measured.
         chunk_ms: Computing of each chunk, of the few clips whose time was taken.
     """
@@ -63,6 +65,7 @@ class Line:
     way: str
     clip: str
     language: str
+    frames: int
     scores: dict[str, float]
     chunk_ms: tuple[float, ...] = ()
 
@@ -75,15 +78,16 @@ class Results:
         folder: Of the evaluation.
         identity: What it is of.
         ways: In the order in which they were asked for.
-        facts: What is said of it beside the numbers, by name.
+        digests: Of what the ways are made with: checkpoints by their paths, layouts and vocoders.
+        facts: What is said of it beside the numbers, by name; several commands may each have said something.
         lines: What is done, by way and clip.
     """
 
     folder: Path
     identity: Identity
     ways: dict[str, Way]
-    checkpoints: dict[str, str]
-    facts: dict[str, str]
+    digests: dict[str, str]
+    facts: dict[str, tuple[str, ...]]
     lines: dict[tuple[str, str], Line] = field(default_factory=dict)
     _file: TextIO | None = field(default=None, repr=False)
 
@@ -93,43 +97,49 @@ class Results:
         folder: Path,
         identity: Identity,
         ways: Iterable[Way],
-        checkpoints: Mapping[str, str],
-        facts: Mapping[str, str],
+        digests: Mapping[str, str],
+        facts: Mapping[str, Sequence[str]],
     ) -> "Results":
-        """Begins an evaluation, or goes on with one; ways and checkpoints that are new are added.
+        """Begins an evaluation, or goes on with one; what is new of ways, digests and facts is added.
 
         Args:
             folder: New, or of the same clips.
             identity: What is evaluated.
             ways: All that are wanted now.
-            checkpoints: Digests of their weights, by path.
-            facts: To be said of it; new ones replace the old.
+            digests: Of what they are made with, by what it is called.
+            facts: To be said of it.
 
         Raises:
             FileExistsError: if the folder holds something else, or another evaluation; what is there stays.
             BlockingIOError: if another program is at it.
         """
-        wanted = cls(folder, identity, {way.id: way for way in ways}, dict(checkpoints), dict(facts))
-        if (folder / EVALUATION).is_file():
-            wanted._add_to(cls.read(folder))
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        said = {name: tuple(each) for name, each in facts.items()}
+        wanted = cls(folder, identity, {way.id: way for way in ways}, dict(digests), said)
+        has_something = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if has_something and not (folder / EVALUATION).is_file():
             raise FileExistsError(f"--out {folder} holds something else than an evaluation: give another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / RESULTS).open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(
-                f"--out {folder}: another sf-eval is at it: wait, or give another folder"
-            ) from None
+        with ExitStack() as stack:
+            file = stack.enter_context((folder / RESULTS).open("a+", encoding="utf-8"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlockingIOError(
+                    f"--out {folder}: another sf-eval is at it: wait, or give another folder"
+                ) from None
+            if (folder / EVALUATION).is_file():
+                wanted._add_to(cls.read(folder))
+            # Nobody else writes now: what goes beyond the last whole line was left by a program that was stopped.
+            file.seek(0)
+            os.truncate(file.fileno(), len(_whole(file.read()).encode()))
+            wanted._write_evaluation()
+            stack.pop_all()
         wanted._file = file
-        wanted._write_evaluation()
-        wanted.lines = {(line.way, line.clip): line for line in _whole_lines(file)}
         return wanted
 
     @classmethod
     def read(cls, folder: Path) -> "Results":
-        """Reads what a folder holds.
+        """Reads what a folder holds so far, and changes nothing: another program may be at it.
 
         Raises:
             FileNotFoundError: if it is none of an evaluation.
@@ -144,13 +154,24 @@ class Results:
                 raise ValueError(f"format {values['format']}, this version reads {FORMAT}")
             identity = from_plain(Identity, values["identity"], "identity")
             ways = {name: from_plain(Way, way, "way") for name, way in values["ways"].items()}
-            results = cls(folder, identity, ways, dict(values["checkpoints"]), dict(values["facts"]))
+            facts = {name: tuple(map(str, each)) for name, each in values["facts"].items()}
+            results = cls(folder, identity, ways, dict(values["digests"]), facts)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error!r:.200}): give another --out") from error
         if (folder / RESULTS).is_file():
-            with (folder / RESULTS).open("r+", encoding="utf-8") as file:
-                results.lines = {(line.way, line.clip): line for line in _whole_lines(file)}
+            text = _whole((folder / RESULTS).read_text(encoding="utf-8"))
+            results.lines = {(line.way, line.clip): line for line in _lines(text, folder / RESULTS)}
         return results
+
+    @property
+    def said(self) -> dict[str, str]:
+        """The facts, one to a name: of several of one name each has its number."""
+        numbered = [
+            (name if len(each) == 1 else f"{name} {number}", fact)
+            for name, each in self.facts.items()
+            for number, fact in enumerate(each, 1)
+        ]
+        return dict(numbered)
 
     def add(self, line: Line) -> None:
         """Keeps a line, here and on disk."""
@@ -169,6 +190,10 @@ class Results:
         """Where a sound or a picture of a clip lies."""
         return self.folder / SAMPLES / f"{clean_key(clip)}.{name}"
 
+    def sound(self, way: Way, clip: str) -> Path:
+        """Where the sound of a clip made in a way lies."""
+        return self.sample(clip, f"{way.id}.flac")
+
     def close(self) -> None:
         """Lets others at it."""
         if self._file is not None:
@@ -184,20 +209,24 @@ class Results:
                     f"--out {self.folder} holds another evaluation, with {name} {has!r} where this one has "
                     f"{came!r}: give another --out, or what it was begun with"
                 )
-        for path, digest in self.checkpoints.items():
-            if there.checkpoints.get(path, digest) != digest:
+        for name, digest in self.digests.items():
+            if there.digests.get(name, digest) != digest:
                 raise FileExistsError(
-                    f"--out {self.folder} holds results of {path} as it was before it changed: give another --out"
+                    f"--out {self.folder} holds results of {name} as it was before it changed: give another --out"
                 )
         self.ways = there.ways | self.ways
-        self.checkpoints = there.checkpoints | self.checkpoints
-        self.facts = there.facts | self.facts
+        self.digests = there.digests | self.digests
+        facts = there.facts | self.facts
+        self.facts = {
+            name: tuple(dict.fromkeys((*there.facts.get(name, ()), *self.facts.get(name, ())))) for name in facts
+        }
+        self.lines = there.lines
 
     def _write_evaluation(self) -> None:
         values: dict[str, Any] = {
             "format": FORMAT,
             "identity": asdict(self.identity),
-            "checkpoints": self.checkpoints,
+            "digests": self.digests,
             "facts": self.facts,
             "ways": {name: asdict(way) for name, way in self.ways.items()},
         }
@@ -206,25 +235,25 @@ class Results:
         fresh.replace(self.folder / EVALUATION)
 
 
-def _whole_lines(file: TextIO) -> list[Line]:
-    """Reads all lines, and cuts off a last one that was not written to its end.
+def _whole(text: str) -> str:
+    """All lines but a last one that is not written to its end."""
+    return text[: text.rfind("\n") + 1]
+
+
+def _lines(text: str, path: Path) -> list[Line]:
+    """Reads lines.
 
     Raises:
-        ValueError: if a line is damaged.
+        ValueError: with the file's name, if a line is damaged.
     """
-    file.seek(0)
-    text = file.read()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        os.truncate(file.fileno(), len(whole.encode()))
-        file.seek(0, os.SEEK_END)
     lines = []
-    for number, each in enumerate(whole.splitlines(), 1):
+    for number, each in enumerate(text.splitlines(), 1):
         try:
             values = json.loads(each)
             scores = {name: math.nan if value is None else float(value) for name, value in values["scores"].items()}
             way, clip, language = (str(values[name]) for name in ("way", "clip", "language"))
-            lines.append(Line(way, clip, language, scores, tuple(map(float, values["chunk_ms"]))))
+            frames, chunk_ms = int(values["frames"]), tuple(map(float, values["chunk_ms"]))
+            lines.append(Line(way, clip, language, frames, scores, chunk_ms))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file.name}: line {number} is damaged ({error!r:.80}): delete it") from error
+            raise ValueError(f"{path}: line {number} is damaged ({error!r:.80}): delete it") from error
     return lines

@@ -4,20 +4,24 @@ Perceptual scores are made in other processes while the next batch is decoded; t
 before, when nothing else is going on.
 """
 
+import contextlib
+import hashlib
+import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from sf_lightning.data.lanes import Drawn
-from sf_lightning.evaluation.clips import Clips, Needs
+from sf_lightning.evaluation.clips import Clips, Needs, spread
 from sf_lightning.evaluation.decoding import Decoding
-from sf_lightning.evaluation.grid import Group, short_names
+from sf_lightning.evaluation.grid import OWN, Group, short_names
 from sf_lightning.evaluation.results import Line, Results
 from sf_lightning.evaluation.scores import Pending, Scoring
 from sf_lightning.metrics.pool import gather, shared_pool
+from sf_lightning.model.pretrained import digest_of
 from sf_lightning.streaming.decoder import StreamingDecoder
 
 METRICS_NICE = 10
@@ -71,6 +75,32 @@ class _Waiting:
         self.queue.clear()
 
 
+def digests_of(groups: Sequence[Group]) -> dict[str, str]:
+    """Returns digests of all that groups are made with, by what it is called: weights, layouts, vocoders.
+
+    Raises:
+        FileNotFoundError, ValueError: if a vocoder is missing, or another mel's.
+    """
+    digests = dict[str, str]()
+    for group in groups:
+        path, layout = group.subject.path, group.ways[-1].layout
+        digests[path] = group.subject.digest
+        if layout != OWN:
+            digests[f"layout {layout} of {path}"] = hashlib.sha256(repr(group.layout).encode()).hexdigest()[:16]
+        if (name := _vocoder_name(group)) not in digests:
+            vocoder = group.vocoder.make(group.subject.description.model.mel)
+            digests |= {name: _vocoder_digest(vocoder)} if isinstance(vocoder, nn.Module) else {}
+    return digests
+
+
+def _vocoder_name(group: Group) -> str:
+    return f"vocoder {group.vocoder.checkpoint}"
+
+
+def _vocoder_digest(vocoder: nn.Module) -> str:
+    return digest_of(vocoder.state_dict(), repr(vocoder))
+
+
 def evaluate(
     groups: Sequence[Group],
     drawing: "Drawing",
@@ -90,11 +120,12 @@ def evaluate(
         progress: Told what is being done, clips done in all ways, and all there are to do.
 
     Raises:
-        FileNotFoundError, ValueError: if a vocoder is missing, or another mel's.
+        FileNotFoundError, ValueError: if a vocoder is missing, or another mel's; if a checkpoint or a vocoder is
+            not what it was when the evaluation began.
         FloatingPointError: if a decoder makes something that is not finite.
         RuntimeError: if a scorer failed.
     """
-    todo = [drawing.undone(group, results) for group in groups]
+    todo = [drawing.undone(group, results, settings.keep) for group in groups]
     total, done, what = sum(map(len, todo)), 0, ""
 
     def one_more() -> None:
@@ -102,25 +133,30 @@ def evaluate(
         done += 1
         progress(what, done, total)
 
-    waiting, models = _Waiting(results, one_more), _Models(settings.device)
+    waiting, models = _Waiting(results, one_more), _Models(settings.device, results.digests)
     if total:
         gather(shared_pool().warm_up())
         for pid in shared_pool().worker_pids:
-            # Decoding goes first: its threads wait for each other, and one that is kept from its core keeps all.
-            os.setpriority(os.PRIO_PROCESS, pid, METRICS_NICE)
+            _put_behind(pid)
     try:
         for group, missing in zip(groups, todo, strict=True):
             if missing:
                 waiting.settle(0)  # while times are taken nothing else is going on
                 what = f"{short_names([group.subject.path])[group.subject.path]}, {group.ways[-1].layout}"
                 progress(what, done, total)
-                decoder, (batch, keep) = models.decoder(group), (settings.batch, settings.keep)
-                decoding = Decoding(group, decoder, results, scoring, batch, keep, waiting.put)
+                decoder, shown = models.decoder(group), drawing.shown(group, settings.keep)
+                decoding = Decoding(group, decoder, results, scoring, settings.batch, shown, waiting.put, one_more)
                 decoding.run(drawing.of(group), missing)
         waiting.settle(0)
     except BaseException:
         waiting.give_up()
         raise
+
+
+def _put_behind(pid: int) -> None:
+    """Lets decoding go before a process: its threads wait for each other, and one kept from its core keeps all."""
+    with contextlib.suppress(OSError):  # it has ended, or is another user's; it scores alike in any case
+        os.setpriority(os.PRIO_PROCESS, pid, max(METRICS_NICE, os.getpriority(os.PRIO_PROCESS, pid)))
 
 
 class Drawing:
@@ -148,16 +184,26 @@ class Drawing:
                 raise ValueError("--data: no clip of it can be used; the lines above say why")
         return self.known[needs]
 
-    def undone(self, group: Group, results: Results) -> set[tuple[str, str]]:
-        """Ids of ways and keys of clips."""
-        return {(way.id, each.clip.key) for way in group.ways for each in self.of(group)} - results.lines.keys()
+    def shown(self, group: Group, keep: int) -> set[str]:
+        """Keys of clips that are kept as sound and pictures: first those whose speaker has another clip."""
+        drawn = self.of(group)
+        return {
+            each.clip.key
+            for each in sorted((drawn[i] for i in spread(len(drawn))), key=lambda each: each.is_alone)[:keep]
+        }
+
+    def undone(self, group: Group, results: Results, keep: int) -> set[tuple[str, str]]:
+        """Ids of ways and keys of clips that have no line yet, or no sound where it is to be kept."""
+        pairs = {(way.id, each.clip.key) for way in group.ways for each in self.of(group)} - results.lines.keys()
+        shown = itertools.product(group.ways, self.shown(group, keep))
+        return pairs | {(way.id, key) for way, key in shown if not results.sound(way, key).is_file()}
 
 
 class _Models:
     """The decoder of the last group: the next one often has the same weights."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, digests: Mapping[str, str]) -> None:
+        self.device, self.digests = device, digests
         self.last: tuple[Group, StreamingDecoder] | None = None
 
     def decoder(self, group: Group) -> StreamingDecoder:
@@ -172,6 +218,10 @@ class _Models:
             model = self.last[1].model
         vocoder = group.vocoder.make(model.mel.config)
         if isinstance(vocoder, nn.Module):
+            if self.digests.get(_vocoder_name(group), digest := _vocoder_digest(vocoder)) != digest:
+                raise ValueError(
+                    f"--vocoder {group.vocoder.checkpoint} changed while it was evaluated: copy it first"
+                )
             vocoder = vocoder.to(self.device)
-        self.last = group, StreamingDecoder(model, vocoder, group.decode)
+        self.last = group, StreamingDecoder(model, vocoder, group.decode, timed=False)
         return self.last[1]

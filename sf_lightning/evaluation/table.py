@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sf_lightning.evaluation.bootstrap import Mean, mean_of
 from sf_lightning.evaluation.grid import Way, describe
 from sf_lightning.evaluation.results import Line, Results
+from sf_lightning.vocoder.config import GRIFFIN_LIM
 
 
 class Column(NamedTuple):
@@ -55,6 +56,17 @@ STREAMING = (
     "chunk_ms",
 )
 
+OVER_FRAMES = ("mel_l1", "gap")
+"""Scores that are means over frames, as in training: a clip weighs as much as it is long."""
+
+TIMES = ("wait_ms", "first_packet_ms", "real_time_factor", "chunk_ms")
+"""Of an account of latency, what goes into the table."""
+
+MAX_TIMED = 3
+"""Clips of each way, the longest ones, that are streamed by themselves to take the time."""
+
+TIMED = f"wait, first packet, RTF and chunk are of the {MAX_TIMED} longest clips alone, and have no interval"
+
 UNKNOWN = "not said"
 """The language of a clip that does not say it."""
 
@@ -80,16 +92,31 @@ class Row:
     means: dict[str, Mean]
 
 
-def rows(results: Results) -> list[Row]:
-    """Returns a row for each way of which something is known, in the order in which they were asked for."""
-    return _rows(results, lambda lines: {"": lines})
+@dataclass(frozen=True)
+class Findings:
+    """What was found: all means and their intervals, which take a while, made once.
 
+    Attributes:
+        results: Of which they are.
+        rows: For each way of which something is known, in the order in which they were asked for.
+        language_rows: For each way and language; none where there is only one language.
+    """
 
-def language_rows(results: Results) -> list[Row]:
-    """Returns a row for each way and language; none where there is only one language."""
-    if len({line.language for line in results.lines.values()}) < 2:
-        return []
-    return _rows(results, _by_language)
+    results: Results
+    rows: list[Row]
+    language_rows: list[Row]
+
+    @classmethod
+    def of(cls, results: Results) -> "Findings":
+        """Those of an evaluation as it is now."""
+        several = len({line.language for line in results.lines.values()}) > 1
+        spoken = _rows(results, _by_language) if several else []
+        return cls(results, _rows(results, lambda lines: {"": lines}), spoken)
+
+    @property
+    def measured(self) -> list[str]:
+        """Names of the scores that there are."""
+        return [name for name in COLUMNS if any(name in row.means for row in self.rows)]
 
 
 def _by_language(lines: list[Line]) -> dict[str, list[Line]]:
@@ -109,12 +136,14 @@ def _rows(results: Results, split: Callable[[list[Line]], dict[str, list[Line]]]
 
 
 def _means(lines: Sequence[Line]) -> dict[str, Mean]:
-    names = {name for line in lines for name in line.scores}
-    return {
-        name: mean_of(line.scores[name] for line in lines if name in line.scores)
-        for name in COLUMNS
-        if name in names
-    }
+    names, means = {name for line in lines for name in line.scores}, dict[str, Mean]()
+    for name in COLUMNS:
+        if name in names:
+            some = [line for line in lines if name in line.scores]
+            weights = [line.frames for line in some] if name in OVER_FRAMES else None
+            mean = mean_of((line.scores[name] for line in some), weights)
+            means[name] = mean._replace(low=math.nan, high=math.nan) if name in TIMES else mean
+    return means
 
 
 def cell(name: str, mean: Mean | None) -> tuple[str, str]:
@@ -152,11 +181,10 @@ class Table:
         return "\n".join([f"## {self.title}", "", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
-def tables(results: Results) -> list[Table]:
+def tables(found: Findings) -> list[Table]:
     """Returns quality, streaming, and where clips are of several languages the quality of each."""
-    every, spoken = rows(results), language_rows(results)
-    made = [_table("Quality", every, QUALITY), _table("Streaming", every, STREAMING)]
-    return made + ([_table("By language", spoken, QUALITY)] if spoken else [])
+    made = [_table("Quality", found.rows, QUALITY), _table("Streaming", found.rows, STREAMING)]
+    return made + ([_table("By language", found.language_rows, QUALITY)] if found.language_rows else [])
 
 
 def _table(title: str, some: Sequence[Row], names: Sequence[str]) -> Table:
@@ -172,10 +200,9 @@ def _table(title: str, some: Sequence[Row], names: Sequence[str]) -> Table:
     return Table(title, header, tuple(cells), 1 + len(told) + len(spoken))
 
 
-def flat(results: Results) -> tuple[list[str], list[list[object]]]:
+def flat(found: Findings) -> tuple[list[str], list[list[object]]]:
     """Returns header and rows of everything, a number to a cell; undefined ones are None."""
-    some = [*rows(results), *language_rows(results)]
-    names = [name for name in COLUMNS if any(name in row.means for row in some)]
+    some, names = [*found.rows, *found.language_rows], found.measured
     header = [
         "number",
         "way",
@@ -192,7 +219,9 @@ def flat(results: Results) -> tuple[list[str], list[list[object]]]:
     table = []
     for row in some:
         way, copy = row.way, row.way.kind == "copy_synthesis"
-        vocoder = way.vocoder.checkpoint or f"griffin_lim-{way.vocoder.iterations}"
+        vocoder = way.vocoder.checkpoint
+        if vocoder == GRIFFIN_LIM:
+            vocoder = f"{vocoder}-{way.vocoder.iterations}"
         decoded = [None, None] if copy else [way.nfe, way.guidance]
         values: list[object] = [row.number, way.kind, way.ckpt, way.layout, way.lookahead, *decoded, vocoder]
         values += [row.language, row.clips]
@@ -203,24 +232,22 @@ def flat(results: Results) -> tuple[list[str], list[list[object]]]:
     return header, table
 
 
-def write_csv(results: Results, path: Path) -> None:
+def write_csv(found: Findings, path: Path) -> None:
     """Writes everything, a number to a cell."""
-    header, table = flat(results)
+    header, table = flat(found)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *table])
 
 
-def markdown(results: Results) -> str:
+def markdown(found: Findings) -> str:
     """All tables in Markdown, and what their columns mean."""
-    parts = ["# Evaluation", *(f"- {name}: {fact}" for name, fact in results.facts.items()), ""]
-    for table in tables(results):
+    parts = ["# Evaluation", *(f"- {name}: {fact}" for name, fact in found.results.said.items()), ""]
+    for table in tables(found):
         parts += [table.markdown(), ""]
-    parts += ["Means over clips; in brackets 95 % bootstrap intervals, and how many clips have no such score.", ""]
-    parts += [f"*{COLUMNS[name].title}*: {COLUMNS[name].what}." for name in measured(results)]
+    parts += [
+        "Means over clips, of mel L1 and gap over frames; in brackets 95 % bootstrap intervals, and how many clips "
+        f"have no such score; {TIMED}.",
+        "",
+    ]
+    parts += [f"*{COLUMNS[name].title}*: {COLUMNS[name].what}." for name in found.measured]
     return "\n".join(parts) + "\n"
-
-
-def measured(results: Results) -> list[str]:
-    """Names of the scores that there are."""
-    names = {name for line in results.lines.values() for name in line.scores}
-    return [name for name in COLUMNS if name in names]

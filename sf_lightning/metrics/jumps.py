@@ -24,7 +24,9 @@ OCTAVE_COST = 0.05
 """Of autocorrelation for each octave down: two periods are as periodic as one, and not the pitch."""
 
 MOST_SEMITONES = 6.0
-"""No voice moves more within 40 ms: the estimate has slipped by an octave."""
+"""No voice moves more within 40 ms: the wave is broken there, or the estimate has slipped by an octave. More
+counts as this much, at edges and elsewhere alike: left out, the worst jumps would look like none; left out
+elsewhere alone, the slips would make half a semitone of jump at any place of a recording."""
 
 LEAST_LEVEL_DB = -40.0
 """Below the loudest window: what is quieter on both sides is no speech."""
@@ -54,8 +56,7 @@ def pitch_jump(wave: Tensor, edges: Tensor, sample_rate: int) -> float:
 
     def change(before: Tensor, after: Tensor) -> Tensor:
         (a, is_a), (b, is_b) = voiced(before), voiced(after)
-        moved = (b - a).abs()
-        return moved[is_a & is_b & (moved <= MOST_SEMITONES)]
+        return (b - a).abs().clamp(max=MOST_SEMITONES)[is_a & is_b]
 
     return _beyond(wave, edges, size, change)
 

@@ -10,16 +10,18 @@ What a later version adds to the configuration is by default what was before, so
 a change that has no such default raises `FORMAT`.
 """
 
+import hashlib
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -143,6 +145,19 @@ class Pretrained(NamedTuple):
 
     model: StreamFlow
     description: Description
+
+    @property
+    def digest(self) -> str:
+        """Of the weights and the description, whatever version wrote them; made anew each time it is asked for."""
+        return digest_of(self.model.state_dict(), repr(replace(self.description, written_by="")))
+
+
+def digest_of(weights: Mapping[str, Tensor], said: str) -> str:
+    """Returns a digest of 16 letters of weights in their order, and of what is said of them."""
+    total = hashlib.sha256(said.encode())
+    for weight in weights.values():
+        total.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:16]
 
 
 def save_pretrained(folder: Path, trained: Pretrained, card: str) -> None:

@@ -3,7 +3,10 @@
 import csv
 import json
 import math
+import re
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +23,15 @@ from sf_lightning.data.corpus import find_units
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.evaluation import run
+from sf_lightning.evaluation.clips import Needs, open_clips
+from sf_lightning.evaluation.grid import Options, plan
 from sf_lightning.evaluation.results import Results
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.tokens.base import load_tokenizer
+from sf_lightning.training.checkpoint import load_trained
 from tests.cli.test_cli import mistake
+from tests.evaluation.test_grid import write_vocoder
 from tests.helpers import loud, voice, write_corpus
 from tests.model.test_ecapa import HYPERPARAMS
 from tests.training.test_training import data, fit, small_module
@@ -87,6 +95,7 @@ def test_every_way_has_a_row_with_everything_that_is_measured(evaluation: Path) 
             assert math.isfinite(float(row[name])), name
         for name in ("gap", "first_packet_ms", "wait_ms", "real_time_factor", "chunk_ms"):
             assert (row[name] != "") == (row["way"] == "streamed"), name
+        assert not row["chunk_ms"] or float(row["chunk_ms"]) > 0
     copy, offline, first, second = rows[:4]
     assert float(copy["mel_l1"]) == 0.0 and float(copy["stoi"]) > float(offline["stoi"])
     assert [float(row["wait_ms"]) for row in (first, second)] == [480, 720]
@@ -102,6 +111,8 @@ def test_a_folder_holds_tables_pages_sound_and_an_offline_wandb_run(evaluation: 
     assert "## Quality" in text and "## Streaming" in text and "*STOI*:" in text and "left out: NISQA" in text
     page = (evaluation / "report.html").read_text()
     assert page.count("<audio") == 8 and page.count("data:image/webp") == 4 and page.count("<svg") == 4
+    identity = json.loads((evaluation / "evaluation.json").read_text())["identity"]
+    assert re.search(r"ecapa\d+ \(ecapa-[0-9a-f]{8}\)$", identity["similarity"])  # weights, not a name alone
     names = {path.suffix for path in (evaluation / "samples").iterdir()}
     assert names == {".flac", ".webp"}
     assert list(evaluation.glob("wandb/offline-run-*/*.wandb"))
@@ -110,7 +121,7 @@ def test_a_folder_holds_tables_pages_sound_and_an_offline_wandb_run(evaluation: 
 
 
 def test_an_export_scores_as_its_checkpoint_under_a_layout_equal_to_its_own_too_and_joins_the_table(
-    evaluation: Path, checkpoint: Path, shards: ShardSet, tmp_path: Path
+    evaluation: Path, checkpoint: Path, shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     export.main([str(checkpoint), str(tmp_path / "decoder")])
     (tmp_path / "again.yaml").write_text("backward: [0]\nforward: [1]\n")
@@ -125,6 +136,35 @@ def test_an_export_scores_as_its_checkpoint_under_a_layout_equal_to_its_own_too_
     first = table(evaluation)[2]
     for name in ("stoi", "mel_l1", "seam_db", "gap"):
         assert mine[name] == exported[name] and float(mine[name]) == pytest.approx(float(first[name]), abs=1e-4)
+    # Sound that is asked for later is made then; what has a line is not scored again.
+    scored, test = (out / "results.jsonl").read_text(), ["--keep=1", "--listening_test=true"]
+    said = mistake(capsys, command.main, *arguments(checkpoint, shards, out), *test)
+    assert "kept in every row, least of all in 'offline, eval/decoder" in said.replace(tmp_path.name, "eval")
+    assert (out / "report.html").read_text().count("<audio") == 4
+    command.main([*arguments(tmp_path / "decoder", shards, out), *more[:1], *test])
+    assert len(json.loads((out / "listening-key.json").read_text())["systems"]) == 6
+    assert (out / "results.jsonl").read_text() == scored
+
+
+def test_a_checkpoint_or_a_vocoder_that_is_written_over_meanwhile_is_not_evaluated_as_what_it_was(
+    checkpoint: Path, shards: ShardSet, tmp_path: Path
+) -> None:
+    path = tmp_path / "last.ckpt"
+    shutil.copy(checkpoint, path)
+    voice_ = tmp_path / "voice"
+    write_vocoder(voice_, 0)
+    subject = command._subject(str(path), open_clips(str(shards.folder)))
+    groups = plan([subject], Options(vocoders=(str(voice_),)))
+    models = run._Models("cpu", run.digests_of(groups))
+    models.decoder(groups[0])
+    write_vocoder(voice_, 1)
+    with pytest.raises(ValueError, match=rf"--vocoder {voice_} changed while it was evaluated: copy it first"):
+        models.decoder(groups[0])
+    content = torch.load(path, weights_only=False)
+    content["global_step"] += 1
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"--ckpt {path} changed while it was evaluated: copy it first"):
+        run._Models("cpu", {}).decoder(groups[0])
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(
@@ -149,6 +189,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
 
     def counting(decoder: StreamingDecoder, tokens: list, speakers: list) -> list:
         decoded.append(len(tokens))
+        assert not decoder.timed  # the clock of a GPU keeps a batch waiting
         return offline(decoder, tokens, speakers)
 
     monkeypatch.setattr(StreamingDecoder, "offline", counting)
@@ -169,13 +210,38 @@ def test_a_folder_of_audio_is_tokenised_or_brings_its_tokens_and_what_is_silent_
     (audio / "voice1" / "clip001.json").write_text('{"language": "en"}')
     np.save(audio / "voice0" / "lone.tokens.npy", np.zeros(30, np.int64))
     tokenizer = Path(shards.folder).parent / "kmeans-50.npz"
-    args = [f"--ckpt={checkpoint}", f"--data={audio}", "--clips=4", "--wandb=false", "--keep=0"]
+    args = [f"--ckpt={checkpoint}", f"--data={audio}", "--clips=4", "--wandb=false"]
     command.main([*args, f"--tokenizer={tokenizer}", f"--out={tmp_path / 'made'}"])
     rows = table(tmp_path / "made")
     assert [row["clips"] for row in rows if not row["language"]] == ["3", "3", "3"]
     said = caplog.text
+    samples = [path.name.split(".")[1] for path in (tmp_path / "made" / "samples").iterdir()]
+    assert (samples.count("reference"), samples.count("voice")) == (3, 2)  # one voice has said nothing else
+    assert "a crop of the clip itself in 1 of 3, whose speaker" in (tmp_path / "made" / "table.md").read_text()
     assert "silent" in said and "left 1 clips without reference audio out" in said
     assert {row["language"] for row in rows} == {"", "en", "not said"}
+
+
+def test_what_lies_beside_the_audio_of_a_folder_belongs_to_its_version_and_goes_before_a_tokenizer(
+    checkpoint: Path, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    audio = write_corpus(tmp_path / "audio", clips=2)
+    needs = Needs.of(load_trained(checkpoint).description)
+    tokenizer = load_tokenizer(Path(shards.folder).parent / "kmeans-50.npz")
+    first = audio / "voice0" / "clip000"
+    versions = [open_clips(str(audio)).version]
+    for suffix in ("tokens.npy", "speaker.npy", "json"):
+        first.with_suffix(f".{suffix}").write_bytes(b"{}")
+        versions += [open_clips(str(audio)).version]
+    assert len(set(versions)) == 4
+    # One made on other speech is wrong for the clip without tokens; where all have them it is not used.
+    tokenizer.spec = replace(tokenizer.spec, digest="other")
+    with pytest.raises(ValueError, match="--tokenizer has tokens of kmeans other, the checkpoint has learnt"):
+        open_clips(str(audio), tokenizer).require(needs)
+    assert caplog.messages == ["1 of 2 clips have their tokens beside them: --tokenizer is not used for them"]
+    (audio / "voice1" / "clip001.tokens.npy").write_bytes(b"")
+    open_clips(str(audio), tokenizer).require(needs)
+    assert caplog.messages[1:] == ["2 of 2 clips have their tokens beside them: --tokenizer is not used for them"]
 
 
 def test_ratings_become_opinions_and_join_the_page(evaluation: Path, tmp_path: Path) -> None:
@@ -195,9 +261,10 @@ def test_ratings_become_opinions_and_join_the_page(evaluation: Path, tmp_path: P
     assert list(rows) == key["systems"]
     recording, copy = rows["recording"], rows["copy-synthesis"]
     assert (float(recording["naturalness"]), float(copy["naturalness"])) == (4.5, 1.5)
-    assert [float(recording[f"naturalness_{end}"]) for end in ("low", "high")] == [4.0, 5.0]
+    # Of two listeners little is known: as far as the scale goes.
+    assert [float(recording[f"naturalness_{end}"]) for end in ("low", "high")] == [1.0, 5.0]
     assert "Mean opinion scores of 2 listeners" in (evaluation / "report.html").read_text()
-    assert "| recording | 4.50 (4.00 to 5.00) |" in (evaluation / "mos.md").read_text()
+    assert "| recording | 4.50 (1.00 to 5.00) |" in (evaluation / "mos.md").read_text()
 
 
 def test_mistakes_are_one_clear_line_each(
@@ -238,8 +305,9 @@ def test_mistakes_are_one_clear_line_each(
         ("no hyperparams.yaml in", ckpt, clips, out, f"--similarity={tmp_path}"),
         ("another evaluation, with clips 3 where this one has 2", ckpt, clips, f"--out={evaluation}", "--clips=2"),
         ("holds something else than an evaluation", ckpt, clips, f"--out={tmp_path}"),
-        ("leave --ckpt, --data and --listening_test out", ckpt, f"--out={evaluation}", "--ratings=a.json"),
-        ("and what says how to decode and score", there, "--nfe=3", "--ratings=a.json"),
+        ("leave --ckpt, --nfe out", ckpt, there, "--nfe=3", "--ratings=a.json"),
+        ("--clips, --keep, --device, --wandb out",
+         there, "--clips=8", "--keep=1", "--device=cuda", "--wandb=false", "--ratings=a.json"),
         (f"is of test 000000000000, the one in --out is {test}", there, f"--ratings={tmp_path / 'ratings.json'}"),
         ("is no file that a listening page saved", there, f"--ratings={tmp_path / 'words.json'}"),
         ("--ratings: no file none.json", there, "--ratings=none.json"),

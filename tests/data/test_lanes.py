@@ -241,6 +241,19 @@ def test_validation_listens_to_clips_spread_over_the_set_in_a_fixed_order(shards
     assert len(list(first_clips(shards, 100, 4000))) == 23
 
 
+def test_a_clip_whose_speaker_has_no_other_says_that_its_reference_is_its_own(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any(drawn.is_alone for drawn in first_clips(shards, 4, 4000))
+    index = ShardSet.index
+
+    def strangers(self: ShardSet, number: int) -> list:
+        return [row._replace(speaker=f"{number}-{i}") for i, row in enumerate(index(self, number))]
+
+    monkeypatch.setattr(ShardSet, "index", strangers)
+    assert all(drawn.is_alone for drawn in first_clips(shards, 4, 4000))
+
+
 def test_a_position_is_refused_in_other_lanes_and_warned_of_in_another_order(
     shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import write_wave
 from sf_lightning.evaluation.grid import Way, label
-from sf_lightning.evaluation.listening import Item, keep_ratings, write_test
+from sf_lightning.evaluation.listening import Item, items_of, keep_ratings, write_test
 from sf_lightning.evaluation.pictures import draw_mels
 from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Line, Results
-from sf_lightning.evaluation.table import rows
+from sf_lightning.evaluation.table import Findings
 from sf_lightning.vocoder.config import VocoderConfig
 from tests.helpers import voice
 
@@ -23,13 +24,12 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 
+SOUND = VocoderConfig("griffin_lim"), MelConfig()
+
 WAYS = (
-    Way("copy_synthesis", VocoderConfig()),
-    Way("offline", VocoderConfig(), "runs/a/checkpoints/last.ckpt", "own", 4, 0.5),
-    *(
-        Way("streamed", VocoderConfig(), "runs/a/checkpoints/last.ckpt", "own", 4, 0.5, ahead)
-        for ahead in (1, 2, 4)
-    ),
+    Way("copy_synthesis", *SOUND),
+    Way("offline", *SOUND, "runs/a/checkpoints/last.ckpt", "own", 4, 0.5),
+    *(Way("streamed", *SOUND, "runs/a/checkpoints/last.ckpt", "own", 4, 0.5, ahead) for ahead in (1, 2, 4)),
 )
 
 KEYS = ("first", "</script><script>alert(1)</script>", "third")
@@ -40,13 +40,13 @@ KEYS = ("first", "</script><script>alert(1)</script>", "third")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """An evaluation as it lies on disk, of made-up numbers."""
     identity = Identity("clips", "1", 3, "", (), "cpu")
-    results = Results.open(tmp_path_factory.mktemp("eval") / "out", identity, WAYS, {}, {"data": "a" * 200})
+    results = Results.open(tmp_path_factory.mktemp("eval") / "out", identity, WAYS, {}, {"data": ("a" * 200,)})
     for number, key in enumerate(KEYS):
         for way in WAYS:
             scores = {"pesq_wb": 1.5, "stoi": 0.8 + 0.01 * number, "visqol": 3.0 + (way.lookahead or 0) / 10}
             if way.kind == "streamed":
                 scores |= {"first_packet_ms": 300.0 * (way.lookahead or 0), "gap": 0.01}
-            results.add(Line(way.id, key, "", scores, (10.0, 12.0, 11.0) if way.lookahead else ()))
+            results.add(Line(way.id, key, "", 100, scores, (10.0, 12.0, 11.0) if way.lookahead else ()))
             if number < 2:
                 write_wave(results.sample(key, f"{way.id}.flac"), voice(1.0, seed=number), 16000)
             if number == 0 and way.lookahead == 1:
@@ -60,7 +60,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 def items(results: Results) -> list[Item]:
-    every = rows(results)
+    every = Findings.of(results).rows
     systems = [{label(row.told): results.sample(key, f"{row.way.id}.flac") for row in every} for key in KEYS[:2]]
     return [Item(key, results.sample(key, "voice.flac"), each) for key, each in zip(KEYS, systems, strict=False)]
 
@@ -101,7 +101,7 @@ def test_a_report_opens_from_disk_with_players_plots_and_pictures_and_fits_a_pho
     results: Results, page, complaints: list[str]
 ) -> None:  # type: ignore[no-untyped-def]
     path = results.folder / "report.html"
-    page_of(results).write(path)
+    page_of(Findings.of(results)).write(path)
     page.goto(f"file://{path}")
     page.wait_for_function("[...document.querySelectorAll('audio')].every(each => each.readyState > 0)")
     lengths = page.evaluate("[...document.querySelectorAll('audio')].map(each => each.duration)")
@@ -196,6 +196,26 @@ def test_a_test_is_the_same_for_the_same_seed_plays_all_at_one_level_and_is_not_
     (quiet, _), (loud, _) = _level(tmp_path / "quiet.flac"), _level(items(results)[0].voice)
     levels = [float(np.sqrt(np.mean((wave / 32767.0) ** 2))) for wave in (quiet, loud)]
     assert levels == [pytest.approx(10 ** (-26 / 20), rel=0.01)] * 2
+
+
+def test_listeners_hear_clips_that_were_kept_in_every_way_and_have_a_voice_of_their_own(
+    results: Results, tmp_path: Path
+) -> None:
+    shutil.copytree(results.folder, tmp_path / "out")
+    found = Findings.of(Results.read(tmp_path / "out"))
+    last = found.rows[-1]
+    assert [(each.clip, len(each.systems)) for each in items_of(found)] == [(key, 6) for key in KEYS[:2]]
+    found.results.sound(last.way, KEYS[0]).unlink()
+    assert [(each.clip, len(each.systems)) for each in items_of(found)] == [(KEYS[1], 6)]
+    found.results.sound(last.way, KEYS[1]).unlink()
+    with pytest.raises(
+        ValueError, match=f"kept in every row, least of all in '{label(last.told)}': ask for that row"
+    ):
+        items_of(found)
+    for key in KEYS[:2]:
+        found.results.sample(key, "voice.flac").unlink()
+    with pytest.raises(ValueError, match="of no clip that was kept there is another recording of its speaker"):
+        items_of(found)
 
 
 def test_two_files_of_one_listener_that_differ_are_refused_and_none_is_kept(

@@ -64,6 +64,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "tiny"
 
 
+def test_a_digest_is_of_the_weights_and_how_they_decode_whoever_wrote_them(folder: Path) -> None:
+    trained = tiny()
+    assert len(trained.digest) == 16 and load_pretrained(folder).digest == trained.digest
+    for change in ({"decode": trained.description.decode | {"seed": 6}}, {"weights": WeightsOf(8, True)}):
+        assert Pretrained(trained.model, replace(trained.description, **change)).digest != trained.digest
+    other = Pretrained(trained.model, replace(trained.description, written_by="sf-lightning 99"))
+    assert other.digest == trained.digest
+    with torch.no_grad():
+        next(trained.model.parameters()).flatten()[0] += 1e-3
+    assert other.digest == trained.digest != load_pretrained(folder).digest
+
+
 def test_what_is_saved_comes_back_to_the_bit(folder: Path) -> None:
     saved, loaded = tiny(), load_pretrained(folder)
     assert loaded.description == saved.description and not loaded.model.training

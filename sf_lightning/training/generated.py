@@ -33,6 +33,11 @@ class MelsOf:
         return load_trained(Path(self.path))
 
     @cached_property
+    def digest(self) -> str:
+        """Of the decoder."""
+        return self.trained.digest
+
+    @cached_property
     def teacher(self) -> Teacher:
         """What makes the mels, guided as the decoder is when it decodes."""
         decode = from_plain(DecodeConfig, self.trained.description.decode, "decode")

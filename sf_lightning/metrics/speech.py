@@ -82,7 +82,7 @@ class SpeechScores:
             self.seam.update(seam.to(self.device))
             self._clips.append({"mel_l1": float(error), "seam_db": float(seam), "frames": len(mel)})
         for wave, reference in zip(waves, references, strict=True) if self.copies else ():
-            self.mr_stft.update(stft_distance(wave, reference).to(self.device), len(wave))
+            self.mr_stft.update(stft_distance(wave, reference).to(self.device))
 
     @property
     def clips(self) -> list[dict[str, float]]:

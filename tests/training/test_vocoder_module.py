@@ -1,8 +1,6 @@
 """Training a BigVGAN: segments that are the clip's, a step that is one batch, runs that resume to the last bit."""
 
 import logging
-import multiprocessing
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +12,12 @@ import pytest
 import soundfile
 import soxr
 import torch
-from bigvgan.discriminators import DiscriminatorCQT
-from bigvgan.loss import discriminator_loss
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.build import build, fit_tokenizer
 from sf_lightning.data.corpus import find_units
-from sf_lightning.data.held_out import first_clips
 from sf_lightning.data.lanes import Lane, LaneState, Reading
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.recipe import Recipe
@@ -245,84 +240,6 @@ def test_gradients_are_clipped_harder_in_the_first_steps(shards: ShardSet) -> No
     assert norms[0] <= 1.001e-3 < norms[1]
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"generator": GeneratorConfig((5, 4, 4, 3), (11, 8, 8, 5), 16)}, "multiply to 240, the hop length is 160"),
-        ({"segments": SegmentConfig(frames=6)}, r"segments.frames 6 are 960 samples: .* need more than 1024"),
-        ({"discriminators": DiscriminatorConfig("cqt", cqt_octaves=9)}, r"9 octaves reach 16742 Hz, .* 16000 Hz"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        tiny(**change)
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda: GeneratorConfig((5, 4), (11,)), "2 upsample_rates and 1 upsample_kernel_sizes"),
-        (lambda: GeneratorConfig((5,), (8,)), "kernel of 8 for a rate of 5"),
-        (lambda: GeneratorConfig((10, 16), (20, 32), channels=18), "channels is 18: wanted a multiple of 4"),
-        (lambda: GANOptimizerConfig(decay=1.5), "optimizer.decay is 1.5"),
-        (lambda: GeneratorConfig(kernel_sizes=()), "kernel_sizes are \\[\\]: wanted one or more"),
-        (lambda: GeneratorConfig(dilations=(0,)), "dilations are \\[0\\]: wanted one or more, each 1"),
-        (lambda: GANOptimizerConfig(learning_rate=-1), "learning_rate -1"),
-        (lambda: GANOptimizerConfig(ema_decay=2), "optimizer.ema_decay is 2"),
-        (lambda: GANOptimizerConfig(max_bad_steps=0), "max_bad_steps 0"),
-        (lambda: DiscriminatorConfig(width=0), "width is 0"),
-        (lambda: DiscriminatorConfig(periods=(6000,)), "periods are \\[6000\\]: wanted one or more of 1 to 1024"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        make()
-
-
-@pytest.mark.parametrize(
-    ("module", "change", "said"),
-    [
-        ({"mel": MelConfig(f_max=7000.0)}, {}, r"has mel .*f_max=8000.*, the model has .*f_max=7000"),
-        ({"mel": MelConfig(24000)}, {}, r"has mel .*sample_rate=16000.*, the model has .*sample_rate=24000"),
-        (
-            {"segments": SegmentConfig(frames=60)},
-            {},
-            "pack_frames 96, data.max_pieces 8: for segments of 60 frames ",
-        ),
-        (
-            {"segments": SegmentConfig(frames=1000)},
-            {"pack_frames": 4800},
-            r"the longest has 2\d\d frames, wanted are 1000: lower --model.segments.frames",
-        ),
-    ],
-)
-def test_data_that_does_not_fit_is_refused_with_both_numbers(
-    shards: ShardSet, module: dict, change: dict, said: str
-) -> None:
-    with pytest.raises((ValueError, RuntimeError), match=said):
-        fit(tiny(**module), data(shards, **change), 1)
-
-
-def test_clips_shorter_than_a_segment_are_passed_over_and_every_pack_holds_one(
-    shards: ShardSet, caplog: pytest.LogCaptureFixture
-) -> None:
-    # Clips have 150 to 202 frames; packs of 408 are the smallest that are sure to hold 180 in one piece.
-    module = tiny(segments=SegmentConfig(frames=180, per_pack=1))
-    datamodule, notes = data(shards, pack_frames=408, lanes=1), Notes()
-    fit(module, datamodule, 6, notes)
-    assert caplog.text.count("frames: clips of less than 180 are passed over") == 1
-    assert not any(datamodule.skipped.values())  # they are not broken
-    lengths = {each.clip.key: len(each.clip.wave) // 160 for each in first_clips(shards, 23, 0)}
-    assert all(lengths[key] >= 180 for _, _, keys in notes.seen for key in keys if key)
-
-
-def test_a_checkpoint_of_another_network_or_of_a_decoder_is_refused(shards: ShardSet, tmp_path: Path) -> None:
-    fit(tiny(), data(shards), 1).save_checkpoint(tmp_path / "last.ckpt")
-    other = GeneratorConfig((10, 16), (20, 32), channels=32, kernel_sizes=(3,), dilations=(1,))
-    with pytest.raises(ValueError, match=r"--model.generator: the checkpoint has channels 16, this run has 32"):
-        fit(tiny(generator=other), data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
-
-
 def test_a_run_begins_with_the_networks_of_another_and_its_own_optimizers(shards: ShardSet, tmp_path: Path) -> None:
     one, path = tiny(), tmp_path / "last.ckpt"
     fit(one, data(shards), 3).save_checkpoint(path)
@@ -340,111 +257,3 @@ def test_a_run_begins_with_the_networks_of_another_and_its_own_optimizers(shards
     path.unlink()  # what goes on asks for it no more
     again = tiny(init_from=str(path), optimizer=slow)
     assert fit(again, data(shards), 2, ckpt_path=tmp_path / "two.ckpt").global_step == 2
-
-
-def test_networks_of_other_sizes_are_not_begun_with(shards: ShardSet, tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
-    fit(tiny(), data(shards), 1).save_checkpoint(path)
-    snake = replace(TINY["generator"], activation="snake")  # type: ignore[type-var]
-    with pytest.raises(ValueError, match=r"has activation snakebeta, this run snake: wanted the same"):
-        tiny(init_from=str(path), generator=snake).begin()
-    others = DiscriminatorConfig("resolutions", periods=(2, 3), width=1 / 16)
-    with pytest.raises(ValueError, match=r"the discriminators of .* are others \(by parts"):
-        tiny(init_from=str(path), discriminators=others).begin()
-
-
-def test_the_cqt_discriminator_judges_at_16_khz(shards: ShardSet) -> None:
-    module = tiny(discriminators=DiscriminatorConfig("cqt", periods=(2,), width=1 / 32))
-    notes = Notes()
-    fit(module, data(shards, lanes=1), 1, notes)
-    assert notes.seen[0][1] > 0
-
-
-@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
-def test_precisions_that_were_never_tried_are_refused(shards: ShardSet, precision: Any) -> None:
-    with pytest.raises(ValueError, match=rf"precision is {precision}: .* with 32-true, or with bf16"):
-        fit(tiny(), data(shards), 1, precision=precision)
-
-
-def test_what_tells_real_from_made_is_the_loss_of_the_package() -> None:
-    adversary, (real, made) = tiny().adversary, torch.randn(2, 3, 2560)
-    pairs = [part(real[:, None], made[:, None])[:2] for part in adversary.parts]
-    wanted = sum(discriminator_loss(*pair)[0] for pair in pairs)
-    torch.testing.assert_close(adversary.discriminator_loss(real, made), wanted)
-
-
-def test_the_constant_q_transforms_hear_every_bit_of_the_wave_in_bf16() -> None:
-    module = tiny(discriminators=DiscriminatorConfig("cqt", periods=(2,), width=1 / 32))
-    wave = torch.randn(2, 1, 5120, generator=torch.Generator().manual_seed(0))
-    transforms = [each for each in module.adversary.modules() if isinstance(each, DiscriminatorCQT)]
-    assert len(transforms) == 3
-    for each in transforms:
-        whole = each.cqt_transform(each.resample(wave))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(each.cqt_transform(each.resample(wave)), whole)
-
-
-@pytest.mark.parametrize("kind", ["resolutions", "cqt"])
-def test_in_bf16_the_discriminators_alone_are_rounded_and_gradients_stay_close(shards: ShardSet, kind: Any) -> None:
-    found = {}
-
-    class Look(L.Callback):
-        def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
-            found[trainer.precision] = {
-                "mel loss": trainer.callback_metrics["train/mel_loss"],
-                "adversarial loss": trainer.callback_metrics["train/adversarial_loss"],
-                "generator": torch.cat([p.grad.flatten() for p in module.model.parameters()]),
-            }
-
-    discriminators = DiscriminatorConfig(kind, periods=(2,), width=1 / 32)
-    for precision in ("32-true", "bf16-mixed"):
-        # Of the adversary alone: the mel loss would hide it.
-        module = tiny(discriminators=discriminators, losses=LossConfig(mel_weight=1e-3))
-        fit(module, data(shards, lanes=1), 1, Look(), precision=precision)
-    full, half = found["32-true"], found["bf16-mixed"]
-    assert full["mel loss"] == half["mel loss"]  # the generator and this loss are not rounded at all
-    assert 0 < (full["adversarial loss"] - half["adversarial loss"]).abs() < 0.01 * full["adversarial loss"]
-    assert half["adversarial loss"] != half["adversarial loss"].bfloat16()  # means are not rounded either
-    off = half["generator"] - full["generator"]
-    assert 0 < off.norm() < 0.05 * full["generator"].norm()
-
-
-@pytest.fixture
-def time_limit() -> Iterator[None]:
-    """Kills ranks that wait for each other, so that a hang is a failure."""
-
-    def end(*_: object) -> None:
-        for rank in multiprocessing.active_children():
-            rank.kill()
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(120)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
-class Keep(L.Callback):
-    """Writes what was learnt, for ranks share no memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            torch.save(module.state_dict(), self.path)
-
-
-def test_two_ranks_learn_what_one_does(shards: ShardSet, tmp_path: Path, time_limit: None) -> None:
-    fit(tiny(), data(shards), 3, Keep(tmp_path / "1.pt"))
-    ranks = {"devices": 2, "strategy": "ddp_fork_find_unused_parameters_true"}  # old weight norms cannot be pickled
-    fit(tiny(), data(shards), 3, Keep(tmp_path / "2.pt"), **ranks)
-    one, two, fresh = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt"), tiny().state_dict()
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
-    assert any(not torch.equal(value, fresh[name]) for name, value in one.items())
-
-
-def test_ranks_that_would_wait_for_ever_are_refused_before_they_start(shards: ShardSet, time_limit: None) -> None:
-    with pytest.raises(Exception, match=r"on 2 processes: wanted ddp_find_unused_parameters_true"):
-        fit(tiny(), data(shards), 1, devices=2, strategy="ddp_fork")

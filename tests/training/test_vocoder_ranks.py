@@ -1,0 +1,54 @@
+"""A vocoder on several ranks: they learn what one does, and none waits for ever."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from sf_lightning.data.shards import ShardSet
+from tests.training.test_vocoder_module import data, fit, tiny
+
+
+@pytest.fixture
+def time_limit() -> Iterator[None]:
+    """Kills ranks that wait for each other, so that a hang is a failure."""
+
+    def end(*_: object) -> None:
+        for rank in multiprocessing.active_children():
+            rank.kill()
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+class Keep(L.Callback):
+    """Writes what was learnt, for ranks share no memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            torch.save(module.state_dict(), self.path)
+
+
+def test_two_ranks_learn_what_one_does(shards: ShardSet, tmp_path: Path, time_limit: None) -> None:
+    fit(tiny(), data(shards), 3, Keep(tmp_path / "1.pt"))
+    ranks = {"devices": 2, "strategy": "ddp_fork_find_unused_parameters_true"}  # old weight norms cannot be pickled
+    fit(tiny(), data(shards), 3, Keep(tmp_path / "2.pt"), **ranks)
+    one, two, fresh = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt"), tiny().state_dict()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
+    assert any(not torch.equal(value, fresh[name]) for name, value in one.items())
+
+
+def test_ranks_that_would_wait_for_ever_are_refused_before_they_start(shards: ShardSet, time_limit: None) -> None:
+    with pytest.raises(Exception, match=r"on 2 processes: wanted ddp_find_unused_parameters_true"):
+        fit(tiny(), data(shards), 1, devices=2, strategy="ddp_fork")

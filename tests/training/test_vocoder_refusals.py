@@ -1,0 +1,111 @@
+"""What a vocoder cannot be trained with: refused with both numbers, where it is given."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.segments import SegmentConfig
+from sf_lightning.data.shards import ShardSet
+from sf_lightning.training.vocoder_module import GANOptimizerConfig
+from sf_lightning.vocoder.adversary import DiscriminatorConfig
+from sf_lightning.vocoder.generator import GeneratorConfig
+from tests.training.test_vocoder_module import TINY, Notes, data, fit, tiny
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"generator": GeneratorConfig((5, 4, 4, 3), (11, 8, 8, 5), 16)}, "multiply to 240, the hop length is 160"),
+        ({"segments": SegmentConfig(frames=6)}, r"segments.frames 6 are 960 samples: .* need more than 1024"),
+        ({"discriminators": DiscriminatorConfig("cqt", cqt_octaves=9)}, r"9 octaves reach 16742 Hz, .* 16000 Hz"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        tiny(**change)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: GeneratorConfig((5, 4), (11,)), "2 upsample_rates and 1 upsample_kernel_sizes"),
+        (lambda: GeneratorConfig((5,), (8,)), "kernel of 8 for a rate of 5"),
+        (lambda: GeneratorConfig((10, 16), (20, 32), channels=18), "channels is 18: wanted a multiple of 4"),
+        (lambda: GANOptimizerConfig(decay=1.5), "optimizer.decay is 1.5"),
+        (lambda: GeneratorConfig(kernel_sizes=()), "kernel_sizes are \\[\\]: wanted one or more"),
+        (lambda: GeneratorConfig(dilations=(0,)), "dilations are \\[0\\]: wanted one or more, each 1"),
+        (lambda: GANOptimizerConfig(learning_rate=-1), "learning_rate -1"),
+        (lambda: GANOptimizerConfig(ema_decay=2), "optimizer.ema_decay is 2"),
+        (lambda: GANOptimizerConfig(max_bad_steps=0), "max_bad_steps 0"),
+        (lambda: DiscriminatorConfig(width=0), "width is 0"),
+        (lambda: DiscriminatorConfig(periods=(6000,)), "periods are \\[6000\\]: wanted one or more of 1 to 1024"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("module", "change", "said"),
+    [
+        ({"mel": MelConfig(f_max=7000.0)}, {}, r"has mel .*f_max=8000.*, the model has .*f_max=7000"),
+        ({"mel": MelConfig(24000)}, {}, r"has mel .*sample_rate=16000.*, the model has .*sample_rate=24000"),
+        (
+            {"segments": SegmentConfig(frames=60)},
+            {},
+            "pack_frames 96, data.max_pieces 8: for segments of 60 frames ",
+        ),
+        (
+            {"segments": SegmentConfig(frames=1000)},
+            {"pack_frames": 4800},
+            r"the longest has 2\d\d frames, wanted are 1000: lower --model.segments.frames",
+        ),
+    ],
+)
+def test_data_that_does_not_fit_is_refused_with_both_numbers(
+    shards: ShardSet, module: dict, change: dict, said: str
+) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=said):
+        fit(tiny(**module), data(shards, **change), 1)
+
+
+def test_clips_shorter_than_a_segment_are_passed_over_and_every_pack_holds_one(
+    shards: ShardSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Clips have 150 to 202 frames; packs of 408 are the smallest that are sure to hold 180 in one piece.
+    module = tiny(segments=SegmentConfig(frames=180, per_pack=1))
+    datamodule, notes = data(shards, pack_frames=408, lanes=1), Notes()
+    fit(module, datamodule, 6, notes)
+    assert caplog.text.count("frames: clips of less than 180 are passed over") == 1
+    assert not any(datamodule.skipped.values())  # they are not broken
+    lengths = {each.clip.key: len(each.clip.wave) // 160 for each in first_clips(shards, 23, 0)}
+    assert all(lengths[key] >= 180 for _, _, keys in notes.seen for key in keys if key)
+
+
+def test_a_checkpoint_of_another_network_or_of_a_decoder_is_refused(shards: ShardSet, tmp_path: Path) -> None:
+    fit(tiny(), data(shards), 1).save_checkpoint(tmp_path / "last.ckpt")
+    other = GeneratorConfig((10, 16), (20, 32), channels=32, kernel_sizes=(3,), dilations=(1,))
+    with pytest.raises(ValueError, match=r"--model.generator: the checkpoint has channels 16, this run has 32"):
+        fit(tiny(generator=other), data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_networks_of_other_sizes_are_not_begun_with(shards: ShardSet, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    fit(tiny(), data(shards), 1).save_checkpoint(path)
+    snake = replace(TINY["generator"], activation="snake")  # type: ignore[type-var]
+    with pytest.raises(ValueError, match=r"has activation snakebeta, this run snake: wanted the same"):
+        tiny(init_from=str(path), generator=snake).begin()
+    others = DiscriminatorConfig("resolutions", periods=(2, 3), width=1 / 16)
+    with pytest.raises(ValueError, match=r"the discriminators of .* are others \(by parts"):
+        tiny(init_from=str(path), discriminators=others).begin()
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_precisions_that_were_never_tried_are_refused(shards: ShardSet, precision: Any) -> None:
+    with pytest.raises(ValueError, match=rf"precision is {precision}: .* with 32-true, or with bf16"):
+        fit(tiny(), data(shards), 1, precision=precision)

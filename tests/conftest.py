@@ -1,7 +1,9 @@
 """Fixtures that many tests share."""
 
 import json
+import multiprocessing
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,18 @@ def bigvgan(tmp_path: Path) -> Path:
     torch.save({"generator": generator.state_dict()}, tmp_path / "bigvgan_generator.pt")
     (tmp_path / "config.json").write_text(json.dumps(BIGVGAN))
     return tmp_path
+
+
+@pytest.fixture
+def time_limit() -> Iterator[None]:
+    """Kills ranks that wait for each other, so that a hang is a failure."""
+
+    def end(*_: object) -> None:
+        for rank in multiprocessing.active_children():
+            rank.kill()
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(240)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

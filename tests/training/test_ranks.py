@@ -2,9 +2,6 @@
 
 import json
 import math
-import multiprocessing
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +17,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.base import load_tokenizer
 from tests.training.test_training import data, small_module
 
-
-@pytest.fixture(autouse=True)
-def time_limit() -> Iterator[None]:
-    """Kills ranks that wait for each other, so that a hang is a failure."""
-
-    def end(*_: object) -> None:
-        for rank in multiprocessing.active_children():
-            rank.kill()
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(240)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("time_limit")
 
 
 class Note(L.Callback):

@@ -1,8 +1,5 @@
 """A vocoder on several ranks: they learn what one does, and none waits for ever."""
 
-import multiprocessing
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
@@ -12,20 +9,7 @@ import torch
 from sf_lightning.data.shards import ShardSet
 from tests.training.test_vocoder_module import data, fit, tiny
 
-
-@pytest.fixture
-def time_limit() -> Iterator[None]:
-    """Kills ranks that wait for each other, so that a hang is a failure."""
-
-    def end(*_: object) -> None:
-        for rank in multiprocessing.active_children():
-            rank.kill()
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(120)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("time_limit")
 
 
 class Keep(L.Callback):
@@ -39,7 +23,7 @@ class Keep(L.Callback):
             torch.save(module.state_dict(), self.path)
 
 
-def test_two_ranks_learn_what_one_does(shards: ShardSet, tmp_path: Path, time_limit: None) -> None:
+def test_two_ranks_learn_what_one_does(shards: ShardSet, tmp_path: Path) -> None:
     fit(tiny(), data(shards), 3, Keep(tmp_path / "1.pt"))
     ranks = {"devices": 2, "strategy": "ddp_fork_find_unused_parameters_true"}  # old weight norms cannot be pickled
     fit(tiny(), data(shards), 3, Keep(tmp_path / "2.pt"), **ranks)
@@ -49,6 +33,6 @@ def test_two_ranks_learn_what_one_does(shards: ShardSet, tmp_path: Path, time_li
     assert any(not torch.equal(value, fresh[name]) for name, value in one.items())
 
 
-def test_ranks_that_would_wait_for_ever_are_refused_before_they_start(shards: ShardSet, time_limit: None) -> None:
+def test_ranks_that_would_wait_for_ever_are_refused_before_they_start(shards: ShardSet) -> None:
     with pytest.raises(Exception, match=r"on 2 processes: wanted ddp_find_unused_parameters_true"):
         fit(tiny(), data(shards), 1, devices=2, strategy="ddp_fork")

@@ -33,7 +33,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DRAWS = 2000
 SHOWN = ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db", "gap")
 """Columns of the table of scores."""
-SECONDS = 20
+SECONDS = 12
 """Length of the stream whose chunks are timed; of tokens drawn at random, for which ones they are costs nothing."""
 
 ROUNDS = 3
@@ -84,9 +84,13 @@ def read_run(trial: Result) -> Run:
     )
 
 
-def matrix(runs: Sequence[Run], way: str, name: str) -> NDArray[np.float64]:
+def keys_of(runs: Sequence[Run], way: str) -> list[str]:
+    """The clips that any of the runs has decoded in a way."""
+    return sorted({key for run in runs for each, key in run.scores if each == way})
+
+
+def matrix(runs: Sequence[Run], way: str, name: str, keys: Sequence[str]) -> NDArray[np.float64]:
     """Scores of a way of decoding, [seeds, clips]; NaN where there is none."""
-    keys = sorted({key for run in runs for each, key in run.scores if each == way})
     return np.array([[run.scores.get((way, key), {}).get(name, np.nan) for key in keys] for run in runs])
 
 
@@ -106,9 +110,9 @@ def interval(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple
     return mean(values, weights), float(low), float(high)
 
 
-def weights_of(runs: Sequence[Run], way: str, name: str) -> NDArray[np.float64]:
+def weights_of(runs: Sequence[Run], way: str, name: str, keys: Sequence[str]) -> NDArray[np.float64]:
     """What each score counts, [seeds, clips]."""
-    frames = np.nan_to_num(matrix(runs, way, "frames"))
+    frames = np.nan_to_num(matrix(runs, way, "frames", keys))
     return frames if name in WEIGHTED else np.ones_like(frames)
 
 
@@ -122,7 +126,8 @@ def quality(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
         cells = []
         for name in SHOWN:
             form = COLUMNS[name].form
-            mean, low, high = interval(matrix(runs, way, name), weights_of(runs, way, name))
+            keys = keys_of(runs, way)
+            mean, low, high = interval(matrix(runs, way, name, keys), weights_of(runs, way, name, keys))
             known = not np.isnan(mean)
             cells.append(f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]" if known else "")
         table.append([label, *cells])
@@ -130,7 +135,7 @@ def quality(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
 
 
 def differences(groups: Mapping[str, Sequence[Run]], name: str) -> list[list[str]]:
-    """How far each layout is from the reference, over the clips that both have, each seed by itself.
+    """How far each layout is from the reference, clip by clip, each seed by itself.
 
     Few seeds say little of how far another one would be off, so none is mixed with the others: a layout is above or
     below if it is so in every seed.
@@ -149,11 +154,12 @@ def differences(groups: Mapping[str, Sequence[Run]], name: str) -> list[list[str
                 if not all(pair):
                     cells.append("")
                     continue
-                ours, theirs = (matrix(each, way, name) for each in pair)
-                mean, low, high = interval(ours - theirs, np.ones_like(ours))
+                keys = keys_of([*pair[0], *pair[1]], way)
+                ours, theirs = (matrix(each, way, name, keys) for each in pair)
+                mean, low, high = interval(ours - theirs, weights_of(pair[1], way, name, keys))
                 cells.append(f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]")
                 signs.append(1 if low > 0 else -1 if high < 0 else 0)
-            same = len(signs) > 1 and len(set(signs)) == 1
+            same = len(signs) == len(seeds) > 1 and len(set(signs)) == 1
             cells.append({1: "above", -1: "below"}.get(signs[0] if same else 0, "not told apart"))
         table.append([layout, *cells])
     return table
@@ -201,7 +207,10 @@ def about(runs: Sequence[Run], missing: int) -> Iterable[str]:
     yield f"- seeds {seeds}: of weights, order of clips, noise, times"
     clips = len({key for run in runs for _, key in run.scores})
     size = f"{runs[0].record['parameters'] / 1e6:.1f} M parameters"
-    yield f"- {size}, {os.path.relpath(config['data']['train'])}, {clips} held-out clips"
+    sets = [config["data"]["train"]] if isinstance(config["data"]["train"], str) else config["data"]["train"]
+    # A folder as it is called from here: what lies above is this machine's.
+    named = ", ".join(os.path.relpath(each) if os.path.isabs(each) else each for each in sets)
+    yield f"- {size}, {named}, {clips} held-out clips"
     yield f"- {date.today()}, {device}, torch {torch.__version__}"
     yield f"- commit {', '.join(sorted({run.record['commit'] for run in runs}))} (+: files differ from it)"
     if missing:

@@ -107,3 +107,15 @@ def test_what_is_above_in_one_seed_and_not_in_another_is_not_told_apart() -> Non
     _, full, alone = differences(groups, "stoi")
     assert full[1:4] == ["+0.1000 [+0.1000, +0.1000]", "-0.1000 [-0.1000, -0.1000]", "not told apart"]
     assert alone[1:4] == ["+0.1000 [+0.1000, +0.1000]", "", "not told apart"]  # of one seed
+
+
+def test_a_difference_of_means_over_frames_is_one_of_frames() -> None:
+    def run(layout: str, errors: list[float]) -> Run:
+        scores = {
+            ("streamed", f"clip{i}"): {"mel_l1": each, "frames": 100.0 * (i + 1)} for i, each in enumerate(errors)
+        }
+        return Run(layout, 0, scores, Path(), {})
+
+    groups = {"streamflow_sr": [run("streamflow_sr", [0.5, 0.5])], "full": [run("full", [0.5, 0.8])]}
+    _, full = differences(groups, "mel_l1")
+    assert full[1].startswith("+0.2000 [")  # 0.3 of 200 frames of 300

@@ -183,8 +183,8 @@ class _Strand:
     skipped: Counter[str]
     seen: int = 0
     bad: Counter[str] = field(default_factory=Counter)
+    short: int = 0
     longest: int = 0
-    told: bool = False
 
     def __post_init__(self) -> None:
         if self.shards.samples < self.reading.num_lanes:
@@ -197,20 +197,13 @@ class _Strand:
         """Yields clips without end; what is broken is passed over, unless it is too much."""
         epoch, sample = place
         while True:
-            start, found = 0, sample > 0
+            start = 0
             for number, group in enumerate(self._groups(epoch)):
                 size = sum(part.size(self._samples(part)) for part in group)
                 if sample < start + size:
-                    for each in self._draw_group(group, (epoch, number), start, sample):
-                        found = True
-                        yield each
+                    yield from self._draw_group(group, (epoch, number), start, sample)
                     sample = start + size
                 start += size
-            if start and not found:
-                raise RuntimeError(
-                    f"lane {self.lane} finds no sample of {self.shards.folder} to learn from: the longest has "
-                    f"{self.longest} frames, wanted are {self.reading.min_frames}: lower --model.segments.frames"
-                )
             epoch, sample = epoch + 1, 0
 
     def _samples(self, part: _Part) -> int:
@@ -264,11 +257,15 @@ class _Strand:
                     yield _Found(clip, reference, Place(epoch, start + place))
 
     def _too_short(self, frames: int, name: Name) -> bool:
-        """Whether a clip is passed over, which is said of the first."""
+        """Whether a clip is passed over, which is said of the first.
+
+        Raises:
+            RuntimeError: if the first 20 all are: so may be the others, without end.
+        """
         self.longest = max(self.longest, frames)
         if frames >= self.reading.min_frames:
             return False
-        if not self.told:
+        if self.short == 0:
             log.warning(
                 "%s of %s has %d frames: clips of less than %d are passed over",
                 name.key,
@@ -276,7 +273,13 @@ class _Strand:
                 frames,
                 self.reading.min_frames,
             )
-        self.told = True
+        self.short += 1
+        if self.short >= 20 and self.longest < self.reading.min_frames:
+            raise RuntimeError(
+                f"all {self.short} clips of {self.shards.folder} that lane {self.lane} has met are too short: the "
+                f"longest has {self.longest} frames, wanted are {self.reading.min_frames}: lower "
+                "--model.segments.frames"
+            )
         return True
 
     def _perturbed(self, clip: Clip, epoch: int, sample: int) -> Clip:

@@ -143,25 +143,30 @@ class Results:
 
         Raises:
             FileNotFoundError: if it is none of an evaluation.
-            ValueError: if it is damaged, or of a newer version.
+            ValueError: if it is damaged, or of another version.
         """
         path = folder / EVALUATION
         if not path.is_file():
             raise FileNotFoundError(f"--out {folder} is no folder of sf-eval: it has no {EVALUATION}")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] != FORMAT:
-                raise ValueError(f"format {values['format']}, this version reads {FORMAT}")
-            identity = from_plain(Identity, values["identity"], "identity")
-            ways = {name: from_plain(Way, way, "way") for name, way in values["ways"].items()}
-            facts = {name: tuple(map(str, each)) for name, each in values["facts"].items()}
-            results = cls(folder, identity, ways, dict(values["digests"]), facts)
+            came = values["format"]
+            results = cls._of(folder, values) if came == FORMAT else None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error!r:.200}): give another --out") from error
+        if results is None:
+            raise ValueError(f"{path} has format {came}, this version writes {FORMAT}: give another --out")
         if (folder / RESULTS).is_file():
             text = _whole((folder / RESULTS).read_text(encoding="utf-8"))
             results.lines = {(line.way, line.clip): line for line in _lines(text, folder / RESULTS)}
         return results
+
+    @classmethod
+    def _of(cls, folder: Path, values: Mapping[str, Any]) -> "Results":
+        identity = from_plain(Identity, values["identity"], "identity")
+        ways = {name: from_plain(Way, way, "way") for name, way in values["ways"].items()}
+        facts = {name: tuple(map(str, each)) for name, each in values["facts"].items()}
+        return cls(folder, identity, ways, dict(values["digests"]), facts)
 
     @property
     def said(self) -> dict[str, str]:

@@ -21,8 +21,8 @@ from sf_lightning.evaluation.grid import OWN, Group, short_names
 from sf_lightning.evaluation.results import Line, Results
 from sf_lightning.evaluation.scores import Pending, Scoring
 from sf_lightning.metrics.pool import gather, shared_pool
-from sf_lightning.model.pretrained import digest_of
 from sf_lightning.streaming.decoder import StreamingDecoder
+from sf_lightning.vocoder.config import VocoderConfig
 
 METRICS_NICE = 10
 """Of the processes that score, beside one that decodes."""
@@ -87,18 +87,13 @@ def digests_of(groups: Sequence[Group]) -> dict[str, str]:
         digests[path] = group.subject.digest
         if layout != OWN:
             digests[f"layout {layout} of {path}"] = hashlib.sha256(repr(group.layout).encode()).hexdigest()[:16]
-        if (name := _vocoder_name(group)) not in digests:
-            vocoder = group.vocoder.make(group.subject.description.model.mel)
-            digests |= {name: _vocoder_digest(vocoder)} if isinstance(vocoder, nn.Module) else {}
+    for vocoder, mel in dict.fromkeys((group.vocoder, group.subject.description.model.mel) for group in groups):
+        digests[_name(vocoder)] = vocoder.make(mel).digest
     return digests
 
 
-def _vocoder_name(group: Group) -> str:
-    return f"vocoder {group.vocoder.checkpoint}"
-
-
-def _vocoder_digest(vocoder: nn.Module) -> str:
-    return digest_of(vocoder.state_dict(), repr(vocoder))
+def _name(vocoder: VocoderConfig) -> str:
+    return f"vocoder {vocoder.checkpoint}"
 
 
 def evaluate(
@@ -217,11 +212,9 @@ class _Models:
         else:
             model = self.last[1].model
         vocoder = group.vocoder.make(model.mel.config)
+        if self.digests[_name(group.vocoder)] != vocoder.digest:
+            raise ValueError(f"--vocoder {group.vocoder.checkpoint} changed while it was evaluated: copy it first")
         if isinstance(vocoder, nn.Module):
-            if self.digests.get(_vocoder_name(group), digest := _vocoder_digest(vocoder)) != digest:
-                raise ValueError(
-                    f"--vocoder {group.vocoder.checkpoint} changed while it was evaluated: copy it first"
-                )
             vocoder = vocoder.to(self.device)
         self.last = group, StreamingDecoder(model, vocoder, group.decode, timed=False)
         return self.last[1]

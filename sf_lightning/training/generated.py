@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sf_lightning.data.teacher import Teacher
 from sf_lightning.model.plain import from_plain
-from sf_lightning.model.pretrained import Pretrained
+from sf_lightning.model.pretrained import Pretrained, digest_of
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.base import DataNeeds, decoder_needs
 from sf_lightning.training.checkpoint import load_trained
@@ -34,8 +34,10 @@ class MelsOf:
 
     @cached_property
     def digest(self) -> str:
-        """Of the decoder."""
-        return self.trained.digest
+        """Of all of the decoder that its mels follow from."""
+        description = self.trained.description
+        said = (description.model, description.decode["guidance"], self.seed)
+        return digest_of(self.trained.model.state_dict(), repr(said))
 
     @cached_property
     def teacher(self) -> Teacher:

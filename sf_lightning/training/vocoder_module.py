@@ -151,8 +151,11 @@ class VocoderModule(ShardTrained):
         if self.init_from is None:
             return
         path, self.init_from = Path(self.init_from), None
-        for each in (self.model, self.average):
-            each.take(path)
+        try:
+            for each in (self.model, self.average):
+                each.take(path)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"--model.init_from: {error}") from error
         if not is_trained(path):
             return
         adversary = self.adversary.state_dict()
@@ -272,6 +275,10 @@ class VocoderModule(ShardTrained):
         ]
 
     # -- validation -----------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """Takes the weights of another vocoder where nothing else was loaded."""
+        self.begin()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Nothing: clips are judged whole, by `CopySynthesis`, which logs `val/loss` too."""

@@ -15,12 +15,14 @@ class Vocoder(Protocol):
         sample_rate: The rate of its waves in Hz; it may be another than the mel's.
         left: Frames of past mel that it wants when it extends a wave.
         right: Frames of future mel that it can use.
+        digest: Of the weights that it was given; empty if it needs none.
     """
 
     mel: MelConfig
     sample_rate: int
     left: int
     right: int
+    digest: str
 
     @property
     def hop(self) -> int:

@@ -13,6 +13,7 @@ from bigvgan.env import AttrDict
 from torch import Tensor, nn
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.model.pretrained import digest_of
 from sf_lightning.vocoder.files import read_generator
 from sf_lightning.vocoder.generator import context_frames, mel_hyperparameters
 
@@ -56,6 +57,7 @@ class BigVGANVocoder(nn.Module):
             )
         self.h, self.mel, self.sample_rate, self.hop, self.to_input = h, mel, rate, product, to_input
         self.left = self.right = context_frames(h)
+        self.digest = ""
         self.generator = BigVGAN(AttrDict(h))
 
     @classmethod
@@ -82,10 +84,8 @@ class BigVGANVocoder(nn.Module):
         """
         other = self._read(path, self.mel)
         for name in self.h.keys() - mel_hyperparameters(self.mel).keys():
-            if other.h.get(name) != self.h[name]:
-                raise ValueError(
-                    f"vocoder: {path} has {name} {other.h.get(name)}, this run {self.h[name]}: wanted the same"
-                )
+            if (came := other.h.get(name, True)) != self.h[name]:  # what its first version does not say is so
+                raise ValueError(f"vocoder: {path} has {name} {came}, this run {self.h[name]}: wanted the same")
         self.generator.load_state_dict(other.generator.state_dict())
 
     @classmethod
@@ -100,6 +100,7 @@ class BigVGANVocoder(nn.Module):
                     f"vocoder: {path} has {came} for {name}, its configuration {want}: wanted the same"
                 )
         vocoder.generator.load_state_dict(weights)
+        vocoder.digest = digest_of(weights, repr(h))  # of what was read: norms are folded otherwise on each machine
         return vocoder
 
     def decode(self, mel: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class GriffinLim(nn.Module):
         self.mel = mel
         self.sample_rate = mel.sample_rate
         self.iterations, self.momentum, self.left, self.right = iterations, momentum, left, right
+        self.digest = ""
         filters = MelSpectrogram(mel).filters  # [bins, F]
         self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("magnitude_of_mel", torch.linalg.pinv(filters.double()).float(), persistent=False)

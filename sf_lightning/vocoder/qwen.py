@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.model.pretrained import digest_of
 from sf_lightning.model.qwen_files import read_qwen, read_torch
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder, remove_weight_norm
 from sf_lightning.vocoder.files import THEIR_WEIGHTS, WEIGHTS
@@ -94,6 +95,7 @@ def load_qwen(path: Path, mel: MelConfig) -> BigVGANVocoder:
             f"{came.get(first, 'missing')}, wanted {wanted.get(first, 'no such tensor')}"
         )
     vocoder.generator.load_state_dict(tensors, strict=False)  # strict would miss the filters
+    vocoder.digest = digest_of(tensors, repr(h))
     return vocoder.eval()
 
 

@@ -14,7 +14,7 @@ JOB = {
 }
 
 
-def submit(repository: Path, folder: Path, ended: int, requeue: str, **more: str) -> tuple[int, str]:
+def submit(repository: Path, folder: Path, ended: int, requeue: str, *args: str, **more: str) -> tuple[int, str]:
     """Runs the script in a job whose ranks end with a code; returns its own, and what `scontrol` was told."""
     told = folder / "told"
     for name, body in {
@@ -25,7 +25,7 @@ def submit(repository: Path, folder: Path, ended: int, requeue: str, **more: str
         (folder / name).write_text(f"#!/bin/sh\n{body}\n")
         (folder / name).chmod(0o755)
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", **JOB, **more}
-    script = ["bash", str(repository / "slurm" / "fit.sbatch"), "--config=a.yaml"]
+    script = ["bash", str(repository / "slurm" / "fit.sbatch"), "--config=a.yaml", *args]
     code = subprocess.run(script, env=environment, timeout=30, stderr=subprocess.DEVNULL, check=False).returncode
     return code, told.read_text().strip() if told.exists() else ""
 
@@ -54,3 +54,10 @@ def test_a_task_of_an_array_requeues_itself_alone(repository: Path, tmp_path: Pa
     # The last task has the id of the whole array for its own.
     more = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
     assert submit(repository, tmp_path, 75, "exit 0", **more) == (75, "requeue 7_3")
+
+
+def test_a_checkpoint_that_a_requeued_job_would_forget_is_refused(repository: Path, tmp_path: Path) -> None:
+    for args in (["--ckpt_path=a.ckpt"], ["--ckpt_path", "a.ckpt"]):
+        assert submit(repository, tmp_path, 0, "exit 0", *args)[0] == 2
+        assert not (tmp_path / "ran").exists()
+    assert submit(repository, tmp_path, 0, "exit 0", "--ckpt_path=last")[0] == 0

@@ -6,6 +6,8 @@ import shutil
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from sf_lightning.data.lanes import Drawn, Lane, LaneState, Place, Reading
 from sf_lightning.data.packing import Batch, Pack, PackShape, pack
 from sf_lightning.data.sample import Clip, decode_clip
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.training.base import DataNeeds
 from sf_lightning.training.datamodule import ShardDataModule
 from tests.helpers import voice
 
@@ -257,8 +260,12 @@ def test_a_clip_whose_speaker_has_no_other_says_that_its_reference_is_its_own(
 def test_a_position_is_refused_in_other_lanes_and_warned_of_in_another_order(
     shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def module(folder: Path | str, **change: int) -> ShardDataModule:
-        return ShardDataModule(str(folder), str(shards.folder), **({"lanes": 2} | change))  # type: ignore[arg-type]
+    def module(folder: Path | str, block_size: int = 24, **change: int) -> ShardDataModule:
+        given: dict[str, Any] = {"lanes": 2} | change
+        made = ShardDataModule(str(folder), str(shards.folder), **given)
+        made.needs, trainer = DataNeeds(MelConfig(), block_size), SimpleNamespace(training=True)
+        made.trainer = trainer  # type: ignore[assignment]
+        return made
 
     begun = module(shards.folder)
     begun.states = {0: LaneState((Place(1, 3),), turn=4)}
@@ -270,5 +277,7 @@ def test_a_position_is_refused_in_other_lanes_and_warned_of_in_another_order(
     assert not caplog.messages  # a set that was moved is the same set
     with pytest.raises(ValueError, match=r"stands in 2 lanes, data.lanes is 4: a run has the same lanes"):
         module(shards.folder, lanes=4).load_state_dict(saved)
+    with pytest.raises(ValueError, match=r"stands at a block of 24 frames, now they have 8"):
+        module(shards.folder, block_size=8).load_state_dict(saved)
     module(shards.folder, seed=1, group=2).load_state_dict(saved)
     assert ["data.seed is not", "data.group is no"] == [message[:16] for message in caplog.messages]

@@ -12,13 +12,16 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.callbacks import copy_synthesis
 from sf_lightning.training.callbacks.copy_synthesis import CopySynthesis
 from sf_lightning.training.datamodule import ShardDataModule
+from sf_lightning.training.vocoder_module import VocoderModule
 from tests.training import test_training as decoders
-from tests.training.test_vocoder_module import data, tiny
+from tests.training.test_vocoder_module import data, fit, tiny
 
 WAYS = {"copy_synthesis", "streamed", "griffin_lim", "griffin_lim_streamed"}
 
 
-def listen(folder: Path, datamodule: ShardDataModule, callback: CopySynthesis) -> None:
+def listen(
+    folder: Path, datamodule: ShardDataModule, callback: CopySynthesis, module: VocoderModule | None = None
+) -> None:
     """One validation."""
     trainer = L.Trainer(
         accelerator="cpu",
@@ -29,7 +32,7 @@ def listen(folder: Path, datamodule: ShardDataModule, callback: CopySynthesis) -
         enable_checkpointing=False,
         default_root_dir=folder,
     )
-    trainer.validate(tiny(), datamodule, verbose=False)
+    trainer.validate(module or tiny(), datamodule, verbose=False)
 
 
 def heard(state: dict[str, Any]) -> CopySynthesis:
@@ -92,3 +95,14 @@ def test_the_mels_that_a_decoder_makes_of_the_clips_are_the_same_on_any_number_o
     assert len(made[1]) == 4 and made[1].keys() == made[2].keys()
     for key, mel in made[1].items():
         assert torch.equal(mel, made[2][key]), key
+
+
+def test_what_is_begun_with_is_what_a_validation_hears(shards: ShardSet, tmp_path: Path) -> None:
+    fit(tiny(), data(shards), 2).save_checkpoint(tmp_path / "last.ckpt")
+    module, trained = tiny(init_from=str(tmp_path / "last.ckpt")), tiny()
+    listen(tmp_path, data(shards), CopySynthesis(keep=0, iterations=2), module)
+    trained.init_from = str(tmp_path / "last.ckpt")
+    trained.begin()
+    for ours, theirs in zip(module.average.parameters(), trained.average.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(next(module.average.parameters()), next(tiny().average.parameters()))

@@ -51,13 +51,18 @@ def log_table(folder: Path, found: Findings) -> None:
 
     from sf_lightning.cli.fit import wandb_key_is_known  # brings Lightning along: only where it is needed
 
-    if not wandb_key_is_known():
-        os.environ.setdefault("WANDB_MODE", "offline")
+    mode = os.environ.get("WANDB_MODE") or (None if wandb_key_is_known() else "offline")
     header, table = flat(found)
     columns: list[str | int] = [*header]
     name = folder.resolve().name
-    settings = wandb.Settings(silent=True)
+    settings = wandb.Settings(silent=True, reinit="create_new")  # whatever run is open here already
     with wandb.init(
-        project="sf-lightning", job_type="eval", name=name, dir=folder, config=found.results.said, settings=settings
+        project="sf-lightning",
+        job_type="eval",
+        name=name,
+        dir=folder,
+        mode=mode,  # type: ignore[arg-type]
+        config=found.results.said,
+        settings=settings,
     ) as run:
         run.log({"evaluation": wandb.Table(columns, table)})

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import wandb
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
 
 from sf_lightning.audio.mel import MelConfig
@@ -69,7 +70,11 @@ def evaluation(checkpoint: Path, shards: ShardSet, tmp_path_factory: pytest.Temp
     torch.save(Classifier(24, out_neurons=3).state_dict(), ecapa / "classifier.ckpt")
     out = tmp_path_factory.mktemp("eval") / "mine"
     more = ["--layout", "own", "block_only", "--lookahead", "1", "2", "--listening_test", "true"]
-    command.main([*arguments(checkpoint, shards, out), *more, "--keep=1", f"--similarity={ecapa}", "--wandb=true"])
+    # Beside a run that is open already, as in a notebook.
+    with wandb.init(mode="offline", dir=tmp_path_factory.mktemp("other"), settings=wandb.Settings(silent=True)):
+        command.main(
+            [*arguments(checkpoint, shards, out), *more, "--keep=1", f"--similarity={ecapa}", "--wandb=true"]
+        )
     return out
 
 

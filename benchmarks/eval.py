@@ -25,7 +25,7 @@ from sf_lightning.evaluation.clips import open_clips
 from sf_lightning.evaluation.grid import Group, Options, plan
 from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Results
-from sf_lightning.evaluation.run import Drawing, Settings, evaluate
+from sf_lightning.evaluation.run import Drawing, Settings, digests_of, evaluate
 from sf_lightning.evaluation.scores import Scoring
 from sf_lightning.evaluation.table import Findings, markdown
 from sf_lightning.metrics.pool import gather, shared_pool
@@ -73,7 +73,7 @@ def whole(groups: list[Group], drawing: Drawing, batch: int, clips: int) -> None
     with tempfile.TemporaryDirectory() as folder:
         identity = Identity("", "", clips, "", (), "cpu")
         ways = [way for group in groups for way in group.ways]
-        results = Results.open(Path(folder, "eval"), identity, ways, {}, {})
+        results = Results.open(Path(folder, "eval"), identity, ways, digests_of(groups), {})
         evaluate(groups, drawing, results, Scoring(), Settings(batch=batch), lambda *_: None)
         results.close()
         found = Findings.of(results)

@@ -22,7 +22,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from sf_lightning.evaluation.table import COLUMNS
+from sf_lightning.evaluation.table import COLUMNS, OVER_FRAMES
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import Latency, measure_latency
 from sf_lightning.sweeps.results import Result, read_results
@@ -41,8 +41,6 @@ ROUNDS = 3
 
 ORDER = "full streamflow_sr streamflow_lr sr_low backward_only chunk_causal block_only".split()
 REFERENCE = "streamflow_sr"
-WEIGHTED = ("mel_l1", "gap")
-"""Means over frames, as everywhere; the others are means over clips."""
 EXPECTED = """Expected from the paper: `streamflow_sr` and `streamflow_lr` near `full`, above `chunk_causal` in
 streaming, `block_only` below; constant cost for all but `chunk_causal` and `full`."""
 
@@ -113,7 +111,7 @@ def interval(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple
 def weights_of(runs: Sequence[Run], way: str, name: str, keys: Sequence[str]) -> NDArray[np.float64]:
     """What each score counts, [seeds, clips]."""
     frames = np.nan_to_num(matrix(runs, way, "frames", keys))
-    return frames if name in WEIGHTED else np.ones_like(frames)
+    return frames if name in OVER_FRAMES else np.ones_like(frames)
 
 
 def quality(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
@@ -207,10 +205,10 @@ def about(runs: Sequence[Run], missing: int) -> Iterable[str]:
     yield f"- seeds {seeds}: of weights, order of clips, noise, times"
     clips = len({key for run in runs for _, key in run.scores})
     size = f"{runs[0].record['parameters'] / 1e6:.1f} M parameters"
-    sets = [config["data"]["train"]] if isinstance(config["data"]["train"], str) else config["data"]["train"]
+    train = config["data"]["train"]
     # A folder as it is called from here: what lies above is this machine's.
-    named = ", ".join(os.path.relpath(each) if os.path.isabs(each) else each for each in sets)
-    yield f"- {size}, {named}, {clips} held-out clips"
+    sets = [os.path.relpath(each) if os.path.isabs(each) else each for each in np.atleast_1d(train).tolist()]
+    yield f"- {size}, {', '.join(sets)}, {clips} held-out clips"
     yield f"- {date.today()}, {device}, torch {torch.__version__}"
     yield f"- commit {', '.join(sorted({run.record['commit'] for run in runs}))} (+: files differ from it)"
     if missing:

@@ -159,8 +159,9 @@ class FitCLI(LightningCLI):
             raise FileExistsError(
                 f"{stale[0]} is of Lightning's own requeueing, and would be taken for this run's: move it away"
             )
-        begun = Path(self.config.fit.ckpt_path or "/")
-        if any(folder.glob("checkpoints/*.ckpt")) and not begun.resolve().is_relative_to(folder.resolve()):
+        begun = self.config.fit.ckpt_path
+        goes_on = begun is not None and Path(begun).resolve().is_relative_to(folder.resolve())
+        if any(folder.glob("checkpoints/*.ckpt")) and not goes_on:
             raise FileExistsError(
                 f"{folder} holds a run already: continue it with --ckpt_path=last, "
                 "or give another --trainer.default_root_dir"

@@ -225,12 +225,11 @@ class _Strand:
     def _draw_group(self, group: list[_Part], key: tuple[int, int], start: int, sample: int) -> Iterator[_Found]:
         epoch, number = key
         raws: dict[Name, Raw] = {}
-        rows: list[tuple[Name, str]] = []
-        frames: list[int] = []
+        rows, tokens = list[tuple[Name, str]](), list[int]()
         for part in group:
             mine = self.shards.index(part.shard)[part.part :: part.of]
             rows += [(Name(part.shard, row.key), row.speaker) for row in mine]
-            frames += [row.tokens * self.shards.manifest.tokenizer.frames_per_token for row in mine]
+            tokens += [row.tokens for row in mine]
             raws |= {Name(part.shard, raw["__key__"]): raw for raw in self.shards.read(part.shard, mine)}
         random = self._random(epoch, self.lane, number)
         order = random.permutation(len(rows))
@@ -239,7 +238,7 @@ class _Strand:
         )
         for place in range(max(0, sample - start), len(order)):
             name = rows[order[place]][0]
-            if self._too_short(frames[order[place]], name):
+            if self._too_short(tokens[order[place]], name):
                 continue
             try:
                 if name not in raws:
@@ -251,34 +250,27 @@ class _Strand:
             except BadSample as error:
                 self._skip(name, error)
             else:
-                # Made faster, it may have become so now.
-                fits = len(clip.tokens) * self.shards.manifest.tokenizer.frames_per_token
-                if not self._too_short(fits, name):
+                if not self._too_short(len(clip.tokens), name):  # made faster, it may have become so
                     yield _Found(clip, reference, Place(epoch, start + place))
 
-    def _too_short(self, frames: int, name: Name) -> bool:
-        """Whether a clip is passed over, which is said of the first.
+    def _too_short(self, tokens: int, name: Name) -> bool:
+        """Whether a clip of so many tokens is passed over, which is said of the first.
 
         Raises:
             RuntimeError: if the first 20 all are: so may be the others, without end.
         """
+        frames = tokens * self.shards.manifest.tokenizer.frames_per_token
         self.longest = max(self.longest, frames)
         if frames >= self.reading.min_frames:
             return False
+        folder, wanted = self.shards.folder, self.reading.min_frames
         if self.short == 0:
-            log.warning(
-                "%s of %s has %d frames: clips of less than %d are passed over",
-                name.key,
-                self.shards.folder,
-                frames,
-                self.reading.min_frames,
-            )
+            log.warning("%s of %s: clips of less than %d frames are passed over", name.key, folder, wanted)
         self.short += 1
-        if self.short >= 20 and self.longest < self.reading.min_frames:
+        if self.short >= 20 and self.longest < wanted:
             raise RuntimeError(
-                f"all {self.short} clips of {self.shards.folder} that lane {self.lane} has met are too short: the "
-                f"longest has {self.longest} frames, wanted are {self.reading.min_frames}: lower "
-                "--model.segments.frames"
+                f"all {self.short} clips of {folder} that lane {self.lane} has met are too short: the longest has "
+                f"{self.longest} frames, wanted are {wanted}: lower --model.segments.frames"
             )
         return True
 

@@ -1,4 +1,4 @@
-"""How weights are stepped: AdamW, and its learning rate over a run."""
+"""How weights are stepped: AdamW, its learning rate over a run, and the settings of both kinds of training."""
 
 import math
 from dataclasses import dataclass
@@ -29,6 +29,49 @@ class OptimizerConfig:
     beta2: float = 0.98
     ema_decay: float = 0.9995
     max_bad_steps: int = 10
+
+
+@dataclass(frozen=True)
+class GANOptimizerConfig:
+    """Two AdamW, one for the generator and one for the discriminators, as BigVGAN's authors have them.
+
+    Args:
+        learning_rate: Of both, at the first step.
+        decay: Each step multiplies it by this.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        clip_norm: Gradients are clipped to this norm, those of the two kinds of discriminators apart.
+        early_clip_norm: So in the first steps: where batches are small, its authors saw them diverge there.
+        early_steps: How many these are.
+        ema_decay: Decay of the generator's averaged weights.
+        max_bad_steps: Training stops at so many steps in a row whose gradient is not finite.
+    """
+
+    learning_rate: float = 1e-4
+    decay: float = 0.9999996
+    beta1: float = 0.8
+    beta2: float = 0.99
+    clip_norm: float = 500.0
+    early_clip_norm: float = 100.0
+    early_steps: int = 20000
+    ema_decay: float = 0.9995
+    max_bad_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.max_bad_steps < 1:
+            raise ValueError(
+                f"optimizer: learning_rate {self.learning_rate}, max_bad_steps {self.max_bad_steps}: wanted more "
+                "than 0, and 1 or more"
+            )
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}: wanted 0 or more, less than 1")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"optimizer.decay is {self.decay}: wanted more than 0, at most 1")
+        if min(self.clip_norm, self.early_clip_norm) <= 0:
+            raise ValueError(
+                f"optimizer: clip_norm {self.clip_norm}, early_clip_norm {self.early_clip_norm}: wanted more than 0"
+            )
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

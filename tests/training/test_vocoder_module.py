@@ -24,7 +24,8 @@ from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.datamodule import ShardDataModule
-from sf_lightning.training.vocoder_module import GANOptimizerConfig, VocoderModule
+from sf_lightning.training.optimizer import GANOptimizerConfig
+from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
 from tests.helpers import segments_of, voice

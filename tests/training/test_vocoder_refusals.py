@@ -10,7 +10,7 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.held_out import first_clips
 from sf_lightning.data.segments import SegmentConfig
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.training.vocoder_module import GANOptimizerConfig
+from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.vocoder.adversary import DiscriminatorConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
 from tests.training.test_vocoder_module import TINY, Notes, data, fit, tiny
@@ -81,7 +81,7 @@ def test_clips_shorter_than_a_segment_are_passed_over_and_every_pack_holds_one(
     module = tiny(segments=SegmentConfig(frames=180, per_pack=1))
     datamodule, notes = data(shards, pack_frames=408, lanes=1), Notes()
     fit(module, datamodule, 6, notes)
-    assert caplog.text.count("frames: clips of less than 180 are passed over") == 1
+    assert caplog.text.count("clips of less than 180 frames are passed over") == 1
     assert not any(datamodule.skipped.values())  # they are not broken
     lengths = {each.clip.key: len(each.clip.wave) // 160 for each in first_clips(shards, 23, 0)}
     assert all(lengths[key] >= 180 for _, _, keys in notes.seen for key in keys if key)

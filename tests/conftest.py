@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.helpers import BIGVGAN, write_corpus
 
 # Where tests are started in the background, shells have Ctrl-C ignored, and so would the programs under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Whoever runs the tests may have a key: nothing is to be sent with it. W&B reads this once in a process.
+os.environ["WANDB_MODE"] = "offline"
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -38,6 +39,16 @@ BIGVGAN = {
     "fmax": None,
 }
 """Hyperparameters of a small generator, in the package's own words."""
+
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+"""Of a Trainer that says and keeps nothing."""
 
 
 def loud(module: nn.Module, seed: int = 0) -> nn.Module:

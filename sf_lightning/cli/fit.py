@@ -5,10 +5,8 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 import lightning as L
 import torch
@@ -19,6 +17,7 @@ from omegaconf import OmegaConf
 from wandb.sdk.lib.runid import generate_id
 
 from sf_lightning.cli.errors import one_line_errors
+from sf_lightning.cli.tracking import offline_without_key
 from sf_lightning.training.base import ShardTrained, plain
 from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.datamodule import ShardDataModule
@@ -33,17 +32,6 @@ def best_precision() -> str:
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
-
-
-def wandb_key_is_known() -> bool:
-    """Whether W&B could upload: a key in the environment or in ~/.netrc. Without one, runs are kept offline."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return host is not None and netrc().authenticators(host) is not None
-    except (OSError, NetrcParseError):
-        return False
 
 
 class RecordRun(SaveConfigCallback):
@@ -266,8 +254,7 @@ def main(args: list[str] | None = None) -> None:
     commands = ("fit", "validate", "test", "predict")
     if not args or (args[0] not in commands and args[0] not in ("-h", "--help")):
         args = ["fit", *args]
-    if not wandb_key_is_known():
-        os.environ.setdefault("WANDB_MODE", "offline")
+    offline_without_key()
     OmegaConf.register_resolver("best_precision", best_precision, replace=True)
     # It warns of arguments given twice; here the second time they only have a subcommand in front.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")

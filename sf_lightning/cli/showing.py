@@ -1,6 +1,5 @@
 """What an evaluation shows while it runs and when it is done: a bar, tables on the terminal, a table in W&B."""
 
-import os
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -9,6 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as Drawn
 
+from sf_lightning.cli.tracking import offline_without_key
 from sf_lightning.evaluation.table import Findings, Table, flat
 
 
@@ -49,9 +49,7 @@ def log_table(folder: Path, found: Findings) -> None:
     """Logs the table to W&B."""
     import wandb
 
-    from sf_lightning.cli.fit import wandb_key_is_known  # brings Lightning along: only where it is needed
-
-    mode = os.environ.get("WANDB_MODE") or (None if wandb_key_is_known() else "offline")
+    offline_without_key()
     header, table = flat(found)
     columns: list[str | int] = [*header]
     name = folder.resolve().name
@@ -61,7 +59,6 @@ def log_table(folder: Path, found: Findings) -> None:
         job_type="eval",
         name=name,
         dir=folder,
-        mode=mode,  # type: ignore[arg-type]
         config=found.results.said,
         settings=settings,
     ) as run:

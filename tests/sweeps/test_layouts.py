@@ -19,7 +19,6 @@ def test_the_sweep_over_layouts_ends_offline_and_survives_the_kill_of_one_of_two
     shards: ShardSet, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(repository)
-    monkeypatch.setenv("WANDB_MODE", "offline")
     file, folder = repository / "experiments" / "sweeps" / "mask_layouts.yaml", tmp_path / "sweep"
     toy = [arg for arg in TOY if not arg.startswith("--model.layout")]  # 8 layers: streamflow_lr needs its four
     args = [*toy, f"--data.train={shards.folder}", f"--data.val={shards.folder}"]

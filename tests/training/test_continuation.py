@@ -211,9 +211,8 @@ def test_a_run_that_ended_is_left_as_it_is_when_it_is_begun_again(
 
 
 def test_a_wandb_run_that_goes_on_without_a_server_keeps_its_id_and_its_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
     for steps in ((0, 1, 2), (3, 4)):
         logger = ContinuingWandb(str(tmp_path), id="same")
         for step in steps:

@@ -13,6 +13,7 @@ from sf_lightning.training.callbacks import copy_synthesis
 from sf_lightning.training.callbacks.copy_synthesis import CopySynthesis
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.vocoder_module import VocoderModule
+from tests.helpers import QUIET
 from tests.training import test_training as decoders
 from tests.training.test_vocoder_module import data, fit, tiny
 
@@ -24,12 +25,8 @@ def listen(
 ) -> None:
     """One validation."""
     trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
+        **QUIET,
         callbacks=[callback],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
         default_root_dir=folder,
     )
     trainer.validate(module or tiny(), datamodule, verbose=False)

@@ -15,6 +15,7 @@ from sf_lightning.data.packing import Batch
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.base import load_tokenizer
+from tests.helpers import QUIET
 from tests.training.test_training import data, small_module
 
 pytestmark = pytest.mark.usefixtures("time_limit")
@@ -37,15 +38,11 @@ class Note(L.Callback):
 def trainer_of(world: int, steps: int, callback: L.Callback, folder: Path) -> L.Trainer:
     """A quiet trainer on so many CPU ranks."""
     return L.Trainer(
-        accelerator="cpu",
+        **QUIET,
         devices=world,
         strategy="ddp_spawn" if world > 1 else "auto",
         max_steps=steps,
         callbacks=[callback],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
         limit_val_batches=0,
         default_root_dir=folder,
     )

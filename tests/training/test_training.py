@@ -22,7 +22,7 @@ from sf_lightning.training.ema import move_average
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.training.optimizer import OptimizerConfig
 from sf_lightning.vocoder.config import VocoderConfig
-from tests.helpers import SMALL, loud
+from tests.helpers import QUIET, SMALL, loud
 
 
 def small_module(**change: Any) -> StreamFlowModule:
@@ -62,13 +62,9 @@ def fit(folder: Path, module: StreamFlowModule, datamodule: ShardDataModule, ste
     losses, resume = Losses(), more.pop("ckpt_path", None)
     callbacks = [losses, *more.pop("more_callbacks", [])]
     trainer = L.Trainer(
-        accelerator="cpu",
+        **QUIET,
         max_steps=steps,
         callbacks=callbacks,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
         gradient_clip_val=1.0,

@@ -28,7 +28,7 @@ from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
-from tests.helpers import segments_of, voice
+from tests.helpers import QUIET, segments_of, voice
 
 TINY = {
     "generator": GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,)),
@@ -82,13 +82,9 @@ class Notes(L.Callback):
 def fit(module: VocoderModule, datamodule: Any, steps: int, *callbacks: L.Callback, **more: Any) -> L.Trainer:
     resume = more.pop("ckpt_path", None)
     trainer = L.Trainer(
-        accelerator="cpu",
+        **QUIET,
         max_steps=steps,
         callbacks=[*callbacks],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
         limit_val_batches=0,
         **more,
     )

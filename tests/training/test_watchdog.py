@@ -9,6 +9,7 @@ import pytest
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.callbacks.watchdog import Watchdog
+from tests.helpers import QUIET
 from tests.training.test_training import data, small_module
 
 
@@ -39,17 +40,13 @@ def test_a_step_that_hangs_is_told_with_its_stack_and_a_long_validation_is_not(
     shards: ShardSet, tmp_path: Path, capfd: pytest.CaptureFixture[str], step: int, told: list[str]
 ) -> None:
     trainer = L.Trainer(
-        accelerator="cpu",
+        **QUIET,
         max_steps=15,
         callbacks=[Watchdog(factor=2, seconds=1), Sleeps(step)],
         val_check_interval=12,
         limit_val_batches=1,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
         default_root_dir=tmp_path,
     )
     trainer.fit(small_module(), data(shards))

@@ -43,6 +43,8 @@ class GANOptimizerConfig:
         clip_norm: Gradients are clipped to this norm, those of the two kinds of discriminators apart.
         early_clip_norm: So in the first steps: where batches are small, its authors saw them diverge there.
         early_steps: How many these are.
+        freeze_steps: In so many steps at the beginning the discriminators rest and the generator follows the mel
+            loss alone (the package's `freeze_step`): steps that cost half where adversarial ones are dear.
         ema_decay: Decay of the generator's averaged weights.
         max_bad_steps: Training stops at so many steps in a row whose gradient is not finite.
     """
@@ -54,6 +56,7 @@ class GANOptimizerConfig:
     clip_norm: float = 500.0
     early_clip_norm: float = 100.0
     early_steps: int = 20000
+    freeze_steps: int = 0
     ema_decay: float = 0.9995
     max_bad_steps: int = 10
 
@@ -68,6 +71,10 @@ class GANOptimizerConfig:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}: wanted 0 or more, less than 1")
         if not 0 < self.decay <= 1:
             raise ValueError(f"optimizer.decay is {self.decay}: wanted more than 0, at most 1")
+        if min(self.early_steps, self.freeze_steps) < 0:
+            raise ValueError(
+                f"optimizer: early_steps {self.early_steps}, freeze_steps {self.freeze_steps}: wanted 0 or more"
+            )
         if min(self.clip_norm, self.early_clip_norm) <= 0:
             raise ValueError(
                 f"optimizer: clip_norm {self.clip_norm}, early_clip_norm {self.early_clip_norm}: wanted more than 0"

@@ -149,7 +149,7 @@ class VocoderModule(ShardTrained):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Trains the discriminators, then the generator, on the segments of a batch.
+        """Trains the discriminators, unless they still rest, then the generator, on the segments of a batch.
 
         What is not finite changes no weight: if it is the discriminators' gradient, none of either; if it is the
         generator's alone, none of its own, for they have stepped by then.
@@ -162,17 +162,21 @@ class VocoderModule(ShardTrained):
         self.guard.saw((made - segments.wave).abs().mean(1), segments.utterance, batch.keys)
         limit = self._clip_norm()
 
-        loss = self.adversary.discriminator_loss(segments.wave, made)
-        discriminators.zero_grad()
-        self.manual_backward(loss)
-        judging = torch.stack([clip_grad_norm_(part.parameters(), limit) for part in self.adversary.parts])
-        skip_unless_finite(discriminators, judging.sum())
-        discriminators.step()
+        frozen = self.global_step < self.optimizer.freeze_steps
+        loss, judging = made.new_zeros(()), made.new_zeros(len(self.adversary.parts))
+        if not frozen:
+            loss = self.adversary.discriminator_loss(segments.wave, made)
+            discriminators.zero_grad()
+            self.manual_backward(loss)
+            judging = torch.stack([clip_grad_norm_(part.parameters(), limit) for part in self.adversary.parts])
+            skip_unless_finite(discriminators, judging.sum())
+            discriminators.step()
 
         # The generator learns from the discriminators as they are now; they learn nothing here. So autocast does
         # not take what it has kept of them in 16 bits, which is what they were before.
         self.adversary.requires_grad_(False)
-        losses = self.adversary.generator_losses(segments.wave, made)
+        judge = self.adversary.regression if frozen else self.adversary.generator_losses
+        losses = judge(segments.wave, made)
         generator.zero_grad()
         self.manual_backward(losses.total)
         self.adversary.requires_grad_(True)
@@ -180,8 +184,9 @@ class VocoderModule(ShardTrained):
         self.guard.watch(generator.optimizer, norm + judging.sum(), self.global_step)
         generator.step()
         move_average(self.average, self.model, self.global_step, self.optimizer.ema_decay)
-        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
-            schedule.step()  # type: ignore[call-arg]
+        schedules: Any = self.lr_schedulers()
+        for schedule in schedules[:1] if frozen else schedules:  # that of the discriminators begins when they do
+            schedule.step()
         self._log(losses, loss, norm, judging)
         return {"loss": losses.total.detach(), "discriminator_loss": loss.detach()}
 

@@ -120,16 +120,17 @@ def test_the_discriminators_learn_from_their_own_loss_and_from_nothing_else(shar
         torch.testing.assert_close(ours.grad, alone.grad, msg=f"the generator's pass added to {name}")
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("precision", "frozen"), [("32-true", 0), ("32-true", 10), ("bf16-mixed", 0)])
 def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(
-    shards: ShardSet, tmp_path: Path, precision: Any
+    shards: ShardSet, tmp_path: Path, precision: Any, frozen: int
 ) -> None:
     class Save(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
             if trainer.global_step == 4:
                 trainer.save_checkpoint(tmp_path / "middle.ckpt")
 
-    whole, again, one, other = Notes(), Notes(), tiny(), tiny()
+    optimizer = replace(TINY["optimizer"], freeze_steps=frozen)  # type: ignore[type-var]
+    whole, again, one, other = Notes(), Notes(), tiny(optimizer=optimizer), tiny(optimizer=optimizer)
     fit(one, data(shards), 24, Save(), whole, precision=precision)
     torch.manual_seed(99)
     resume = tmp_path / "middle.ckpt"
@@ -138,7 +139,7 @@ def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(
     for name, value in one.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
     rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
-    assert rates == [pytest.approx(1e-3 * 0.99**24)] * 2
+    assert rates == [pytest.approx(1e-3 * 0.99**24), pytest.approx(1e-3 * 0.99 ** (24 - frozen))]
 
 
 def test_the_average_is_a_second_generator_that_follows_the_first(shards: ShardSet) -> None:
@@ -235,6 +236,29 @@ def test_gradients_are_clipped_harder_in_the_first_steps(shards: ShardSet) -> No
 
     fit(module, data(shards), 2, Look())
     assert norms[0] <= 1.001e-3 < norms[1]
+
+
+def test_the_discriminators_rest_at_first_and_the_generator_follows_the_mel_alone(shards: ShardSet) -> None:
+    module = tiny(optimizer=replace(TINY["optimizer"], freeze_steps=2, ema_decay=0.0))  # type: ignore[type-var]
+    other = tiny()
+    batch = module.draw(batch_of(shards))
+    segments = cut(batch, module.segments.frames, module.mel)
+    loss = other.adversary.regression(segments.wave, other.model.decode(segments.mel)).total
+    loss.backward()
+    clip_grad_norm_(other.model.parameters(), other.optimizer.early_clip_norm)
+    notes, judged = Notes(), []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            if not judged:
+                for ours, alone in zip(module.model.parameters(), other.model.parameters(), strict=True):
+                    torch.testing.assert_close(ours.grad, alone.grad)
+            pairs = zip(module.adversary.parameters(), other.adversary.parameters(), strict=True)
+            judged.append(any(not torch.equal(mine, first) for mine, first in pairs))
+
+    fit(module, Same(batch), 4, notes, Look())
+    assert judged == [False, False, True, True]
+    assert notes.seen[0][:2] == (pytest.approx(float(loss.detach()), rel=1e-5), 0.0) and notes.seen[2][1] > 0
 
 
 def test_a_run_begins_with_the_networks_of_another_and_its_own_optimizers(shards: ShardSet, tmp_path: Path) -> None:

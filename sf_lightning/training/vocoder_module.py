@@ -104,7 +104,8 @@ class VocoderModule(ShardTrained):
         """Takes the weights of another vocoder, once, if the configuration names one.
 
         Raises:
-            FileNotFoundError, ValueError: as `BigVGANVocoder.take`, or if its discriminators are others.
+            FileNotFoundError, ValueError: as `BigVGANVocoder.take`, or if its discriminators are others, or are to
+                rest.
         """
         if self.init_from is None:
             return
@@ -116,6 +117,11 @@ class VocoderModule(ShardTrained):
         self.average.load_state_dict(self.model.state_dict())
         if not is_trained(path):
             return
+        if self.optimizer.freeze_steps:
+            raise ValueError(
+                f"--model.init_from: {path} brings discriminators that have learnt: "
+                f"--model.optimizer.freeze_steps {self.optimizer.freeze_steps} would rest them, give 0"
+            )
         adversary = self.adversary.state_dict()
         came = {name.removeprefix("adversary."): value for name, value in read_torch(path)["state_dict"].items()}
         for name, value in adversary.items():

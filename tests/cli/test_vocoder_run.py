@@ -25,6 +25,7 @@ TOY = [
     "--model.discriminators={kind: resolutions, periods: [2], width: 0.03125}",
     "--model.losses={mel: single, mel_weight: 45}",
     "--model.segments={frames: 16, per_pack: 2}",
+    "--model.optimizer.freeze_steps=1",
     "--data.pack_frames=96",
     "--data.val_clips=2",
     "--data.num_workers=0",
@@ -65,7 +66,7 @@ def test_a_run_that_goes_on_counts_steps_as_batches_in_its_table_and_its_checkpo
     assert all(0 < float(row["griffin_lim_streamed/real_time_factor"]) for row in validated[:1])
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4 and len(last["optimizer_states"]) == len(last["lr_schedulers"]) == 2
-    assert [state["last_epoch"] for state in last["lr_schedulers"]] == [4, 4]
+    assert [state["last_epoch"] for state in last["lr_schedulers"]] == [4, 3]  # discriminators rested once
 
 
 def test_a_run_leaves_sound_a_picture_and_a_table(run: Path) -> None:
@@ -113,7 +114,10 @@ def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
     decoders.fit(tmp_path, decoders.small_module(), decoders.data(shards), 1)
     generated = ["--data.mels=generated", f"--data.decoder={tmp_path / 'last.ckpt'}"]
     begun = f"--model.init_from={run / 'checkpoints' / 'last.ckpt'}"
-    given = arguments(shards, tmp_path / "tuned", *generated, begun, "--trainer.max_steps=2")
+    resting = arguments(shards, tmp_path / "resting", *generated, begun)
+    assert "brings discriminators that have learnt" in mistake(capsys, fit.main, *resting)
+    given = [*arguments(shards, tmp_path / "tuned", *generated, begun), "--trainer.max_steps=2"]
+    given += ["--model.optimizer.freeze_steps=0"]
     fit.main(given)
     wandb.finish()
     with (tmp_path / "tuned" / "csv" / "metrics.csv").open(newline="") as file:

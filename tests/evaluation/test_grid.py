@@ -6,13 +6,14 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.evaluation.grid import Options, Subject, describe, label, plan, read_layout
-from sf_lightning.evaluation.run import METRICS_NICE, _put_behind, digests_of
+from sf_lightning.evaluation.run import METRICS_NICE, Drawing, _put_behind, digests_of
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.pretrained import Description, ModelConfig, TokenizerName, WeightsOf
 from sf_lightning.model.speaker import SpeakerConfig
@@ -154,3 +155,11 @@ def test_every_row_has_a_name_of_its_own_whatever_tells_it_apart() -> None:
     labels = [label(each) for each in describe(ways)]
     assert len(set(labels)) == len(labels) == len(set(ways))
     assert labels[0] == "copy-synthesis, v/last, mel f_max 8000"
+
+
+def test_sound_is_kept_of_clips_whose_speaker_has_another_before_all_others() -> None:
+    clips = [SimpleNamespace(clip=SimpleNamespace(key=f"c{i}"), is_alone=i not in (3, 6)) for i in range(8)]
+    drawing = Drawing(None, 8)  # type: ignore[arg-type]
+    drawing.of = lambda group: clips  # type: ignore[assignment,return-value,method-assign]
+    assert drawing.shown(None, 2) == {"c3", "c6"}  # type: ignore[arg-type]
+    assert {"c3", "c6"} < drawing.shown(None, 4) and len(drawing.shown(None, 4)) == 4  # type: ignore[arg-type]

@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from sf_lightning.data.shards import ShardSet
 
@@ -39,22 +42,44 @@ def arguments(shards: Path | str, run: Path, *more: str) -> list[str]:
     ]
 
 
+def vocoder(shards: Path | str, run: Path, *more: str) -> list[str]:
+    """The same of a vocoder, whose discriminators rest in the first two steps."""
+    ours = [
+        each
+        for each in arguments(shards, run, *more)
+        if not each.startswith(("--config", "--model", "--trainer.precision"))
+    ]
+    return [
+        "--config=experiments/vocoder_small.yaml",
+        "--model.generator={upsample_rates: [10, 16], upsample_kernel_sizes: [20, 32], channels: 16}",
+        "--model.generator.kernel_sizes=[3]",
+        "--model.generator.dilations=[1]",
+        "--model.discriminators={kind: resolutions, periods: [2], width: 0.03125}",
+        "--model.segments={frames: 16, per_pack: 2}",
+        "--model.optimizer={freeze_steps: 2, decay: 0.99}",
+        *ours,
+    ]
+
+
 def losses(run: Path) -> dict[int, str]:
-    """The loss of each step, as text, a later row counting."""
+    """Losses, norms and rates of each step, as text, a later row counting."""
     found = {}
     for path in sorted(run.rglob("metrics.csv")):
         with path.open() as file:
-            found |= {int(row["step"]): row["train/loss"] for row in csv.DictReader(file) if row.get("train/loss")}
+            for row in csv.DictReader(file):
+                if row.get("train/loss"):
+                    found[int(row["step"])] = str({name: row[name] for name in row if name.startswith("train/")})
     return found
 
 
+@pytest.mark.parametrize("recipe", [arguments, vocoder])
 def test_a_run_killed_in_the_middle_of_an_epoch_gives_the_losses_of_its_twin(
-    shards: ShardSet, tmp_path: Path, repository: Path
+    shards: ShardSet, tmp_path: Path, repository: Path, recipe: Callable[..., list[str]]
 ) -> None:
     say = {"cwd": repository, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     more = ["--trainer.max_steps=20", "--data.num_workers=1", "--trainer.accelerator=cpu"]
-    subprocess.run([*FIT, *arguments(shards.folder, tmp_path / "twin", *more)], check=True, timeout=180, **say)
-    begun = subprocess.Popen([*FIT, *arguments(shards.folder, tmp_path / "run", *more)], **say)
+    subprocess.run([*FIT, *recipe(shards.folder, tmp_path / "twin", *more)], check=True, timeout=180, **say)
+    begun = subprocess.Popen([*FIT, *recipe(shards.folder, tmp_path / "run", *more)], **say)
     last, deadline = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + 120
     while not last.is_file() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -63,7 +88,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_gives_the_losses_of_its_twin(
     begun.communicate()
     killed_at = max(losses(tmp_path / "run"), default=0)
     assert killed_at < 19, "it was too quick to be killed"
-    resumed = [*FIT, *arguments(shards.folder, tmp_path / "run", *more, "--ckpt_path=last")]
+    resumed = [*FIT, *recipe(shards.folder, tmp_path / "run", *more, "--ckpt_path=last")]
     subprocess.run(resumed, check=True, timeout=180, **say)
     twin, run = losses(tmp_path / "twin"), losses(tmp_path / "run")
     assert len(twin) == 20 and set(range(killed_at + 1, 20)) <= set(run)

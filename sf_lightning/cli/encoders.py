@@ -11,7 +11,8 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.build import fit_tokenizer
 from sf_lightning.data.corpus import Unit
 from sf_lightning.data.recipe import SpeakerEncoder, SpeakerSpec
-from sf_lightning.tokens.base import Tokenizer, TokenizerSpec, load_tokenizer
+from sf_lightning.tokens.base import Tokenizer, TokenizerSpec
+from sf_lightning.tokens.load import load_tokenizer
 
 
 def runs_on_device(tokenizer: str | None) -> bool:

@@ -33,7 +33,7 @@ from sf_lightning.evaluation.table import Findings, markdown, tables, write_csv
 from sf_lightning.metrics.predicted import judges
 from sf_lightning.metrics.scorers import SAMPLE_RATE
 from sf_lightning.model.pretrained import Pretrained
-from sf_lightning.tokens.base import load_tokenizer
+from sf_lightning.tokens.load import load_tokenizer
 from sf_lightning.training.checkpoint import load_trained
 
 

@@ -29,7 +29,7 @@ from sf_lightning.evaluation.grid import Options, plan
 from sf_lightning.evaluation.results import Results
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.tokens.base import load_tokenizer
+from sf_lightning.tokens.load import load_tokenizer
 from sf_lightning.training.checkpoint import load_trained
 from tests.cli.test_cli import mistake
 from tests.evaluation.test_grid import write_vocoder

@@ -18,7 +18,7 @@ from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.sample import BadSample, decode_clip, read_npy, read_speech, read_tokens, reference_crop
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.writer import npy
-from sf_lightning.tokens.base import load_tokenizer
+from sf_lightning.tokens.load import load_tokenizer
 from tests.helpers import voice, write_corpus
 
 NEEDS = {"mel": MelConfig(), "tokenizer": "kmeans", "vocabulary": 50, "frames_per_token": 4, "x_vectors": ("", 0)}

@@ -16,7 +16,7 @@ from sf_lightning.data.corpus import find_units
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.store import Store
-from sf_lightning.tokens.base import load_tokenizer
+from sf_lightning.tokens.load import load_tokenizer
 from tests.data.test_lanes import packs, same
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="WebDataset reads http through curl")

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sf_lightning.tokens.base import load_tokenizer
 from sf_lightning.tokens.kmeans import KMeansTokenizer
+from sf_lightning.tokens.load import load_tokenizer
 from tests.helpers import voice
 
 

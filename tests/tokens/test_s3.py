@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sf_lightning.tokens.base import Tokenizer, load_tokenizer
+from sf_lightning.tokens.base import Tokenizer
+from sf_lightning.tokens.load import load_tokenizer
 from tests.helpers import voice
 
 s3tokenizer = pytest.importorskip("s3tokenizer")

@@ -14,7 +14,7 @@ from sf_lightning.data.corpus import FileUnit, Unit
 from sf_lightning.data.packing import Batch
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.tokens.base import load_tokenizer
+from sf_lightning.tokens.load import load_tokenizer
 from tests.helpers import QUIET
 from tests.training.test_training import data, small_module
 

@@ -162,6 +162,10 @@ def _require_sense(
         raise ValueError(f"--out {out}: wanted a name that ends in .wav or .flac")
     if file is not None and not file.is_file():
         raise FileNotFoundError(f"--tokens: no file {tokens}")
+    if tokens is not None and file is None and Path(tokens).is_file():
+        raise ValueError(
+            f"--tokens: {tokens} is a file: wanted a .npy of whole numbers, or the folder of a shard set"
+        )
 
 
 def _play(
@@ -173,7 +177,7 @@ def _play(
         file_out = None
         for wave in _live(decoder.open(who), pushes):
             # Not before there is sound: a mistake in the tokens leaves no file.
-            if out is not None and file_out is None:
+            if len(wave) and out is not None and file_out is None:
                 file_out = stack.enter_context(open_wave(Path(out), rate))
             sound = to_pcm(wave.cpu().numpy())
             count += len(sound)
@@ -182,6 +186,8 @@ def _play(
             if stdout:
                 sys.stdout.buffer.write(sound.astype("<i2").tobytes())
                 sys.stdout.buffer.flush()
+    if not count:
+        raise ValueError("no sound: no token came")
     print(f"{out or 'stdout'}: {count / rate:.2f} s of sound at {rate} Hz", file=sys.stderr)
 
 

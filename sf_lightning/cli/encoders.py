@@ -46,7 +46,8 @@ def choose_tokenizer(
 
     Raises:
         FileNotFoundError: if there is no such file, or several jobs would each fit k-means of their own.
-        ValueError: if the vocabulary is missing, or another one than the tokenizer's.
+        ValueError: if the vocabulary is missing, or another one than the tokenizer's; or if several tokenizers lie
+            beside the set and none is named.
     """
     if path == "precomputed":
         if vocabulary is None:
@@ -54,6 +55,11 @@ def choose_tokenizer(
         return TokenizerSpec(tokens_by, vocabulary, 4, tokens_by)
     codes = vocabulary or 1024
     beside = target.parent / f"kmeans-{codes}.npz"
+    if path is None and vocabulary is None and (others := sorted(target.parent.glob("kmeans-*.npz"))):
+        if len(others) > 1:
+            names = " or ".join(str(each) for each in others)
+            raise ValueError(f"several tokenizers lie beside {target}: say which: --tokenizer={names}")
+        beside = others[0]
     if path is not None or beside.is_file():
         made = load_tokenizer(Path(path) if path else beside, device)
         if vocabulary not in (None, made.spec.vocabulary):

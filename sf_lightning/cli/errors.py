@@ -40,6 +40,10 @@ def one_line(error: BaseException) -> str:
     ...     "subtypes\\nSubtypes: [<class 'int'>, <class 'NoneType'>]\\nErrors:\\n  - Expected a <class 'int'>\\n"
     ...     "  - Expected a <class 'NoneType'>\\nGiven value type: <class 'str'>\\nGiven value: wide"))
     '--width is wide: wanted int'
+    >>> one_line(ArgumentError(None, "Parser key \\"kind\\": Expected a typing.Literal['a', 'b']. Got value: c"))
+    '--kind is c: wanted a or b'
+    >>> one_line(ArgumentError(None, "Parser key \\"layout\\": Unable to load config 'no' - and so on"))
+    '--layout: no: wanted a file of settings that can be read, or settings'
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
@@ -51,10 +55,14 @@ def one_line(error: BaseException) -> str:
 
 def _wrong_kind(text: str) -> str | None:
     """Says in a few words what jsonargparse says in many of a value that is of none of the kinds of its option."""
-    union = re.fullmatch(
+    if file := re.match(r"""Parser key "(.+?)": Unable to load config ['"](.+?)['"]""", text):
+        return f"--{file[1]}: {file[2]}: wanted a file of settings that can be read, or settings"
+    found = re.fullmatch(r'Parser key "(.+?)": (Expected a .+?)\. Got value: (.*)', text) or re.fullmatch(
         r'Parser key "(.+?)": Does not validate .* Errors: - (.*) Given value type: .*: (.*)', text
     )
-    if union is None or not all(each.startswith("Expected a ") for each in union[2].split(" - ")):
+    if found is None or not all(each.startswith("Expected a ") for each in found[2].split(" - ")):
         return None
-    kinds = re.findall(r"Expected a <class '(?!NoneType)(.+?)'>", union[2])
-    return f"--{union[1]} is {union[3]}: wanted {' or '.join(kinds)}"
+    kinds = re.findall(r"<class '(?!NoneType)(.+?)'>", found[2])
+    for choices in re.findall(r"Literal\[(.+?)\]", found[2]):
+        kinds += [each.strip(" '") for each in choices.split(",")]
+    return f"--{found[1]} is {found[3]}: wanted {' or '.join(kinds)}"

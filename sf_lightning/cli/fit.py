@@ -1,4 +1,4 @@
-"""`sf-fit`: train, validate, test and predict from a config file; `sf-fit` alone means `sf-fit fit`."""
+"""`sf-fit`: train and validate from a config file; `sf-fit` alone means `sf-fit fit`."""
 
 import os
 import subprocess
@@ -13,13 +13,16 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from wandb.sdk.lib.runid import generate_id
 
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.tracking import offline_without_key
-from sf_lightning.training.base import ShardTrained, plain
+from sf_lightning.model.qwen_files import read_torch
+from sf_lightning.training.base import ShardTrained, plain, require_same
 from sf_lightning.training.callbacks.continuation import Continuation
+from sf_lightning.training.checkpoint import SHARDED_META
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.loggers import ContinuingWandb
 from sf_lightning.training.module import StreamFlowModule
@@ -85,6 +88,12 @@ MODULES: dict[str, type[ShardTrained]] = {"decoder": StreamFlowModule, "vocoder"
 class FitCLI(LightningCLI):
     """LightningCLI around one of `MODULES` and `ShardDataModule`; everything of a run lies in one folder."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those for which the modules are made."""
+        ours = LightningCLI.subcommands()
+        return {name: ours[name] for name in ("fit", "validate")}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds `base`, which `with_bases` reads, and `trains`, which `what_to_train` reads."""
         parser.add_argument("--base", type=str | None, help="config, beside this one, that this one is laid over")
@@ -99,6 +108,13 @@ class FitCLI(LightningCLI):
         if config.get("seed") is not None:
             config.seed_everything = config.model.seed = config.data.seed = config.seed
 
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the configuration as it was given.
+
+        Lightning would lay a checkpoint's hyperparameters over it, and what the user changed would be ignored. Here
+        a run that goes on must agree with its checkpoint (`require_same`) or says so.
+        """
+
     def before_instantiate_classes(self) -> None:
         """Puts loggers and checkpoints that name no folder into the run's; finds its last checkpoint."""
         config = self.config[self.subcommand]
@@ -110,6 +126,8 @@ class FitCLI(LightningCLI):
         if config.get("ckpt_path") == "last":
             last = newest(Path(folder, "checkpoints"))
             config.ckpt_path = str(last) if last else None
+            if last is None:
+                rank_zero_only(print)(f"--ckpt_path=last: nothing to go on with in {folder}: begins anew")
         for arguments in _of_wandb(trainer):
             known = (goes_on and _run_id(folder)) or _of_agent()
             arguments["id"] = arguments["id"] or known or generate_id()
@@ -134,15 +152,12 @@ class FitCLI(LightningCLI):
             FileNotFoundError, ValueError: as `ShardDataModule.check`, `StreamFlowModule.begin`.
             FileExistsError: if the folder holds checkpoints and it is none of them that is continued.
         """
+        folder = Path(self.trainer.default_root_dir)
         if self.config.fit.ckpt_path is None:  # else the checkpoint has the weights, and knows their tokens
             self.datamodule.check(self.model)
             self.model.begin()
-        elif Path(self.config.fit.ckpt_path).is_dir() and not saves_folders(self.trainer.strategy):
-            raise ValueError(
-                f"--ckpt_path: {self.config.fit.ckpt_path} is a folder, of shards: go on with "
-                "--trainer.strategy=fsdp2 or hsdp"
-            )
-        folder = Path(self.trainer.default_root_dir)
+        else:
+            self._require_resumable(Path(self.config.fit.ckpt_path))
         if stale := [*folder.glob("hpc_ckpt_*")]:
             raise FileExistsError(
                 f"{stale[0]} is of Lightning's own requeueing, and would be taken for this run's: move it away"
@@ -154,6 +169,20 @@ class FitCLI(LightningCLI):
                 f"{folder} holds a run already: continue it with --ckpt_path=last, "
                 "or give another --trainer.default_root_dir"
             )
+
+    def _require_resumable(self, path: Path) -> None:
+        """Raises FileNotFoundError or ValueError if the run cannot go on with a checkpoint."""
+        if path.is_dir() and not saves_folders(self.trainer.strategy):
+            raise ValueError(
+                f"--ckpt_path: {path} is a folder, of shards: go on with --trainer.strategy=fsdp2 or hsdp"
+            )
+        if not path.exists():
+            raise FileNotFoundError(f"--ckpt_path: no file {path}: wanted a checkpoint of sf-fit, or last")
+        try:
+            content = read_torch(path / SHARDED_META if path.is_dir() else path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--ckpt_path: {error}") from error
+        require_same(content, self.model)
 
 
 def _places(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str], str | None]]:
@@ -251,8 +280,7 @@ def what_to_train(args: list[str]) -> str:
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
     args = sys.argv[1:] if args is None else args
-    commands = ("fit", "validate", "test", "predict")
-    if not args or (args[0] not in commands and args[0] not in ("-h", "--help")):
+    if not args or args[0] not in (*FitCLI.subcommands(), "-h", "--help"):
         args = ["fit", *args]
     offline_without_key()
     OmegaConf.register_resolver("best_precision", best_precision, replace=True)

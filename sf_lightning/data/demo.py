@@ -129,6 +129,8 @@ def _write_clips(folder: Path, espeak: Espeak, minutes: float, held_out: int, rn
         path = folder / split / voice.name / f"{voice.name}_{turns[split, voice]:04d}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
+        said_in = {"language": "en" if voice.grammar is ENGLISH else "zh", "text": text}
+        path.with_suffix(".json").write_text(json.dumps(said_in, ensure_ascii=False), encoding="utf-8")
         turns[split, voice] += 1
         clips.append(Clip(split, voice, path, text, seconds=len(samples) / SAMPLE_RATE))
         return clips[-1].seconds

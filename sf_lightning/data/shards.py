@@ -96,10 +96,11 @@ class Manifest:
         """
         store = Store(str(folder))
         if not (store.is_remote or Path(folder, "manifest.json").is_file()):
-            raise FileNotFoundError(
-                f"no shard set at {folder} (no manifest.json there): make one with "
-                f"`sf-shards build --audio FOLDER --out {folder}`"
-            )
+            within = [str(each.parent) for each in sorted(Path(folder).glob("*/manifest.json"))]
+            hint = f"did you mean {' or '.join(within)}?"
+            if not within:
+                hint = f"make one with `sf-shards build --audio AUDIO --out {folder}`"
+            raise FileNotFoundError(f"no shard set at {folder} (no manifest.json there): {hint}")
         return cls.parse(store.read("manifest.json"), f"{folder}/manifest.json")
 
     @classmethod

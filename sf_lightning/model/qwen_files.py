@@ -89,7 +89,7 @@ def read_torch(path: Path) -> dict[str, Any]:
         # Files of before torch 1.6 are no zip archives and cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # bytes that are no pickle may end in almost any error
-        raise ValueError(f"{path} cannot be read as torch weights ({error!r:.100})") from error
+        raise ValueError(f"{path} is no file of torch weights that can be read ({error!r:.100})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}: wanted a state dict")
     return state

@@ -2,9 +2,8 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 
@@ -72,6 +71,9 @@ class ShardTrained(L.LightningModule, ABC):
         tokenizer_digest: Of the tokenizer whose tokens it has learnt.
     """
 
+    same: ClassVar[tuple[str, ...]]
+    """Hyperparameters in which a run that goes on is what it was."""
+
     tokenizer_digest: str | None = None
 
     @property
@@ -104,16 +106,20 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def require_same(checkpoint: dict[str, Any], hparams: Any, parts: Sequence[str]) -> None:
+def require_same(checkpoint: dict[str, Any], module: ShardTrained) -> None:
     """Checks that a checkpoint is one of `sf-fit`, and of what this run trains.
 
     Raises:
-        ValueError: if it is not, or one of the parts of its hyperparameters is not what this run has.
+        ValueError: if it is not, or one of `module.same` is not what this run has.
     """
     if "format" not in checkpoint:
-        raise ValueError("this checkpoint has no number of its format: it is not one of sf-fit")
+        raise ValueError(
+            "--ckpt_path: this checkpoint has no number of its format: it is not one of sf-fit, or from before "
+            "formats had numbers"
+        )
     require_format("this checkpoint", checkpoint["format"], CHECKPOINT_FORMAT)
-    for part in parts:
+    hparams: Any = module.hparams
+    for part in module.same:
         if part not in checkpoint["hyper_parameters"]:
             raise ValueError(f"--model.{part}: the checkpoint has none: it is not of what this run trains")
         came, wanted = checkpoint["hyper_parameters"][part], hparams[part]

@@ -64,9 +64,12 @@ def read_checkpoint(path: Path, average: bool = True) -> Checkpoint:
     try:
         content = read_torch(path / SHARDED_META if path.is_dir() else path)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is no checkpoint of sf-fit ({error.__cause__ or error!r:.80})") from error
+        raise ValueError(f"{path} is no checkpoint of sf-fit, or is broken: {error}") from error
+    if "generator" in content.get("hyper_parameters", {}):
+        raise ValueError(f"{path} is the checkpoint of a vocoder, wanted that of a decoder: give it to --vocoder")
     if missing := [name for name in ("format", "hyper_parameters", "tokenizer_digest") if name not in content]:
-        raise ValueError(f"{path} is no checkpoint of sf-fit: it has no {missing[0]}")
+        older = "; those from before formats had numbers are not read" if missing[0] == "format" else ""
+        raise ValueError(f"{path} is no checkpoint of sf-fit: it has no {missing[0]}{older}")
     require_format(path, content["format"], CHECKPOINT_FORMAT)
     named = _read_shards(path) if path.is_dir() else content["state_dict"]
     prefix = "average." if average else "model."

@@ -140,6 +140,8 @@ class ShardDataModule(L.LightningDataModule):
         self.check(module)
         self.needs = self._needs_of(module)
         block = self.needs.block_size
+        if self.lanes < 1:
+            raise ValueError(f"data.lanes is {self.lanes}: wanted 1 or more")
         if self.pack_frames < block:
             raise ValueError(f"data.pack_frames {self.pack_frames} is less than a block of {block} frames")
         self._check_segments()

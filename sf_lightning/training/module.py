@@ -73,6 +73,8 @@ class StreamFlowModule(ShardTrained):
         seed: Of noise, times and dropped conditions in training.
     """
 
+    same = ("layout", "dit", "mel", "scale", "speaker", "predict")
+
     def __init__(
         self,
         layout: Layout = Layout(),
@@ -260,7 +262,7 @@ class StreamFlowModule(ShardTrained):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the tokens back, if the model is the one that learnt them."""
-        require_same(checkpoint, self.hparams, ("layout", "dit", "mel", "scale", "speaker", "predict"))
+        require_same(checkpoint, self)
         self.init_from = None
         self.tokenizer_digest = checkpoint["tokenizer_digest"]
         self.guard.load_state_dict(checkpoint["guard"])

@@ -48,6 +48,8 @@ class VocoderModule(ShardTrained):
         seed: Of where segments begin.
     """
 
+    same = ("generator", "mel", "discriminators", "segments")
+
     def __init__(
         self,
         generator: GeneratorConfig = GeneratorConfig(),
@@ -266,6 +268,6 @@ class VocoderModule(ShardTrained):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the count back, if the checkpoint is of the same networks and segments."""
-        require_same(checkpoint, self.hparams, ("generator", "mel", "discriminators", "segments"))
+        require_same(checkpoint, self)
         self.init_from = None
         self.guard.load_state_dict(checkpoint["guard"])

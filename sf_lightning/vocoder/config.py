@@ -50,6 +50,8 @@ class VocoderConfig:
         path = SHIPPED / self.checkpoint if is_shipped(self.checkpoint) else Path(self.checkpoint)
         try:
             return load_qwen(path, mel) if is_qwen(path) else BigVGANVocoder.from_checkpoint(path, mel)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; or a name: {' or '.join([GRIFFIN_LIM, *shipped()])}") from error
         except ValueError as error:
             if self.checkpoint != DEFAULT:
                 raise

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 import wandb
 import yaml
 
@@ -202,6 +203,9 @@ def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Pa
         (["--trainer.max_steps=-1"], "--trainer.max_steps is -1"),
         (["--model.dit.speaker_width=0"], "speaker_width 0"),
         (["--model.optimizer.learning_rat=1"], "learning_rat"),
+        (["--model.decode.method=heun"], "--model.decode.method is heun: wanted euler or midpoint or rk4$"),
+        (["--model.layout=streamflow"], "--model.layout: streamflow: wanted a file of settings"),
+        (["--data.lanes=0"], "data.lanes is 0: wanted 1 or more"),
     ],
 )
 def test_a_mistake_in_a_run_is_one_line(
@@ -209,6 +213,37 @@ def test_a_mistake_in_a_run_is_one_line(
 ) -> None:
     line = mistake(capsys, fit.main, *arguments(shards, tmp_path / "run", *more))
     assert re.search(said, line), line
+
+
+def test_a_checkpoint_that_a_run_cannot_go_on_with_leaves_the_run_as_it_was(
+    run: Path, fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def files() -> dict[str, bytes]:
+        return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    before = files()
+    torch.save({"state_dict": {}}, tmp_path / "old.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    for more, said in (
+        ([f"--ckpt_path={tmp_path}/text.ckpt"], "--ckpt_path: .*/text.ckpt is no file of torch weights"),
+        ([f"--ckpt_path={tmp_path}/old.ckpt"], "no number of its format: it is not one of sf-fit, or from before"),
+        (["--ckpt_path=last", "--model.predict=velocity"], "--model.predict: the checkpoint has predict mel"),
+        (
+            [f"--ckpt_path={run}/checkpoints/last.ckpt", "--model.predict=velocity"],
+            "--model.predict: the checkpoint",
+        ),
+    ):
+        line = mistake(capsys, fit.main, *arguments(fitted, run, *more))
+        assert re.search(said, line), line
+        assert files() == before
+
+
+def test_who_goes_on_where_nothing_is_hears_that_the_run_begins_anew(
+    fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fit.main(arguments(fitted, tmp_path, "--ckpt_path=last", "--trainer.max_steps=1"))
+    wandb.finish()
+    assert f"nothing to go on with in {tmp_path}: begins anew" in capsys.readouterr().out
 
 
 def test_what_lightnings_own_requeueing_left_is_not_taken_for_a_checkpoint(
@@ -236,7 +271,8 @@ def test_shards_are_built_and_shown_and_the_second_set_takes_the_tokenizer_of_th
     shards.main([*common, f"--out={tmp_path}/sets/train"])
     shards.main([*common, f"--out={tmp_path}/sets/dev"])
     assert "fitted before" in capsys.readouterr().out
-    digests = {ShardSet(tmp_path / "sets" / name).manifest.tokenizer.digest for name in ("train", "dev")}
+    shards.main(["build", f"--audio={audio}", f"--out={tmp_path}/sets/other"])  # says no vocabulary
+    digests = {ShardSet(tmp_path / "sets" / name).manifest.tokenizer.digest for name in ("train", "dev", "other")}
     assert len(digests) == 1
     shards.main(["inspect", f"--shards={tmp_path}/sets/dev"])
     assert "6 clips" in capsys.readouterr().out
@@ -250,6 +286,7 @@ def test_shards_are_built_and_shown_and_the_second_set_takes_the_tokenizer_of_th
         (["build", "--audio=OUT", "--out=OUT"], "is there already"),
         (["build", "--audio=OUT/audio", "--out=OUT/x", "--tokenizer=/nowhere.npz"], "no file /nowhere.npz"),
         (["inspect", "--shards=OUT"], "no shard set at"),
+        (["inspect", "--shards=SETS"], "no shard set at .*did you mean .*/set[?]"),
         (["build", "--audio=x", "--out=OUT/x", "--audi0=x"], "audi0"),
         (
             ["build", "--audio=OUT/audio", "--out=OUT/x", "--vocabulary=7", "--tokenizer=TOKENS"],
@@ -264,7 +301,12 @@ def test_a_mistake_with_shards_is_one_line(
         write_corpus(tmp_path / "audio", clips=2)
     tokens = str(fitted.folder.parent / "kmeans-50.npz")
     line = mistake(
-        capsys, shards.main, *(arg.replace("OUT", str(tmp_path)).replace("TOKENS", tokens) for arg in args)
+        capsys,
+        shards.main,
+        *(
+            arg.replace("OUT", str(tmp_path)).replace("TOKENS", tokens).replace("SETS", str(fitted.folder.parent))
+            for arg in args
+        ),
     )
     assert re.search(said, line), line
 
@@ -274,6 +316,10 @@ def test_a_mistake_with_shards_is_one_line(
     [
         (np.array([3, 50]), [], "token 50 is outside the vocabulary of 50 codes"),
         (np.array([0.5]), [], "holds float64: wanted whole numbers"),
+        (np.arange(0), [], "no sound: no token came"),
+        (np.arange(5), ["--mode=stream"], "--mode is stream: wanted cached or windowed or offline$"),
+        (np.arange(5), ["--tokens=GARBAGE"], "GARBAGE is a file: wanted a .npy of whole numbers, or the folder"),
+        (np.arange(5), ["--vocoder=/nowhere"], "/nowhere.* is missing: .*; or a name: griffin_lim"),
         (np.array(["a"]), [], "wanted whole numbers"),
         (np.arange(5), ["--out=name"], "wanted a name that ends in .wav or .flac"),
         (np.arange(5), ["--ckpt=GARBAGE"], "GARBAGE is no checkpoint of sf-fit"),

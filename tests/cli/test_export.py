@@ -161,7 +161,7 @@ def edited(checkpoint: Path, where: Path, edit: Any) -> str:
     ("edit", "said"),
     [
         (lambda c: c.update(format=99), "odd.ckpt has format 99, sf-lightning .* reads up to 1: install a newer"),
-        (lambda c: c.pop("format"), "odd.ckpt is no checkpoint of sf-fit: it has no format"),
+        (lambda c: c.pop("format"), "odd.ckpt is no checkpoint of sf-fit: it has no format; those from before"),
         (lambda c: c["hyper_parameters"].pop("decode"), "odd.ckpt: its hyperparameters have no decode"),
         (lambda c: c["hyper_parameters"]["dit"].update(colour=1), "odd.ckpt: model.dit.colour is unknown"),
         (

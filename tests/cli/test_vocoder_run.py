@@ -11,6 +11,7 @@ import wandb
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli import export, fit
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.training.checkpoint import read_checkpoint
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.config import VocoderConfig
 from tests.cli.test_cli import mistake
@@ -89,6 +90,8 @@ def test_a_run_leaves_sound_a_picture_and_a_table(run: Path) -> None:
 @torch.inference_mode()
 def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, tmp_path: Path) -> None:
     checkpoint = run / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match=r"last.ckpt is the checkpoint of a vocoder, .* give it to --vocoder"):
+        read_checkpoint(checkpoint)
     (tmp_path / "data.md").write_text("Speech of nobody.\n")
     given = ["--license=apache-2.0", f"--data={tmp_path / 'data.md'}"]
     export.main([str(checkpoint), str(tmp_path / "out"), *given])

@@ -56,6 +56,13 @@ def test_no_sentence_of_dev_is_in_train(toy: Path) -> None:
     assert max(said.values()) == 1, "a sentence is said twice"
 
 
+def test_every_clip_says_its_language_and_its_words(toy: Path) -> None:
+    for name, text in sentences(toy).items():
+        said = json.loads((toy / name).with_suffix(".json").read_text(encoding="utf-8"))
+        language = "en" if text.isascii() else "zh"
+        assert said == {"language": language, "text": text}
+
+
 def test_every_clip_is_speech_at_16_khz(toy: Path) -> None:
     for path in toy.rglob("*.wav"):
         info = soundfile.info(path)

@@ -154,7 +154,7 @@ def test_a_set_of_another_tokenizer_or_mel_is_refused_with_both_values(
 
 
 def test_a_folder_that_is_no_shard_set_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="sf-shards build --audio FOLDER --out"):
+    with pytest.raises(FileNotFoundError, match="sf-shards build --audio AUDIO --out"):
         Manifest.load(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="format 99, this version reads 3"):

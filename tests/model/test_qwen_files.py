@@ -139,14 +139,14 @@ def test_a_broken_index_is_named(tmp_path: Path, content: str, said: str) -> Non
 @pytest.mark.parametrize("content", [b"", b"hello world\n", b"PK", b"P" * 100])
 def test_a_file_that_torch_cannot_read_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"w.pt cannot be read as torch weights"):
+    with pytest.raises(ValueError, match=r"w.pt is no file of torch weights that can be read"):
         read_torch(tmp_path / "w.pt")
 
 
 def test_a_truncated_torch_file_is_named(tmp_path: Path) -> None:
     torch.save(OWN, tmp_path / "w.pt")
     (tmp_path / "w.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:-30])
-    with pytest.raises(ValueError, match=r"w.pt cannot be read as torch weights"):
+    with pytest.raises(ValueError, match=r"w.pt is no file of torch weights that can be read"):
         read_qwen(tmp_path / "w.pt", DIT)
 
 

@@ -98,7 +98,7 @@ def conclude(
             "metrics",
             next((lg.log_dir for lg in trainer.loggers if not isinstance(lg, WandbLogger)), None),
         ),
-        ("W&B", next((lg.save_dir for lg in trainer.loggers if isinstance(lg, WandbLogger)), None)),
+        ("W&B", next((f"{lg.save_dir}/wandb" for lg in trainer.loggers if isinstance(lg, WandbLogger)), None)),
         ("checkpoint", checkpoint),
         ("this table", folder / "summary.md"),
     ):
@@ -164,14 +164,15 @@ def _shown(rows: dict[str, dict[str, float]]) -> list[str]:
 
 
 def _cells(rows: dict[str, dict[str, float]]) -> list[list[str]]:
-    """The titles, and one row of text per way, with STOI also as a share of copy-synthesis."""
+    """The titles, and one row of text per way; a decoder's with STOI also as a share of copy-synthesis."""
     shown = _shown(rows)
-    table = [["", *(COLUMNS[name].title for name in shown), "of copy"]]
+    of_copy = "griffin_lim" not in rows  # beside which a vocoder is judged: its copy-synthesis is no ceiling
+    table = [["", *(COLUMNS[name].title for name in shown), *(["of copy"] if of_copy else [])]]
     top = rows.get("copy_synthesis", {}).get("stoi", float("nan"))
     for way in (way for way in WAYS if way in rows):
         values = rows[way]
         cells = [COLUMNS[name].form.format(values[name]) if name in values else "" for name in shown]
-        table.append([way.replace("_", "-"), *cells, f"{values['stoi'] / top:.0%}"])
+        table.append([way.replace("_", "-"), *cells, *([f"{values['stoi'] / top:.0%}"] if of_copy else [])])
     return table
 
 

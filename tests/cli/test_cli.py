@@ -227,11 +227,8 @@ def test_a_checkpoint_that_a_run_cannot_go_on_with_leaves_the_run_as_it_was(
     for more, said in (
         ([f"--ckpt_path={tmp_path}/text.ckpt"], "--ckpt_path: .*/text.ckpt is no file of torch weights"),
         ([f"--ckpt_path={tmp_path}/old.ckpt"], "no number of its format: it is not one of sf-fit, or from before"),
-        (["--ckpt_path=last", "--model.predict=velocity"], "--model.predict: the checkpoint has predict mel"),
-        (
-            [f"--ckpt_path={run}/checkpoints/last.ckpt", "--model.predict=velocity"],
-            "--model.predict: the checkpoint",
-        ),
+        (["--ckpt_path=last"], "--model.layout: the checkpoint has forward"),
+        ([f"--ckpt_path={run}/checkpoints/last.ckpt"], "--model.layout: the checkpoint has forward"),
     ):
         line = mistake(capsys, fit.main, *arguments(fitted, run, *more))
         assert re.search(said, line), line

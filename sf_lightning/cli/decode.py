@@ -9,19 +9,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from sf_lightning.audio.wave import Wave, open_wave, to_pcm
+from sf_lightning.audio.wave import open_wave, to_pcm
 from sf_lightning.cli.errors import one_line, one_line_errors
-from sf_lightning.data.held_out import first_clips
-from sf_lightning.data.lanes import Drawn
-from sf_lightning.data.sample import BadSample, read_speech
+from sf_lightning.cli.inputs import embed, embed_speaker, find_clip, load_tokens, read_stdin
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.model.pretrained import Pretrained
-from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import latency_line, measure_latency
 from sf_lightning.streaming.pretrained import make_decoder
@@ -99,16 +94,16 @@ def decode(
     if bf16:
         model.dit.to(torch.bfloat16)
     decoder = make_decoder(trained, VocoderConfig(checkpoint=vocoder) if vocoder is not None else None, **given)
-    who = _speaker(model, Path(speaker), x_vector) if speaker is not None else None
+    who = embed_speaker(model, Path(speaker), x_vector) if speaker is not None else None
     if codes is None:
-        pushes = _from_stdin(stdin_format)
+        pushes = read_stdin(stdin_format)
     elif codes.suffix == ".npy":
-        pushes = iter([_load_tokens(codes)])
+        pushes = iter([load_tokens(codes)])
     else:
-        drawn = _clip_of(ShardSet(codes), clip, trained)
+        drawn = find_clip(ShardSet(codes), clip, trained)
         pushes = iter([torch.from_numpy(drawn.clip.tokens)])
         if who is None:
-            who = _embedding(model, drawn.reference, torch.from_numpy(drawn.clip.x_vector))
+            who = embed(model, drawn.reference, torch.from_numpy(drawn.clip.x_vector))
     heard: list[Tensor] = []
     if out is not None or stdout:
         _play(decoder, who, _noted(pushes, heard) if latency else pushes, out, stdout)
@@ -203,86 +198,6 @@ def _noted(pushes: Iterator[Tensor], heard: list[Tensor]) -> Iterator[Tensor]:
         heard.append(push)
         yield push
 
-
-def _from_stdin(stdin_format: str) -> Iterator[Tensor]:
-    """Yields tokens [L] as they come.
-
-    Raises:
-        ValueError: if a line holds something else than whole numbers, or half a number is left at the end.
-    """
-    if stdin_format == "lines":
-        while line := sys.stdin.buffer.readline(MAX_LINE):
-            try:
-                yield torch.tensor([int(word) for word in line.split()], dtype=torch.long)
-            except (ValueError, OverflowError, RuntimeError):
-                came = line.strip()[:40].decode(errors="replace")
-                raise ValueError(f"--stdin: {came!r}: wanted whole numbers, or --stdin_format=int16") from None
-        return
-    rest = b""
-    while piece := os.read(sys.stdin.fileno(), 4096):
-        piece = rest + piece
-        whole = len(piece) // 2 * 2
-        rest = piece[whole:]
-        yield torch.from_numpy(np.frombuffer(piece[:whole], "<i2").astype(np.int64))
-    if rest:
-        raise ValueError("--stdin: an odd number of bytes came: wanted two for each token (--stdin_format=int16)")
-
-
-def _clip_of(shards: ShardSet, key: str | None, trained: Pretrained) -> Drawn:
-    """Returns a clip of a shard set that fits the model, and a crop of its speaker."""
-    model, tokenizer = trained.model, trained.description.tokenizer.name
-    mel, dit, speaker = model.mel.config, model.dit.config, model.speaker
-    x_vectors = (speaker.x_vectors, speaker.stored_width)
-    shards.require(mel, tokenizer, dit.vocabulary, dit.frames_per_token, x_vectors)
-    samples = shards.samples if key is not None else 1
-    for drawn in first_clips(shards, samples, speaker.crop_samples(mel.sample_rate), speaker.stored_width):
-        if key in (None, drawn.clip.key):
-            return drawn
-    raise ValueError(f"--clip: {shards.folder} has no clip {key} that can be decoded")
-
-
-def _load_array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is no .npy array ({error})") from error
-
-
-def _load_tokens(path: Path) -> Tensor:
-    array = _load_array(path)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"--tokens: {path} holds {array.dtype}: wanted whole numbers [L]")
-    return torch.from_numpy(array.astype(np.int64))
-
-
-@torch.inference_mode()
-def _speaker(model: StreamFlow, path: Path, x_vector: str | None) -> Tensor:
-    """Returns the embedding [S] in a `.npy`, or that of the first seconds of an audio file and an x-vector."""
-    if path.suffix == ".npy":
-        if x_vector is not None:
-            raise ValueError(f"--speaker {path} is a whole embedding: leave --x_vector out")
-        return torch.from_numpy(_load_array(path)).float()
-    mel = model.mel.config
-    try:
-        wave = read_speech(path.read_bytes(), mel)
-    except BadSample as error:
-        raise ValueError(f"--speaker: {path} is no voice to speak in: {error}") from error
-    # Crops have one length, always: a shorter one is repeated, as in training.
-    crop = np.resize(wave, model.speaker.crop_samples(mel.sample_rate))
-    stored = np.zeros(0, np.float32) if x_vector is None else _load_array(Path(x_vector))
-    return _embedding(model, crop, torch.from_numpy(stored))
-
-
-@torch.inference_mode()
-def _embedding(model: StreamFlow, crop: Wave, x_vector: Tensor) -> Tensor:
-    """The embedding [S] of a crop [N] and an x-vector [X]."""
-    inputs = (torch.from_numpy(crop)[None], x_vector.float()[None])
-    device = model.dit.from_mel.weight.device
-    return model.encode_speaker(*(each.to(device) for each in inputs))[0]
-
-
-MAX_LINE = 65536
-"""Bytes of a line of tokens; what is longer is no text."""
 
 FLAGS = ("stdin", "stdout", "latency", "bf16")
 

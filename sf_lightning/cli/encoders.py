@@ -55,7 +55,8 @@ def choose_tokenizer(
         return TokenizerSpec(tokens_by, vocabulary, 4, tokens_by)
     codes = vocabulary or 1024
     beside = target.parent / f"kmeans-{codes}.npz"
-    if path is None and vocabulary is None and (others := sorted(target.parent.glob("kmeans-*.npz"))):
+    others = sorted(target.parent.glob("kmeans-*.npz"))
+    if path is None and vocabulary is None and others and beside not in others:
         if len(others) > 1:
             names = " or ".join(str(each) for each in others)
             raise ValueError(f"several tokenizers lie beside {target}: say which: --tokenizer={names}")

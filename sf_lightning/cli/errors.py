@@ -50,11 +50,11 @@ def one_line(error: BaseException) -> str:
         return type(error).__name__
     if lines[0].startswith("Caught ") and "worker" in lines[0]:
         return lines[-1].split(": ", 1)[-1]
-    return _wrong_kind(" ".join(lines)) or " ".join(lines)
+    return _of_parser(" ".join(lines)) or " ".join(lines)
 
 
-def _wrong_kind(text: str) -> str | None:
-    """Says in a few words what jsonargparse says in many of a value that is of none of the kinds of its option."""
+def _of_parser(text: str) -> str | None:
+    """Says in a few words what jsonargparse says in many of a value or a file that it cannot take."""
     if file := re.match(r"""Parser key "(.+?)": Unable to load config ['"](.+?)['"]""", text):
         return f"--{file[1]}: {file[2]}: wanted a file of settings that can be read, or settings"
     found = re.fullmatch(r'Parser key "(.+?)": (Expected a .+?)\. Got value: (.*)', text) or re.fullmatch(

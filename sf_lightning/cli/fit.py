@@ -19,10 +19,9 @@ from wandb.sdk.lib.runid import generate_id
 
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.tracking import offline_without_key
-from sf_lightning.model.qwen_files import read_torch
 from sf_lightning.training.base import ShardTrained, plain, require_same
 from sf_lightning.training.callbacks.continuation import Continuation
-from sf_lightning.training.checkpoint import SHARDED_META
+from sf_lightning.training.checkpoint import read_content
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.loggers import ContinuingWandb
 from sf_lightning.training.module import StreamFlowModule
@@ -176,13 +175,12 @@ class FitCLI(LightningCLI):
             raise ValueError(
                 f"--ckpt_path: {path} is a folder, of shards: go on with --trainer.strategy=fsdp2 or hsdp"
             )
-        if not path.exists():
-            raise FileNotFoundError(f"--ckpt_path: no file {path}: wanted a checkpoint of sf-fit, or last")
         try:
-            content = read_torch(path / SHARDED_META if path.is_dir() else path)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--ckpt_path: {error}") from error
+            content = read_content(path)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"--ckpt_path: {error}") from error
         require_same(content, self.model)
+        self.datamodule.require_order_of(content, self.model)
 
 
 def _places(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str], str | None]]:

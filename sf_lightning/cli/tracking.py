@@ -5,8 +5,17 @@ from netrc import NetrcParseError, netrc
 from urllib.parse import urlparse
 
 
-def wandb_key_is_known() -> bool:
-    """Whether W&B could upload: a key in the environment or in ~/.netrc. Without one, runs are kept offline."""
+def offline_without_key() -> None:
+    """Keeps the runs of this process offline unless a key is known or WANDB_MODE says what to do.
+
+    W&B reads its environment once: to be called before the first run of the process.
+    """
+    if not _key_is_known():
+        os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def _key_is_known() -> bool:
+    """Whether W&B could upload: a key in the environment or in ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
@@ -14,12 +23,3 @@ def wandb_key_is_known() -> bool:
         return host is not None and netrc().authenticators(host) is not None
     except (OSError, NetrcParseError):
         return False
-
-
-def offline_without_key() -> None:
-    """Keeps the runs of this process offline unless a key is known or WANDB_MODE says what to do.
-
-    W&B reads its environment once: to be called before the first run of the process.
-    """
-    if not wandb_key_is_known():
-        os.environ.setdefault("WANDB_MODE", "offline")

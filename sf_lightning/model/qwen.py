@@ -16,7 +16,7 @@ from torch import Tensor
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
-from sf_lightning.model.qwen_files import read_qwen, read_torch, strip_prefix
+from sf_lightning.model.qwen_files import read_qwen, strip_prefix
 from sf_lightning.model.qwen_names import (
     KINDS,
     PROJECTION,
@@ -29,6 +29,7 @@ from sf_lightning.model.qwen_names import (
 )
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
+from sf_lightning.model.torch_files import read_torch
 
 COMPONENT = "code2wav_dit_model"
 

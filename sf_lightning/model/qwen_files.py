@@ -4,14 +4,14 @@ Knows nothing of what the tensors are for: the network that takes them checks th
 """
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from sf_lightning.model.torch_files import read_torch
 
 Value = TypeVar("Value")
 
@@ -77,22 +77,6 @@ def strip_prefix(state: Mapping[str, Value], component: str) -> dict[str, Value]
         some = ", ".join(list(state)[:3]) + ", ..." if state else "nothing"
         raise ValueError(f"no tensor of {component} in it: it has {some}")
     return own
-
-
-def read_torch(path: Path) -> dict[str, Any]:
-    """Reads the dictionary in a torch file, on the CPU, mapped rather than copied where the format allows.
-
-    Raises:
-        ValueError: if it is broken, or holds anything but weights in a dictionary.
-    """
-    try:
-        # Files of before torch 1.6 are no zip archives and cannot be mapped.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # bytes that are no pickle may end in almost any error
-        raise ValueError(f"{path} is no file of torch weights that can be read ({error!r:.100})") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}: wanted a state dict")
-    return state
 
 
 def _within(path: Path, state: Mapping[str, Value], component: str) -> dict[str, Value]:

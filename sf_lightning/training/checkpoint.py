@@ -22,7 +22,7 @@ from sf_lightning.model.pretrained import (
     load_pretrained,
     require_format,
 )
-from sf_lightning.model.qwen_files import read_torch
+from sf_lightning.model.torch_files import read_torch
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.config import VocoderConfig
 
@@ -46,25 +46,38 @@ class Checkpoint(NamedTuple):
     step: int
 
 
+def read_content(path: Path) -> dict[str, Any]:
+    """Reads all of a checkpoint that is not in shards.
+
+    Args:
+        path: Of the file; or of the folder, where the weights are in shards.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no such file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}: wanted a checkpoint of sf-fit")
+    if path.is_dir() and not (path / SHARDED_META).is_file():
+        raise ValueError(f"wanted a checkpoint of sf-fit: {path} is a folder without {SHARDED_META}")
+    try:
+        return read_torch(path / SHARDED_META if path.is_dir() else path)
+    except ValueError as error:
+        raise ValueError(f"wanted a checkpoint of sf-fit: {error}") from error
+
+
 def read_checkpoint(path: Path, average: bool = True) -> Checkpoint:
     """Reads a checkpoint of `sf-fit`, on the CPU; optimizer states are not touched.
 
     Args:
-        path: Of the file; or of the folder, where the weights are in shards.
+        path: As `read_content`.
         average: Whether to take the averaged weights or the raw ones.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint of `sf-fit`, or of a newer format.
+        FileNotFoundError: as `read_content`.
+        ValueError: as `read_content`; if it is no checkpoint of `sf-fit`, or of a newer format.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no file {path}: wanted a checkpoint of sf-fit (sf-decode also takes a folder that sf-export wrote)"
-        )
-    try:
-        content = read_torch(path / SHARDED_META if path.is_dir() else path)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is no checkpoint of sf-fit, or is broken: {error}") from error
+    content = read_content(path)
     if "generator" in content.get("hyper_parameters", {}):
         raise ValueError(f"{path} is the checkpoint of a vocoder, wanted that of a decoder: give it to --vocoder")
     if missing := [name for name in ("format", "hyper_parameters", "tokenizer_digest") if name not in content]:

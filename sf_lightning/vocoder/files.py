@@ -21,7 +21,7 @@ from torch import Tensor
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.plain import from_plain
 from sf_lightning.model.pretrained import CARD, CHECKPOINT_FORMAT, require_format, whole_folder
-from sf_lightning.model.qwen_files import read_torch
+from sf_lightning.model.torch_files import read_torch
 from sf_lightning.vocoder.generator import GeneratorConfig
 
 WEIGHTS = "bigvgan_generator.safetensors"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.pretrained import digest_of
-from sf_lightning.model.qwen_files import read_qwen, read_torch
+from sf_lightning.model.qwen_files import read_qwen
+from sf_lightning.model.torch_files import read_torch
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder, remove_weight_norm
 from sf_lightning.vocoder.files import THEIR_WEIGHTS, WEIGHTS
 

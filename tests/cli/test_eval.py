@@ -31,7 +31,7 @@ from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.tokens.load import load_tokenizer
 from sf_lightning.training.checkpoint import load_trained
-from tests.cli.test_cli import mistake
+from tests.cli.toy import mistake
 from tests.evaluation.test_grid import write_vocoder
 from tests.helpers import loud, voice, write_corpus
 from tests.model.test_ecapa import HYPERPARAMS
@@ -295,7 +295,7 @@ def test_mistakes_are_one_clear_line_each(
     for said, *args in (
         ("give checkpoints with --ckpt and clips with --data", out),
         ("--ckpt: no file or folder nothing.ckpt", "--ckpt=nothing.ckpt", clips, out),
-        ("is no checkpoint of sf-fit", f"--ckpt={tmp_path / 'words.json'}", clips, out),
+        ("wanted a checkpoint of sf-fit", f"--ckpt={tmp_path / 'words.json'}", clips, out),
         (f"tokens of kmeans {other}, the checkpoint has learnt", ckpt, f"--data={tmp_path / 'other' / 'set'}", out),
         ("--data: no folder nowhere", ckpt, "--data=nowhere", out),
         ("empty is empty", ckpt, f"--data={tmp_path / 'empty'}", out),

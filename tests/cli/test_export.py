@@ -17,7 +17,7 @@ from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.streaming.pretrained import load_decoder
 from sf_lightning.training.module import StreamFlowModule
-from tests.cli.test_cli import mistake
+from tests.cli.toy import mistake
 from tests.helpers import loud, voice
 from tests.training.test_training import data, fit, small_module
 
@@ -189,8 +189,8 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_line(
     ("content", "said"),
     [
         (None, "no file .*/x.ckpt: wanted a checkpoint of sf-fit"),
-        (b"garbage", "x.ckpt is no checkpoint of sf-fit"),
-        (b"", "x.ckpt is no checkpoint of sf-fit"),
+        (b"garbage", "wanted a checkpoint of sf-fit: .*x.ckpt is no file of torch weights"),
+        (b"", "wanted a checkpoint of sf-fit: .*x.ckpt is no file of torch weights"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused_in_one_line(
@@ -207,7 +207,9 @@ def test_a_checkpoint_cut_in_half_is_refused(
 ) -> None:
     whole = checkpoint.read_bytes()
     (tmp_path / "x.ckpt").write_bytes(whole[: len(whole) // 2])
-    assert "x.ckpt is no checkpoint" in mistake(capsys, export.main, f"{tmp_path}/x.ckpt", f"{tmp_path}/out")
+    assert "x.ckpt is no file of torch weights" in mistake(
+        capsys, export.main, f"{tmp_path}/x.ckpt", f"{tmp_path}/out"
+    )
 
 
 def test_what_is_there_already_is_not_overwritten(

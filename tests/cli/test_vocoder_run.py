@@ -1,6 +1,7 @@
 """A vocoder trained from the command line, resumed, exported, and used by a decoder."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,14 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.checkpoint import read_checkpoint
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.config import VocoderConfig
-from tests.cli.test_cli import mistake
+from tests.cli.toy import TOY_VOCODER, mistake
 from tests.training import test_training as decoders
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "vocoder_small.yaml"
 
 TOY = [
-    "--model.generator={upsample_rates: [10, 16], upsample_kernel_sizes: [20, 32], channels: 16}",
-    "--model.generator.kernel_sizes=[3]",
-    "--model.generator.dilations=[1]",
-    "--model.discriminators={kind: resolutions, periods: [2], width: 0.03125}",
+    *TOY_VOCODER,
     "--model.losses={mel: single, mel_weight: 45}",
-    "--model.segments={frames: 16, per_pack: 2}",
     "--model.optimizer.freeze_steps=1",
     "--data.pack_frames=96",
     "--data.val_clips=2",
@@ -129,8 +126,8 @@ def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
     judged = [row for row in rows if row.get("generated/stoi")]
     assert [int(row["step"]) for row in judged] == [1]
     assert judged[0]["val/pesq_wb"] == judged[0]["generated/pesq_wb"]
-    other = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
-    for again in (given, [*given, other]):  # nor does it begin a second time where it has begun
+    other = shutil.copy(tmp_path / "tuned" / "checkpoints" / "last.ckpt", tmp_path / "other.ckpt")
+    for again in (given, [*given, f"--ckpt_path={other}"]):  # nor does it begin a second time where it has begun
         assert "tuned holds a run already: continue it with --ckpt_path=last" in mistake(capsys, fit.main, *again)
     assert "| generated |" in (tmp_path / "tuned" / "summary.md").read_text()
 

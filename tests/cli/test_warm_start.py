@@ -10,7 +10,7 @@ import wandb
 from sf_lightning.cli import fit
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.module import StreamFlowModule
-from tests.cli.test_cli import arguments, mistake
+from tests.cli.toy import arguments, mistake
 from tests.model.test_qwen import save_folder, sibling
 
 pytest.importorskip("transformers")

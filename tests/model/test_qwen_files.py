@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sf_lightning.model.qwen_files import read_qwen, read_torch
+from sf_lightning.model.qwen_files import read_qwen
+from sf_lightning.model.torch_files import read_torch
 
 DIT, BIGVGAN = "code2wav_dit_model", "code2wav_bigvgan_model"
 

@@ -9,7 +9,7 @@ import pytest
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.sweeps.results import read_results
-from tests.cli.test_cli import TOY
+from tests.cli.toy import TOY
 from tests.helpers import wandb_records
 from tests.sweeps.test_sweep import wait_until, worker
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sf_lightning.data.shards import ShardSet
+from tests.cli.toy import TOY_VOCODER
 
 FIT = [str(Path(sys.executable).with_name("sf-fit"))]
 
@@ -51,11 +52,7 @@ def vocoder(shards: Path | str, run: Path, *more: str) -> list[str]:
     ]
     return [
         "--config=experiments/vocoder_small.yaml",
-        "--model.generator={upsample_rates: [10, 16], upsample_kernel_sizes: [20, 32], channels: 16}",
-        "--model.generator.kernel_sizes=[3]",
-        "--model.generator.dilations=[1]",
-        "--model.discriminators={kind: resolutions, periods: [2], width: 0.03125}",
-        "--model.segments={frames: 16, per_pack: 2}",
+        *TOY_VOCODER,
         "--model.optimizer={freeze_steps: 2, decay: 0.99}",
         *ours,
     ]

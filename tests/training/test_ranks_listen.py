@@ -9,7 +9,7 @@ import pytest
 
 from sf_lightning.data.shards import ShardSet
 from tests.cli import test_vocoder_run as vocoders
-from tests.cli.test_cli import arguments
+from tests.cli.toy import arguments
 
 
 def start(folder: Path, repository: Path, args: list[str]) -> None:

@@ -1,0 +1,27 @@
+"""A toy run that many tests look at."""
+
+from pathlib import Path
+
+import pytest
+import wandb
+
+from sf_lightning.cli import fit
+from sf_lightning.data.shards import ShardSet
+from tests.cli.toy import arguments
+
+
+@pytest.fixture
+def fitted(shards: ShardSet) -> ShardSet:
+    """The shard set under a name that the module of the same name does not hide."""
+    return shards
+
+
+@pytest.fixture(scope="module")
+def run(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished toy run."""
+    folder = tmp_path_factory.mktemp("run") / "toy"
+    preset = folder.with_name("layout.yaml")
+    preset.write_text("backward: 1\nforward: 1\n")
+    fit.main(arguments(shards, folder, f"--model.layout={preset}"))
+    wandb.finish()  # as the end of the command does
+    return folder

@@ -1,0 +1,168 @@
+"""A user's mistakes: one line that says what came and what was wanted, and nothing is written."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import wandb
+
+from sf_lightning.cli import decode, fit, shards
+from sf_lightning.data.shards import ShardSet
+from tests.cli.toy import arguments, mistake
+from tests.helpers import write_corpus
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--model.layout.blok_size=12"], "blok_size"),
+        (["--model.dit.vocabulary=60"], "has vocabulary 50, the model has 60: set --model.dit.vocabulary"),
+        (["--model.mel.f_max=7600"], "has mel .* the model has .*: set --model.mel"),
+        (["--model.tokenizer=s3"], "has tokenizer kmeans, the model has s3"),
+        (
+            ["--model.layout.backward=[0, 7]"],
+            "layout.backward names layer 7, which does not exist: the layers are 0 to 1",
+        ),
+        (["--data.train=/nowhere"], "no shard set at /nowhere"),
+        (["--model.vocoder.checkpoint=/nowhere/g.pt"], "/nowhere/g.pt is missing"),
+        (["--ckpt_path=/nowhere/last.ckpt"], "/nowhere/last.ckpt"),
+        (["--ckpt_path=/"], "--ckpt_path: / is a folder, of shards: go on with --trainer.strategy=fsdp2"),
+        (["--trainer.accelerator=gpu"], "gpu|GPU|CUDA|cuda"),
+        (["--trainer.max_steps=-1"], "--trainer.max_steps is -1"),
+        (["--model.dit.speaker_width=0"], "speaker_width 0"),
+        (["--model.optimizer.learning_rat=1"], "learning_rat"),
+        (["--model.decode.method=heun"], "--model.decode.method is heun: wanted euler or midpoint or rk4$"),
+        (["--model.layout=streamflow"], "--model.layout: streamflow: wanted a file of settings"),
+        (["--data.lanes=0"], "data.lanes is 0: wanted 1 or more"),
+    ],
+)
+def test_a_mistake_in_a_run_is_one_line(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, more: list[str], said: str
+) -> None:
+    line = mistake(capsys, fit.main, *arguments(shards, tmp_path / "run", *more))
+    assert re.search(said, line), line
+
+
+def test_a_checkpoint_that_a_run_cannot_go_on_with_leaves_the_run_as_it_was(
+    run: Path, fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def files() -> dict[str, bytes]:
+        return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    before, same = files(), ["--ckpt_path=last", f"--model.layout={run.with_name('layout.yaml')}"]
+    torch.save({"state_dict": {}}, tmp_path / "old.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    for more, said in (
+        ([f"--ckpt_path={tmp_path}/text.ckpt"], "--ckpt_path: .*/text.ckpt is no file of torch weights"),
+        ([f"--ckpt_path={tmp_path}/old.ckpt"], "no number of its format: it is not one of sf-fit, or from before"),
+        (["--ckpt_path=last"], "--model.layout: the checkpoint has forward"),
+        ([f"--ckpt_path={run}/checkpoints/last.ckpt"], "--model.layout: the checkpoint has forward"),
+        ([*same, "--data.lanes=4"], "the checkpoint stands in 1 lanes, data.lanes is 4"),
+        ([*same, f"--data.train=[{fitted.folder},{fitted.folder}]"], "stands in 1 training sets, data.train has 2"),
+    ):
+        line = mistake(capsys, fit.main, *arguments(fitted, run, *more))
+        assert re.search(said, line), line
+        assert files() == before
+
+
+def test_who_goes_on_where_nothing_is_hears_that_the_run_begins_anew(
+    fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fit.main(arguments(fitted, tmp_path, "--ckpt_path=last", "--trainer.max_steps=1"))
+    wandb.finish()
+    assert f"nothing to go on with in {tmp_path}: begins anew" in capsys.readouterr().out
+
+
+def test_what_lightnings_own_requeueing_left_is_not_taken_for_a_checkpoint(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "hpc_ckpt_3.ckpt").touch()
+    for more in ([], ["--ckpt_path=last"]):
+        said = mistake(capsys, fit.main, *arguments(shards, tmp_path, *more))
+        assert "hpc_ckpt_3.ckpt is of Lightning's own requeueing" in said and "move it away" in said
+    assert [*tmp_path.iterdir()] == [tmp_path / "hpc_ckpt_3.ckpt"]
+
+
+def test_shards_that_do_not_fit_are_refused_before_anything_is_written(
+    fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    mistake(capsys, fit.main, *arguments(fitted, tmp_path / "run", "--model.dit.vocabulary=60"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["build", "--audio=/nowhere", "--out=OUT/x"], "no folder /nowhere"),
+        (["build", "--audio=OUT", "--out=OUT/x"], "no audio under"),
+        (["build", "--audio=OUT", "--out=OUT"], "is there already"),
+        (["build", "--audio=OUT/audio", "--out=OUT/x", "--tokenizer=/nowhere.npz"], "no file /nowhere.npz"),
+        (["inspect", "--shards=OUT"], "no shard set at"),
+        (["inspect", "--shards=SETS"], "no shard set at .*did you mean .*/set[?]"),
+        (["build", "--audio=x", "--out=OUT/x", "--audi0=x"], "audi0"),
+        (
+            ["build", "--audio=OUT/audio", "--out=OUT/x", "--vocabulary=7", "--tokenizer=TOKENS"],
+            "has 50 codes: leave",
+        ),
+    ],
+)
+def test_a_mistake_with_shards_is_one_line(
+    fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, args: list[str], said: str
+) -> None:
+    if "OUT/audio" in args[1]:
+        write_corpus(tmp_path / "audio", clips=2)
+    tokens = str(fitted.folder.parent / "kmeans-50.npz")
+    line = mistake(
+        capsys,
+        shards.main,
+        *(
+            arg.replace("OUT", str(tmp_path)).replace("TOKENS", tokens).replace("SETS", str(fitted.folder.parent))
+            for arg in args
+        ),
+    )
+    assert re.search(said, line), line
+
+
+@pytest.mark.parametrize(
+    ("tokens", "more", "said"),
+    [
+        (np.array([3, 50]), [], "token 50 is outside the vocabulary of 50 codes"),
+        (np.array([0.5]), [], "holds float64: wanted whole numbers"),
+        (np.arange(0), [], "no sound: no token came"),
+        (np.arange(5), ["--mode=stream"], "--mode is stream: wanted cached or windowed or offline$"),
+        (np.arange(5), ["--tokens=GARBAGE"], "GARBAGE is a file: wanted a .npy of whole numbers, or the folder"),
+        (np.arange(5), ["--vocoder=/nowhere"], "/nowhere.* is missing: .*; or a name: griffin_lim"),
+        (np.array(["a"]), [], "wanted whole numbers"),
+        (np.arange(5), ["--out=name"], "wanted a name that ends in .wav or .flac"),
+        (np.arange(5), ["--ckpt=GARBAGE"], "GARBAGE is no file of torch weights"),
+        (np.arange(5), ["--speaker=SILENT"], "SILENT is no voice to speak in: silent"),
+        (None, [], "--tokens: no file"),
+        (np.arange(5), ["--speaker=/nowhere.wav"], "--speaker: no file /nowhere.wav"),
+        (np.arange(5), ["--steps=0"], "steps is 0"),
+    ],
+)
+def test_a_mistake_in_decoding_is_one_line(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    tokens: np.ndarray,
+    more: list[str],
+    said: str,
+) -> None:
+    if tokens is not None:
+        np.save(tmp_path / "t.npy", tokens)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "GARBAGE").write_bytes(b"garbage")
+    soundfile.write(tmp_path / "SILENT", np.zeros(16000), 16000, format="WAV")
+    args = [
+        f"--ckpt={run}/checkpoints/last.ckpt",
+        f"--tokens={tmp_path}/t.npy",
+        f"--out={tmp_path}/o.wav",
+        *more,
+    ]
+    assert re.search(said, mistake(capsys, decode.main, *args))
+    assert not (tmp_path / "o.wav").exists()

@@ -156,7 +156,7 @@ class FitCLI(LightningCLI):
             self.datamodule.check(self.model)
             self.model.begin()
         else:
-            self._require_resumable(Path(self.config.fit.ckpt_path))
+            self.datamodule.require_order_of(self._read(Path(self.config.fit.ckpt_path)), self.model)
         if stale := [*folder.glob("hpc_ckpt_*")]:
             raise FileExistsError(
                 f"{stale[0]} is of Lightning's own requeueing, and would be taken for this run's: move it away"
@@ -169,8 +169,18 @@ class FitCLI(LightningCLI):
                 "or give another --trainer.default_root_dir"
             )
 
-    def _require_resumable(self, path: Path) -> None:
-        """Raises FileNotFoundError or ValueError if the run cannot go on with a checkpoint."""
+    def before_validate(self) -> None:
+        """Refuses a checkpoint of something else; counts steps from it, for samples and rows are named by them.
+
+        Raises:
+            FileNotFoundError, ValueError: if there is no such checkpoint, or it is of something else.
+        """
+        if self.config.validate.ckpt_path is not None:
+            content = self._read(Path(self.config.validate.ckpt_path))
+            self.trainer.fit_loop.load_state_dict(content["loops"]["fit_loop"])
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """Reads a checkpoint of what this run trains; raises FileNotFoundError or ValueError if it is none."""
         if path.is_dir() and not saves_folders(self.trainer.strategy):
             raise ValueError(
                 f"--ckpt_path: {path} is a folder, of shards: go on with --trainer.strategy=fsdp2 or hsdp"
@@ -180,7 +190,7 @@ class FitCLI(LightningCLI):
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"--ckpt_path: {error}") from error
         require_same(content, self.model)
-        self.datamodule.require_order_of(content, self.model)
+        return content
 
 
 def _places(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str], str | None]]:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import wandb
 import yaml
 
 from sf_lightning.cli import decode, fit, shards
 from sf_lightning.data.shards import ShardSet
-from tests.cli.toy import DEMO
+from tests.cli.toy import DEMO, arguments, mistake
 from tests.helpers import wandb_records, write_corpus
 
 
@@ -41,6 +42,22 @@ def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
     assert "Held-out clips" in page and "Cost against position" in page
     summary = (run / "summary.md").read_text()
     assert all(way in summary for way in ("copy-synthesis", "look-up", "offline", "streamed", "first packet"))
+
+
+def test_a_checkpoint_is_listened_to_again_under_its_own_step(
+    run: Path, fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    given = ["validate", *arguments(fitted, tmp_path, f"--model.layout={run.with_name('layout.yaml')}")]
+    fit.main([*given, f"--ckpt_path={run}/checkpoints/last.ckpt"])
+    wandb.finish()
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-000004"]
+    again, first = ((folder / "summary.md").read_text().splitlines() for folder in (tmp_path, run))
+    assert again[2:6] == first[2:6]
+    said = capsys.readouterr().out
+    assert all(title.strip() in said for title in again[0].split("|"))  # the table is not cut, no terminal is there
+    assert "--model.layout: the checkpoint has" in mistake(
+        capsys, fit.main, "validate", *arguments(fitted, tmp_path), f"--ckpt_path={run}/checkpoints/last.ckpt"
+    )
 
 
 def test_each_clip_has_its_scores_and_the_log_their_means(run: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from sf_lightning.evaluation.clips import kept
@@ -115,6 +116,11 @@ class CopySynthesis(L.Callback):
         """Prints the table of the last validation and what to open."""
         if trainer.is_global_zero and self.rows:
             conclude(trainer, self.rows, "", self.samples)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Does the same at once where nothing is trained."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_fit_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What the last validation found: a run that is resumed at its end still has its table."""

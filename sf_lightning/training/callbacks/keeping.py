@@ -86,8 +86,9 @@ def conclude(
     folder = Path(trainer.default_root_dir)
     (folder / "summary.md").write_text("\n".join([summary(rows), "", more]) + "\n")
     run_page(folder.resolve().name, rows, more, samples, latency).write(folder / "report.html")
-    console = Console()
-    console.print(as_table(rows))
+    console, table = Console(), as_table(rows)
+    console.width = max(console.width, Console(width=1000).measure(table).maximum)  # never cut, in a pipe neither
+    console.print(table)
     if more:
         console.print(more)
     checkpoint = newest(folder / "checkpoints")

@@ -16,6 +16,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed import all_gather_object, get_world_size, is_initialized
 
@@ -143,6 +144,11 @@ class StreamingValidation(L.Callback):
         if trainer.is_global_zero and self.rows:
             said = latency_line(self.latency) if self.latency else ""
             conclude(trainer, self.rows, said, self.samples, self.latency)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Does the same at once where nothing is trained."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_fit_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What the last validation found: a run that is resumed at its end still has its table."""

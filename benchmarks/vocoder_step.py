@@ -79,9 +79,8 @@ class Theirs:
 
     def __init__(self, module: VocoderModule, batch: Batch) -> None:
         segments, config = cut(batch, module.segments.frames, module.mel), module.optimizer
-        wave, self.gain = segments.wave * segments.gain, segments.gain[:, None]
-        self.x, self.y, self.mel = segments.mel.transpose(1, 2), wave[:, None], module.mel.config
-        self.y_mel = module.mel(wave).transpose(1, 2)
+        self.x, self.y, self.mel = segments.mel.transpose(1, 2), segments.wave[:, None], module.mel.config
+        self.y_mel = module.mel(segments.wave).transpose(1, 2)
         self.generator, (self.mpd, self.mrd) = module.model.generator, module.adversary.parts
         self.losses, self.clip_grad_norm = module.adversary.losses, config.early_clip_norm
         self.fn_mel_loss_multiscale = module.adversary.multi_scale
@@ -92,7 +91,7 @@ class Theirs:
     def step(self) -> float:
         """Takes one; returns the generator's loss."""
         mel, y = self.mel, self.y
-        y_g_hat = self.generator(self.x) * self.gain
+        y_g_hat = self.generator(self.x)
         bands = (mel.n_fft, mel.num_bands, mel.sample_rate, mel.hop_length, mel.win_length, mel.f_min, mel.f_max)
         y_g_hat_mel = mel_spectrogram(y_g_hat.squeeze(1), *bands)
         self.optim_d.zero_grad()
@@ -133,15 +132,14 @@ class Bare:
         module, limit = self.module, self.module.optimizer.early_clip_norm
         segments = cut(self.batch, module.segments.frames, module.mel)
         made = module.model.decode(segments.mel)
-        real, fake = segments.wave * segments.gain, made * segments.gain
-        loss = module.adversary.discriminator_loss(real, fake)
+        loss = module.adversary.discriminator_loss(segments.wave, made)
         self.discriminators.zero_grad()
         loss.backward()
         norms = [clip_grad_norm_(part.parameters(), limit) for part in module.adversary.parts]
         skip_unless_finite(self.discriminators, torch.stack(norms).sum())
         self.discriminators.step()
         module.adversary.requires_grad_(False)
-        total = module.adversary.generator_losses(real, fake).total
+        total = module.adversary.generator_losses(segments.wave, made).total
         self.generator.zero_grad()
         total.backward()
         module.adversary.requires_grad_(True)

@@ -19,12 +19,6 @@ from sf_lightning.flow.noise import keyed_generator
 BLOCK_FRAMES = 24
 """Of the blocks in which a pack comes; segments begin at any frame."""
 
-PEAK = 0.95
-"""Largest sample of a segment when it is judged, as in the authors' trainer."""
-
-MAX_GAIN = 100.0
-"""What silence is amplified by; the authors have no limit."""
-
 
 @dataclass(frozen=True)
 class SegmentConfig:
@@ -50,14 +44,11 @@ class Segments(NamedTuple):
         wave: [B, S * hop].
         mel: Log-mels of the same frames, each as the whole clip has it, [B, S, F]; or those that the batch brings.
         utterance: Of the batch, int64 [B].
-        gain: What brings the largest sample of a segment to `PEAK`, at most `MAX_GAIN`, [B, 1]. Discriminators hear
-            real and made segments so, for they are deaf to clips of a low level (LOG.md).
     """
 
     wave: Tensor
     mel: Tensor
     utterance: Tensor
-    gain: Tensor
 
 
 def draw_starts(batch: Batch, config: SegmentConfig, seed: int) -> Tensor:
@@ -100,9 +91,7 @@ def cut(batch: Batch, frames: int, mel: MelSpectrogram) -> Segments:
     at = batch.starts[:, None] + torch.arange(frames, device=batch.wave.device)  # [B, S]
     inner = batch.wave[:, pad : batch.wave.shape[1] - pad].reshape(-1, hop)  # [M * W, hop]
     mels = (mel.frames(batch.wave) if batch.mels is None else batch.mels).flatten(0, 1)  # [M * W, F]
-    wave = inner[at].flatten(1)
-    gain = (PEAK / wave.abs().amax(1, keepdim=True)).clamp(max=MAX_GAIN)  # silence: inf, so the limit
-    return Segments(wave, mels[at], blocks.utterance[batch.starts // blocks.block_size], gain)
+    return Segments(inner[at].flatten(1), mels[at], blocks.utterance[batch.starts // blocks.block_size])
 
 
 def _begins(utterance: Tensor, valid: Tensor, frames: int) -> Tensor:

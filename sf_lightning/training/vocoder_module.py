@@ -18,7 +18,7 @@ from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.packing import Batch
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut, draw_starts
 from sf_lightning.model.pretrained import CHECKPOINT_FORMAT
-from sf_lightning.model.torch_files import read_torch
+from sf_lightning.model.qwen_files import read_torch
 from sf_lightning.training.base import DataNeeds, ShardTrained, plain, require_same
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard, skip_unless_finite
@@ -168,17 +168,17 @@ class VocoderModule(ShardTrained):
             made = self.model.decode(segments.mel)  # in 16 bits its noise is 38 dB below it (LOG.md)
         # Of the segments, not of the losses, which the package averages: this names the one that is broken.
         self.guard.saw((made - segments.wave).abs().mean(1), segments.utterance, batch.keys)
-        real, fake = segments.wave * segments.gain, made * segments.gain
+
         frozen = self.global_step < self.optimizer.freeze_steps
         loss, judging = made.new_zeros(()), made.new_zeros(len(self.adversary.parts))
         if not frozen:
-            loss, judging = self._train_discriminators(discriminators, real, fake)
+            loss, judging = self._train_discriminators(discriminators, segments.wave, made)
 
         # The generator learns from the discriminators as they are now; they learn nothing here. So autocast does
         # not take what it has kept of them in 16 bits, which is what they were before.
         self.adversary.requires_grad_(False)
         judge = self.adversary.regression if frozen else self.adversary.generator_losses
-        losses = judge(real, fake)
+        losses = judge(segments.wave, made)
         generator.zero_grad()
         self.manual_backward(losses.total)
         self.adversary.requires_grad_(True)
@@ -193,10 +193,10 @@ class VocoderModule(ShardTrained):
         return {"loss": losses.total.detach(), "discriminator_loss": loss.detach()}
 
     def _train_discriminators(
-        self, optimizer: torch.optim.Optimizer, real: Tensor, fake: Tensor
+        self, optimizer: torch.optim.Optimizer, wave: Tensor, made: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Takes their step on segments [B, N]; returns their loss, and the gradient's norm for each kind, [2]."""
-        loss, limit = self.adversary.discriminator_loss(real, fake), self._clip_norm()
+        loss, limit = self.adversary.discriminator_loss(wave, made), self._clip_norm()
         optimizer.zero_grad()
         self.manual_backward(loss)
         norms = torch.stack([clip_grad_norm_(part.parameters(), limit) for part in self.adversary.parts])

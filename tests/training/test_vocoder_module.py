@@ -21,7 +21,7 @@ from sf_lightning.data.corpus import find_units
 from sf_lightning.data.lanes import Lane, LaneState, Reading
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.recipe import Recipe
-from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, Segments, cut
+from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.optimizer import GANOptimizerConfig
@@ -92,11 +92,6 @@ def fit(module: VocoderModule, datamodule: Any, steps: int, *callbacks: L.Callba
     return trainer
 
 
-def as_judged(module: VocoderModule, segments: Segments) -> tuple[Tensor, Tensor]:
-    """Real and made segments, as loud as they are judged."""
-    return segments.wave * segments.gain, module.model.decode(segments.mel) * segments.gain
-
-
 @pytest.mark.parametrize("losses", [LossConfig("single", 45.0), LossConfig("multi_scale", 15.0)])
 def test_it_learns_the_segments_of_a_batch_by_heart(shards: ShardSet, losses: LossConfig) -> None:
     module = tiny(losses=losses, segments=SegmentConfig(frames=16, per_pack=2))
@@ -104,7 +99,7 @@ def test_it_learns_the_segments_of_a_batch_by_heart(shards: ShardSet, losses: Lo
 
     def distance() -> float:
         segments = cut(batch, module.segments.frames, module.mel)
-        return float(module.adversary.mel_loss(*as_judged(module, segments)).detach())
+        return float(module.adversary.mel_loss(segments.wave, module.model.decode(segments.mel)).detach())
 
     before = distance()
     trainer = fit(module, Same(batch), 60)
@@ -116,7 +111,7 @@ def test_the_discriminators_learn_from_their_own_loss_and_from_nothing_else(shar
     module, other = tiny(), tiny()
     batch = module.draw(batch_of(shards))
     segments = cut(batch, module.segments.frames, module.mel)
-    other.adversary.discriminator_loss(*as_judged(other, segments)).backward()
+    other.adversary.discriminator_loss(segments.wave, other.model.decode(segments.mel)).backward()
     for part in other.adversary.parts:
         clip_grad_norm_(part.parameters(), other.optimizer.early_clip_norm)
     fit(module, Same(batch), 1)
@@ -248,7 +243,7 @@ def test_the_discriminators_rest_at_first_and_the_generator_follows_the_mel_alon
     other = tiny()
     batch = module.draw(batch_of(shards))
     segments = cut(batch, module.segments.frames, module.mel)
-    loss = other.adversary.regression(*as_judged(other, segments)).total
+    loss = other.adversary.regression(segments.wave, other.model.decode(segments.mel)).total
     loss.backward()
     clip_grad_norm_(other.model.parameters(), other.optimizer.early_clip_norm)
     notes, judged = Notes(), []

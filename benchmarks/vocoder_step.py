@@ -3,11 +3,11 @@
     python benchmarks/vocoder_step.py --shards shards/speech/train [--config experiments/vocoder_base.yaml] [--json]
 
 Three ways take a step in turn, in one process: the loop of `bigvgan/train.py`, written out as it stands there but
-for its devices, logs and checkpoints (it takes its segments ready made); the same with what `VocoderModule` does
-besides or otherwise (segments cut and their mels made, discriminators frozen while the generator learns, a fused
-optimizer that may skip, averages), without Lightning; and `VocoderModule` under Lightning's Trainer, no loggers.
-The first step's losses must agree. A step's time is the median. Further options change the recipe, such as
---model.segments.frames=64.
+for its devices, logs and checkpoints (it takes its segments ready made, and clips at early_clip_norm); the same
+with what `VocoderModule` does besides or otherwise (segments cut and their mels made, discriminators frozen while
+the generator learns, a fused optimizer that may skip, averages), without Lightning; and `VocoderModule` under
+Lightning's Trainer, no loggers. The first step's losses must agree. A step's time is the median. Further options
+change the recipe, such as --model.segments.frames=64.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from bigvgan.loss import discriminator_loss, feature_loss, generator_loss
+from bigvgan.loss import MultiScaleMelSpectrogramLoss, discriminator_loss, feature_loss, generator_loss
 from bigvgan.meldataset import mel_spectrogram
 from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
@@ -83,7 +83,7 @@ class Theirs:
         self.y_mel = module.mel(segments.wave).transpose(1, 2)
         self.generator, (self.mpd, self.mrd) = module.model.generator, module.adversary.parts
         self.losses, self.clip_grad_norm = module.adversary.losses, config.early_clip_norm
-        self.fn_mel_loss_multiscale = module.adversary.multi_scale
+        self.fn_mel_loss_multiscale = MultiScaleMelSpectrogramLoss(module.mel.config.sample_rate)
         given = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
         self.optim_g = torch.optim.AdamW(self.generator.parameters(), **given)
         self.optim_d = torch.optim.AdamW(itertools.chain(self.mrd.parameters(), self.mpd.parameters()), **given)

@@ -107,7 +107,8 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
             each["mr_stft"] = torch.stack([stft_distance(*pair) for pair in zip(waves, references, strict=True)])
             for part, which in parts.items():
                 found[part][way] = {name: float(each[name][which].nanmean()) for name in NAMES}
-                found[part][way] |= {"clips": int(which.sum()), "real_time_factor": factor}
+                missing = sum(int(each[name][which].isnan().sum()) for name in NAMES)  # means are without them
+                found[part][way] |= {"clips": int(which.sum()), "no_score": missing, "real_time_factor": factor}
     return found
 
 

@@ -119,14 +119,18 @@ class FitCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.base = None  # all that it says is in the config now
         trainer = config.trainer
-        folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit") + _of_agent("/")
+        run = folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit") + _of_agent("/")
+        if self.subcommand == "validate":  # leaves what the run has written as it is
+            folder = trainer.default_root_dir = f"{run}/validate"
         # Also where a run was stopped or killed before it saved anything: it begins again, under its id.
         goes_on = self.subcommand == "fit" and config.ckpt_path is not None
         if config.get("ckpt_path") == "last":
-            last = newest(Path(folder, "checkpoints"))
+            last = newest(Path(run, "checkpoints"))
             config.ckpt_path = str(last) if last else None
+            if last is None and self.subcommand == "validate":
+                raise FileNotFoundError(f"--ckpt_path=last: no checkpoint in {run}/checkpoints")
             if last is None:
-                rank_zero_only(print)(f"--ckpt_path=last: nothing to go on with in {folder}: begins anew")
+                rank_zero_only(print)(f"--ckpt_path=last: nothing to go on with in {run}: begins anew")
         for arguments in _of_wandb(trainer):
             known = (goes_on and _run_id(folder)) or _of_agent()
             arguments["id"] = arguments["id"] or known or generate_id()
@@ -156,7 +160,8 @@ class FitCLI(LightningCLI):
             self.datamodule.check(self.model)
             self.model.begin()
         else:
-            self.datamodule.require_order_of(self._read(Path(self.config.fit.ckpt_path)), self.model)
+            content = self._read(Path(self.config.fit.ckpt_path), goes_on=True)
+            self.datamodule.require_order_of(content, self.model)
         if stale := [*folder.glob("hpc_ckpt_*")]:
             raise FileExistsError(
                 f"{stale[0]} is of Lightning's own requeueing, and would be taken for this run's: move it away"
@@ -178,8 +183,10 @@ class FitCLI(LightningCLI):
         if self.config.validate.ckpt_path is not None:
             content = self._read(Path(self.config.validate.ckpt_path))
             self.trainer.fit_loop.load_state_dict(content["loops"]["fit_loop"])
+            # What loggers call a step: as where the run itself was validated.
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, content["global_step"] - 1)
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read(self, path: Path, goes_on: bool = False) -> dict[str, Any]:
         """Reads a checkpoint of what this run trains; raises FileNotFoundError or ValueError if it is none."""
         if path.is_dir() and not saves_folders(self.trainer.strategy):
             raise ValueError(
@@ -189,7 +196,7 @@ class FitCLI(LightningCLI):
             content = read_content(path)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"--ckpt_path: {error}") from error
-        require_same(content, self.model)
+        require_same(content, self.model, goes_on)
         return content
 
 

@@ -1,5 +1,6 @@
 """The model card of a vocoder: what it is, how good it was in validation, how it is used."""
 
+from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli.card import Scores, data_words, license_words, mel_words, under_front, validation_words
 from sf_lightning.vocoder.files import CONFIG, WEIGHTS, TrainedVocoder
 from sf_lightning.vocoder.generator import context_frames
@@ -29,8 +30,8 @@ import torch
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.vocoder.config import VocoderConfig
 
-vocoder = VocoderConfig("{name}").make(MelConfig())
-wave = vocoder.decode(torch.zeros(1, 100, 80) - 5)  # log-mel [B, T, F] to [B, N]
+vocoder = VocoderConfig("{name}").make({mel})
+wave = vocoder.decode(torch.zeros(1, 100, {bands}) - 5)  # log-mel [B, T, F] to [B, N]
 ```
 
 The [bigvgan](https://github.com/NVIDIA/BigVGAN) package's own class takes it as well:
@@ -66,6 +67,8 @@ def vocoder_card(
     """
     body = BODY.format(
         name=name,
+        mel="MelConfig()" if trained.mel == MelConfig() else repr(trained.mel),
+        bands=trained.mel.num_bands,
         table=_table(trained),
         validation=validation_words(trained.averaged, scores),
         license=license_words(license),

@@ -15,9 +15,11 @@ def stft_distance(wave: Tensor, reference: Tensor) -> Tensor:
 
     As auraloss has it, by which BigVGAN's authors judge theirs: the mean over `RESOLUTIONS` of spectral
     convergence (the norm of the difference of magnitudes over that of the original's) and the mean difference of
-    log-magnitudes.
+    log-magnitudes. NaN where the longest transform cannot be mirrored at the edges: for 1024 samples or fewer.
     """
     length = min(len(wave), len(reference))
+    if length <= max(n_fft for n_fft, _, _ in RESOLUTIONS) // 2:
+        return wave.new_tensor(float("nan"))
     pair = torch.stack([wave[:length], reference[:length]]).float()
     total = pair.new_zeros(())
     for n_fft, hop, window in RESOLUTIONS:

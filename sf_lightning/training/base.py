@@ -74,6 +74,9 @@ class ShardTrained(L.LightningModule, ABC):
     same: ClassVar[tuple[str, ...]]
     """Hyperparameters in which a run that goes on is what it was."""
 
+    brought: ClassVar[tuple[str, ...]]
+    """Settings that a checkpoint's optimizers bring along: others would be ignored where a run goes on."""
+
     tokenizer_digest: str | None = None
 
     @property
@@ -106,11 +109,17 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def require_same(checkpoint: dict[str, Any], module: ShardTrained) -> None:
+def require_same(checkpoint: dict[str, Any], module: ShardTrained, goes_on: bool = False) -> None:
     """Checks that a checkpoint is one of `sf-fit`, and of what this run trains.
 
+    Args:
+        checkpoint: Its content.
+        module: What this run trains.
+        goes_on: Whether it is trained on.
+
     Raises:
-        ValueError: if it is not, or one of `module.same` is not what this run has.
+        ValueError: if it is not, or one of `module.same`, or `module.brought` of a run that goes on, is not what
+            this run has.
     """
     if "format" not in checkpoint:
         raise ValueError(
@@ -118,13 +127,18 @@ def require_same(checkpoint: dict[str, Any], module: ShardTrained) -> None:
             "formats had numbers"
         )
     require_format("this checkpoint", checkpoint["format"], CHECKPOINT_FORMAT)
-    hparams: Any = module.hparams
-    for part in module.same:
-        if part not in checkpoint["hyper_parameters"]:
-            raise ValueError(f"--model.{part}: the checkpoint has none: it is not of what this run trains")
-        came, wanted = checkpoint["hyper_parameters"][part], hparams[part]
+    for part in (*module.same, *(module.brought if goes_on else ())):
+        name, *setting = part.split(".")
+        if name not in checkpoint["hyper_parameters"]:
+            raise ValueError(f"--model.{name}: the checkpoint has none: it is not of what this run trains")
+        came, wanted = (values[name] for values in (checkpoint["hyper_parameters"], dict(module.hparams)))
+        for name in setting:
+            came, wanted = came.get(name, wanted[name]), wanted[name]
         if _differ(came, wanted):
-            raise ValueError(f"--model.{part}: {_difference(part, came, wanted)}: give what the run was begun with")
+            raise ValueError(
+                f"--model.{part}: {_difference(name, came, wanted)}: give what the run was begun with, or begin "
+                "another one with --model.init_from"
+            )
 
 
 def _differ(came: Any, wanted: Any) -> bool:

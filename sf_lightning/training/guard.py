@@ -129,6 +129,6 @@ class NonFiniteGuard:
         if self._in_a_row >= self.limit:
             raise FloatingPointError(
                 f"{self._in_a_row} steps in a row had a gradient that is not finite, the last one {step.number} by "
-                f"{where}: lower --model.optimizer.learning_rate, look at these samples, or raise "
-                f"--model.optimizer.max_bad_steps above {self.limit}"
+                f"{where}: look at these samples; raise --model.optimizer.max_bad_steps above {self.limit}; or "
+                "lower --model.optimizer.learning_rate, in a run that begins anew with --model.init_from"
             )

@@ -3,7 +3,6 @@
 Letters: U utterances, M blocks, W frames of a block, F mel bands, S speaker width.
 """
 
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,13 +30,10 @@ from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.base import DataNeeds, ShardTrained, decoder_needs, plain, require_same
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard
-from sf_lightning.training.optimizer import OptimizerConfig, adamw, warmup_cosine
+from sf_lightning.training.optimizer import ClippedSteps, OptimizerConfig, adamw, warmup_cosine
 from sf_lightning.training.sharding import gathered, is_sharded, shard, whole
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.config import VocoderConfig
-
-CLIP_WINDOW = 100
-"""Steps over which `train/clip_share` is counted."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +70,7 @@ class StreamFlowModule(ShardTrained):
     """
 
     same = ("layout", "dit", "mel", "scale", "speaker", "predict")
+    brought = ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.beta2")
 
     def __init__(
         self,
@@ -108,7 +105,7 @@ class StreamFlowModule(ShardTrained):
         self.compiles, self.init_from = compile, init_from
         self.warm_started: str | None = None
         self.guard = NonFiniteGuard(optimizer.max_bad_steps)
-        self._clipped: deque[Tensor] = deque(maxlen=CLIP_WINDOW)
+        self.clipped = ClippedSteps()
         self.manifest: Manifest | None = None
 
     @property
@@ -209,9 +206,8 @@ class StreamFlowModule(ShardTrained):
         limit = gradient_clip_val or float("inf")
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.guard.watch(optimizer, norm, self.global_step)
-        self._clipped.append(norm > limit)
         self.log("train/gradient_norm", norm)
-        self.log("train/clip_share", torch.stack([*self._clipped]).float().mean())
+        self.log("train/clip_share", self.clipped.saw(norm, limit))
         self.log("train/skipped_steps", float(self.guard.skipped))
 
     def configure_optimizers(self) -> Any:
@@ -257,7 +253,7 @@ class StreamFlowModule(ShardTrained):
         """Adds the number of the format, whose tokens the model has learnt, and what the log counts."""
         checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["guard"] = self.guard.state_dict()
-        checkpoint["clipped"] = [bool(each) for each in self._clipped]
+        checkpoint["clipped"] = self.clipped.state_dict()
         checkpoint["tokenizer_digest"] = self.tokenizer_digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -266,7 +262,7 @@ class StreamFlowModule(ShardTrained):
         self.init_from = None
         self.tokenizer_digest = checkpoint["tokenizer_digest"]
         self.guard.load_state_dict(checkpoint["guard"])
-        self._clipped.extend(torch.tensor(each, device=self.device) for each in checkpoint["clipped"])
+        self.clipped.load_state_dict(checkpoint["clipped"], self.device)
 
     # -- use ------------------------------------------------------------------------------------------
 

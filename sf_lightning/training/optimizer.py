@@ -1,11 +1,12 @@
 """How weights are stepped: AdamW, its learning rate over a run, and the settings of both kinds of training."""
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -112,3 +113,27 @@ def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> 
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     return LambdaLR(optimizer, factor)
+
+
+CLIP_WINDOW = 100
+"""Steps over which `train/clip_share` is counted."""
+
+
+class ClippedSteps:
+    """Counts, on the device, which of the last `CLIP_WINDOW` steps had a gradient beyond the limit."""
+
+    def __init__(self) -> None:
+        self._last: deque[Tensor] = deque(maxlen=CLIP_WINDOW)
+
+    def saw(self, norm: Tensor, limit: float) -> Tensor:
+        """Takes the norm of a step's gradient, a scalar; returns the share of clipped steps, a scalar."""
+        self._last.append(norm > limit)
+        return torch.stack([*self._last]).float().mean()
+
+    def state_dict(self) -> list[bool]:
+        """Of each of the last steps, whether it was clipped."""
+        return [bool(each) for each in self._last]
+
+    def load_state_dict(self, state: list[bool], device: torch.device) -> None:
+        """Takes it back, to the device of the norms to come."""
+        self._last.extend(torch.tensor(each, device=device) for each in state)

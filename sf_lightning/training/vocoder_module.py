@@ -22,7 +22,7 @@ from sf_lightning.model.qwen_files import read_torch
 from sf_lightning.training.base import DataNeeds, ShardTrained, plain, require_same
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard, skip_unless_finite
-from sf_lightning.training.optimizer import GANOptimizerConfig
+from sf_lightning.training.optimizer import ClippedSteps, GANOptimizerConfig
 from sf_lightning.vocoder.adversary import REACH, Adversary, DiscriminatorConfig, GeneratorLosses, LossConfig
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.files import is_trained
@@ -49,6 +49,7 @@ class VocoderModule(ShardTrained):
     """
 
     same = ("generator", "mel", "discriminators", "segments")
+    brought = tuple(f"optimizer.{name}" for name in ("learning_rate", "decay", "beta1", "beta2", "freeze_steps"))
 
     def __init__(
         self,
@@ -78,10 +79,11 @@ class VocoderModule(ShardTrained):
         self.adversary = Adversary(discriminators, losses, mel)
         self.mel = MelSpectrogram(mel)
         self.guard = NonFiniteGuard(optimizer.max_bad_steps)
+        self.clipped = ClippedSteps()
 
     @property
     def needs(self) -> DataNeeds:
-        """The mel, and clips of at least a segment; any tokens."""
+        """The mel, and clips of at least a segment; any tokens whose frames divide `BLOCK_FRAMES`."""
         return DataNeeds(self.mel.config, BLOCK_FRAMES, min_frames=self.segments.frames)
 
     def draw(self, batch: Batch) -> Batch:
@@ -124,14 +126,15 @@ class VocoderModule(ShardTrained):
                 f"--model.init_from: {path} brings discriminators that have learnt: "
                 f"--model.optimizer.freeze_steps {self.optimizer.freeze_steps} would rest them, give 0"
             )
-        adversary = self.adversary.state_dict()
-        came = {name.removeprefix("adversary."): value for name, value in read_torch(path)["state_dict"].items()}
-        for name, value in adversary.items():
-            if name not in came or came[name].shape != value.shape:
-                raise ValueError(
-                    f"--model.init_from: the discriminators of {path} are others (by {name}): give this run theirs"
-                )
-        self.adversary.load_state_dict({name: came[name] for name in adversary})
+        content = read_torch(path)
+        # By their sizes, for weights do not say which periods they hear.
+        if (theirs := content["hyper_parameters"]["discriminators"]) != (ours := self.hparams["discriminators"]):
+            raise ValueError(
+                f"--model.init_from: the discriminators of {path} are others: {theirs}, this run has {ours}: give "
+                "this run theirs"
+            )
+        came = {name.removeprefix("adversary."): value for name, value in content["state_dict"].items()}
+        self.adversary.load_state_dict({name: came[name] for name in self.adversary.state_dict()})
 
     def on_fit_start(self) -> None:
         """Takes the weights of another vocoder unless a checkpoint was restored."""
@@ -222,6 +225,7 @@ class VocoderModule(ShardTrained):
             "adversarial_loss": losses.adversarial.detach(),
             "discriminator_loss": discriminator_loss.detach(),
             "gradient_norm": norm,
+            "clip_share": self.clipped.saw(norm, self._clip_norm()),
             "period_gradient_norm": judging[0],
             "spectral_gradient_norm": judging[1],
             "skipped_steps": float(self.guard.skipped),
@@ -271,9 +275,11 @@ class VocoderModule(ShardTrained):
         """Adds the number of the format, and what the log counts."""
         checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["guard"] = self.guard.state_dict()
+        checkpoint["clipped"] = self.clipped.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the count back, if the checkpoint is of the same networks and segments."""
         require_same(checkpoint, self)
         self.init_from = None
         self.guard.load_state_dict(checkpoint["guard"])
+        self.clipped.load_state_dict(checkpoint["clipped"], self.device)

@@ -100,6 +100,33 @@ class GeneratorLosses(NamedTuple):
         return self.mel + self.feature + self.adversarial
 
 
+class MultiScaleMels(MultiScaleMelSpectrogramLoss):
+    """The package's loss, with windows and filters kept on the device.
+
+    The package copies them to it at each use, and waits for that.
+
+    Args:
+        sample_rate: Of the waves.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        super().__init__(sample_rate)
+        for bands, low, high, params in zip(
+            self.n_mels, self.mel_fmin, self.mel_fmax, self.stft_params, strict=True
+        ):
+            length = params.window_length
+            window = torch.from_numpy(self.get_window(params.window_type, length)).float()
+            filters = torch.from_numpy(self.get_mel_filters(sample_rate, length, bands, low, high))
+            self.register_buffer(f"window_{length}", window, persistent=False)
+            self.register_buffer(f"filters_{length}", filters, persistent=False)
+
+    def mel_spectrogram(self, wav: Tensor, window_length: int, hop_length: int, **_: object) -> Tensor:
+        """Returns the mel magnitudes [B, 1, bands, frames] of waves [B, 1, N]."""
+        window, filters = (self.get_buffer(f"{name}_{window_length}") for name in ("window", "filters"))
+        spectrum = torch.stft(wav[:, 0], window_length, hop_length, window=window, return_complex=True)
+        return (filters @ spectrum.abs())[:, None]
+
+
 class Adversary(nn.Module):
     """Judges segments [B, N].
 
@@ -144,7 +171,7 @@ class Adversary(nn.Module):
         for each in self.parts.modules():
             if isinstance(each, CQT2010v2 | Resample):
                 each.forward = in_full(each.forward)
-        self.multi_scale = MultiScaleMelSpectrogramLoss(mel.sample_rate)
+        self.multi_scale = MultiScaleMels(mel.sample_rate)
         self.mel = MelSpectrogram(mel)
 
     def discriminator_loss(self, wave: Tensor, made: Tensor) -> Tensor:

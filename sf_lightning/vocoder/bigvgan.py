@@ -48,7 +48,7 @@ class BigVGANVocoder(nn.Module):
         for name, wanted in mel_hyperparameters(mel).items():
             came = h.get(name)
             if came != wanted and not (name == "fmax" and came is None and wanted == mel.sample_rate / 2):
-                raise ValueError(f"vocoder: its {name} is {came}, the decoder's mel has {wanted}")
+                raise ValueError(f"vocoder: its {name} is {came}, the mel of this run has {wanted}")
         rate = mel.sample_rate if sample_rate is None else sample_rate
         product, hop = math.prod(h["upsample_rates"]), rate * mel.hop_length / mel.sample_rate
         if product != hop:

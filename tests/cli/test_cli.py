@@ -50,8 +50,12 @@ def test_a_checkpoint_is_listened_to_again_under_its_own_step(
     given = ["validate", *arguments(fitted, tmp_path, f"--model.layout={run.with_name('layout.yaml')}")]
     fit.main([*given, f"--ckpt_path={run}/checkpoints/last.ckpt"])
     wandb.finish()
-    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-000004"]
-    again, first = ((folder / "summary.md").read_text().splitlines() for folder in (tmp_path, run))
+    there = tmp_path / "validate"  # beside what the run itself has written
+    assert [*tmp_path.iterdir()] == [there]
+    assert [path.name for path in (there / "samples").iterdir()] == ["step-000004"]
+    with (there / "csv" / "metrics.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["3"]
+    again, first = ((folder / "summary.md").read_text().splitlines() for folder in (there, run))
     assert again[2:6] == first[2:6]
     said = capsys.readouterr().out
     assert all(title.strip() in said for title in again[0].split("|"))  # the table is not cut, no terminal is there

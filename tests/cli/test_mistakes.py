@@ -60,6 +60,7 @@ def test_a_checkpoint_that_a_run_cannot_go_on_with_leaves_the_run_as_it_was(
         ([f"--ckpt_path={tmp_path}/old.ckpt"], "no number of its format: it is not one of sf-fit, or from before"),
         (["--ckpt_path=last"], "--model.layout: the checkpoint has forward"),
         ([f"--ckpt_path={run}/checkpoints/last.ckpt"], "--model.layout: the checkpoint has forward"),
+        ([*same, "--model.optimizer.learning_rate=1e-9"], "has learning_rate 0.0.*, this run has 1e-09: give what"),
         ([*same, "--data.lanes=4"], "the checkpoint stands in 1 lanes, data.lanes is 4"),
         ([*same, f"--data.train=[{fitted.folder},{fitted.folder}]"], "stands in 1 training sets, data.train has 2"),
     ):

@@ -101,7 +101,7 @@ def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, t
     assert made[0].abs().mean() > 1e-6 and torch.equal(*made)
     module = VocoderModule.load_from_checkpoint(checkpoint)
     torch.testing.assert_close(module.synthesise(mel), made[0], atol=1e-6, rtol=0)
-    with pytest.raises(ValueError, match="its hop_size is 160, the decoder's mel has 200"):
+    with pytest.raises(ValueError, match="its hop_size is 160, the mel of this run has 200"):
         VocoderConfig(str(checkpoint)).make(MelConfig(hop_length=200))
     torch.save(torch.load(checkpoint, weights_only=True) | {"format": 99}, tmp_path / "newer.ckpt")
     with pytest.raises(ValueError, match=r"newer.ckpt has format 99, sf-lightning .* reads up to 1: install"):

@@ -26,6 +26,7 @@ def test_a_copy_with_another_phase_is_near_and_noise_is_far() -> None:
     assert near < 0.25 < 1 < far
     assert torch.isfinite(stft_distance(torch.zeros(32000), wave))
     assert float(stft_distance(wave[:20000], wave)) == 0  # the longer is cut to the shorter
+    assert stft_distance(wave[:1025], wave) == 0 and stft_distance(wave[:1024], wave).isnan()
 
 
 @pytest.mark.parametrize("pitch_hz", [70, 220, 450])

@@ -186,6 +186,30 @@ def test_a_step_that_is_not_finite_changes_no_weight_is_counted_and_named(
     assert any(key in said[0] for key in notes.seen[2][2] if key)
 
 
+def test_where_the_generators_gradient_alone_is_not_finite_the_discriminators_have_learnt(shards: ShardSet) -> None:
+    module = tiny()
+    networks: list[list[list[Tensor]]] = []
+
+    class Spoil(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, index: int) -> None:
+            weight = torch.nan if index == 1 else 1.0
+            module.adversary.losses = replace(module.adversary.losses, adversarial_weight=weight)
+
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            both = (module.model, module.adversary)
+            networks.append([[p.detach().clone() for p in each.parameters()] for each in both])
+
+    fit(module, data(shards), 3, Spoil())
+    first, spoilt, last = networks
+
+    def moved(before: list[Tensor], after: list[Tensor]) -> list[bool]:
+        return [not torch.equal(*pair) for pair in zip(before, after, strict=True)]
+
+    assert not any(moved(first[0], spoilt[0])) and all(moved(first[1], spoilt[1]))
+    assert all(moved(spoilt[0], last[0]))
+    assert module.guard.skipped == 1 and all(p.isfinite().all() for p in module.parameters())
+
+
 @pytest.mark.parametrize("kind", ["resolutions", "cqt"])
 @pytest.mark.parametrize("losses", [LossConfig("single", 45.0), LossConfig("multi_scale", 15.0)])
 def test_segments_of_silence_are_learnt_without_a_step_that_is_not_finite(

@@ -13,6 +13,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.vocoder.adversary import DiscriminatorConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
+from tests.training import test_training as decoders
 from tests.training.test_vocoder_module import TINY, Notes, data, fit, tiny
 
 
@@ -92,6 +93,11 @@ def test_a_checkpoint_of_another_network_or_of_a_decoder_is_refused(shards: Shar
     other = GeneratorConfig((10, 16), (20, 32), channels=32, kernel_sizes=(3,), dilations=(1,))
     with pytest.raises(ValueError, match=r"--model.generator: the checkpoint has channels 16, this run has 32"):
         fit(tiny(generator=other), data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
+    decoders.fit(tmp_path, decoders.small_module(), decoders.data(shards), 1)
+    with pytest.raises(ValueError, match=r"--model.generator: the checkpoint has none: it is not of what this run"):
+        fit(tiny(), data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"--model.init_from: .*last.ckpt is no checkpoint of a vocoder"):
+        tiny(init_from=str(tmp_path / "last.ckpt")).begin()
 
 
 def test_networks_of_other_sizes_are_not_begun_with(shards: ShardSet, tmp_path: Path) -> None:
@@ -100,9 +106,10 @@ def test_networks_of_other_sizes_are_not_begun_with(shards: ShardSet, tmp_path: 
     snake = replace(TINY["generator"], activation="snake")  # type: ignore[type-var]
     with pytest.raises(ValueError, match=r"has activation snakebeta, this run snake: wanted the same"):
         tiny(init_from=str(path), generator=snake).begin()
-    others = DiscriminatorConfig("resolutions", periods=(2, 3), width=1 / 16)
-    with pytest.raises(ValueError, match=r"the discriminators of .* are others \(by parts"):
-        tiny(init_from=str(path), discriminators=others).begin()
+    for change in ({"width": 1 / 16}, {"periods": (3, 2)}):  # the latter have weights of the same shapes
+        others = replace(TINY["discriminators"], **change)  # type: ignore[type-var]
+        with pytest.raises(ValueError, match=r"the discriminators of .* are others: .*, this run has .*"):
+            tiny(init_from=str(path), discriminators=others).begin()
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])

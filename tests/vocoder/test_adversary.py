@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 from bigvgan.discriminators import DiscriminatorCQT
-from bigvgan.loss import discriminator_loss
+from bigvgan.loss import MultiScaleMelSpectrogramLoss, discriminator_loss
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
@@ -25,6 +25,15 @@ def test_what_tells_real_from_made_is_the_loss_of_the_package() -> None:
     pairs = [part(real[:, None], made[:, None])[:2] for part in adversary.parts]
     wanted = sum(discriminator_loss(*pair)[0] for pair in pairs)
     torch.testing.assert_close(adversary.discriminator_loss(real, made), wanted)
+
+
+def test_the_distance_of_mels_is_that_of_the_package() -> None:
+    adversary, (real, made) = tiny(losses=LossConfig("multi_scale")).adversary, torch.randn(2, 3, 2560)
+    theirs = MultiScaleMelSpectrogramLoss(16000)
+    made.requires_grad_()
+    pairs = adversary.mel_loss(real, made), theirs(real[:, None], made[:, None])
+    torch.testing.assert_close(*pairs)
+    torch.testing.assert_close(*(torch.autograd.grad(each, made)[0] for each in pairs), atol=1e-6, rtol=1e-3)
 
 
 def test_the_constant_q_transforms_hear_every_bit_of_the_wave_in_bf16() -> None:

@@ -55,7 +55,7 @@ def test_a_shipped_vocoder_of_another_mel_is_refused_with_both_numbers_and_the_w
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = MelConfig(hop_length=200)
-    with pytest.raises(ValueError, match=r"its hop_size is 160, the decoder's mel has 200$"):
+    with pytest.raises(ValueError, match=r"its hop_size is 160, the mel of this run has 200$"):
         VocoderConfig("tiny").make(other)
     monkeypatch.setattr(choice, "DEFAULT", "tiny")
     with pytest.raises(ValueError, match=r"has 200; it is the default, griffin_lim takes any mel"):

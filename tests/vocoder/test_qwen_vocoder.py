@@ -262,7 +262,7 @@ def test_sounds_of_24_khz_are_scored_beside_16_khz_references_and_kept_at_their_
             {"resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1, 3, 5]]},
             r"do not fit .* is \[.*\], wanted (\[|no such tensor)",
         ),
-        ({"mel_dim": 100}, "its num_mels is 100, the decoder's mel has 80"),
+        ({"mel_dim": 100}, "its num_mels is 100, the mel of this run has 80"),
         ({"upsample_rates": [5, 2, 2, 2, 2, 2]}, "upsample_rates multiply to 160, the hop length is 240 at 24000"),
     ],
 )
@@ -277,7 +277,7 @@ def test_sizes_that_are_not_those_of_the_weights_are_refused_with_both(
 
 def test_a_mel_that_is_not_qwens_is_refused_with_both_values(state: dict[str, Tensor], tmp_path: Path) -> None:
     path = save_as("safetensors", tmp_path, state)
-    with pytest.raises(ValueError, match="its win_size is 640, the decoder's mel has 1024"):
+    with pytest.raises(ValueError, match="its win_size is 640, the mel of this run has 1024"):
         load_qwen(path, MelConfig(win_length=1024))
 
 

@@ -132,8 +132,8 @@ def test_bigvgan_streamed_with_its_context_equals_the_whole(bigvgan: Path) -> No
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"num_mels": 100}, "its num_mels is 100, the decoder's mel has 80"),
-        ({"sampling_rate": 24000}, "its sampling_rate is 24000, the decoder's mel has 16000"),
+        ({"num_mels": 100}, "its num_mels is 100, the mel of this run has 80"),
+        ({"sampling_rate": 24000}, "its sampling_rate is 24000, the mel of this run has 16000"),
         ({"upsample_rates": [5, 4, 4, 3]}, "multiply to 240, the hop length is 160"),
     ],
 )

@@ -54,7 +54,7 @@ def read_content(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no such file.
+        ValueError: if it is something else, or broken.
     """
     if not path.exists():
         raise FileNotFoundError(f"no file {path}: wanted a checkpoint of sf-fit")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -127,18 +128,32 @@ def require_same(checkpoint: dict[str, Any], module: ShardTrained, goes_on: bool
             "formats had numbers"
         )
     require_format("this checkpoint", checkpoint["format"], CHECKPOINT_FORMAT)
-    for part in (*module.same, *(module.brought if goes_on else ())):
+    parts = (*module.same, *(module.brought if goes_on else ()))
+    do = "give what the run was begun with, or begin another one with --model.init_from"
+    require_equal(parts, checkpoint["hyper_parameters"], dict(module.hparams), do)
+
+
+def require_equal(parts: Iterable[str], came: Mapping[str, Any], wanted: Mapping[str, Any], do: str) -> None:
+    """Checks hyperparameters of a checkpoint against those of a run.
+
+    Args:
+        parts: Which: the name of one, or `name.setting`.
+        came: The checkpoint's, plain values.
+        wanted: The run's.
+        do: What the user can do where they differ.
+
+    Raises:
+        ValueError: with both values, at the first difference.
+    """
+    for part in parts:
         name, *setting = part.split(".")
-        if name not in checkpoint["hyper_parameters"]:
+        if name not in came:
             raise ValueError(f"--model.{name}: the checkpoint has none: it is not of what this run trains")
-        came, wanted = (values[name] for values in (checkpoint["hyper_parameters"], dict(module.hparams)))
+        theirs, ours = came[name], wanted[name]
         for name in setting:
-            came, wanted = came.get(name, wanted[name]), wanted[name]
-        if _differ(came, wanted):
-            raise ValueError(
-                f"--model.{part}: {_difference(name, came, wanted)}: give what the run was begun with, or begin "
-                "another one with --model.init_from"
-            )
+            theirs, ours = theirs.get(name, ours[name]), ours[name]
+        if _differ(theirs, ours):
+            raise ValueError(f"--model.{part}: {_difference(name, theirs, ours)}: {do}")
 
 
 def _differ(came: Any, wanted: Any) -> bool:

@@ -25,6 +25,7 @@ from sf_lightning.model.pretrained import (
 from sf_lightning.model.torch_files import read_torch
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.config import VocoderConfig
+from sf_lightning.vocoder.files import is_trained
 
 SHARDED_META = "meta.pt"
 """In the folder of a checkpoint in shards, what is not in shards."""
@@ -124,6 +125,15 @@ def load_checkpoint(path: Path, average: bool = True) -> Pretrained:
         return Pretrained(description.model.build(weights), description)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def is_decoder(path: Path) -> bool:
+    """Returns whether `load_trained` knows what is there: a folder of `sf-export`, or a checkpoint of `sf-fit`.
+
+    Raises:
+        ValueError: if it is a file that cannot be read.
+    """
+    return is_trained(path) or any((path / name).is_file() for name in (CONFIG, SHARDED_META))
 
 
 def load_trained(path: Path) -> Pretrained:

@@ -3,6 +3,7 @@
 Letters: U utterances, M blocks, W frames of a block, F mel bands, S speaker width.
 """
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +28,16 @@ from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.training.base import DataNeeds, ShardTrained, decoder_needs, plain, require_same
+from sf_lightning.training.base import DataNeeds, ShardTrained, decoder_needs, plain, require_equal, require_same
+from sf_lightning.training.checkpoint import is_decoder, load_trained
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import NonFiniteGuard
 from sf_lightning.training.optimizer import ClippedSteps, OptimizerConfig, adamw, warmup_cosine
 from sf_lightning.training.sharding import gathered, is_sharded, shard, whole
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.config import VocoderConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,9 @@ class StreamFlowModule(ShardTrained):
         optimizer: How weights are trained and averaged.
         decode: How validation, and later `sf-decode`, decode.
         vocoder: What makes the mel audible.
-        init_from: Weights to begin with: Qwen2.5-Omni's folder, one of its files, or a state dict. A resumed
-            run, or a checkpoint that is loaded, has its own.
+        init_from: Weights to begin with: a checkpoint of `sf-fit`, of which the averaged ones are taken, or its
+            export; or Qwen2.5-Omni's folder, one of its files, or a state dict. A resumed run, or a checkpoint that
+            is loaded, has its own.
         compile: Whether to compile each layer; the first steps then take minutes.
         recompute: Whether to keep only the inputs of layers for the backward pass (activation checkpointing).
         seed: Of noise, times and dropped conditions in training.
@@ -128,20 +133,31 @@ class StreamFlowModule(ShardTrained):
     # -- training -------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Takes foreign weights, if the configuration names some."""
-        self.warm_start()
-
-    def warm_start(self) -> None:
-        """Takes foreign weights, once, if the configuration names some and no checkpoint has brought others.
+        """Takes other weights, once, if the configuration names some and no checkpoint has brought others.
 
         Raises:
-            FileNotFoundError, ValueError: as `model.qwen.warm_start`.
+            FileNotFoundError, ValueError: as `load_trained`, `model.qwen.warm_start`; or if the network is another.
         """
         if self.init_from is not None:
-            self.warm_started = str(warm_start(self.model, Path(self.init_from)))
+            path = Path(self.init_from)
+            if not path.exists():
+                raise FileNotFoundError(f"--model.init_from: no file or folder {path}")
+            self.warm_started = self._take(path) if is_decoder(path) else str(warm_start(self.model, path))
             rank_zero_only(print)(f"--model.init_from: {self.warm_started}")
             self.average.load_state_dict(self.model.state_dict())
             self.init_from = None
+
+    def _take(self, path: Path) -> str:
+        """Takes the weights of a trained decoder, whose layers may have looked elsewhere; returns what they are."""
+        trained = load_trained(path)
+        parts = ("layout.num_layers", *(part for part in self.same if part != "layout"))
+        require_equal(parts, plain(trained.description.model), dict(self.hparams), "give this run its value")
+        self.model.load_state_dict(trained.model.state_dict())
+        learnt, now = trained.description.tokenizer.digest, self.tokenizer_digest
+        if None not in (learnt, now) and learnt != now:
+            log.warning("--model.init_from: %s has learnt tokens of %s, here they are of %s", path, learnt, now)
+        weights = trained.description.weights
+        return f"{path}, {'averaged' if weights.averaged else 'raw'} weights of step {weights.step}"
 
     def setup(self, stage: str) -> None:
         """Compiles.
@@ -165,8 +181,8 @@ class StreamFlowModule(ShardTrained):
                 shard(each, self.device_mesh)
 
     def on_fit_start(self) -> None:
-        """Takes foreign weights unless a checkpoint was restored."""
-        self.warm_start()
+        """Takes other weights unless a checkpoint was restored."""
+        self.begin()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the flow matching loss of a batch."""
@@ -231,7 +247,7 @@ class StreamFlowModule(ShardTrained):
 
     def on_validation_start(self) -> None:
         """Gathers the averages where they are sharded; takes foreign weights where nothing else was loaded."""
-        self.warm_start()
+        self.begin()
         if is_sharded(self.average):
             self._judged = [gathered(self.average, self._make()).to(self.device)]
         self.judged.eval()

@@ -7,8 +7,9 @@ import pytest
 import torch
 import wandb
 
-from sf_lightning.cli import fit
+from sf_lightning.cli import export, fit
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.training.checkpoint import read_checkpoint
 from sf_lightning.training.module import StreamFlowModule
 from tests.cli.toy import arguments, mistake
 from tests.model.test_qwen import save_folder, sibling
@@ -53,6 +54,27 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
     said = mistake(capsys, fit.main, *args)
     assert said == "error: dit.width is 128, the weights to start from have 64"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_begins_with_a_trained_decoder_another_rate_and_another_layout(
+    run: Path, fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    export.main([str(run / "checkpoints" / "last.ckpt"), str(tmp_path / "exported")])
+    averages = read_checkpoint(run / "checkpoints" / "last.ckpt").weights
+    still = ["--model.optimizer.learning_rate=1e-12", "--trainer.limit_val_batches=0", "--trainer.max_steps=1"]
+    for begun in (tmp_path / "exported", run / "checkpoints" / "last.ckpt"):
+        fit.main(arguments(fitted, tmp_path / begun.name, *still, f"--model.init_from={begun}"))
+        wandb.finish()
+        assert f"--model.init_from: {begun}, averaged weights of step 4" in capsys.readouterr().out
+        weights = read_checkpoint(tmp_path / begun.name / "checkpoints" / "last.ckpt", average=False).weights
+        for name, value in averages.items():
+            torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
+    wide = arguments(fitted, tmp_path / "wide", "--model.dit.token_width=8", f"--model.init_from={begun}")
+    said = mistake(capsys, fit.main, *wide)
+    assert (
+        "--model.dit: the checkpoint has token_width" in said and "this run has 8: give this run its value" in said
+    )
+    assert not (tmp_path / "wide").exists()
 
 
 @pytest.mark.parametrize(("steps", "cadence"), [(5, "null"), (3, "2")])

@@ -5,6 +5,7 @@ Knows nothing of optimizers, nor of where segments come from.
 Letters: B segments, N samples.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -165,7 +166,8 @@ class Adversary(nn.Module):
         spectral = MultiResolutionDiscriminator
         if discriminators.kind == "cqt":
             spectral = MultiScaleSubbandCQTDiscriminator
-        with redirect_stdout(None):  # the package prints what it makes
+        # The package prints what it makes, and norms weights in a way that torch warns of.
+        with redirect_stdout(None), warnings.catch_warnings(action="ignore", category=FutureWarning):
             # Apart, because their gradients are clipped apart.
             self.parts = nn.ModuleList([MultiPeriodDiscriminator(h), spectral(h)])
         for each in self.parts.modules():

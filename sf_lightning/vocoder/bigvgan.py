@@ -4,6 +4,7 @@ Convolutional, so a stream equals the whole when each piece comes with the conte
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -58,7 +59,8 @@ class BigVGANVocoder(nn.Module):
         self.h, self.mel, self.sample_rate, self.hop, self.to_input = h, mel, rate, product, to_input
         self.left = self.right = context_frames(h)
         self.digest = ""
-        self.generator = BigVGAN(AttrDict(h))
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of the way it norms weights
+            self.generator = BigVGAN(AttrDict(h))
 
     @classmethod
     def from_checkpoint(cls, path: Path, mel: MelConfig) -> "BigVGANVocoder":

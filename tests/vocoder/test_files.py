@@ -1,6 +1,7 @@
 """Vocoders that come with the package, and the folders they are kept in: used by name, refused with numbers."""
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sf_lightning.audio.mel import MelConfig
+from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.cli.card import missing_vocoder, vocoder_words
 from sf_lightning.model.pretrained import Description
 from sf_lightning.vocoder import config as choice
@@ -17,6 +18,7 @@ from sf_lightning.vocoder.config import VocoderConfig, shipped
 from sf_lightning.vocoder.files import CONFIG, WEIGHTS, TrainedVocoder, save_vocoder
 from sf_lightning.vocoder.generator import GeneratorConfig
 from sf_lightning.vocoder.griffin_lim import GriffinLim
+from tests.helpers import voice
 
 TOY = GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,))
 
@@ -118,4 +120,13 @@ def test_what_comes_with_the_package_is_small_speaks_and_says_whose_speech_it_ha
         assert (folder / WEIGHTS).stat().st_size <= 8_000_000
         card = (folder / "README.md").read_text()
         assert "Attribution" in card and "TO BE FILLED IN" not in card
+        with warnings.catch_warnings(
+            action="error", category=FutureWarning
+        ):  # nor does it say what users cannot mend
+            vocoder = VocoderConfig(name).make(MelConfig())
+        to_mel = MelSpectrogram(MelConfig())
+        mel = to_mel(torch.from_numpy(voice(2, 120, seed=0)).float()[None])
+        with torch.inference_mode():
+            error = (to_mel(vocoder.decode(mel)) - mel).abs().mean()
+        assert error < 0.5 < (to_mel(torch.zeros(1, 32000)) - mel).abs().mean() / 4
         VocoderConfig(name).make(MelConfig())

@@ -31,7 +31,7 @@ from unittest.mock import patch
 import lightning as L
 import torch
 import wandb
-from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -41,6 +41,7 @@ from sf_lightning.cli.fit import main as sf_fit
 from sf_lightning.data.packing import Batch
 from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
+from sf_lightning.training.callbacks.progress import ProgressBar
 from sf_lightning.training.callbacks.throughput import Throughput
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.ema import move_average
@@ -55,7 +56,7 @@ PARTS = (
     Continuation,
     Throughput,
     LearningRateMonitor,
-    RichProgressBar,
+    ProgressBar,
     LastCheckpoint,
 )
 """Of a run, in the order in which they are added; with the last of `WAYS` comes whatever else it has."""

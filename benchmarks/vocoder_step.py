@@ -84,9 +84,10 @@ class Theirs:
         self.generator, (self.mpd, self.mrd) = module.model.generator, module.adversary.parts
         self.losses, self.clip_grad_norm = module.adversary.losses, config.early_clip_norm
         self.fn_mel_loss_multiscale = MultiScaleMelSpectrogramLoss(module.mel.config.sample_rate)
-        given = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
-        self.optim_g = torch.optim.AdamW(self.generator.parameters(), **given)
-        self.optim_d = torch.optim.AdamW(itertools.chain(self.mrd.parameters(), self.mpd.parameters()), **given)
+        betas, rate = (config.beta1, config.beta2), config.learning_rate
+        judges = itertools.chain(self.mrd.parameters(), self.mpd.parameters())
+        self.optim_g = torch.optim.AdamW(self.generator.parameters(), lr=rate, betas=betas)
+        self.optim_d = torch.optim.AdamW(judges, lr=config.discriminator_learning_rate or rate, betas=betas)
 
     def step(self) -> float:
         """Takes one; returns the generator's loss."""

@@ -121,10 +121,9 @@ def _table(trained: Pretrained) -> str:
     voice = f"from {model.speaker.crop_seconds:g} s of audio"
     if model.speaker.x_vectors:
         voice += f" and an x-vector of {model.speaker.x_vectors} [{model.speaker.x_vector_width}]"
-    kind = "averaged" if description.weights.averaged else "raw"
     rows = {
         "parameters": f"{sum(p.numel() for p in model.parameters()):,} in all, {layout.num_layers} layers",
-        "training": f"{description.weights.step} steps; {kind} weights",
+        "training": str(description.weights),
         "tokens": f"{tokenizer}, {dit.vocabulary} codes, {mel.frame_rate / dit.frames_per_token:g} a second",
         "mel": mel_words(mel),
         "field": field_words(layout, mel.frame_rate),

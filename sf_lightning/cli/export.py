@@ -35,7 +35,8 @@ def export(
     name = folder.resolve().name
     if is_vocoder(path):
         vocoder = read_trained(path, average)
-        save_vocoder(folder, vocoder, vocoder_card(name, vocoder, read_scores(path, vocoder.step), license, said))
+        scores = read_scores(path, vocoder.of.step)
+        save_vocoder(folder, vocoder, vocoder_card(name, vocoder, scores, license, said))
         print(f"{folder}: hear a decoder with it with sf-decode --vocoder {folder}")
     else:
         trained = load_checkpoint(path, average)

@@ -152,10 +152,11 @@ class FitCLI(LightningCLI):
         """Refuses what does not fit, and a second run in the folder of a first, before any logger starts.
 
         Raises:
-            FileNotFoundError, ValueError: as `ShardDataModule.check`, `StreamFlowModule.begin`.
+            FileNotFoundError, ValueError: as `ShardDataModule.check`, and `check` and `begin` of the module.
             FileExistsError: if the folder holds checkpoints and it is none of them that is continued.
         """
         folder = Path(self.trainer.default_root_dir)
+        self.model.check(self.trainer)
         if self.config.fit.ckpt_path is None:  # else the checkpoint has the weights, and knows their tokens
             self.datamodule.check(self.model)
             self.model.begin()
@@ -301,6 +302,8 @@ def main(args: list[str] | None = None) -> None:
     OmegaConf.register_resolver("best_precision", best_precision, replace=True)
     # It warns of arguments given twice; here the second time they only have a subcommand in front.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    # The package's spectrograms at three resolutions have none.
+    warnings.filterwarnings("ignore", "A window was not provided")
     args = with_bases(args)
     FitCLI(
         MODULES[what_to_train(args)],

@@ -70,7 +70,7 @@ def vocoder_card(
         mel="MelConfig()" if trained.mel == MelConfig() else repr(trained.mel),
         bands=trained.mel.num_bands,
         table=_table(trained),
-        validation=validation_words(trained.averaged, scores),
+        validation=validation_words(trained.of.averaged, scores),
         license=license_words(license),
         data=data_words(data),
         config=CONFIG,
@@ -88,7 +88,7 @@ def _table(trained: TrainedVocoder) -> str:
     rates = " x ".join(map(str, sizes.upsample_rates))
     rows = {
         "parameters": f"{count:,}",
-        "training": f"{trained.step} steps; {'averaged' if trained.averaged else 'raw'} weights",
+        "training": str(trained.of),
         "mel": mel_words(mel),
         "upsampling": f"{rates}, from {sizes.channels} channels",
         "context": f"{context} frames ({context / mel.frame_rate:g} s) on each side",

@@ -81,10 +81,24 @@ class TokenizerName:
 
 @dataclass(frozen=True)
 class WeightsOf:
-    """Where weights come from: the optimizer step, and whether they are the averaged ones or the raw."""
+    """Where weights come from.
+
+    Args:
+        step: The optimizer step.
+        averaged: Whether they are the averaged ones or the raw.
+        begun_with: What the run was begun with, where that was no fresh network.
+
+    >>> str(WeightsOf(800, True, "raw weights of step 200"))
+    'averaged weights of step 800, begun with raw weights of step 200'
+    """
 
     step: int
     averaged: bool
+    begun_with: str | None = None
+
+    def __str__(self) -> str:
+        begun = "" if self.begun_with is None else f", begun with {self.begun_with}"
+        return f"{'averaged' if self.averaged else 'raw'} weights of step {self.step}{begun}"
 
 
 @dataclass(frozen=True)

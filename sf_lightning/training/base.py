@@ -1,4 +1,4 @@
-"""What modules that train on shards have in common: what they want of the data, and what their checkpoints say."""
+"""What modules that train on shards have in common: what they want of data, begin with, and keep in checkpoints."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.packing import Batch
 from sf_lightning.model.pretrained import CHECKPOINT_FORMAT, require_format
 from sf_lightning.model.streamflow import StreamFlow
+from sf_lightning.training.guard import NonFiniteGuard
+from sf_lightning.training.optimizer import ClippedSteps
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,21 @@ def decoder_needs(model: StreamFlow, tokenizer: str) -> DataNeeds:
 class ShardTrained(L.LightningModule, ABC):
     """A module that `ShardDataModule` feeds and `sf-fit` trains.
 
+    Args:
+        max_bad_steps: Training stops at so many steps in a row whose gradient is not finite.
+        init_from: Weights to begin with, as `take` takes them.
+
     Attributes:
+        model: What is trained.
+        average: Its averaged weights, which are what is judged and used.
+        guard: Skips steps.
+        clipped: Counts steps.
+        begun_with: What the weights of `init_from` were, once they are taken.
         tokenizer_digest: Of the tokenizer whose tokens it has learnt.
     """
+
+    model: nn.Module
+    average: nn.Module
 
     same: ClassVar[tuple[str, ...]]
     """Hyperparameters in which a run that goes on is what it was."""
@@ -78,27 +94,98 @@ class ShardTrained(L.LightningModule, ABC):
     brought: ClassVar[tuple[str, ...]]
     """Settings that a checkpoint's optimizers bring along: others would be ignored where a run goes on."""
 
-    tokenizer_digest: str | None = None
+    def __init__(self, max_bad_steps: int, init_from: str | None) -> None:
+        super().__init__()
+        self.guard, self.clipped = NonFiniteGuard(max_bad_steps), ClippedSteps()
+        self.init_from = init_from
+        self.begun_with: str | None = None
+        self.tokenizer_digest: str | None = None
 
     @property
     @abstractmethod
     def needs(self) -> DataNeeds:
         """What it wants of its data."""
 
+    @abstractmethod
+    def check(self, trainer: L.Trainer) -> None:
+        """Refuses what it cannot be trained with, before anything is written.
+
+        Raises:
+            ValueError: with the option of the trainer.
+        """
+
+    @abstractmethod
+    def take(self, path: str) -> str:
+        """Takes other weights.
+
+        Returns:
+            What they are, such as "averaged weights of step 800".
+
+        Raises:
+            FileNotFoundError, ValueError: if they are not there, broken, or another network's.
+        """
+
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """What loggers keep of it beside the config."""
+
     def learnt_frames(self, batch: Batch) -> int:
         """Returns how many frames of a batch it learns from; by default all that are no padding."""
         return batch.num_frames
-
-    def begin(self) -> None:
-        """What is done once before a run begins, and not when it goes on."""
 
     def draw(self, batch: Batch) -> Batch:
         """Adds what is drawn on the host, to a batch that is about to go to the device to be trained on."""
         return batch
 
-    @abstractmethod
-    def record(self) -> dict[str, Any]:
-        """What loggers keep of it beside the config."""
+    # -- a run begins, and ends -----------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Checks the trainer, wherever it comes from."""
+        self.check(self.trainer)
+
+    def begin(self) -> None:
+        """Takes the weights of `init_from`, once, if there are some and no checkpoint has brought others.
+
+        Raises:
+            FileNotFoundError, ValueError: as `take`.
+        """
+        if self.init_from is None:
+            return
+        try:
+            self.begun_with = self.take(self.init_from)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"--model.init_from: {error}") from error
+        rank_zero_only(print)(f"--model.init_from: {self.init_from}: {self.begun_with}")
+        self.average.load_state_dict(self.model.state_dict())
+        self.init_from = None
+
+    def on_fit_start(self) -> None:
+        """Begins, unless a checkpoint was restored."""
+        self.begin()
+
+    def on_validation_start(self) -> None:
+        """Begins where nothing else was loaded."""
+        self.begin()
+
+    def on_train_end(self) -> None:
+        """Looks at the last step too."""
+        self.guard.check()
+
+    # -- checkpoints ----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the number of the format, what the run was begun with, and what the log counts."""
+        checkpoint["format"] = CHECKPOINT_FORMAT
+        checkpoint["begun_with"] = self.begun_with
+        checkpoint["guard"] = self.guard.state_dict()
+        checkpoint["clipped"] = self.clipped.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes them back, if the checkpoint is of what this run trains."""
+        require_same(checkpoint, self)
+        self.init_from, self.begun_with = None, checkpoint.get("begun_with")
+        self.guard.load_state_dict(checkpoint["guard"])
+        self.clipped.load_state_dict(checkpoint["clipped"], self.device)
 
 
 def plain(value: Any) -> Any:

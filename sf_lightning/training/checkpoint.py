@@ -38,13 +38,13 @@ class Checkpoint(NamedTuple):
         weights: The state dict of `StreamFlow`.
         hyper_parameters: The arguments of `StreamFlowModule`, plain values.
         tokenizer_digest: Of the tokenizer whose tokens it has learnt, if that is known.
-        step: Optimizer steps.
+        of: Where the weights come from.
     """
 
     weights: dict[str, Tensor]
     hyper_parameters: dict[str, Any]
     tokenizer_digest: str | None
-    step: int
+    of: WeightsOf
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -88,7 +88,8 @@ def read_checkpoint(path: Path, average: bool = True) -> Checkpoint:
     named = _read_shards(path) if path.is_dir() else content["state_dict"]
     prefix = "average." if average else "model."
     weights = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
-    return Checkpoint(weights, content["hyper_parameters"], content["tokenizer_digest"], content["global_step"])
+    of = WeightsOf(content["global_step"], average, content.get("begun_with"))
+    return Checkpoint(weights, content["hyper_parameters"], content["tokenizer_digest"], of)
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
@@ -109,7 +110,7 @@ def load_checkpoint(path: Path, average: bool = True) -> Pretrained:
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint`; and if weights and hyperparameters do not fit.
     """
-    weights, given, digest, step = read_checkpoint(path, average)
+    weights, given, digest, of = read_checkpoint(path, average)
     try:
         if missing := {"tokenizer", "decode", "vocoder"} - given.keys():
             raise ValueError(f"its hyperparameters have no {min(missing)}")
@@ -117,7 +118,7 @@ def load_checkpoint(path: Path, average: bool = True) -> Pretrained:
         description = Description(
             model=from_plain(ModelConfig, {name: given[name] for name in names}, "model"),
             tokenizer=TokenizerName(given["tokenizer"], digest),
-            weights=WeightsOf(step, average),
+            weights=of,
             # Nothing is left to defaults, which a later version may change.
             decode=asdict(from_plain(DecodeConfig, given["decode"], "decode")),
             vocoder=asdict(from_plain(VocoderConfig, given["vocoder"], "vocoder")),

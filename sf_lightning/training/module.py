@@ -9,30 +9,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.packing import Batch
-from sf_lightning.data.shards import Manifest
 from sf_lightning.flow.guidance import DropConfig
 from sf_lightning.flow.loss import flow_matching_loss
 from sf_lightning.flow.noise import keyed_generator
 from sf_lightning.flow.path import draw_times, straight_path
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
-from sf_lightning.model.pretrained import CHECKPOINT_FORMAT
 from sf_lightning.model.qwen import warm_start
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.training.base import DataNeeds, ShardTrained, decoder_needs, plain, require_equal, require_same
+from sf_lightning.training.base import DataNeeds, ShardTrained, decoder_needs, plain, require_equal
 from sf_lightning.training.checkpoint import is_decoder, load_trained
 from sf_lightning.training.ema import move_average
-from sf_lightning.training.guard import NonFiniteGuard
-from sf_lightning.training.optimizer import ClippedSteps, OptimizerConfig, adamw, warmup_cosine
+from sf_lightning.training.optimizer import OptimizerConfig, adamw, warmup_cosine
 from sf_lightning.training.sharding import gathered, is_sharded, shard, whole
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.config import VocoderConfig
@@ -74,6 +71,8 @@ class StreamFlowModule(ShardTrained):
         seed: Of noise, times and dropped conditions in training.
     """
 
+    model: StreamFlow
+    average: StreamFlow
     same = ("layout", "dit", "mel", "scale", "speaker", "predict")
     brought = ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.beta2")
 
@@ -96,7 +95,7 @@ class StreamFlowModule(ShardTrained):
         recompute: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer.max_bad_steps, init_from)
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         # Plain values, and the parser that turns them back: a checkpoint then loads without pickled classes.
         self.save_hyperparameters(plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
@@ -107,11 +106,7 @@ class StreamFlowModule(ShardTrained):
         self.average.requires_grad_(False).load_state_dict(self.model.state_dict())
         self._judged: list[StreamFlow] = []  # in a list, so that it is no part of this module
         self.model.dit.recompute = recompute
-        self.compiles, self.init_from = compile, init_from
-        self.warm_started: str | None = None
-        self.guard = NonFiniteGuard(optimizer.max_bad_steps)
-        self.clipped = ClippedSteps()
-        self.manifest: Manifest | None = None
+        self.compiles = compile
 
     @property
     def needs(self) -> DataNeeds:
@@ -127,48 +122,46 @@ class StreamFlowModule(ShardTrained):
             "field_ahead": layout.field.ahead,
             "wait_ms": layout.wait_ms(decode.chunk, decode.lookahead, self.model.mel.config.frame_rate),
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "warm_start": self.warm_started,
         }
 
     # -- training -------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Takes other weights, once, if the configuration names some and no checkpoint has brought others.
+    def take(self, path: str) -> str:
+        """Takes the weights of a trained decoder, whose layers may have looked elsewhere; or the sibling's.
 
         Raises:
             FileNotFoundError, ValueError: as `load_trained`, `model.qwen.warm_start`; or if the network is another.
         """
-        if self.init_from is not None:
-            path = Path(self.init_from)
-            if not path.exists():
-                raise FileNotFoundError(f"--model.init_from: no file or folder {path}")
-            self.warm_started = self._take(path) if is_decoder(path) else str(warm_start(self.model, path))
-            rank_zero_only(print)(f"--model.init_from: {self.warm_started}")
-            self.average.load_state_dict(self.model.state_dict())
-            self.init_from = None
-
-    def _take(self, path: Path) -> str:
-        """Takes the weights of a trained decoder, whose layers may have looked elsewhere; returns what they are."""
-        trained = load_trained(path)
+        found = Path(path)
+        if not found.exists():
+            raise FileNotFoundError(f"no file or folder {path}")
+        if not is_decoder(found):
+            return str(warm_start(self.model, found))
+        trained = load_trained(found)
         parts = ("layout.num_layers", *(part for part in self.same if part != "layout"))
         require_equal(parts, plain(trained.description.model), dict(self.hparams), "give this run its value")
         self.model.load_state_dict(trained.model.state_dict())
         learnt, now = trained.description.tokenizer.digest, self.tokenizer_digest
         if None not in (learnt, now) and learnt != now:
             log.warning("--model.init_from: %s has learnt tokens of %s, here they are of %s", path, learnt, now)
-        weights = trained.description.weights
-        return f"{path}, {'averaged' if weights.averaged else 'raw'} weights of step {weights.step}"
+        return str(trained.description.weights)
 
-    def setup(self, stage: str) -> None:
-        """Compiles.
+    def check(self, trainer: L.Trainer) -> None:
+        """Refuses scaled gradients, for they are clipped and judged as they are, and other ways to clip them.
 
         Raises:
-            ValueError: if gradients are scaled, for they are clipped and judged as they are.
+            ValueError: with the option of the trainer.
         """
-        if self.trainer.precision == "16-mixed":
+        if trainer.precision == "16-mixed":
             raise ValueError(
                 "--trainer.precision is 16-mixed, which scales gradients: wanted bf16-mixed or 32-true"
             )
+        if (way := trainer.gradient_clip_algorithm) not in (None, "norm"):
+            raise ValueError(f"--trainer.gradient_clip_algorithm is {way}: wanted norm")
+
+    def setup(self, stage: str) -> None:
+        """Compiles."""
+        super().setup(stage)
         if self.compiles:
             for layer in self.model.dit.layers:
                 layer.compile()
@@ -180,10 +173,6 @@ class StreamFlowModule(ShardTrained):
             for each in (self.model, self.average):
                 shard(each, self.device_mesh)
 
-    def on_fit_start(self) -> None:
-        """Takes other weights unless a checkpoint was restored."""
-        self.begin()
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the flow matching loss of a batch."""
         losses = self._losses(self.model, batch, self._draw(batch))
@@ -191,10 +180,6 @@ class StreamFlowModule(ShardTrained):
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
         return loss
-
-    def on_train_end(self) -> None:
-        """Looks at the last step too."""
-        self.guard.check()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps the optimizer, then moves the averaged weights: before any callback can save them."""
@@ -212,13 +197,8 @@ class StreamFlowModule(ShardTrained):
         Lightning's own way refuses a fused optimizer.
 
         Raises:
-            ValueError: if values instead of the norm are to be clipped.
             FloatingPointError: if too many steps in a row had to be skipped.
         """
-        if gradient_clip_algorithm not in (None, "norm"):
-            raise ValueError(
-                f"--trainer.gradient_clip_algorithm is {gradient_clip_algorithm!r}: only 'norm' is known"
-            )
         limit = gradient_clip_val or float("inf")
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.guard.watch(optimizer, norm, self.global_step)
@@ -247,7 +227,7 @@ class StreamFlowModule(ShardTrained):
 
     def on_validation_start(self) -> None:
         """Gathers the averages where they are sharded; takes foreign weights where nothing else was loaded."""
-        self.begin()
+        super().on_validation_start()
         if is_sharded(self.average):
             self._judged = [gathered(self.average, self._make()).to(self.device)]
         self.judged.eval()
@@ -266,19 +246,14 @@ class StreamFlowModule(ShardTrained):
     # -- checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the number of the format, whose tokens the model has learnt, and what the log counts."""
-        checkpoint["format"] = CHECKPOINT_FORMAT
-        checkpoint["guard"] = self.guard.state_dict()
-        checkpoint["clipped"] = self.clipped.state_dict()
+        """Adds whose tokens the model has learnt."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["tokenizer_digest"] = self.tokenizer_digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the tokens back, if the model is the one that learnt them."""
-        require_same(checkpoint, self)
-        self.init_from = None
+        super().on_load_checkpoint(checkpoint)
         self.tokenizer_digest = checkpoint["tokenizer_digest"]
-        self.guard.load_state_dict(checkpoint["guard"])
-        self.clipped.load_state_dict(checkpoint["clipped"], self.device)
 
     # -- use ------------------------------------------------------------------------------------------
 

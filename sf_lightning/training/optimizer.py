@@ -37,7 +37,9 @@ class GANOptimizerConfig:
     """Two AdamW, one for the generator and one for the discriminators, as BigVGAN's authors have them.
 
     Args:
-        learning_rate: Of both, at the first step.
+        learning_rate: At the first step.
+        discriminator_learning_rate: That of the discriminators; None is the same. The narrower they are, the more
+            of it they want.
         decay: Each step multiplies it by this.
         beta1: Decay of the first moment.
         beta2: Decay of the second moment.
@@ -51,6 +53,7 @@ class GANOptimizerConfig:
     """
 
     learning_rate: float = 1e-4
+    discriminator_learning_rate: float | None = None
     decay: float = 0.9999996
     beta1: float = 0.8
     beta2: float = 0.99
@@ -62,11 +65,11 @@ class GANOptimizerConfig:
     max_bad_steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.max_bad_steps < 1:
-            raise ValueError(
-                f"optimizer: learning_rate {self.learning_rate}, max_bad_steps {self.max_bad_steps}: wanted more "
-                "than 0, and 1 or more"
-            )
+        if self.max_bad_steps < 1:
+            raise ValueError(f"optimizer.max_bad_steps is {self.max_bad_steps}: wanted 1 or more")
+        for name in ("learning_rate", "discriminator_learning_rate", "clip_norm", "early_clip_norm"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"optimizer.{name} is {value}: wanted more than 0")
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}: wanted 0 or more, less than 1")
@@ -75,10 +78,6 @@ class GANOptimizerConfig:
         if min(self.early_steps, self.freeze_steps) < 0:
             raise ValueError(
                 f"optimizer: early_steps {self.early_steps}, freeze_steps {self.freeze_steps}: wanted 0 or more"
-            )
-        if min(self.clip_norm, self.early_clip_norm) <= 0:
-            raise ValueError(
-                f"optimizer: clip_norm {self.clip_norm}, early_clip_norm {self.early_clip_norm}: wanted more than 0"
             )
 
 

@@ -5,9 +5,9 @@ Letters: B segments, S frames of a segment, F mel bands, N samples.
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
@@ -17,14 +17,14 @@ from torch.optim.lr_scheduler import ExponentialLR
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.packing import Batch
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut, draw_starts
-from sf_lightning.model.pretrained import CHECKPOINT_FORMAT
-from sf_lightning.model.qwen_files import read_torch
-from sf_lightning.training.base import DataNeeds, ShardTrained, plain, require_same
+from sf_lightning.model.torch_files import read_torch
+from sf_lightning.training.base import DataNeeds, ShardTrained, plain
 from sf_lightning.training.ema import move_average
-from sf_lightning.training.guard import NonFiniteGuard, skip_unless_finite
-from sf_lightning.training.optimizer import ClippedSteps, GANOptimizerConfig
+from sf_lightning.training.guard import skip_unless_finite
+from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.vocoder.adversary import REACH, Adversary, DiscriminatorConfig, GeneratorLosses, LossConfig
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
+from sf_lightning.vocoder.config import located
 from sf_lightning.vocoder.files import is_trained
 from sf_lightning.vocoder.generator import GeneratorConfig
 
@@ -43,13 +43,25 @@ class VocoderModule(ShardTrained):
         losses: Weights of the losses.
         segments: How segments are cut.
         optimizer: How weights are trained and averaged.
-        init_from: A vocoder to begin with: a checkpoint of `sf-fit`, which brings its discriminators along, or what
-            else `read_generator` takes. Optimizers and schedules begin anew.
+        init_from: A vocoder to begin with: a checkpoint of `sf-fit`, which brings its discriminators along, the
+            name of one that comes with the package, or what else `read_generator` takes. Optimizers and schedules
+            begin anew.
+        compile: Whether to compile the generator's periodic activations, most of whose time is memory; the first
+            step then takes half a minute. The package's own kernel for them knows no backward pass.
         seed: Of where segments begin.
     """
 
+    model: BigVGANVocoder
+    average: BigVGANVocoder
     same = ("generator", "mel", "discriminators", "segments")
-    brought = tuple(f"optimizer.{name}" for name in ("learning_rate", "decay", "beta1", "beta2", "freeze_steps"))
+    brought = (
+        "optimizer.learning_rate",
+        "optimizer.discriminator_learning_rate",
+        "optimizer.decay",
+        "optimizer.beta1",
+        "optimizer.beta2",
+        "optimizer.freeze_steps",
+    )
 
     def __init__(
         self,
@@ -60,14 +72,15 @@ class VocoderModule(ShardTrained):
         segments: SegmentConfig = SegmentConfig(),
         optimizer: GANOptimizerConfig = GANOptimizerConfig(),
         init_from: str | None = None,
+        compile: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer.max_bad_steps, init_from)
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         # Plain values, and the parser that turns them back: a checkpoint then loads without pickled classes.
         self.save_hyperparameters(plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         self.automatic_optimization = False
-        self.segments, self.optimizer, self.init_from, self.seed = segments, optimizer, init_from, seed
+        self.segments, self.optimizer, self.seed = segments, optimizer, seed
         if (samples := segments.frames * mel.hop_length) <= REACH:
             raise ValueError(
                 f"segments.frames {segments.frames} are {samples} samples: discriminators and mel loss need "
@@ -75,11 +88,11 @@ class VocoderModule(ShardTrained):
             )
         make = partial(BigVGANVocoder, generator.hyperparameters(mel), mel)
         self.model, self.average = make(), make()
+        if compile:
+            self.model.compile_activations()
         self.average.requires_grad_(False).load_state_dict(self.model.state_dict())
         self.adversary = Adversary(discriminators, losses, mel)
         self.mel = MelSpectrogram(mel)
-        self.guard = NonFiniteGuard(optimizer.max_bad_steps)
-        self.clipped = ClippedSteps()
 
     @property
     def needs(self) -> DataNeeds:
@@ -104,59 +117,54 @@ class VocoderModule(ShardTrained):
 
     # -- training -------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Takes the weights of another vocoder, once, if the configuration names one.
+    def take(self, path: str) -> str:
+        """Takes the generator of another vocoder; of a checkpoint of `sf-fit` its discriminators too.
 
         Raises:
             FileNotFoundError, ValueError: as `BigVGANVocoder.take`, or if its discriminators are others, or are to
                 rest.
         """
-        if self.init_from is None:
-            return
-        path, self.init_from = Path(self.init_from), None
-        try:
-            self.model.take(path)
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"--model.init_from: {error}") from error
-        self.average.load_state_dict(self.model.state_dict())
-        if not is_trained(path):
-            return
+        found = located(path)
+        of = self.model.take(found)
+        if not is_trained(found):
+            return of
         if self.optimizer.freeze_steps:
             raise ValueError(
-                f"--model.init_from: {path} brings discriminators that have learnt: "
-                f"--model.optimizer.freeze_steps {self.optimizer.freeze_steps} would rest them, give 0"
+                f"{path} brings discriminators that have learnt: --model.optimizer.freeze_steps "
+                f"{self.optimizer.freeze_steps} would rest them, give 0"
             )
-        content = read_torch(path)
+        content = read_torch(found)
         # By their sizes, for weights do not say which periods they hear.
         if (theirs := content["hyper_parameters"]["discriminators"]) != (ours := self.hparams["discriminators"]):
             raise ValueError(
-                f"--model.init_from: the discriminators of {path} are others: {theirs}, this run has {ours}: give "
-                "this run theirs"
+                f"the discriminators of {path} are others: {theirs}, this run has {ours}: give this run theirs"
             )
         came = {name.removeprefix("adversary."): value for name, value in content["state_dict"].items()}
         self.adversary.load_state_dict({name: came[name] for name in self.adversary.state_dict()})
+        return of
 
-    def on_fit_start(self) -> None:
-        """Takes the weights of another vocoder unless a checkpoint was restored."""
-        self.begin()
-
-    def setup(self, stage: str) -> None:
-        """Refuses what was never tried.
+    def check(self, trainer: L.Trainer) -> None:
+        """Refuses what was never tried, and Lightning's clipping, which knows of one optimizer.
 
         Raises:
             ValueError: if precision is neither full nor bf16-mixed, or ranks would wait for gradients that are not
-                this half-step's.
+                this half-step's; or with the option of the trainer.
         """
-        kwargs = getattr(self.trainer.strategy, "_ddp_kwargs", {})
-        if self.trainer.world_size > 1 and not kwargs.get("find_unused_parameters"):
+        kwargs = getattr(trainer.strategy, "_ddp_kwargs", {})
+        if trainer.world_size > 1 and not kwargs.get("find_unused_parameters"):
             raise ValueError(
-                f"--trainer.strategy on {self.trainer.world_size} processes: wanted "
+                f"--trainer.strategy on {trainer.world_size} processes: wanted "
                 "ddp_find_unused_parameters_true, for discriminators and generator learn by turns"
             )
-        if self.trainer.precision not in ("32-true", "bf16-mixed"):
+        if trainer.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(
-                f"--trainer.precision is {self.trainer.precision}: a vocoder is trained with 32-true, or with "
+                f"--trainer.precision is {trainer.precision}: a vocoder is trained with 32-true, or with "
                 "bf16-mixed, in which its discriminators alone multiply in 16 bits; gradients are judged unscaled"
+            )
+        if trainer.gradient_clip_val is not None:
+            raise ValueError(
+                f"--trainer.gradient_clip_val is {trainer.gradient_clip_val}: a vocoder's gradients are clipped "
+                "by --model.optimizer.clip_norm and early_clip_norm"
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -233,20 +241,20 @@ class VocoderModule(ShardTrained):
         for name, value in values.items():
             self.log(f"train/{name}", value, batch_size=1)
 
-    def on_train_end(self) -> None:
-        """Looks at the last step too."""
-        self.guard.check()
-
     def configure_optimizers(self) -> Any:
         """One for the generator, one for the discriminators, each with its schedule."""
         config = self.optimizer
 
-        def make(module: nn.Module) -> torch.optim.Optimizer:
+        def make(module: nn.Module, rate: float) -> torch.optim.Optimizer:
             betas = (config.beta1, config.beta2)
             # Fused: it can be told on the device to skip a step.
-            return torch.optim.AdamW(module.parameters(), lr=config.learning_rate, betas=betas, fused=True)
+            return torch.optim.AdamW(module.parameters(), lr=rate, betas=betas, fused=True)
 
-        made = {"generator": make(self.model), "discriminators": make(self.adversary)}
+        theirs = config.discriminator_learning_rate or config.learning_rate
+        made = {
+            "generator": make(self.model, config.learning_rate),
+            "discriminators": make(self.adversary, theirs),
+        }
         return [
             {
                 "optimizer": each,
@@ -257,10 +265,6 @@ class VocoderModule(ShardTrained):
 
     # -- validation -----------------------------------------------------------------------------------
 
-    def on_validation_start(self) -> None:
-        """Takes the weights of another vocoder where nothing else was loaded."""
-        self.begin()
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Nothing: clips are judged whole, by `CopySynthesis`, which logs `val/loss` too."""
 
@@ -268,18 +272,3 @@ class VocoderModule(ShardTrained):
     def synthesise(self, mel: Tensor) -> Tensor:
         """Returns the waves [B, T * hop] of mels [B, T, F] by the averaged generator."""
         return self.average.eval().decode(mel)
-
-    # -- checkpoints ----------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the number of the format, and what the log counts."""
-        checkpoint["format"] = CHECKPOINT_FORMAT
-        checkpoint["guard"] = self.guard.state_dict()
-        checkpoint["clipped"] = self.clipped.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the count back, if the checkpoint is of the same networks and segments."""
-        require_same(checkpoint, self)
-        self.init_from = None
-        self.guard.load_state_dict(checkpoint["guard"])
-        self.clipped.load_state_dict(checkpoint["clipped"], self.device)

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from bigvgan import BigVGAN
+from bigvgan.activations import Snake, SnakeBeta
 from bigvgan.env import AttrDict
 from torch import Tensor, nn
 
@@ -74,25 +75,30 @@ class BigVGANVocoder(nn.Module):
             FileNotFoundError: if a file is missing.
             ValueError: if the checkpoint was made for another mel, or is broken.
         """
-        vocoder = cls._read(path, mel)
+        vocoder, _ = cls._read(path, mel)
         remove_weight_norm(vocoder.generator)
         return vocoder.eval()
 
-    def take(self, path: Path) -> None:
+    def take(self, path: Path) -> str:
         """Takes the weights of a generator of the same sizes and mel, however it was saved, to train them further.
+
+        Returns:
+            What they are, in words.
 
         Raises:
             FileNotFoundError, ValueError: as `from_checkpoint`, and if its sizes are others.
         """
-        other = self._read(path, self.mel)
+        other, of = self._read(path, self.mel)
         for name in self.h.keys() - mel_hyperparameters(self.mel).keys():
             if (came := other.h.get(name, True)) != self.h[name]:  # what its first version does not say is so
                 raise ValueError(f"vocoder: {path} has {name} {came}, this run {self.h[name]}: wanted the same")
         self.generator.load_state_dict(other.generator.state_dict())
+        return of
 
     @classmethod
-    def _read(cls, path: Path, mel: MelConfig) -> "BigVGANVocoder":
-        h, weights = read_generator(path)
+    def _read(cls, path: Path, mel: MelConfig) -> tuple["BigVGANVocoder", str]:
+        """A generator, and what its weights are."""
+        h, weights, of = read_generator(path)
         vocoder = cls(h, mel)
         wanted = vocoder.generator.state_dict()
         for name in sorted(wanted.keys() | weights.keys()):
@@ -103,7 +109,16 @@ class BigVGANVocoder(nn.Module):
                 )
         vocoder.generator.load_state_dict(weights)
         vocoder.digest = digest_of(weights, repr(h))  # of what was read: norms are folded otherwise on each machine
-        return vocoder
+        return vocoder, of
+
+    def compile_activations(self) -> None:
+        """Compiles the periodic activations, each of which is one pass over memory then instead of five.
+
+        Of whatever length, once for all of a kind; the sound is the same to rounding.
+        """
+        for each in self.generator.modules():
+            if isinstance(each, Snake | SnakeBeta):
+                each.compile(dynamic=True)
 
     def decode(self, mel: Tensor) -> Tensor:
         """Returns the waves [B, T * hop] of mels [B, T, F]."""

@@ -47,7 +47,7 @@ class VocoderConfig:
         from sf_lightning.vocoder.bigvgan import BigVGANVocoder
         from sf_lightning.vocoder.qwen import is_qwen, load_qwen
 
-        path = SHIPPED / self.checkpoint if is_shipped(self.checkpoint) else Path(self.checkpoint)
+        path = located(self.checkpoint)
         try:
             return load_qwen(path, mel) if is_qwen(path) else BigVGANVocoder.from_checkpoint(path, mel)
         except FileNotFoundError as error:
@@ -56,6 +56,11 @@ class VocoderConfig:
             if self.checkpoint != DEFAULT:
                 raise
             raise ValueError(f"{error}; it is the default, {GRIFFIN_LIM} takes any mel") from error
+
+
+def located(checkpoint: str) -> Path:
+    """Returns where a vocoder lies that is named as in `VocoderConfig.checkpoint`."""
+    return SHIPPED / checkpoint if is_shipped(checkpoint) else Path(checkpoint)
 
 
 def is_shipped(checkpoint: str | None) -> bool:

@@ -11,16 +11,16 @@ Knows nothing of how waves are made of them, see `bigvgan.py`.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bigvgan.bigvgan import load_hparams_from_json
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.plain import from_plain
-from sf_lightning.model.pretrained import CARD, CHECKPOINT_FORMAT, require_format, whole_folder
+from sf_lightning.model.pretrained import CARD, CHECKPOINT_FORMAT, WeightsOf, require_format, whole_folder
 from sf_lightning.model.torch_files import read_torch
 from sf_lightning.vocoder.generator import GeneratorConfig
 
@@ -51,15 +51,27 @@ class TrainedVocoder:
         weights: The state dict of the generator, under the package's names.
         generator: Its sizes.
         mel: The mel that it was trained on.
-        step: Steps of training.
-        averaged: Whether the weights are the averaged ones or the raw.
+        of: Where the weights come from.
     """
 
     weights: dict[str, Tensor]
     generator: GeneratorConfig
     mel: MelConfig
-    step: int
-    averaged: bool = True
+    of: WeightsOf
+
+
+class Saved(NamedTuple):
+    """A generator, however it was saved.
+
+    Attributes:
+        h: The package's hyperparameters.
+        weights: The state dict, under the package's names.
+        of: Where the weights come from, in words.
+    """
+
+    h: dict[str, Any]
+    weights: dict[str, Tensor]
+    of: str
 
 
 def is_trained(path: Path) -> bool:
@@ -102,11 +114,12 @@ def read_trained(path: Path, average: bool = True) -> TrainedVocoder:
         mel = from_plain(MelConfig, given["mel"], "mel")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return TrainedVocoder(weights, generator, mel, content["global_step"], average)
+    of = WeightsOf(content["global_step"], average, content.get("begun_with"))
+    return TrainedVocoder(weights, generator, mel, of)
 
 
-def read_generator(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads a generator, however it was saved: the package's hyperparameters, and its state dict.
+def read_generator(path: Path) -> Saved:
+    """Reads a generator, however it was saved.
 
     Args:
         path: A folder that `save_vocoder` or the package wrote, or the weights in it; or a checkpoint of
@@ -118,7 +131,7 @@ def read_generator(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     if is_trained(path):
         trained = read_trained(path)
-        return trained.generator.hyperparameters(trained.mel), trained.weights
+        return Saved(trained.generator.hyperparameters(trained.mel), trained.weights, str(trained.of))
     weights = path
     if path.is_dir():
         weights = path / (THEIR_WEIGHTS if (path / THEIR_WEIGHTS).is_file() else WEIGHTS)
@@ -129,7 +142,7 @@ def read_generator(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f"vocoder: {file} is missing: give a checkpoint of sf-fit, the folder of its export, a BigVGAN "
                 "checkpoint with its config.json, or the folder of Qwen2.5-Omni"
             )
-    return _read_config(config), _read_weights(weights)
+    return Saved(_read_config(config), *_read_weights(weights))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -147,16 +160,25 @@ def _read_config(path: Path) -> dict[str, Any]:
     return h
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The state dict, and where it comes from, in words."""
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, _said_in(file.metadata() or {})
         except SafetensorError as error:
             raise ValueError(f"vocoder: {path} is no whole safetensors file ({error}): copy it again") from error
     content = read_torch(path)
     if "generator" not in content:
         raise ValueError(f"vocoder: {path} has no generator in it, but {', '.join(list(content)[:3])}")
-    return content["generator"]
+    return content["generator"], f"the generator of {path.name}"
+
+
+def _said_in(metadata: dict[str, str]) -> str:
+    """What `save_vocoder` has said of weights."""
+    if "step" not in metadata:
+        return "a generator of unknown training"
+    return str(WeightsOf(int(metadata["step"]), metadata["averaged"] == "true", metadata.get("begun_with")))
 
 
 def save_vocoder(folder: Path, trained: TrainedVocoder, card: str) -> None:
@@ -171,7 +193,9 @@ def save_vocoder(folder: Path, trained: TrainedVocoder, card: str) -> None:
         FileExistsError: if the folder is there already.
     """
     h = trained.generator.hyperparameters(trained.mel)
-    said = {"format": "pt", "step": str(trained.step), "averaged": str(trained.averaged).lower()}
+    of = trained.of
+    said = {"format": "pt", "step": str(of.step), "averaged": str(of.averaged).lower()}
+    said |= {} if of.begun_with is None else {"begun_with": of.begun_with}
     with whole_folder(folder) as inner:
         weights = {name: value.detach().float().cpu().contiguous() for name, value in trained.weights.items()}
         save_file(weights, inner / WEIGHTS, metadata=said)

@@ -86,7 +86,7 @@ def test_the_raw_weights_are_exported_on_demand(checkpoint: Path, tmp_path: Path
     model = StreamFlowModule.load_from_checkpoint(checkpoint).model.eval()
     assert torch.equal(velocity(StreamFlow.from_pretrained(tmp_path / "raw")), velocity(model))
     card = (tmp_path / "raw" / "README.md").read_text()
-    assert "2 steps; raw weights" in card and "with the averaged weights; these are the raw ones" in card
+    assert "raw weights of step 2" in card and "with the averaged weights; these are the raw ones" in card
 
 
 @pytest.mark.parametrize("more", [[], ["--mode=offline", "--steps=3", "--seed=4"], ["--bf16"]])
@@ -115,7 +115,7 @@ def test_the_hub_reads_the_card_and_it_says_what_the_decoder_is(folder: Path) ->
         "| field | 1 back, 1 ahead, in blocks of 240 ms |",
         "| first chunk waits for | 480 ms of tokens |",
         f"| parameters | {sum(p.numel() for p in StreamFlow.from_pretrained(folder).parameters()):,} in all",
-        "| training | 2 steps; averaged weights |",
+        "| training | averaged weights of step 2 |",
         "| mel | 80 bands of 0 to 8000 Hz, 16000 Hz, hop 160, window 640, FFT 1024 |",
         "License: cc-by-4.0.",
         "**TO BE FILLED IN: data.**",

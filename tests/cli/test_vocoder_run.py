@@ -15,6 +15,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.checkpoint import read_checkpoint
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.config import VocoderConfig
+from sf_lightning.vocoder.files import read_generator
 from tests.cli.toy import TOY_VOCODER, mistake
 from tests.training import test_training as decoders
 
@@ -93,7 +94,7 @@ def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, t
     given = ["--license=apache-2.0", f"--data={tmp_path / 'data.md'}"]
     export.main([str(checkpoint), str(tmp_path / "out"), *given])
     card = (tmp_path / "out" / "README.md").read_text()
-    for said in ("step 4", "license: apache-2.0", "Speech of nobody.", "| training | 4 steps; averaged weights |"):
+    for said in ("step 4", "license: apache-2.0", "Speech of nobody.", "| training | averaged weights of step 4 |"):
         assert said in card
     assert "| copy-synthesis | " in card and "| griffin-lim | " in card and "TO BE FILLED IN" not in card
     mel = torch.randn(1, 40, 80, generator=torch.Generator().manual_seed(0)) - 4
@@ -130,6 +131,10 @@ def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
     for again in (given, [*given, f"--ckpt_path={other}"]):  # nor does it begin a second time where it has begun
         assert "tuned holds a run already: continue it with --ckpt_path=last" in mistake(capsys, fit.main, *again)
     assert "| generated |" in (tmp_path / "tuned" / "summary.md").read_text()
+    export.main([str(other), str(tmp_path / "out")])
+    begun_with = "averaged weights of step 2, begun with averaged weights of step 4"
+    assert f"| training | {begun_with} |" in (tmp_path / "out" / "README.md").read_text()
+    assert read_generator(tmp_path / "out").of == begun_with
 
 
 def test_the_config_of_a_run_says_what_it_trains(run: Path) -> None:

@@ -52,7 +52,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
     wide = "--model.dit.width=128"
     args = arguments(shards, tmp_path / "run", *WARM, wide, f"--model.init_from={folder}")
     said = mistake(capsys, fit.main, *args)
-    assert said == "error: dit.width is 128, the weights to start from have 64"
+    assert said == "error: --model.init_from: dit.width is 128, the weights to start from have 64"
     assert not (tmp_path / "run").exists()
 
 
@@ -65,7 +65,7 @@ def test_a_run_begins_with_a_trained_decoder_another_rate_and_another_layout(
     for begun in (tmp_path / "exported", run / "checkpoints" / "last.ckpt"):
         fit.main(arguments(fitted, tmp_path / begun.name, *still, f"--model.init_from={begun}"))
         wandb.finish()
-        assert f"--model.init_from: {begun}, averaged weights of step 4" in capsys.readouterr().out
+        assert f"--model.init_from: {begun}: averaged weights of step 4" in capsys.readouterr().out
         weights = read_checkpoint(tmp_path / begun.name / "checkpoints" / "last.ckpt", average=False).weights
         for name, value in averages.items():
             torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)

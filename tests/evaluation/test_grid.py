@@ -33,7 +33,9 @@ def write_vocoder(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     made = BigVGANVocoder(TOY.hyperparameters(MelConfig()), MelConfig())
     shutil.rmtree(folder, ignore_errors=True)
-    save_vocoder(folder, TrainedVocoder(made.generator.state_dict(), TOY, MelConfig(), 7), "a card\n")
+    save_vocoder(
+        folder, TrainedVocoder(made.generator.state_dict(), TOY, MelConfig(), WeightsOf(7, True)), "a card\n"
+    )
 
 
 def subject(

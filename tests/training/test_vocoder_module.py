@@ -27,6 +27,7 @@ from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
+from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
 from tests.helpers import QUIET, segments_of, voice
 
@@ -302,3 +303,27 @@ def test_a_run_begins_with_the_networks_of_another_and_its_own_optimizers(shards
     path.unlink()  # what goes on asks for it no more
     again = tiny(init_from=str(path), optimizer=slow)
     assert fit(again, data(shards), 2, ckpt_path=tmp_path / "two.ckpt").global_step == 2
+
+
+def test_a_run_begins_with_one_that_comes_with_the_package_by_its_name() -> None:
+    sizes = GeneratorConfig(channels=256, kernel_sizes=(3, 7), dilations=(1, 3))
+    module = VocoderModule(sizes, discriminators=TINY["discriminators"], init_from="small")  # type: ignore[arg-type]
+    module.begin()
+    shipped = VocoderConfig("small").make(MelConfig())
+    mel = torch.randn(1, 20, 80, generator=torch.Generator().manual_seed(0)) - 4
+    assert str(module.begun_with).startswith("averaged weights of step ")
+    torch.testing.assert_close(module.model.decode(mel), shipped.decode(mel), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_compiled_activations_give_the_same_sound_and_gradients() -> None:
+    eager, compiled = tiny(), tiny(compile=True)
+    mel = torch.randn(2, 20, 80, generator=torch.Generator().manual_seed(0)) - 4
+    made = [each.model.decode(mel) for each in (eager, compiled)]
+    assert made[0].abs().max() > 0
+    torch.testing.assert_close(made[1], made[0], atol=1e-6, rtol=1e-5)
+    for each in made:
+        each.square().sum().backward()
+    for (name, ours), other in zip(compiled.model.named_parameters(), eager.model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, other.grad, atol=1e-6, rtol=1e-4, msg=name)
+    assert compiled.state_dict().keys() == eager.state_dict().keys()

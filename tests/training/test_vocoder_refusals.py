@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 
 from sf_lightning.audio.mel import MelConfig
@@ -13,6 +14,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.vocoder.adversary import DiscriminatorConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
+from tests.helpers import QUIET
 from tests.training import test_training as decoders
 from tests.training.test_vocoder_module import TINY, Notes, data, fit, tiny
 
@@ -39,9 +41,10 @@ def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said:
         (lambda: GANOptimizerConfig(decay=1.5), "optimizer.decay is 1.5"),
         (lambda: GeneratorConfig(kernel_sizes=()), "kernel_sizes are \\[\\]: wanted one or more"),
         (lambda: GeneratorConfig(dilations=(0,)), "dilations are \\[0\\]: wanted one or more, each 1"),
-        (lambda: GANOptimizerConfig(learning_rate=-1), "learning_rate -1"),
+        (lambda: GANOptimizerConfig(learning_rate=-1), "optimizer.learning_rate is -1: wanted more than 0"),
+        (lambda: GANOptimizerConfig(discriminator_learning_rate=0.0), "discriminator_learning_rate is 0.0: wanted"),
         (lambda: GANOptimizerConfig(ema_decay=2), "optimizer.ema_decay is 2"),
-        (lambda: GANOptimizerConfig(max_bad_steps=0), "max_bad_steps 0"),
+        (lambda: GANOptimizerConfig(max_bad_steps=0), "max_bad_steps is 0"),
         (lambda: DiscriminatorConfig(width=0), "width is 0"),
         (lambda: DiscriminatorConfig(periods=(6000,)), "periods are \\[6000\\]: wanted one or more of 1 to 1024"),
     ],
@@ -110,6 +113,12 @@ def test_networks_of_other_sizes_are_not_begun_with(shards: ShardSet, tmp_path: 
         others = replace(TINY["discriminators"], **change)  # type: ignore[type-var]
         with pytest.raises(ValueError, match=r"the discriminators of .* are others: .*, this run has .*"):
             tiny(init_from=str(path), discriminators=others).begin()
+
+
+def test_lightning_s_way_of_clipping_is_refused_with_ours(shards: ShardSet) -> None:
+    said = "gradient_clip_val is 1.0: a vocoder's gradients are clipped by --model.optimizer.clip_norm"
+    with pytest.raises(ValueError, match=said):
+        tiny().check(L.Trainer(**QUIET, gradient_clip_val=1.0))
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.cli.card import missing_vocoder, vocoder_words
-from sf_lightning.model.pretrained import Description
+from sf_lightning.model.pretrained import Description, WeightsOf
 from sf_lightning.vocoder import config as choice
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.config import VocoderConfig, shipped
@@ -27,7 +27,7 @@ def save(folder: Path, mel: MelConfig = MelConfig()) -> Path:
     """A fresh vocoder in a folder."""
     torch.manual_seed(0)
     made = BigVGANVocoder(TOY.hyperparameters(mel), mel)
-    save_vocoder(folder, TrainedVocoder(made.generator.state_dict(), TOY, mel, 7), "a card\n")
+    save_vocoder(folder, TrainedVocoder(made.generator.state_dict(), TOY, mel, WeightsOf(7, True)), "a card\n")
     return folder
 
 
@@ -80,7 +80,7 @@ def test_a_folder_is_whole_or_not_there_and_over_nothing(tmp_path: Path) -> None
     with pytest.raises(FileExistsError, match="is there already"):
         save(folder)
     with pytest.raises(AttributeError):
-        save_vocoder(tmp_path / "bad", TrainedVocoder({"a": None}, TOY, MelConfig(), 1), "")  # type: ignore[dict-item]
+        save_vocoder(tmp_path / "bad", TrainedVocoder({"a": None}, TOY, MelConfig(), WeightsOf(1, True)), "")  # type: ignore[dict-item]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 

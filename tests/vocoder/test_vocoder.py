@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.seam import seam_db
+from sf_lightning.model.pretrained import WeightsOf
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.files import TrainedVocoder, save_vocoder
@@ -77,7 +78,11 @@ def test_weights_of_ours_give_the_same_wave_in_the_package_and_here(tmp_path: Pa
         parameter.mul_(1.5)
     wave = made.eval().decode(mel)
     assert wave.abs().mean() > 1e-3
-    save_vocoder(tmp_path / "out", TrainedVocoder(made.generator.state_dict(), config, MelConfig(), 1), "card")
+    save_vocoder(
+        tmp_path / "out",
+        TrainedVocoder(made.generator.state_dict(), config, MelConfig(), WeightsOf(1, True)),
+        "card",
+    )
     theirs = BigVGAN(load_hparams_from_json(tmp_path / "out" / "config.json"))
     theirs.load_state_dict(load_file(tmp_path / "out" / "bigvgan_generator.safetensors"))
     torch.testing.assert_close(theirs.eval()(mel.transpose(1, 2))[:, 0], wave, atol=1e-6, rtol=0)

@@ -2,20 +2,18 @@
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from sf_lightning.evaluation.clips import kept
-from sf_lightning.metrics.pool import shared_pool
 from sf_lightning.metrics.speech import SpeechScores, gap
 from sf_lightning.streaming.sound import stream_mel
 from sf_lightning.training.callbacks.continuation import between
-from sf_lightning.training.callbacks.keeping import conclude, keep_clip, samples_folder
+from sf_lightning.training.callbacks.keeping import keep_clip, samples_folder
+from sf_lightning.training.callbacks.listening import Listening
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.base import Vocoder
@@ -34,7 +32,7 @@ class _Clip(NamedTuple):
     generated: Tensor | None
 
 
-class CopySynthesis(L.Callback):
+class CopySynthesis(Listening):
     """Makes the clips of validation of their own mels with the averaged generator, whole and as a stream would.
 
     Logs `{copy_synthesis,streamed}/{pesq_wb,stoi,visqol,mel_l1,mr_stft,periodicity,real_time_factor,no_score}`;
@@ -55,6 +53,7 @@ class CopySynthesis(L.Callback):
     def __init__(
         self, keep: int = 2, iterations: int = 60, chunk_frames: int = 24, lookahead_frames: int = 24
     ) -> None:
+        super().__init__()
         if chunk_frames < 1 or lookahead_frames < 0:
             raise ValueError(
                 f"CopySynthesis: chunk_frames {chunk_frames}, lookahead_frames {lookahead_frames}: wanted 1 or "
@@ -62,26 +61,18 @@ class CopySynthesis(L.Callback):
             )
         self.keep, self.iterations = keep, iterations
         self.chunk, self.ahead = chunk_frames, lookahead_frames
-        self.rows: dict[str, dict[str, float]] = {}
         self.heard: list[str | int] = []
-        self.samples: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Fails now, not after an hour, if a metric cannot run; lets the metric processes start meanwhile."""
+        """Makes ready."""
         assert isinstance(pl_module, VocoderModule)
-        SpeechScores(pl_module.mel.config.sample_rate, copies=True)
-        shared_pool().warm_up()
+        self.ready(pl_module.mel.config.sample_rate, copies=True)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock: what validation costs is logged as `val/seconds`."""
-        self._started = time.perf_counter()
-
-    @torch.inference_mode()
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Makes, scores, logs and keeps."""
+    def listen(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: ShardDataModule
+    ) -> dict[str, float]:
+        """Makes, scores and keeps."""
         assert isinstance(pl_module, VocoderModule)
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(datamodule, ShardDataModule)
         clips = self._clips(pl_module, datamodule, trainer)
         # Rows of other clips, or made otherwise, would stand beside those of these: a run may go on with others.
         keys = (drawn.clip.key for drawn in datamodule.clips)
@@ -109,27 +100,16 @@ class CopySynthesis(L.Callback):
         values |= {"val/loss": judged["mel_l1"], "val/pesq_wb": judged["pesq_wb"]}
         if trainer.is_global_zero:
             self._keep(trainer, pl_module, clips, made, mels)
-        values["val/seconds"] = time.perf_counter() - self._started
-        pl_module.log_dict(values, batch_size=1)
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Prints the table of the last validation and what to open."""
-        if trainer.is_global_zero and self.rows:
-            conclude(trainer, self.rows, "", self.samples)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Does the same at once where nothing is trained."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self.on_fit_end(trainer, pl_module)
+        return values
 
     def state_dict(self) -> dict[str, Any]:
-        """What the last validation found: a run that is resumed at its end still has its table."""
-        return {"rows": self.rows, "heard": self.heard, "samples": str(self.samples) if self.samples else None}
+        """What the last validation found, and of which clips."""
+        return super().state_dict() | {"heard": self.heard}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it back."""
-        self.rows, self.heard = state_dict["rows"], state_dict["heard"]
-        self.samples = Path(state_dict["samples"]) if state_dict["samples"] else None
+        super().load_state_dict(state_dict)
+        self.heard = state_dict["heard"]
 
     # -- making ---------------------------------------------------------------------------------------
 

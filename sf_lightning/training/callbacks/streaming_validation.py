@@ -6,30 +6,27 @@ passes, and *look-up* (the mean mel of each token), which a decoder must beat to
 
 import csv
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed import all_gather_object, get_world_size, is_initialized
 
 from sf_lightning.audio.wave import resampled
 from sf_lightning.evaluation.clips import kept
 from sf_lightning.evaluation.pictures import draw_streaming
-from sf_lightning.metrics.pool import shared_pool
 from sf_lightning.metrics.speech import SpeechScores, gap, within
 from sf_lightning.streaming.decoder import StreamingDecoder
-from sf_lightning.streaming.latency import Latency, latency_line, measure_latency
+from sf_lightning.streaming.latency import measure_latency
 from sf_lightning.streaming.state import Chunk
 from sf_lightning.training.callbacks.continuation import between
-from sf_lightning.training.callbacks.keeping import conclude, keep_clip, samples_folder
+from sf_lightning.training.callbacks.keeping import keep_clip, samples_folder
+from sf_lightning.training.callbacks.listening import Listening
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
 
@@ -51,7 +48,7 @@ class _Clip:
     x_vector: Tensor
 
 
-class StreamingValidation(L.Callback):
+class StreamingValidation(Listening):
     """Decodes the clips of validation as the product will, with the averaged weights, and logs what it hears.
 
     Logs `{streamed,offline}/{pesq_wb,stoi,visqol,mel_l1,seam_db,no_score}`, `streamed/gap` to offline,
@@ -68,32 +65,24 @@ class StreamingValidation(L.Callback):
     """
 
     def __init__(self, keep: int = 2, within_ms: Sequence[int] = (250, 500, 1000)) -> None:
+        super().__init__()
         self.keep, self.within_ms = keep, within_ms
-        self.rows: dict[str, dict[str, float]] = {}
-        self.latency: Latency | None = None
-        self.samples: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Fails now, not after an hour, if a metric cannot run; lets the metric processes start meanwhile."""
+        """Makes ready, reads the look-up."""
         assert isinstance(pl_module, StreamFlowModule)
-        SpeechScores(pl_module.model.mel.config.sample_rate)
-        shared_pool().warm_up()
+        self.ready(pl_module.model.mel.config.sample_rate)
         self.vocoder = pl_module.vocoder.make(pl_module.model.mel.config)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, ShardDataModule)
         with datamodule.train[0].open("lookup.npy") as file:
             self.look_up = torch.from_numpy(np.load(file))
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock: what validation costs is logged as `val/seconds`."""
-        self._started = time.perf_counter()
-
-    @torch.inference_mode()
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Decodes, scores, logs and keeps."""
+    def listen(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: ShardDataModule
+    ) -> dict[str, float]:
+        """Decodes, scores and keeps."""
         assert isinstance(pl_module, StreamFlowModule)
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(datamodule, ShardDataModule)
         if isinstance(self.vocoder, torch.nn.Module):
             self.vocoder.to(pl_module.device)
         clips = self._clips(pl_module, datamodule)
@@ -136,30 +125,7 @@ class StreamingValidation(L.Callback):
             self._keep(trainer, decoder, clips, made, speakers, edges)
             self._draw(trainer, gaps)
             self._write(heard)
-        values["val/seconds"] = time.perf_counter() - self._started
-        pl_module.log_dict(values, batch_size=1)
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Prints the table of the last validation and what to open."""
-        if trainer.is_global_zero and self.rows:
-            said = latency_line(self.latency) if self.latency else ""
-            conclude(trainer, self.rows, said, self.samples, self.latency)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Does the same at once where nothing is trained."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self.on_fit_end(trainer, pl_module)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the last validation found: a run that is resumed at its end still has its table."""
-        samples = str(self.samples) if self.samples else None
-        return {"rows": self.rows, "latency": asdict(self.latency) if self.latency else None, "samples": samples}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back."""
-        self.rows = state_dict["rows"]
-        self.latency = Latency(**state_dict["latency"]) if state_dict["latency"] else None
-        self.samples = Path(state_dict["samples"]) if state_dict["samples"] else None
+        return values
 
     # -- decoding -------------------------------------------------------------------------------------
 

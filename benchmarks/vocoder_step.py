@@ -5,9 +5,9 @@
 Three ways take a step in turn, in one process: the loop of `bigvgan/train.py`, written out as it stands there but
 for its devices, logs and checkpoints (it takes its segments ready made, and clips at early_clip_norm); the same
 with what `VocoderModule` does besides or otherwise (segments cut and their mels made, discriminators frozen while
-the generator learns, a fused optimizer that may skip, averages), without Lightning; and `VocoderModule` under
-Lightning's Trainer, no loggers. The first step's losses must agree. A step's time is the median. Further options
-change the recipe, such as --model.segments.frames=64.
+the generator learns, a fused optimizer that may skip, averages, activations compiled where the recipe says so),
+without Lightning; and `VocoderModule` under Lightning's Trainer, no loggers. The first step's losses must agree. A
+step's time is the median. Further options change the recipe, such as --model.segments.frames=64.
 """
 
 import argparse
@@ -196,8 +196,9 @@ class Losses(L.Callback):
 
 def measure(config: Any, shards: Path, steps: int) -> tuple[list[float], list[float]]:
     """Returns the seconds of a step of each way, and the losses of their first steps."""
+    as_it_comes = OmegaConf.merge(config, {"model": {"compile": False}})
     with redirect_stdout(None):
-        modules = [make(config) for _ in WAYS]
+        modules = [make(as_it_comes), make(config), make(config)]
     batch = modules[0].draw(batch_of(ShardSet(shards), config)).to(device)
     seconds, losses = ([[] for _ in WAYS] for _ in range(2))
     others = [Theirs(modules[0], batch).step, Bare(modules[1], batch).step]

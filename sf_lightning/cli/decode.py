@@ -16,6 +16,7 @@ from torch import Tensor
 from sf_lightning.audio.wave import open_wave, to_pcm
 from sf_lightning.cli.errors import one_line, one_line_errors
 from sf_lightning.cli.inputs import embed, embed_speaker, find_clip, load_tokens, read_stdin
+from sf_lightning.cli.options import require_device
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import latency_line, measure_latency
@@ -83,6 +84,7 @@ def decode(
         bf16: Keep the network's weights in bfloat16: half the memory, and faster where the machine multiplies it.
     """
     _require_sense(**locals())
+    require_device(device)
     codes = Path(tokens) if tokens is not None else None
     given = {
         name: value
@@ -205,7 +207,9 @@ FLAGS = ("stdin", "stdout", "latency", "bf16")
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = ArgumentParser(prog="sf-decode", description=one_line(ValueError(decode.__doc__)).split(" Args:")[0])
+    parser = ArgumentParser(
+        allow_abbrev=False, prog="sf-decode", description=one_line(ValueError(decode.__doc__)).split(" Args:")[0]
+    )
     parser.add_function_arguments(decode, as_group=False, skip=set(FLAGS))
     helps = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", decode.__doc__ or "", re.MULTILINE)
     for flag in FLAGS:

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from sf_lightning import __version__
 from sf_lightning.cli.errors import one_line, one_line_errors
-from sf_lightning.cli.options import require_positive
+from sf_lightning.cli.options import require_device, require_positive
 from sf_lightning.cli.showing import Bar, log_table, show
 from sf_lightning.evaluation.clips import Clips, Needs, open_clips
 from sf_lightning.evaluation.grid import Options, Subject, plan
@@ -92,6 +92,7 @@ def judge(
     if not ckpt or data is None:
         raise ValueError("give checkpoints with --ckpt and clips with --data; or --ratings that listeners sent")
     require_positive(clips=clips, batch=batch)
+    require_device(device)
     if keep < 0:
         raise ValueError(f"--keep is {keep}: wanted 0 or more")
     if listening_test and not keep:
@@ -228,7 +229,9 @@ LISTS: dict[str, type] = {
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
     said: Any = judge.__doc__
-    parser = ArgumentParser(prog="sf-eval", description=one_line(ValueError(said)).split(" Args:")[0])
+    parser = ArgumentParser(
+        allow_abbrev=False, prog="sf-eval", description=one_line(ValueError(said)).split(" Args:")[0]
+    )
     parser.add_function_arguments(judge, as_group=False, skip=set(LISTS))
     helps = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", said, re.MULTILINE))
     for name, kind in LISTS.items():

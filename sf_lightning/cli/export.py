@@ -59,7 +59,9 @@ def _read_all(files: list[str]) -> str:
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = ArgumentParser(prog="sf-export", description=one_line(ValueError(export.__doc__)).split(" Args:")[0])
+    parser = ArgumentParser(
+        allow_abbrev=False, prog="sf-export", description=one_line(ValueError(export.__doc__)).split(" Args:")[0]
+    )
     parser.add_function_arguments(export, as_group=False, as_positional=True)
     parser.exit_on_error = False
     export(**vars(parser.parse_args(args)))

@@ -21,7 +21,7 @@ from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.tracking import offline_without_key
 from sf_lightning.training.base import ShardTrained, plain, require_same
 from sf_lightning.training.callbacks.continuation import Continuation
-from sf_lightning.training.checkpoint import read_content
+from sf_lightning.training.checkpoint import is_sharded_checkpoint, read_content
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.loggers import ContinuingWandb
 from sf_lightning.training.module import StreamFlowModule
@@ -52,7 +52,7 @@ class RecordRun(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Logs config, commit, shard digests, and what the module has to say of itself."""
+        """Logs config, commit, what it was begun with, shard digests, and what the module has to say of itself."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, ShardTrained) and isinstance(datamodule, ShardDataModule)
         config = plain(self.config.clone(with_meta=False).as_dict())  # without the files that parts were read from
@@ -60,6 +60,7 @@ class RecordRun(SaveConfigCallback):
         record = {
             "config": config,
             "commit": _commit(),
+            "begun_with": pl_module.begun_with,
             "shards": {
                 str(each.folder): [shard.digest for shard in each.manifest.shards] for each in datamodule.sets
             },
@@ -152,16 +153,20 @@ class FitCLI(LightningCLI):
         """Refuses what does not fit, and a second run in the folder of a first, before any logger starts.
 
         Raises:
-            FileNotFoundError, ValueError: as `ShardDataModule.check`, and `check` and `begin` of the module.
+            FileNotFoundError, ValueError: as `ShardDataModule.check`, `check` and `begin` of the module, and
+                `VocoderConfig.make`.
             FileExistsError: if the folder holds checkpoints and it is none of them that is continued.
         """
         folder = Path(self.trainer.default_root_dir)
         self.model.check(self.trainer)
+        if isinstance(self.model, StreamFlowModule):
+            self.model.make_vocoder()  # that it can be made is seen now
         if self.config.fit.ckpt_path is None:  # else the checkpoint has the weights, and knows their tokens
             self.datamodule.check(self.model)
             self.model.begin()
         else:
             content = self._read(Path(self.config.fit.ckpt_path), goes_on=True)
+            self.model.begun_with = content.get("begun_with")  # said before the checkpoint is restored
             self.datamodule.require_order_of(content, self.model)
         if stale := [*folder.glob("hpc_ckpt_*")]:
             raise FileExistsError(
@@ -189,7 +194,7 @@ class FitCLI(LightningCLI):
 
     def _read(self, path: Path, goes_on: bool = False) -> dict[str, Any]:
         """Reads a checkpoint of what this run trains; raises FileNotFoundError or ValueError if it is none."""
-        if path.is_dir() and not saves_folders(self.trainer.strategy):
+        if is_sharded_checkpoint(path) and not saves_folders(self.trainer.strategy):
             raise ValueError(
                 f"--ckpt_path: {path} is a folder, of shards: go on with --trainer.strategy=fsdp2 or hsdp"
             )

@@ -2,12 +2,25 @@
 
 from pathlib import Path
 
+import torch
+
 
 def require_positive(**values: int | None) -> None:
     """Refuses an option that is given and below 1."""
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}: wanted 1 or more")
+
+
+def require_device(device: str) -> None:
+    """Refuses a device that is not there."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = str(error).partition(". ")[0]
+        raise ValueError(
+            f"--device is {device}: wanted cpu, or a device that this machine has ({reason})"
+        ) from error
 
 
 def part_of(text: str) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli.encoders import choose_speaker, choose_tokenizer, runs_on_device
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.looks import describe, inspect, sample
-from sf_lightning.cli.options import listed, names_in, part_of, require_positive
+from sf_lightning.cli.options import listed, names_in, part_of, require_device, require_positive
 from sf_lightning.data.build import build as build_set
 from sf_lightning.data.build import fit_tokenizer
 from sf_lightning.data.corpus import Filters, find_units
@@ -88,6 +88,7 @@ def build(
     ):
         if is_given and not has:
             raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
+    require_device(device)
     # Before any tokenizer is fitted: that takes a while, and a mistake here is said at once.
     filters = Filters(listed(languages), min_seconds, max_seconds, min_dnsmos, names_in(blocked_speakers))
     units = find_units(Path(audio), shard_samples)
@@ -188,7 +189,7 @@ def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
     args = sys.argv[1:] if args is None else args
     commands: list[Callable[..., Any] | type] = [build, fit, demo, verify, inspect, sample]
-    auto_cli(commands, args=args, as_positional=False, exit_on_error=False)
+    auto_cli(commands, args=args, as_positional=False, exit_on_error=False, allow_abbrev=False)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,9 @@ def _conclude(results: Results, folder: Path) -> None:
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = ArgumentParser(prog="sf-sweep", description=one_line(ValueError(sweep.__doc__)).split(" Args:")[0])
+    parser = ArgumentParser(
+        allow_abbrev=False, prog="sf-sweep", description=one_line(ValueError(sweep.__doc__)).split(" Args:")[0]
+    )
     parser.add_function_arguments(sweep, as_group=False, as_positional=True, skip={"arguments"})
     parser.exit_on_error = False
     ours, theirs = list[str](), list[str]()

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -88,13 +88,13 @@ class WeightsOf:
         averaged: Whether they are the averaged ones or the raw.
         begun_with: What the run was begun with, where that was no fresh network.
 
-    >>> str(WeightsOf(800, True, "raw weights of step 200"))
-    'averaged weights of step 800, begun with raw weights of step 200'
+    >>> str(WeightsOf(800, True, "last.ckpt (raw weights of step 200)"))
+    'averaged weights of step 800, begun with last.ckpt (raw weights of step 200)'
     """
 
     step: int
     averaged: bool
-    begun_with: str | None = None
+    begun_with: str | None = field(default=None, repr=False)  # nor in the digest: it changes nothing
 
     def __str__(self) -> str:
         begun = "" if self.begun_with is None else f", begun with {self.begun_with}"

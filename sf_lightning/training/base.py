@@ -4,6 +4,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
@@ -81,7 +82,7 @@ class ShardTrained(L.LightningModule, ABC):
         average: Its averaged weights, which are what is judged and used.
         guard: Skips steps.
         clipped: Counts steps.
-        begun_with: What the weights of `init_from` were, once they are taken.
+        begun_with: The name of what was at `init_from` and what weights these were, once they are taken.
         tokenizer_digest: Of the tokenizer whose tokens it has learnt.
     """
 
@@ -152,10 +153,11 @@ class ShardTrained(L.LightningModule, ABC):
         if self.init_from is None:
             return
         try:
-            self.begun_with = self.take(self.init_from)
+            of = self.take(self.init_from)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"--model.init_from: {error}") from error
-        rank_zero_only(print)(f"--model.init_from: {self.init_from}: {self.begun_with}")
+        rank_zero_only(print)(f"--model.init_from: {self.init_from}: {of}")
+        self.begun_with = f"{Path(self.init_from).name} ({of})"  # where that lay is no one's business
         self.average.load_state_dict(self.model.state_dict())
         self.init_from = None
 
@@ -185,7 +187,7 @@ class ShardTrained(L.LightningModule, ABC):
         require_same(checkpoint, self)
         self.init_from, self.begun_with = None, checkpoint.get("begun_with")
         self.guard.load_state_dict(checkpoint["guard"])
-        self.clipped.load_state_dict(checkpoint["clipped"], self.device)
+        self.clipped.load_state_dict(checkpoint["clipped"])
 
 
 def plain(value: Any) -> Any:
@@ -238,7 +240,7 @@ def require_equal(parts: Iterable[str], came: Mapping[str, Any], wanted: Mapping
             raise ValueError(f"--model.{name}: the checkpoint has none: it is not of what this run trains")
         theirs, ours = came[name], wanted[name]
         for name in setting:
-            theirs, ours = theirs.get(name, ours[name]), ours[name]
+            theirs, ours = theirs.get(name), ours[name]
         if _differ(theirs, ours):
             raise ValueError(f"--model.{part}: {_difference(name, theirs, ours)}: {do}")
 

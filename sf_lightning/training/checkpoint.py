@@ -25,7 +25,7 @@ from sf_lightning.model.pretrained import (
 from sf_lightning.model.torch_files import read_torch
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.config import VocoderConfig
-from sf_lightning.vocoder.files import is_trained
+from sf_lightning.vocoder.files import holds_generator, is_trained
 
 SHARDED_META = "meta.pt"
 """In the folder of a checkpoint in shards, what is not in shards."""
@@ -47,6 +47,11 @@ class Checkpoint(NamedTuple):
     of: WeightsOf
 
 
+def is_sharded_checkpoint(folder: Path) -> bool:
+    """Returns whether a folder is a checkpoint in shards."""
+    return (folder / SHARDED_META).is_file()
+
+
 def read_content(path: Path) -> dict[str, Any]:
     """Reads all of a checkpoint that is not in shards.
 
@@ -59,8 +64,11 @@ def read_content(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise FileNotFoundError(f"no file {path}: wanted a checkpoint of sf-fit")
-    if path.is_dir() and not (path / SHARDED_META).is_file():
-        raise ValueError(f"wanted a checkpoint of sf-fit: {path} is a folder without {SHARDED_META}")
+    if path.is_dir() and not is_sharded_checkpoint(path):
+        kind = "holds no checkpoint"
+        if holds_generator(path) or (path / CONFIG).is_file():
+            kind = "is an export, which cannot be gone on with"
+        raise ValueError(f"wanted a checkpoint of sf-fit: the folder {path} {kind}")
     try:
         return read_torch(path / SHARDED_META if path.is_dir() else path)
     except ValueError as error:
@@ -134,7 +142,7 @@ def is_decoder(path: Path) -> bool:
     Raises:
         ValueError: if it is a file that cannot be read.
     """
-    return is_trained(path) or any((path / name).is_file() for name in (CONFIG, SHARDED_META))
+    return is_trained(path) or (path / CONFIG).is_file() or is_sharded_checkpoint(path)
 
 
 def load_trained(path: Path) -> Pretrained:
@@ -143,5 +151,7 @@ def load_trained(path: Path) -> Pretrained:
     Raises:
         FileNotFoundError, ValueError: as `load_pretrained` and `load_checkpoint`.
     """
+    if holds_generator(path):
+        raise ValueError(f"{path} is the folder of a vocoder, wanted a decoder: a vocoder is given to --vocoder")
     is_export = any((path / name).exists() for name in (CONFIG, WEIGHTS))
     return load_pretrained(path) if is_export else load_checkpoint(path)

@@ -33,6 +33,7 @@ from sf_lightning.training.optimizer import OptimizerConfig, adamw, warmup_cosin
 from sf_lightning.training.sharding import gathered, is_sharded, shard, whole
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.config import VocoderConfig
+from sf_lightning.vocoder.files import holds_generator
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +136,8 @@ class StreamFlowModule(ShardTrained):
         found = Path(path)
         if not found.exists():
             raise FileNotFoundError(f"no file or folder {path}")
+        if holds_generator(found):
+            raise ValueError(f"{path} is the folder of a vocoder, wanted a decoder")
         if not is_decoder(found):
             return str(warm_start(self.model, found))
         trained = load_trained(found)
@@ -157,7 +160,7 @@ class StreamFlowModule(ShardTrained):
                 "--trainer.precision is 16-mixed, which scales gradients: wanted bf16-mixed or 32-true"
             )
         if (way := trainer.gradient_clip_algorithm) not in (None, "norm"):
-            raise ValueError(f"--trainer.gradient_clip_algorithm is {way}: wanted norm")
+            raise ValueError(f"--trainer.gradient_clip_algorithm is {way.value}: wanted norm")
 
     def setup(self, stage: str) -> None:
         """Compiles."""
@@ -204,7 +207,8 @@ class StreamFlowModule(ShardTrained):
         self.guard.watch(optimizer, norm, self.global_step)
         self.log("train/gradient_norm", norm)
         self.log("train/clip_share", self.clipped.saw(norm, limit))
-        self.log("train/skipped_steps", float(self.guard.skipped))
+        # A float would be copied to the device, which the host would wait for.
+        self.log("train/skipped_steps", torch.tensor(float(self.guard.skipped)))
 
     def configure_optimizers(self) -> Any:
         """AdamW on matrices with, on vectors without weight decay; one schedule step per optimizer step."""

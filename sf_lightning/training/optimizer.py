@@ -38,8 +38,7 @@ class GANOptimizerConfig:
 
     Args:
         learning_rate: At the first step.
-        discriminator_learning_rate: That of the discriminators; None is the same. The narrower they are, the more
-            of it they want.
+        discriminator_learning_rate: That of the discriminators; None is the same.
         decay: Each step multiplies it by this.
         beta1: Decay of the first moment.
         beta2: Decay of the second moment.
@@ -123,16 +122,21 @@ class ClippedSteps:
 
     def __init__(self) -> None:
         self._last: deque[Tensor] = deque(maxlen=CLIP_WINDOW)
+        self._came: list[bool] = []
 
     def saw(self, norm: Tensor, limit: float) -> Tensor:
         """Takes the norm of a step's gradient, a scalar; returns the share of clipped steps, a scalar."""
+        if self._came:
+            self._last.extend(torch.tensor(self._came, device=norm.device))
+            self._came = []
         self._last.append(norm > limit)
         return torch.stack([*self._last]).float().mean()
 
     def state_dict(self) -> list[bool]:
         """Of each of the last steps, whether it was clipped."""
-        return [bool(each) for each in self._last]
+        return self._came or [bool(each) for each in self._last]
 
-    def load_state_dict(self, state: list[bool], device: torch.device) -> None:
-        """Takes it back, to the device of the norms to come."""
-        self._last.extend(torch.tensor(each, device=device) for each in state)
+    def load_state_dict(self, state: list[bool]) -> None:
+        """Takes it back; a checkpoint comes before a module is on its device."""
+        self._last.clear()
+        self._came = [*state]

@@ -24,7 +24,7 @@ from sf_lightning.training.guard import skip_unless_finite
 from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.vocoder.adversary import REACH, Adversary, DiscriminatorConfig, GeneratorLosses, LossConfig
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
-from sf_lightning.vocoder.config import located
+from sf_lightning.vocoder.config import located, shipped
 from sf_lightning.vocoder.files import is_trained
 from sf_lightning.vocoder.generator import GeneratorConfig
 
@@ -125,7 +125,10 @@ class VocoderModule(ShardTrained):
                 rest.
         """
         found = located(path)
-        of = self.model.take(found)
+        try:
+            of = self.model.take(found)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; or a name: {' or '.join(shipped())}") from error
         if not is_trained(found):
             return of
         if self.optimizer.freeze_steps:
@@ -227,7 +230,7 @@ class VocoderModule(ShardTrained):
 
     def _log(self, losses: GeneratorLosses, discriminator_loss: Tensor, norm: Tensor, judging: Tensor) -> None:
         self.log("train/loss", losses.total.detach(), prog_bar=True, batch_size=1)
-        values: dict[str, Tensor | float] = {
+        values = {
             "mel_loss": losses.mel.detach(),
             "feature_loss": losses.feature.detach(),
             "adversarial_loss": losses.adversarial.detach(),
@@ -236,7 +239,7 @@ class VocoderModule(ShardTrained):
             "clip_share": self.clipped.saw(norm, self._clip_norm()),
             "period_gradient_norm": judging[0],
             "spectral_gradient_norm": judging[1],
-            "skipped_steps": float(self.guard.skipped),
+            "skipped_steps": torch.tensor(float(self.guard.skipped)),  # a float is copied, and waited for
         }
         for name, value in values.items():
             self.log(f"train/{name}", value, batch_size=1)

@@ -114,7 +114,7 @@ class BigVGANVocoder(nn.Module):
     def compile_activations(self) -> None:
         """Compiles the periodic activations, each of which is one pass over memory then instead of five.
 
-        Of whatever length, once for all of a kind; the sound is the same to rounding.
+        Once for each width, of whatever length; the sound is the same to rounding.
         """
         for each in self.generator.modules():
             if isinstance(each, Snake | SnakeBeta):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.model.pretrained import CONFIG as EXPORTED
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.griffin_lim import GriffinLim
 
@@ -48,6 +49,8 @@ class VocoderConfig:
         from sf_lightning.vocoder.qwen import is_qwen, load_qwen
 
         path = located(self.checkpoint)
+        if (path / EXPORTED).is_file():
+            raise ValueError(f"vocoder: {path} is the export of a decoder, wanted a vocoder")
         try:
             return load_qwen(path, mel) if is_qwen(path) else BigVGANVocoder.from_checkpoint(path, mel)
         except FileNotFoundError as error:
@@ -59,7 +62,7 @@ class VocoderConfig:
 
 
 def located(checkpoint: str) -> Path:
-    """Returns where a vocoder lies that is named as in `VocoderConfig.checkpoint`."""
+    """Returns where a vocoder lies: the name of one that comes with the package, `./NAME` is a folder of yours."""
     return SHIPPED / checkpoint if is_shipped(checkpoint) else Path(checkpoint)
 
 

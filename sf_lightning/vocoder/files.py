@@ -83,6 +83,11 @@ def is_trained(path: Path) -> bool:
     return path.is_file() and path.suffix != ".safetensors" and "hyper_parameters" in read_torch(path)
 
 
+def holds_generator(folder: Path) -> bool:
+    """Returns whether `sf-export` or the package wrote a vocoder to a folder."""
+    return any((folder / name).is_file() for name in (WEIGHTS, THEIR_WEIGHTS))
+
+
 def is_vocoder(path: Path) -> bool:
     """Returns whether a file is a checkpoint of `sf-fit` that holds a vocoder; what cannot be read is none."""
     try:
@@ -176,9 +181,10 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
 
 def _said_in(metadata: dict[str, str]) -> str:
     """What `save_vocoder` has said of weights."""
-    if "step" not in metadata:
+    step, averaged = metadata.get("step", ""), metadata.get("averaged")
+    if not step.isdecimal() or averaged is None:
         return "a generator of unknown training"
-    return str(WeightsOf(int(metadata["step"]), metadata["averaged"] == "true", metadata.get("begun_with")))
+    return str(WeightsOf(int(step), averaged == "true", metadata.get("begun_with")))
 
 
 def save_vocoder(folder: Path, trained: TrainedVocoder, card: str) -> None:

@@ -14,7 +14,7 @@ from sf_lightning.model.pretrained import digest_of
 from sf_lightning.model.qwen_files import read_qwen
 from sf_lightning.model.torch_files import read_torch
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder, remove_weight_norm
-from sf_lightning.vocoder.files import THEIR_WEIGHTS, WEIGHTS
+from sf_lightning.vocoder.files import WEIGHTS, holds_generator
 
 COMPONENT = "code2wav_bigvgan_model"
 
@@ -56,8 +56,7 @@ def is_qwen(path: Path) -> bool:
         ValueError: if it is a file that cannot be read.
     """
     if path.is_dir():
-        ours = any((path / name).is_file() for name in (WEIGHTS, THEIR_WEIGHTS))
-        return not ours and any(path.glob("*.safetensors*"))
+        return not holds_generator(path) and any(path.glob("*.safetensors*"))
     if path.name == WEIGHTS:
         return False
     return path.suffix == ".safetensors" or (

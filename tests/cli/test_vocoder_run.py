@@ -132,7 +132,7 @@ def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
         assert "tuned holds a run already: continue it with --ckpt_path=last" in mistake(capsys, fit.main, *again)
     assert "| generated |" in (tmp_path / "tuned" / "summary.md").read_text()
     export.main([str(other), str(tmp_path / "out")])
-    begun_with = "averaged weights of step 2, begun with averaged weights of step 4"
+    begun_with = "averaged weights of step 2, begun with last.ckpt (averaged weights of step 4)"
     assert f"| training | {begun_with} |" in (tmp_path / "out" / "README.md").read_text()
     assert read_generator(tmp_path / "out").of == begun_with
 

@@ -41,6 +41,7 @@ TOY_VOCODER = [
     "--model.generator.dilations=[1]",
     "--model.discriminators={kind: resolutions, periods: [2], width: 0.03125}",
     "--model.segments={frames: 16, per_pack: 2}",
+    "--model.compile=false",
 ]
 
 

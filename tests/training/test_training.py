@@ -205,8 +205,12 @@ def test_gradients_are_clipped_by_norm_and_a_limit_of_zero_is_none(limit: float 
     weight.grad[0, :2] = torch.tensor([3.0, 4.0])
     module.configure_gradient_clipping(torch.optim.SGD([weight], 1.0), limit, None)
     assert float(weight.grad.norm()) == pytest.approx(norm, rel=1e-4)
-    with pytest.raises(ValueError, match="only 'norm' is known"):
-        module.configure_gradient_clipping(torch.optim.SGD([weight], 1.0), 1.0, "value")
+
+
+def test_values_are_not_clipped() -> None:
+    quiet = L.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False, gradient_clip_algorithm="value")
+    with pytest.raises(ValueError, match=r"--trainer.gradient_clip_algorithm is value: wanted norm"):
+        small_module().check(quiet)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +243,18 @@ def test_data_that_does_not_fit_the_model_is_refused_before_training(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         fit(tmp_path, small_module(**module), data(shards, **change), 1)
+
+
+def test_a_run_that_begins_with_a_decoder_of_other_tokens_says_so(
+    shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tmp_path, small_module(), data(shards), 1)
+    for digest, words in ((shards.manifest.tokenizer.digest, 0), ("another", 1)):
+        module = small_module(init_from=str(tmp_path / "last.ckpt"))
+        module.tokenizer_digest = digest
+        module.begin()
+        assert caplog.text.count("here they are of another") == words
+        assert module.begun_with == "last.ckpt (averaged weights of step 1)"
 
 
 def test_a_model_is_not_trained_on_with_tokens_of_another_fit(shards: ShardSet, tmp_path: Path) -> None:

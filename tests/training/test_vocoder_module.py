@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import soxr
 import torch
+from bigvgan.activations import SnakeBeta
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -23,6 +24,7 @@ from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.training.base import require_same
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.training.vocoder_module import VocoderModule
@@ -121,9 +123,17 @@ def test_the_discriminators_learn_from_their_own_loss_and_from_nothing_else(shar
         torch.testing.assert_close(ours.grad, alone.grad, msg=f"the generator's pass added to {name}")
 
 
-@pytest.mark.parametrize(("precision", "frozen"), [("32-true", 0), ("32-true", 10), ("bf16-mixed", 0)])
+@pytest.mark.parametrize(
+    ("precision", "frozen", "compile"),
+    [
+        ("32-true", 0, False),
+        ("32-true", 10, False),
+        ("bf16-mixed", 0, False),
+        pytest.param("32-true", 0, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(
-    shards: ShardSet, tmp_path: Path, precision: Any, frozen: int
+    shards: ShardSet, tmp_path: Path, precision: Any, frozen: int, compile: bool
 ) -> None:
     class Save(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -131,7 +141,8 @@ def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(
                 trainer.save_checkpoint(tmp_path / "middle.ckpt")
 
     optimizer = replace(TINY["optimizer"], freeze_steps=frozen)  # type: ignore[type-var]
-    whole, again, one, other = Notes(), Notes(), tiny(optimizer=optimizer), tiny(optimizer=optimizer)
+    one, other = (tiny(optimizer=optimizer, compile=compile) for _ in range(2))
+    whole, again = Notes(), Notes()
     fit(one, data(shards), 24, Save(), whole, precision=precision)
     torch.manual_seed(99)
     resume = tmp_path / "middle.ckpt"
@@ -311,7 +322,7 @@ def test_a_run_begins_with_one_that_comes_with_the_package_by_its_name() -> None
     module.begin()
     shipped = VocoderConfig("small").make(MelConfig())
     mel = torch.randn(1, 20, 80, generator=torch.Generator().manual_seed(0)) - 4
-    assert str(module.begun_with).startswith("averaged weights of step ")
+    assert str(module.begun_with).startswith("small (averaged weights of step ")
     torch.testing.assert_close(module.model.decode(mel), shipped.decode(mel), atol=1e-5, rtol=0)
 
 
@@ -320,6 +331,8 @@ def test_compiled_activations_give_the_same_sound_and_gradients() -> None:
     eager, compiled = tiny(), tiny(compile=True)
     mel = torch.randn(2, 20, 80, generator=torch.Generator().manual_seed(0)) - 4
     made = [each.model.decode(mel) for each in (eager, compiled)]
+    activations = [each for each in compiled.model.modules() if isinstance(each, SnakeBeta)]
+    assert len(activations) == 5 and all(each._compiled_call_impl is not None for each in activations)
     assert made[0].abs().max() > 0
     torch.testing.assert_close(made[1], made[0], atol=1e-6, rtol=1e-5)
     for each in made:
@@ -327,3 +340,38 @@ def test_compiled_activations_give_the_same_sound_and_gradients() -> None:
     for (name, ours), other in zip(compiled.model.named_parameters(), eager.model.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, other.grad, atol=1e-6, rtol=1e-4, msg=name)
     assert compiled.state_dict().keys() == eager.state_dict().keys()
+
+
+def test_discriminators_have_a_rate_of_their_own_which_a_run_that_goes_on_keeps(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    optimizer = replace(TINY["optimizer"], discriminator_learning_rate=4e-3)  # type: ignore[type-var]
+    trainer = fit(tiny(optimizer=optimizer), data(shards), 1)
+    rates = [each.param_groups[0]["initial_lr"] for each in trainer.optimizers]
+    assert rates == [1e-3, 4e-3]
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    require_same(content, tiny(optimizer=optimizer), goes_on=True)
+    said = "checkpoint has discriminator_learning_rate 0.004, this run has None: give what"
+    with pytest.raises(ValueError, match=said):
+        require_same(content, tiny(), goes_on=True)
+    del content["hyper_parameters"]["optimizer"]["discriminator_learning_rate"]  # as one from before it was there
+    with pytest.raises(ValueError, match=r"checkpoint has discriminator_learning_rate None, this run has 0.004"):
+        require_same(content, tiny(optimizer=optimizer), goes_on=True)
+    require_same(content, tiny(), goes_on=True)
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_goes_on_as_if_it_had_not_stopped(shards: ShardSet, tmp_path: Path) -> None:
+    def run(steps: int, notes: Notes, resume: Path | None) -> L.Trainer:
+        more = {"accelerator": "gpu", "devices": 1, "limit_val_batches": 0}
+        trainer = L.Trainer(**QUIET | more, max_steps=steps, callbacks=[notes])
+        trainer.fit(tiny(), data(shards), ckpt_path=resume)
+        return trainer
+
+    whole, again = Notes(), Notes()
+    run(2, Notes(), None).save_checkpoint(tmp_path / "two.ckpt")
+    run(6, whole, None)
+    run(6, again, tmp_path / "two.ckpt")
+    for ours, other in zip(again.seen, whole.seen[2:], strict=True):
+        assert ours[:2] == pytest.approx(other[:2], rel=1e-3) and ours[2] == other[2]

@@ -23,6 +23,10 @@ STREAMED = ("streamed", "griffin_lim_streamed")
 """Ways whose sound is made chunk by chunk, and so may have seams."""
 
 
+GRIFFIN_LIM = ("griffin_lim", "griffin_lim_streamed")
+"""Ways that are heard once."""
+
+
 class _Clip(NamedTuple):
     """A held-out clip on the device: wave [N], mel [T, F], and the decoder's mel of it where one makes those."""
 
@@ -77,8 +81,8 @@ class CopySynthesis(Listening):
         # Rows of other clips, or made otherwise, would stand beside those of these: a run may go on with others.
         keys = (drawn.clip.key for drawn in datamodule.clips)
         heard: list[str | int] = [*keys, self.iterations, self.chunk, self.ahead]
-        if heard != self.heard:
-            self.rows, self.heard = {}, heard
+        same = GRIFFIN_LIM if heard == self.heard else ()
+        self.rows, self.heard = {way: self.rows[way] for way in same if way in self.rows}, heard
         made: dict[str, list[Tensor]] = {}
         factors: dict[str, float] = {}
         for way, make in self._ways(pl_module, datamodule.mels_of is not None):
@@ -129,7 +133,7 @@ class CopySynthesis(Listening):
         yield "streamed", lambda clip: self._stream(module.average.eval(), clip.mel)
         if generated:
             yield "generated", lambda clip: module.synthesise(cast(Tensor, clip.generated)[None])[0]
-        if {"griffin_lim", "griffin_lim_streamed"} <= self.rows.keys():
+        if self.rows:
             return
         griffin_lim = GriffinLim(module.mel.config, self.iterations).to(module.device)
         yield "griffin_lim", lambda clip: griffin_lim.decode(clip.mel[None])[0]

@@ -44,6 +44,10 @@ def one_line(error: BaseException) -> str:
     '--kind is c: wanted a or b'
     >>> one_line(ArgumentError(None, "Parser key \\"layout\\": Unable to load config 'no' - and so on"))
     '--layout: no: wanted a file of settings that can be read, or settings'
+    >>> one_line(ArgumentError(None, "the following arguments are required: build.audio, build.out"))
+    'missing: --audio, --out'
+    >>> one_line(ArgumentError(None, "unrecognized arguments: --nfe 3"))
+    'no such option: --nfe 3: --help lists those that there are'
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
@@ -57,10 +61,18 @@ def _of_parser(text: str) -> str | None:
     """Says in a few words what jsonargparse says in many of a value or a file that it cannot take."""
     if file := re.match(r"""Parser key "(.+?)": Unable to load config ['"](.+?)['"]""", text):
         return f"--{file[1]}: {file[2]}: wanted a file of settings that can be read, or settings"
+    if needed := re.fullmatch(r"the following arguments are required: (.+)", text):
+        return "missing: " + ", ".join(f"--{name.rpartition('.')[2]}" for name in needed[1].split(", "))
+    if unknown := re.fullmatch(r"unrecognized arguments: (.+)", text):
+        return f"no such option: {unknown[1]}: --help lists those that there are"
+    if option := re.match(
+        r"""Parser key "(.+?)": .*given class_path '(.+?)': Option '(.+?)' is not accepted""", text
+    ):
+        return f"--{option[1]}: {option[2].rpartition('.')[2]} has no option {option[3]}"
     found = re.fullmatch(r'Parser key "(.+?)": (Expected a .+?)\. Got value: (.*)', text) or re.fullmatch(
         r'Parser key "(.+?)": Does not validate .* Errors: - (.*) Given value type: .*: (.*)', text
     )
-    if found is None or not all(each.startswith("Expected a ") for each in found[2].split(" - ")):
+    if found is None or not all(re.match("Expected (a |<)", each) for each in found[2].split(" - ")):
         return None
     kinds = re.findall(r"<class '(?!NoneType)(.+?)'>", found[2])
     for choices in re.findall(r"Literal\[(.+?)\]", found[2]):

@@ -1,5 +1,6 @@
 """`sf-export`: a checkpoint of `sf-fit` to a folder of plain files, to be used, kept and shared."""
 
+from argparse import ArgumentError
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -64,7 +65,11 @@ def main(args: list[str] | None = None) -> None:
     )
     parser.add_function_arguments(export, as_group=False, as_positional=True)
     parser.exit_on_error = False
-    export(**vars(parser.parse_args(args)))
+    try:
+        given = parser.parse_args(args)
+    except ArgumentError as error:
+        raise ValueError(f"{error}: wanted sf-export CKPT OUT, and options after them") from error
+    export(**vars(given))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from wandb.sdk.lib.runid import generate_id
 
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.tracking import offline_without_key
+from sf_lightning.evaluation.grid import presets
 from sf_lightning.training.base import ShardTrained, plain, require_same
 from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.checkpoint import is_sharded_checkpoint, read_content
@@ -153,8 +154,8 @@ class FitCLI(LightningCLI):
         """Refuses what does not fit, and a second run in the folder of a first, before any logger starts.
 
         Raises:
-            FileNotFoundError, ValueError: as `ShardDataModule.check`, `check` and `begin` of the module, and
-                `VocoderConfig.make`.
+            FileNotFoundError, ValueError: as `check` and `shape_for` of the data, `check` and `begin` of the
+                module, and `VocoderConfig.make`.
             FileExistsError: if the folder holds checkpoints and it is none of them that is continued.
         """
         folder = Path(self.trainer.default_root_dir)
@@ -168,6 +169,7 @@ class FitCLI(LightningCLI):
             content = self._read(Path(self.config.fit.ckpt_path), goes_on=True)
             self.model.begun_with = content.get("begun_with")  # said before the checkpoint is restored
             self.datamodule.require_order_of(content, self.model)
+        self.datamodule.shape_for(self.model, self.trainer.world_size)
         if stale := [*folder.glob("hpc_ckpt_*")]:
             raise FileExistsError(
                 f"{stale[0]} is of Lightning's own requeueing, and would be taken for this run's: move it away"
@@ -250,7 +252,7 @@ def with_bases(args: list[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: if a config or its base is missing.
-        ValueError: if bases go round in a circle, or one is given as an argument.
+        ValueError: if bases go round in a circle, one is given as an argument, or a config is a sweep.
     """
     done: list[str] = []
     rest = iter(args)
@@ -262,12 +264,25 @@ def with_bases(args: list[str]) -> list[str]:
             done.append(arg)
             continue
         chain = [_found(Path(value if equals else next(rest, "")))]
+        if "parameters" in OmegaConf.load(chain[0]):
+            raise ValueError(f"--config: {chain[0]} is a sweep: sf-sweep {chain[0]}")
         while base := OmegaConf.select(OmegaConf.load(chain[0]), "base"):
             under = _found(chain[0].parent / str(base))
             if any(under.samefile(each) for each in chain):
                 raise ValueError(f"--config: {chain[0]} is laid over {base}, which is laid over it")
             chain.insert(0, under)
         done += [f"--config={path}" for path in chain]
+    return done
+
+
+def with_presets(args: list[str]) -> list[str]:
+    """Puts in the place of a layout's name the file that it is the name of."""
+    name, done = "--model.layout", list[str]()
+    for before, arg in zip(["", *args], args, strict=False):
+        option, equals, value = ("", "", arg) if before == name else arg.partition("=")
+        if (before == name or option == name) and not Path(value).exists():
+            value = str(presets().get(value, value))
+        done.append(f"{option}{equals}{value}")
     return done
 
 
@@ -309,7 +324,7 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     # The package's spectrograms at three resolutions have none.
     warnings.filterwarnings("ignore", "A window was not provided")
-    args = with_bases(args)
+    args = with_presets(with_bases(args))
     FitCLI(
         MODULES[what_to_train(args)],
         ShardDataModule,

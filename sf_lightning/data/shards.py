@@ -14,7 +14,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -248,7 +248,20 @@ class ShardSet:
             ("frames per token", have.frames_per_token, frames_per_token, "model.dit.frames_per_token"),
         ):
             if came != wanted:
+                if what == "mel":
+                    came, wanted = _differing(self.manifest.mel, mel)
                 raise ValueError(
-                    f"{self.folder} has {what} {came}, the model has {wanted}: set --{knob} to what the shards "
-                    "have, or give other shards"
+                    f"{self.folder} has {what} {came}, the model has {wanted}: give other shards, or train with "
+                    f"--{knob} as theirs"
                 )
+
+
+def _differing(one: MelConfig, other: MelConfig) -> tuple[str, str]:
+    """What two mels have in which they differ.
+
+    >>> _differing(MelConfig(), MelConfig(f_max=7000.0))
+    ('f_max 8000', 'f_max 7000')
+    """
+    names = [field.name for field in fields(one) if getattr(one, field.name) != getattr(other, field.name)]
+    said = [", ".join(f"{name} {getattr(mel, name):g}" for name in names) for mel in (one, other)]
+    return said[0], said[1]

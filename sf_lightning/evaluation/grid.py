@@ -154,6 +154,12 @@ def plan(subjects: Sequence[Subject], options: Options) -> list[Group]:
     return groups
 
 
+def presets() -> dict[str, Path]:
+    """Returns the files of the layouts that have a name, by name."""
+    files = [path for folder in (PRESETS, Path("experiments/layouts")) for path in sorted(folder.glob("*.yaml"))]
+    return {path.stem: path for path in files}
+
+
 def read_layout(name: str, own: Layout) -> Layout:
     """Returns the layout of a name or a YAML file for a network of as many layers as its own has.
 
@@ -163,13 +169,9 @@ def read_layout(name: str, own: Layout) -> Layout:
     """
     if name == OWN:
         return own
-    folders = (Path("experiments/layouts"), PRESETS)
-    path = next(
-        (each for each in (Path(name), *(folder / f"{name}.yaml" for folder in folders)) if each.is_file()), None
-    )
+    path = Path(name) if Path(name).is_file() else presets().get(name)
     if path is None:
-        known = sorted({each.stem for folder in folders for each in folder.glob("*.yaml")})
-        raise FileNotFoundError(f"--layout {name}: no such file, and none of {', '.join([OWN, *known])}")
+        raise FileNotFoundError(f"--layout {name}: no such file, and none of {', '.join([OWN, *presets()])}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(values, dict):

@@ -132,26 +132,14 @@ class ShardDataModule(L.LightningDataModule):
 
         Raises:
             FileNotFoundError: as `check`.
-            ValueError: as `check`, or if packs, lanes or clips do not fit the layout or the world.
+            ValueError: as `check` and `shape_for`, or if there are fewer clips than processes.
         """
         assert self.trainer is not None
         module = self.trainer.lightning_module
         assert isinstance(module, ShardTrained)
         self.check(module)
-        self.needs = self._needs_of(module)
-        block = self.needs.block_size
-        if self.lanes < 1:
-            raise ValueError(f"data.lanes is {self.lanes}: wanted 1 or more")
-        if self.pack_frames < block:
-            raise ValueError(f"data.pack_frames {self.pack_frames} is less than a block of {block} frames")
-        self._check_segments()
-        world = self.trainer.world_size
-        if self.lanes % world:
-            raise ValueError(f"data.lanes {self.lanes} is not a multiple of the {world} processes of this run")
-        frames_per_token = self._frames_per_token(self.needs)
-        if block % frames_per_token:
-            raise ValueError(f"a block of {block} frames holds no whole number of tokens of {frames_per_token}")
-        self.shape = PackShape(self.pack_frames // block, block, frames_per_token, self.max_pieces, self.needs.mel)
+        self.needs, world = self._needs_of(module), self.trainer.world_size
+        self.shape = self.shape_for(module, world)
         self.clips = list(first_clips(self.val, self.val_clips, self.needs.crop_samples, self.needs.x_vector_width))
         if len(self.clips) < world:
             raise ValueError(
@@ -159,13 +147,31 @@ class ShardDataModule(L.LightningDataModule):
                 f"needs one: raise --data.val_clips (now {self.val_clips}) or give another --data.val"
             )
 
-    def _check_segments(self) -> None:
+    def shape_for(self, module: ShardTrained, world: int) -> PackShape:
+        """Returns the shape of packs for a module on so many processes.
+
+        Raises:
+            ValueError: if packs or lanes do not fit the layout, the segments or the processes.
+        """
+        needs = self._needs_of(module)
+        block, frames_per_token = needs.block_size, self._frames_per_token(needs)
+        if self.lanes < 1:
+            raise ValueError(f"data.lanes is {self.lanes}: wanted 1 or more")
+        if self.pack_frames < block:
+            raise ValueError(f"data.pack_frames {self.pack_frames} is less than a block of {block} frames")
+        self._check_segments(needs)
+        if self.lanes % world:
+            raise ValueError(f"data.lanes {self.lanes} is not a multiple of the {world} processes of this run")
+        if block % frames_per_token:
+            raise ValueError(f"a block of {block} frames holds no whole number of tokens of {frames_per_token}")
+        return PackShape(self.pack_frames // block, block, frames_per_token, self.max_pieces, needs.mel)
+
+    def _check_segments(self, needs: DataNeeds) -> None:
         """Sees to it that every pack holds a piece of `min_frames`, however clips are cut.
 
         A pack is a clip's tail, whole clips and a clip's head: where no whole one fits between, one of the two is
         at least half of it.
         """
-        needs = self.needs
         wanted = 2 * (needs.min_frames + needs.block_size)
         if needs.min_frames and (self.pack_frames < wanted or self.max_pieces < 2):
             raise ValueError(

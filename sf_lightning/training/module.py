@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
@@ -150,7 +151,7 @@ class StreamFlowModule(ShardTrained):
         return str(trained.description.weights)
 
     def check(self, trainer: L.Trainer) -> None:
-        """Refuses scaled gradients, for they are clipped and judged as they are, and other ways to clip them.
+        """Refuses scaled gradients, for they are clipped and judged as they are, other ways to clip, and no end.
 
         Raises:
             ValueError: with the option of the trainer.
@@ -158,6 +159,10 @@ class StreamFlowModule(ShardTrained):
         if trainer.precision == "16-mixed":
             raise ValueError(
                 "--trainer.precision is 16-mixed, which scales gradients: wanted bf16-mixed or 32-true"
+            )
+        if trainer.state.fn != TrainerFn.VALIDATING and trainer.max_steps < 1:
+            raise ValueError(
+                f"--trainer.max_steps is {trainer.max_steps}: the schedule needs the number of steps of the run"
             )
         if (way := trainer.gradient_clip_algorithm) not in (None, "norm"):
             raise ValueError(f"--trainer.gradient_clip_algorithm is {way.value}: wanted norm")
@@ -212,11 +217,8 @@ class StreamFlowModule(ShardTrained):
 
     def configure_optimizers(self) -> Any:
         """AdamW on matrices with, on vectors without weight decay; one schedule step per optimizer step."""
-        total = self.trainer.max_steps
-        if total < 1:
-            raise ValueError(f"--trainer.max_steps is {total}: the schedule needs the number of steps of the run")
         optimizer = adamw(self.model, self.optimizer)
-        schedule = warmup_cosine(optimizer, self.optimizer.warmup_steps, total)
+        schedule = warmup_cosine(optimizer, self.optimizer.warmup_steps, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # -- validation -----------------------------------------------------------------------------------

@@ -11,16 +11,26 @@ import wandb
 
 from sf_lightning.cli import decode, fit, shards
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.vocoder.config import SHIPPED
 from tests.cli.toy import arguments, mistake
 from tests.helpers import write_corpus
+
+EXPORT = Path(__file__).parents[1] / "model" / "exports" / "format-1"
+"""An exported decoder."""
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--model.layout.blok_size=12"], "blok_size"),
-        (["--model.dit.vocabulary=60"], "has vocabulary 50, the model has 60: set --model.dit.vocabulary"),
-        (["--model.mel.f_max=7600"], "has mel .* the model has .*: set --model.mel"),
+        (
+            ["--model.dit.vocabulary=60"],
+            "has vocabulary 50, the model has 60: .* or train with --model.dit.vocabulary",
+        ),
+        (
+            ["--model.mel.f_max=7600"],
+            "has mel f_max 8000, the model has f_max 7600: give other shards, or train with --model.mel",
+        ),
         (["--model.tokenizer=s3"], "has tokenizer kmeans, the model has s3"),
         (
             ["--model.layout.backward=[0, 7]"],
@@ -29,13 +39,17 @@ from tests.helpers import write_corpus
         (["--data.train=/nowhere"], "no shard set at /nowhere"),
         (["--model.vocoder.checkpoint=/nowhere/g.pt"], "/nowhere/g.pt is missing"),
         (["--ckpt_path=/nowhere/last.ckpt"], "/nowhere/last.ckpt"),
-        (["--ckpt_path=/"], "--ckpt_path: / is a folder, of shards: go on with --trainer.strategy=fsdp2"),
+        (["--ckpt_path=/"], "--ckpt_path: wanted a checkpoint of sf-fit: the folder / holds no checkpoint"),
         (["--trainer.accelerator=gpu"], "gpu|GPU|CUDA|cuda"),
         (["--trainer.max_steps=-1"], "--trainer.max_steps is -1"),
         (["--model.dit.speaker_width=0"], "speaker_width 0"),
         (["--model.optimizer.learning_rat=1"], "learning_rat"),
         (["--model.decode.method=heun"], "--model.decode.method is heun: wanted euler or midpoint or rk4$"),
         (["--model.layout=streamflow"], "--model.layout: streamflow: wanted a file of settings"),
+        (["--trainer.max_stps=5"], "no such option: --trainer.max_stps=5: --help lists those"),
+        (["--trainer.gradient_clip_algorithm=value"], "--trainer.gradient_clip_algorithm is value: wanted norm"),
+        ([f"--model.vocoder.checkpoint={EXPORT}"], "format-1 is the export of a decoder, wanted a vocoder"),
+        ([f"--model.init_from={SHIPPED}/small"], "is the folder of a vocoder, wanted a decoder"),
         (["--data.lanes=0"], "data.lanes is 0: wanted 1 or more"),
     ],
 )
@@ -44,6 +58,7 @@ def test_a_mistake_in_a_run_is_one_line(
 ) -> None:
     line = mistake(capsys, fit.main, *arguments(shards, tmp_path / "run", *more))
     assert re.search(said, line), line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_that_a_run_cannot_go_on_with_leaves_the_run_as_it_was(
@@ -102,6 +117,8 @@ def test_shards_that_do_not_fit_are_refused_before_anything_is_written(
         (["build", "--audio=OUT", "--out=OUT"], "is there already"),
         (["build", "--audio=OUT/audio", "--out=OUT/x", "--tokenizer=/nowhere.npz"], "no file /nowhere.npz"),
         (["inspect", "--shards=OUT"], "no shard set at"),
+        (["build", "--vocabulary=a"], "--vocabulary is a: wanted int"),
+        (["build"], "missing: --audio, --out"),
         (["inspect", "--shards=SETS"], "no shard set at .*did you mean .*/set[?]"),
         (["build", "--audio=x", "--out=OUT/x", "--audi0=x"], "audi0"),
         (
@@ -113,7 +130,7 @@ def test_shards_that_do_not_fit_are_refused_before_anything_is_written(
 def test_a_mistake_with_shards_is_one_line(
     fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, args: list[str], said: str
 ) -> None:
-    if "OUT/audio" in args[1]:
+    if "--audio=OUT/audio" in args:
         write_corpus(tmp_path / "audio", clips=2)
     tokens = str(fitted.folder.parent / "kmeans-50.npz")
     line = mistake(
@@ -139,6 +156,9 @@ def test_a_mistake_with_shards_is_one_line(
         (np.array(["a"]), [], "wanted whole numbers"),
         (np.arange(5), ["--out=name"], "wanted a name that ends in .wav or .flac"),
         (np.arange(5), ["--ckpt=GARBAGE"], "GARBAGE is no file of torch weights"),
+        (np.arange(5), ["--ckpt=SMALL"], "small is the folder of a vocoder, wanted a decoder: .* to --vocoder"),
+        (np.arange(5), [f"--vocoder={EXPORT}"], "is the export of a decoder, wanted a vocoder"),
+        (np.arange(5), ["--look=2"], "no such option: --look=2"),
         (np.arange(5), ["--speaker=SILENT"], "SILENT is no voice to speak in: silent"),
         (None, [], "--tokens: no file"),
         (np.arange(5), ["--speaker=/nowhere.wav"], "--speaker: no file /nowhere.wav"),
@@ -164,7 +184,7 @@ def test_a_mistake_in_decoding_is_one_line(
         f"--ckpt={run}/checkpoints/last.ckpt",
         f"--tokens={tmp_path}/t.npy",
         f"--out={tmp_path}/o.wav",
-        *more,
+        *(each.replace("SMALL", str(SHIPPED / "small")) for each in more),
     ]
     assert re.search(said, mistake(capsys, decode.main, *args))
     assert not (tmp_path / "o.wav").exists()

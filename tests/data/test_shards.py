@@ -139,9 +139,15 @@ def test_a_file_in_the_place_of_a_folder_is_named(shards: ShardSet, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"tokenizer": "s3"}, "has tokenizer kmeans, the model has s3: set --model.tokenizer"),
-        ({"vocabulary": 6561}, "has vocabulary 50, the model has 6561: set --model.dit.vocabulary"),
-        ({"mel": MelConfig(num_bands=100)}, "has mel .*num_bands=80.*, the model has .*num_bands=100"),
+        (
+            {"tokenizer": "s3"},
+            "has tokenizer kmeans, the model has s3: give .* --model.tokenizer as theirs",
+        ),
+        (
+            {"vocabulary": 6561},
+            "has vocabulary 50, the model has 6561: give .* --model.dit.vocabulary as",
+        ),
+        ({"mel": MelConfig(num_bands=100)}, "has mel num_bands 80, the model has num_bands 100"),
         ({"frames_per_token": 2}, "has frames per token 4, the model has 2"),
     ],
 )

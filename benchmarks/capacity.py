@@ -83,7 +83,7 @@ def page(rates: dict[str, float], utilisation: float, flac_bytes: float, tokeniz
         f"Clips of {CLIP_SECONDS:g} s make {clips / 1e6:.0f} million samples; in shards of 1,000 that is "
         f"{clips / 1000:,.0f} shards of {shard / 1e6:.0f} MB. The build reads everything once: {decode:,.0f} "
         f"core hours to decode, and tokens at {tokenize:,.0f} times real time on a GPU (assumed; `sf-shards build` "
-        f"shows yours, `--tokenize` takes it) {seconds / tokenize / 3600:,.0f} GPU hours, "
+        f"shows yours, `benchmarks/capacity.py --tokenize` takes it) {seconds / tokenize / 3600:,.0f} GPU hours, "
         f"{seconds / tokenize / 3600 / 64:.1f} h in 64 jobs.",
         "",
         f"What breaks first: one loader core gives {rates['rate_mp3_24k'] / each:.1f} times what an A100 takes "

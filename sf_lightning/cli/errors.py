@@ -66,7 +66,7 @@ def _of_parser(text: str) -> str | None:
     if unknown := re.fullmatch(r"unrecognized arguments: (.+)", text):
         return f"no such option: {unknown[1]}: --help lists those that there are"
     if option := re.match(
-        r"""Parser key "(.+?)": .*given class_path '(.+?)': Option '(.+?)' is not accepted""", text
+        r"""Parser key "(.+?)": .*?given class_path '(.+?)': Option '(.+?)' is not accepted""", text
     ):
         return f"--{option[1]}: {option[2].rpartition('.')[2]} has no option {option[3]}"
     found = re.fullmatch(r'Parser key "(.+?)": (Expected a .+?)\. Got value: (.*)', text) or re.fullmatch(

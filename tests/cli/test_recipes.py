@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.cli.fit import with_bases
+from sf_lightning.cli.fit import with_bases, with_presets
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig
 from sf_lightning.model.plain import from_plain
 from sf_lightning.training.module import StreamFlowModule
@@ -133,3 +133,21 @@ def test_bases_come_before_what_is_laid_over_them_and_other_arguments_stay(tmp_p
     for name in ("--config", "-c"):
         given = ["fit", name, str(tmp_path / "c.yaml"), "--data.lanes=2"]
         assert with_bases(given) == ["fit", *(f"--config={tmp_path / n}.yaml" for n in "abc"), "--data.lanes=2"]
+
+
+def test_a_sweep_is_no_config(repository: Path) -> None:
+    with pytest.raises(ValueError, match=r"table.yaml is a sweep: sf-sweep "):
+        with_bases([f"--config={repository}/experiments/sweeps/table.yaml"])
+
+
+def test_a_layout_may_be_given_by_its_name(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(repository / "experiments" / "layouts" / "block_only.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert with_presets(["--model.layout=block_only"]) == [f"--model.layout={file}"]
+    assert with_presets(["--model.layout", "block_only", "--x=full"]) == ["--model.layout", file, "--x=full"]
+    for own in ("{num_layers: 2}", "nameless", "own.yaml"):
+        assert with_presets([f"--model.layout={own}"]) == [f"--model.layout={own}"]
+    Path("block_only").touch()  # a file of that name goes before
+    assert with_presets(["--model.layout=block_only"]) == ["--model.layout=block_only"]

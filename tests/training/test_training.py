@@ -208,11 +208,9 @@ def test_gradients_are_clipped_by_norm_and_a_limit_of_zero_is_none(limit: float 
 
 
 def test_values_are_not_clipped() -> None:
-    quiet = L.Trainer(
-        logger=False, accelerator="cpu", enable_checkpointing=False, gradient_clip_algorithm="value", max_steps=1
-    )
+    by_value = L.Trainer(**QUIET, max_steps=1, gradient_clip_algorithm="value")
     with pytest.raises(ValueError, match=r"--trainer.gradient_clip_algorithm is value: wanted norm"):
-        small_module().check(quiet)
+        small_module().check(by_value)
 
 
 @pytest.mark.parametrize(

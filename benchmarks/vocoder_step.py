@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.utils import clip_grad_norm_
 
-from sf_lightning.cli.fit import with_bases
+from sf_lightning.cli.configs import with_bases
 from sf_lightning.data.lanes import Lane, LaneState, Reading
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.segments import BLOCK_FRAMES, cut

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.wave import resampled
-from sf_lightning.cli.fit import with_bases
+from sf_lightning.cli.configs import with_bases
 from sf_lightning.data.held_out import first_clips
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.metrics.spectral import stft_distance

@@ -17,9 +17,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from wandb.sdk.lib.runid import generate_id
 
+from sf_lightning.cli.configs import with_bases, with_presets
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.tracking import offline_without_key
-from sf_lightning.evaluation.grid import presets
 from sf_lightning.training.base import ShardTrained, plain, require_same
 from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.checkpoint import is_sharded_checkpoint, read_content
@@ -245,51 +245,6 @@ def _of_wandb(trainer: Namespace) -> Iterator[Any]:
     for each in trainer.logger if isinstance(trainer.logger, list) else []:
         if each["class_path"].endswith(ContinuingWandb.__name__):
             yield each["init_args"]
-
-
-def with_bases(args: list[str]) -> list[str]:
-    """Puts in front of each `--config` the one that it names as its `base`, so that overlays stay short.
-
-    Raises:
-        FileNotFoundError: if a config or its base is missing.
-        ValueError: if bases go round in a circle, one is given as an argument, or a config is a sweep.
-    """
-    done: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        name, equals, value = arg.partition("=")
-        if name == "--base":
-            raise ValueError("--base is for config files: give the other config with a --config before this one")
-        if name not in ("--config", "-c"):
-            done.append(arg)
-            continue
-        chain = [_found(Path(value if equals else next(rest, "")))]
-        if "parameters" in OmegaConf.load(chain[0]):
-            raise ValueError(f"--config: {chain[0]} is a sweep: sf-sweep {chain[0]}")
-        while base := OmegaConf.select(OmegaConf.load(chain[0]), "base"):
-            under = _found(chain[0].parent / str(base))
-            if any(under.samefile(each) for each in chain):
-                raise ValueError(f"--config: {chain[0]} is laid over {base}, which is laid over it")
-            chain.insert(0, under)
-        done += [f"--config={path}" for path in chain]
-    return done
-
-
-def with_presets(args: list[str]) -> list[str]:
-    """Puts in the place of a layout's name the file that it is the name of."""
-    name, done = "--model.layout", list[str]()
-    for before, arg in zip(["", *args], args, strict=False):
-        option, equals, value = ("", "", arg) if before == name else arg.partition("=")
-        if (before == name or option == name) and not Path(value).exists():
-            value = str(presets().get(value, value))
-        done.append(f"{option}{equals}{value}")
-    return done
-
-
-def _found(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"--config: {path} is missing")
-    return path
 
 
 def what_to_train(args: list[str]) -> str:

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.cli.fit import with_bases, with_presets
+from sf_lightning.cli.configs import with_bases, with_presets
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig
 from sf_lightning.model.plain import from_plain
 from sf_lightning.training.module import StreamFlowModule

@@ -118,7 +118,7 @@ class VocoderModule(ShardTrained):
     # -- training -------------------------------------------------------------------------------------
 
     def take(self, path: str) -> str:
-        """Takes the generator of another vocoder; of a checkpoint of `sf-fit` its discriminators too.
+        """Takes the generator of another vocoder; of a checkpoint of `sf-fit` its discriminators too, unless they rested.
 
         Raises:
             FileNotFoundError, ValueError: as `BigVGANVocoder.take`, or if its discriminators are others, or are to
@@ -131,14 +131,17 @@ class VocoderModule(ShardTrained):
             raise FileNotFoundError(f"{error}; or a name: {' or '.join(shipped())}") from error
         if not is_trained(found):
             return of
+        content = read_torch(found)
+        given = content["hyper_parameters"]
+        if content["global_step"] <= given["optimizer"]["freeze_steps"]:
+            return of
         if self.optimizer.freeze_steps:
             raise ValueError(
                 f"{path} brings discriminators that have learnt: --model.optimizer.freeze_steps "
                 f"{self.optimizer.freeze_steps} would rest them, give 0"
             )
-        content = read_torch(found)
         # By their sizes, for weights do not say which periods they hear.
-        if (theirs := content["hyper_parameters"]["discriminators"]) != (ours := self.hparams["discriminators"]):
+        if (theirs := given["discriminators"]) != (ours := self.hparams["discriminators"]):
             raise ValueError(
                 f"the discriminators of {path} are others: {theirs}, this run has {ours}: give this run theirs"
             )

@@ -316,6 +316,19 @@ def test_a_run_begins_with_the_networks_of_another_and_its_own_optimizers(shards
     assert fit(again, data(shards), 2, ckpt_path=tmp_path / "two.ckpt").global_step == 2
 
 
+def test_discriminators_that_have_rested_are_not_begun_with_and_may_rest_further(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    resting = replace(TINY["optimizer"], freeze_steps=5)  # type: ignore[type-var]
+    one = tiny(optimizer=resting)
+    fit(one, data(shards), 2).save_checkpoint(tmp_path / "last.ckpt")
+    wider = replace(TINY["discriminators"], width=1 / 16)  # type: ignore[type-var]
+    two = tiny(optimizer=resting, discriminators=wider, init_from=str(tmp_path / "last.ckpt"))
+    two.begin()
+    for ours, theirs in zip(two.model.parameters(), one.average.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_run_begins_with_one_that_comes_with_the_package_by_its_name() -> None:
     sizes = GeneratorConfig(channels=256, kernel_sizes=(3, 7), dilations=(1, 3))
     module = VocoderModule(sizes, discriminators=TINY["discriminators"], init_from="small")  # type: ignore[arg-type]

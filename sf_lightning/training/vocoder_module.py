@@ -118,7 +118,7 @@ class VocoderModule(ShardTrained):
     # -- training -------------------------------------------------------------------------------------
 
     def take(self, path: str) -> str:
-        """Takes the generator of another vocoder; of a checkpoint of `sf-fit` its discriminators too, unless they rested.
+        """Takes the generator of another vocoder; of a checkpoint of `sf-fit` discriminators that have learnt, too.
 
         Raises:
             FileNotFoundError, ValueError: as `BigVGANVocoder.take`, or if its discriminators are others, or are to

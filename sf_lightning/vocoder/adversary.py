@@ -49,18 +49,23 @@ class DiscriminatorConfig:
         periods: Of the multi-period discriminator, in samples.
         cqt_octaves: Octaves of the constant-Q transforms, of "cqt"; the authors' 9 leave the band at 16 kHz.
         width: Share of the published channels; 1 are all, less is for small machines.
+        gain: Waves are multiplied by this before they are judged. Speech with a peak of 0.7 is small beside the
+            biases of fresh discriminators, which hear the louder the sooner (LOG.md).
     """
 
     kind: Literal["cqt", "resolutions"] = "cqt"
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
     cqt_octaves: int = 8
     width: float = 1.0
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 / 32 <= self.width <= 4:
             raise ValueError(f"discriminators.width is {self.width}: wanted 1/32 to 4")
         if not self.periods or min(self.periods) < 1 or max(self.periods) > REACH:
             raise ValueError(f"discriminators.periods are {[*self.periods]}: wanted one or more of 1 to {REACH}")
+        if self.gain <= 0:
+            raise ValueError(f"discriminators.gain is {self.gain}: wanted more than 0")
         if self.cqt_octaves < 1:
             raise ValueError(f"discriminators.cqt_octaves is {self.cqt_octaves}: wanted 1 or more")
 
@@ -145,7 +150,7 @@ class Adversary(nn.Module):
 
     def __init__(self, discriminators: DiscriminatorConfig, losses: LossConfig, mel: MelConfig) -> None:
         super().__init__()
-        self.losses = losses
+        self.losses, self.gain = losses, discriminators.gain
         top = CQT_LOWEST_HZ * 2**discriminators.cqt_octaves
         # The package doubles the rate before the transform, so the band ends at the sample rate itself.
         if discriminators.kind == "cqt" and top > mel.sample_rate:
@@ -180,7 +185,7 @@ class Adversary(nn.Module):
         """Returns how badly real and made segments [B, N] are told apart, a scalar."""
         total = wave.new_zeros(())
         for part in self.parts:
-            real, fake, _, _ = part(wave[:, None], made[:, None].detach())
+            real, fake, _, _ = part(self.gain * wave[:, None], self.gain * made[:, None].detach())
             # As the package's discriminator_loss, which waits for the device to say what each one lost.
             for yes, no in zip(_full(real), _full(fake), strict=True):
                 total = total + (1 - yes).square().mean() + no.square().mean()
@@ -190,7 +195,7 @@ class Adversary(nn.Module):
         """Returns how far made segments [B, N] are from real ones, and how well they pass for them."""
         feature, adversarial = wave.new_zeros(()), wave.new_zeros(())
         for part in self.parts:
-            _, fake, real_features, fake_features = part(wave[:, None], made[:, None])
+            _, fake, real_features, fake_features = part(self.gain * wave[:, None], self.gain * made[:, None])
             feature = feature + feature_loss(
                 *([_full(each) for each in of] for of in (real_features, fake_features))
             )

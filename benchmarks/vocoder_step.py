@@ -230,6 +230,7 @@ def main() -> None:
     laid = [OmegaConf.load(each.removeprefix("--config=")) for each in with_bases([f"--config={args.config}"])]
     config = OmegaConf.merge(*laid, OmegaConf.from_dotlist([each.removeprefix("--") for each in given]))
     config.model.optimizer.freeze_steps = 0  # whole steps
+    config.model.discriminators.gain = 1.0  # the package has none
     seconds, losses = measure(config, args.shards, args.steps)
     if max(losses) - min(losses) > 1e-4 * losses[0]:
         raise RuntimeError(f"the ways do not do the same: their first losses are {losses}")

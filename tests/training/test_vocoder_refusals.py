@@ -46,6 +46,7 @@ def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said:
         (lambda: GANOptimizerConfig(ema_decay=2), "optimizer.ema_decay is 2"),
         (lambda: GANOptimizerConfig(max_bad_steps=0), "max_bad_steps is 0"),
         (lambda: DiscriminatorConfig(width=0), "width is 0"),
+        (lambda: DiscriminatorConfig(gain=0), "discriminators.gain is 0: wanted more than 0"),
         (lambda: DiscriminatorConfig(periods=(6000,)), "periods are \\[6000\\]: wanted one or more of 1 to 1024"),
     ],
 )

@@ -1,5 +1,6 @@
 """What judges a vocoder: the package's losses, at 16 kHz, in 16 bits where that is heard by nobody."""
 
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -10,7 +11,7 @@ from bigvgan.loss import MultiScaleMelSpectrogramLoss, discriminator_loss
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
-from tests.training.test_vocoder_module import Notes, data, fit, tiny
+from tests.training.test_vocoder_module import TINY, Notes, data, fit, tiny
 
 
 def test_the_cqt_discriminator_judges_at_16_khz(shards: ShardSet) -> None:
@@ -25,6 +26,19 @@ def test_what_tells_real_from_made_is_the_loss_of_the_package() -> None:
     pairs = [part(real[:, None], made[:, None])[:2] for part in adversary.parts]
     wanted = sum(discriminator_loss(*pair)[0] for pair in pairs)
     torch.testing.assert_close(adversary.discriminator_loss(real, made), wanted)
+
+
+def test_discriminators_hear_the_gain_and_the_distance_of_mels_does_not() -> None:
+    torch.manual_seed(0)
+    real, made = torch.randn(2, 3, 2560)
+    plain, loud = tiny().adversary, tiny(discriminators=replace(TINY["discriminators"], gain=5.0)).adversary  # type: ignore[type-var]
+    assert torch.equal(loud.discriminator_loss(real, made), plain.discriminator_loss(5 * real, 5 * made))
+    assert loud.discriminator_loss(real, made) != plain.discriminator_loss(real, made)
+    ours, louder, level = (
+        each.generator_losses(*waves)
+        for each, waves in ((loud, (real, made)), (plain, (5 * real, 5 * made)), (plain, (real, made)))
+    )
+    assert ours.feature == louder.feature and ours.adversarial == louder.adversarial and ours.mel == level.mel
 
 
 def test_the_distance_of_mels_is_that_of_the_package() -> None:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -13,6 +13,7 @@ from torch import nn
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.packing import Batch
+from sf_lightning.model.plain import from_plain
 from sf_lightning.model.pretrained import CHECKPOINT_FORMAT, require_format
 from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.training.guard import NonFiniteGuard
@@ -219,7 +220,14 @@ def require_same(checkpoint: dict[str, Any], module: ShardTrained, goes_on: bool
     require_format("this checkpoint", checkpoint["format"], CHECKPOINT_FORMAT)
     parts = (*module.same, *(module.brought if goes_on else ()))
     do = "give what the run was begun with, or begin another one with --model.init_from"
-    require_equal(parts, checkpoint["hyper_parameters"], dict(module.hparams), do)
+    came, kinds = dict(checkpoint["hyper_parameters"]), get_type_hints(type(module).__init__)
+    names = list(dict.fromkeys(part.partition(".")[0] for part in parts))
+    if missing := [name for name in names if name not in came]:
+        raise ValueError(f"--model.{missing[0]}: the checkpoint has none: it is not of what this run trains")
+    for name in names:
+        if dataclasses.is_dataclass(kinds[name]):  # what it does not say was not thought of yet, and so the default
+            came[name] = plain(from_plain(kinds[name], came[name], name))
+    require_equal(parts, came, dict(module.hparams), do)
 
 
 def require_equal(parts: Iterable[str], came: Mapping[str, Any], wanted: Mapping[str, Any], do: str) -> None:
@@ -236,17 +244,15 @@ def require_equal(parts: Iterable[str], came: Mapping[str, Any], wanted: Mapping
     """
     for part in parts:
         name, *setting = part.split(".")
-        if name not in came:
-            raise ValueError(f"--model.{name}: the checkpoint has none: it is not of what this run trains")
         theirs, ours = came[name], wanted[name]
         for name in setting:
-            theirs, ours = theirs.get(name), ours[name]
+            theirs, ours = theirs[name], ours[name]
         if _differ(theirs, ours):
             raise ValueError(f"--model.{part}: {_difference(name, theirs, ours)}: {do}")
 
 
 def _differ(came: Any, wanted: Any) -> bool:
-    """Whether two values are not the same; a setting that is not there is one that was not thought of yet: None."""
+    """Whether two values are not the same."""
     if isinstance(came, dict) and isinstance(wanted, dict):
         return any(_differ(came.get(key), wanted.get(key)) for key in {*came, *wanted})
     return bool(came != wanted)

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.packing import Batch
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut, draw_starts
+from sf_lightning.model.plain import from_plain
 from sf_lightning.model.torch_files import read_torch
 from sf_lightning.training.base import DataNeeds, ShardTrained, plain
 from sf_lightning.training.ema import move_average
@@ -43,9 +44,9 @@ class VocoderModule(ShardTrained):
         losses: Weights of the losses.
         segments: How segments are cut.
         optimizer: How weights are trained and averaged.
-        init_from: A vocoder to begin with: a checkpoint of `sf-fit`, which brings its discriminators along, the
-            name of one that comes with the package, or what else `read_generator` takes. Optimizers and schedules
-            begin anew.
+        init_from: A vocoder to begin with: a checkpoint of `sf-fit`, which brings discriminators that have learnt;
+            the name of one that comes with the package; or what else `read_generator` takes. Optimizers and
+            schedules begin anew.
         compile: Whether to compile the generator's periodic activations, most of whose time is memory; the first
             step then takes half a minute. The package's own kernel for them knows no backward pass.
         seed: Of where segments begin.
@@ -80,7 +81,7 @@ class VocoderModule(ShardTrained):
         # Plain values, and the parser that turns them back: a checkpoint then loads without pickled classes.
         self.save_hyperparameters(plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         self.automatic_optimization = False
-        self.segments, self.optimizer, self.seed = segments, optimizer, seed
+        self.discriminators, self.segments, self.optimizer, self.seed = discriminators, segments, optimizer, seed
         if (samples := segments.frames * mel.hop_length) <= REACH:
             raise ValueError(
                 f"segments.frames {segments.frames} are {samples} samples: discriminators and mel loss need "
@@ -133,7 +134,8 @@ class VocoderModule(ShardTrained):
             return of
         content = read_torch(found)
         given = content["hyper_parameters"]
-        if content["global_step"] <= given["optimizer"]["freeze_steps"]:
+        learnt_with = from_plain(GANOptimizerConfig, given["optimizer"], "optimizer")
+        if content["global_step"] <= learnt_with.freeze_steps:
             return of
         if self.optimizer.freeze_steps:
             raise ValueError(
@@ -141,9 +143,11 @@ class VocoderModule(ShardTrained):
                 f"{self.optimizer.freeze_steps} would rest them, give 0"
             )
         # By their sizes, for weights do not say which periods they hear.
-        if (theirs := given["discriminators"]) != (ours := self.hparams["discriminators"]):
+        theirs = from_plain(DiscriminatorConfig, given["discriminators"], "discriminators")
+        if theirs != self.discriminators:
             raise ValueError(
-                f"the discriminators of {path} are others: {theirs}, this run has {ours}: give this run theirs"
+                f"the discriminators of {path} are others: {plain(theirs)}, this run has "
+                f"{plain(self.discriminators)}: give this run theirs"
             )
         came = {name.removeprefix("adversary."): value for name, value in content["state_dict"].items()}
         self.adversary.load_state_dict({name: came[name] for name in self.adversary.state_dict()})

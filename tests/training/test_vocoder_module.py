@@ -372,6 +372,11 @@ def test_discriminators_have_a_rate_of_their_own_which_a_run_that_goes_on_keeps(
     with pytest.raises(ValueError, match=r"checkpoint has discriminator_learning_rate None, this run has 0.004"):
         require_same(content, tiny(optimizer=optimizer), goes_on=True)
     require_same(content, tiny(), goes_on=True)
+    del (
+        content["hyper_parameters"]["discriminators"]["gain"],
+        content["hyper_parameters"]["optimizer"]["freeze_steps"],
+    )
+    require_same(content, tiny(), goes_on=True)  # what it does not say is the default
 
 
 @pytest.mark.gpu

@@ -59,7 +59,7 @@ def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, s
     ("module", "change", "said"),
     [
         ({"mel": MelConfig(f_max=7000.0)}, {}, "has mel f_max 8000, the model has f_max 7000: give other shards"),
-        ({"mel": MelConfig(24000)}, {}, r"has mel .*sample_rate=16000.*, the model has .*sample_rate=24000"),
+        ({"mel": MelConfig(24000)}, {}, r"has mel sample_rate 16000, the model has sample_rate 24000"),
         (
             {"segments": SegmentConfig(frames=60)},
             {},

@@ -1,4 +1,4 @@
-"""The config files that arguments name, before they are read as options. Knows nothing of what is in them."""
+"""Files that arguments name, put in order before they are read: configs and what they are laid over, layouts."""
 
 from pathlib import Path
 
@@ -36,12 +36,12 @@ def with_bases(args: list[str]) -> list[str]:
 
 
 def with_presets(args: list[str]) -> list[str]:
-    """Puts in the place of a layout's name the file that it is the name of."""
-    name, done = "--model.layout", list[str]()
+    """Puts in the place of a layout's name the file that it is the name of, unless there is a file of that name."""
+    name, known, done = "--model.layout", presets(), list[str]()
     for before, arg in zip(["", *args], args, strict=False):
         option, equals, value = ("", "", arg) if before == name else arg.partition("=")
-        if (before == name or option == name) and not Path(value).exists():
-            value = str(presets().get(value, value))
+        if (before == name or option == name) and value in known and not Path(value).is_file():
+            value = str(known[value])
         done.append(f"{option}{equals}{value}")
     return done
 

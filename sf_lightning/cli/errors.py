@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from jsonargparse import ArgumentParser, Namespace
+
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a command so that a mistake prints one line and exits with 2; SF_TRACEBACK=1 shows where."""
@@ -30,6 +32,26 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def parsed(parser: ArgumentParser, args: list[str] | None, usage: str) -> Namespace:
+    """Parses arguments of which some have places instead of names.
+
+    Args:
+        parser: Of the command.
+        args: As they were given.
+        usage: What is said where one of those is missing.
+
+    Raises:
+        ValueError: if one is missing.
+        ArgumentError: if something else is wrong.
+    """
+    try:
+        return parser.parse_args(args)
+    except ArgumentError as error:
+        if "arguments are required" in str(error):
+            raise ValueError(f"wanted {usage}") from error
+        raise
+
+
 def one_line(error: BaseException) -> str:
     """Returns the message of an error in one line.
 
@@ -44,8 +66,8 @@ def one_line(error: BaseException) -> str:
     '--kind is c: wanted a or b'
     >>> one_line(ArgumentError(None, "Parser key \\"layout\\": Unable to load config 'no' - and so on"))
     '--layout: no: wanted a file of settings that can be read, or settings'
-    >>> one_line(ArgumentError(None, "the following arguments are required: build.audio, build.out"))
-    'missing: --audio, --out'
+    >>> one_line(ArgumentError(None, "the following arguments are required: build.audio, fit.data.train"))
+    'missing: --audio, --data.train'
     >>> one_line(ArgumentError(None, "unrecognized arguments: --nfe 3"))
     'no such option: --nfe 3: --help lists those that there are'
     """
@@ -62,7 +84,8 @@ def _of_parser(text: str) -> str | None:
     if file := re.match(r"""Parser key "(.+?)": Unable to load config ['"](.+?)['"]""", text):
         return f"--{file[1]}: {file[2]}: wanted a file of settings that can be read, or settings"
     if needed := re.fullmatch(r"the following arguments are required: (.+)", text):
-        return "missing: " + ", ".join(f"--{name.rpartition('.')[2]}" for name in needed[1].split(", "))
+        commands = r"^(fit|validate|build|verify|inspect|sample|demo)\."
+        return "missing: " + ", ".join(f"--{re.sub(commands, '', name)}" for name in needed[1].split(", "))
     if unknown := re.fullmatch(r"unrecognized arguments: (.+)", text):
         return f"no such option: {unknown[1]}: --help lists those that there are"
     if option := re.match(

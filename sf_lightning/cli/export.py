@@ -1,12 +1,11 @@
 """`sf-export`: a checkpoint of `sf-fit` to a folder of plain files, to be used, kept and shared."""
 
-from argparse import ArgumentError
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from sf_lightning.cli.card import missing_vocoder, model_card, read_scores
-from sf_lightning.cli.errors import one_line, one_line_errors
+from sf_lightning.cli.errors import one_line, one_line_errors, parsed
 from sf_lightning.cli.vocoder_card import vocoder_card
 from sf_lightning.model.pretrained import CARD, refuse_existing, save_pretrained
 from sf_lightning.training.checkpoint import load_checkpoint
@@ -65,11 +64,7 @@ def main(args: list[str] | None = None) -> None:
     )
     parser.add_function_arguments(export, as_group=False, as_positional=True)
     parser.exit_on_error = False
-    try:
-        given = parser.parse_args(args)
-    except ArgumentError as error:
-        raise ValueError(f"{error}: wanted sf-export CKPT OUT, and options after them") from error
-    export(**vars(given))
+    export(**vars(parsed(parser, args, "sf-export CKPT OUT, and options")))
 
 
 if __name__ == "__main__":

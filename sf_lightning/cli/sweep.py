@@ -9,7 +9,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from sf_lightning.cli.errors import one_line, one_line_errors
+from sf_lightning.cli.errors import one_line, one_line_errors, parsed
 from sf_lightning.cli.options import require_positive
 from sf_lightning.sweeps.file import SweepFile
 from sf_lightning.sweeps.results import WAIT, Results, write_results
@@ -143,4 +143,4 @@ def main(args: list[str] | None = None) -> None:
         if each.startswith("-"):
             into = ours if each.partition("=")[0] in OPTIONS else theirs
         into.append(each)
-    sweep(**vars(parser.parse_args(ours)), arguments=theirs)
+    sweep(**vars(parsed(parser, ours, "sf-sweep FILE, and options")), arguments=theirs)

@@ -249,6 +249,11 @@ def load_pretrained(folder: Path) -> Pretrained:
     return Pretrained(model, description)
 
 
+def is_export(folder: Path) -> bool:
+    """Returns whether `save_pretrained` wrote a folder."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
 def locate(name: str) -> Path:
     """Returns the folder of that name; or the copy of the Hugging Face hub's repository, which is brought first.
 

@@ -19,6 +19,7 @@ from sf_lightning.model.pretrained import (
     Pretrained,
     TokenizerName,
     WeightsOf,
+    is_export,
     load_pretrained,
     require_format,
 )
@@ -66,8 +67,10 @@ def read_content(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no file {path}: wanted a checkpoint of sf-fit")
     if path.is_dir() and not is_sharded_checkpoint(path):
         kind = "holds no checkpoint"
-        if holds_generator(path) or (path / CONFIG).is_file():
+        if holds_generator(path) or is_export(path):
             kind = "is an export, which cannot be gone on with"
+        elif (path / "checkpoints").is_dir():
+            kind = "is that of a run, whose checkpoints lie in checkpoints/"
         raise ValueError(f"wanted a checkpoint of sf-fit: the folder {path} {kind}")
     try:
         return read_torch(path / SHARDED_META if path.is_dir() else path)

@@ -81,7 +81,7 @@ class VocoderModule(ShardTrained):
         # Plain values, and the parser that turns them back: a checkpoint then loads without pickled classes.
         self.save_hyperparameters(plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         self.automatic_optimization = False
-        self.discriminators, self.segments, self.optimizer, self.seed = discriminators, segments, optimizer, seed
+        self.segments, self.optimizer, self.seed = segments, optimizer, seed
         if (samples := segments.frames * mel.hop_length) <= REACH:
             raise ValueError(
                 f"segments.frames {segments.frames} are {samples} samples: discriminators and mel loss need "
@@ -143,11 +143,10 @@ class VocoderModule(ShardTrained):
                 f"{self.optimizer.freeze_steps} would rest them, give 0"
             )
         # By their sizes, for weights do not say which periods they hear.
-        theirs = from_plain(DiscriminatorConfig, given["discriminators"], "discriminators")
-        if theirs != self.discriminators:
+        theirs = plain(from_plain(DiscriminatorConfig, given["discriminators"], "discriminators"))
+        if theirs != (ours := self.hparams["discriminators"]):
             raise ValueError(
-                f"the discriminators of {path} are others: {plain(theirs)}, this run has "
-                f"{plain(self.discriminators)}: give this run theirs"
+                f"the discriminators of {path} are others: {theirs}, this run has {ours}: give this run theirs"
             )
         came = {name.removeprefix("adversary."): value for name, value in content["state_dict"].items()}
         self.adversary.load_state_dict({name: came[name] for name in self.adversary.state_dict()})

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.model.pretrained import CONFIG as EXPORTED
+from sf_lightning.model.pretrained import is_export
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.griffin_lim import GriffinLim
 
@@ -49,7 +49,7 @@ class VocoderConfig:
         from sf_lightning.vocoder.qwen import is_qwen, load_qwen
 
         path = located(self.checkpoint)
-        if (path / EXPORTED).is_file():
+        if is_export(path):
             raise ValueError(f"vocoder: {path} is the export of a decoder, wanted a vocoder")
         try:
             return load_qwen(path, mel) if is_qwen(path) else BigVGANVocoder.from_checkpoint(path, mel)

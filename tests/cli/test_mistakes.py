@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import soundfile
 import torch
 import wandb
 
-from sf_lightning.cli import decode, fit, shards
+from sf_lightning.cli import decode, export, fit, shards, sweep
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.vocoder.config import SHIPPED
 from tests.cli.toy import arguments, mistake
@@ -142,6 +143,26 @@ def test_a_mistake_with_shards_is_one_line(
         ),
     )
     assert re.search(said, line), line
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "said"),
+    [
+        (export.main, [], "wanted sf-export CKPT OUT, and options"),
+        (export.main, ["a", "b", "--average=x"], "--average is x: wanted bool"),
+        (export.main, ["a", "b", "--licence=mit"], "no such option: --licence=mit"),
+        (export.main, [str(EXPORT), "OUT"], "the folder .*format-1 is an export, which cannot be gone on with"),
+        (export.main, ["RUN", "OUT"], "the folder .* is that of a run, whose checkpoints lie in checkpoints/"),
+        (sweep.main, [], "wanted sf-sweep FILE, and options"),
+        (fit.main, [], "missing: --data.train, --data.val"),
+    ],
+)
+def test_a_mistake_with_a_command_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, command: Any, args: list[str], said: str
+) -> None:
+    given = [each.replace("OUT", str(tmp_path / "out")).replace("RUN", str(run)) for each in args]
+    assert re.search(said, line := mistake(capsys, command, *given)), line
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,15 @@ def test_griffin_lim_is_heard_once_for_the_same_clips_and_again_for_others(
     assert third.rows["griffin_lim"]["mel_l1"] != first.rows["griffin_lim"]["mel_l1"]
 
 
+def test_scores_of_mels_that_are_no_more_generated_are_gone(shards: ShardSet, tmp_path: Path) -> None:
+    first = CopySynthesis(keep=0, iterations=2)
+    listen(tmp_path, data(shards), first)
+    state = first.state_dict()
+    state["rows"] = state["rows"] | {"generated": state["rows"]["copy_synthesis"]}
+    listen(tmp_path, data(shards), again := heard(state))
+    assert again.rows.keys() == WAYS
+
+
 def test_the_mels_that_a_decoder_makes_of_the_clips_are_the_same_on_any_number_of_ranks(
     shards: ShardSet, tmp_path: Path
 ) -> None:

@@ -226,7 +226,10 @@ def require_same(checkpoint: dict[str, Any], module: ShardTrained, goes_on: bool
         raise ValueError(f"--model.{missing[0]}: the checkpoint has none: it is not of what this run trains")
     for name in names:
         if dataclasses.is_dataclass(kinds[name]):  # what it does not say was not thought of yet, and so the default
-            came[name] = plain(from_plain(kinds[name], came[name], name))
+            try:
+                came[name] = plain(from_plain(kinds[name], came[name], name))
+            except ValueError as error:
+                raise ValueError(f"--ckpt_path: its {error}") from error
     require_equal(parts, came, dict(module.hparams), do)
 
 

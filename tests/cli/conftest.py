@@ -1,5 +1,6 @@
 """A toy run that many tests look at."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -24,4 +25,17 @@ def run(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     preset.write_text("backward: 1\nforward: 1\n")
     fit.main(arguments(shards, folder, f"--model.layout={preset}"))
     wandb.finish()  # as the end of the command does
+    settled(folder)
     return folder
+
+
+def settled(run: Path) -> None:
+    """Waits for W&B's service: on a busy machine it closes a run's file after `finish` has returned."""
+    before, deadline = None, time.monotonic() + 60
+    while time.monotonic() < deadline:
+        sizes = [path.stat().st_size for path in run.glob("wandb/offline-run-*/*.wandb")]
+        if sizes == before and min(sizes) > 7:  # a header alone
+            return
+        before = sizes
+        time.sleep(1)
+    raise TimeoutError(f"W&B's service still writes to {run}: {before}")

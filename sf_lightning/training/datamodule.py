@@ -17,6 +17,7 @@ from sf_lightning.training.base import DataNeeds, ShardTrained, TokenNeeds
 from sf_lightning.training.generated import MelsOf
 from sf_lightning.training.loader import FewBatches, LaneDataset, StepLoader
 from sf_lightning.training.order import require_order, warn_of_order
+from sf_lightning.training.ranks import gather_over_ranks
 
 log = logging.getLogger(__name__)
 
@@ -249,14 +250,12 @@ class ShardDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where all lanes stand, also those of other ranks: Lightning asks every rank, and saves one answer."""
-        known = [self.states]
+        mine = self.states
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
             # Its own lanes only: of the others it knows, since a resume, no more than where they stood then.
             mine = {lane: state for lane, state in self.states.items() if lane % world == rank}
-            known = [{} for _ in range(world)]
-            torch.distributed.all_gather_object(known, mine)
-        everyone = {lane: state for states in known for lane, state in states.items()}
+        everyone = {lane: state for states in gather_over_ranks(mine) for lane, state in states.items()}
         # Plain lists: a checkpoint is read with weights_only.
         return {
             "states": {

@@ -6,22 +6,15 @@ step and none waits for its host. The host reads it one step later.
 
 import logging
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
-from torch.distributed import all_gather_object, get_rank, get_world_size, is_initialized
+from torch.distributed import get_rank, is_initialized
+
+from sf_lightning.training.ranks import gather_over_ranks
 
 log = logging.getLogger(__name__)
-
-
-def _gathered(names: list[str]) -> list[str]:
-    """The names that all ranks have."""
-    if not is_initialized():
-        return names
-    each: list[list[str]] = [[] for _ in range(get_world_size())]
-    all_gather_object(each, names)
-    return [name for mine in each for name in mine]
 
 
 def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
@@ -122,7 +115,8 @@ class NonFiniteGuard:
         # A neighbour in the pack may be named too: what is masked still counts as 0 x NaN.
         bad = dict.fromkeys(step.keys[u] for u in step.utterance.cpu()[~step.finite[1:]].tolist())
         # All ranks are here, for they all saw this norm; which of them had the clip, none knows but it.
-        names, everyone = _gathered(list(bad)), _gathered([key for key in step.keys if key])
+        mine = list(bad), [key for key in step.keys if key]
+        names, everyone = (list(chain.from_iterable(gather_over_ranks(keys))) for keys in mine)
         where = f"the loss of {', '.join(names)}" if names else f"the gradient (of {', '.join(everyone)})"
         if not is_initialized() or get_rank() == 0:
             log.warning("step %d skipped: not finite: %s", step.number, where)

@@ -7,11 +7,12 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup, ReduceOp, Work, all_gather_object, all_reduce, is_initialized, new_group
+from torch.distributed import ProcessGroup, ReduceOp, Work, all_reduce, is_initialized, new_group
 
 from sf_lightning.training import stop
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
 from sf_lightning.training.loggers import ContinuingCSV
+from sf_lightning.training.ranks import gather_over_ranks
 from sf_lightning.training.saving import is_within_step
 
 
@@ -128,8 +129,7 @@ class Continuation(L.Callback):
     def _same_step(self, trainer: L.Trainer) -> None:
         if self._group is None:
             return
-        steps: list[Any] = [None] * trainer.world_size
-        all_gather_object(steps, trainer.global_step, self._group)
+        steps = gather_over_ranks(trainer.global_step, self._group)
         if len(set(steps)) > 1:
             raise RuntimeError(f"ranks have resumed at steps {steps}: do they all see the same run folder?")
 

@@ -8,6 +8,7 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
-from torch.distributed import all_gather_object, get_world_size, is_initialized
 
 from sf_lightning.audio.wave import resampled
 from sf_lightning.evaluation.clips import kept
@@ -29,6 +29,7 @@ from sf_lightning.training.callbacks.keeping import keep_clip, samples_folder
 from sf_lightning.training.callbacks.listening import Listening
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
+from sf_lightning.training.ranks import gather_over_ranks
 
 BASELINES = ("copy_synthesis", "look_up")
 
@@ -120,7 +121,7 @@ class StreamingValidation(Listening):
         for bound in self.within_ms:
             bounded = within(self.rows["streamed"], self.latency.wait_ms, bound)
             values |= {f"streamed_within_{bound}_ms/{name}": value for name, value in bounded.items()}
-        heard = of_all_ranks(heard)
+        heard = list(chain.from_iterable(gather_over_ranks(heard)))
         if trainer.is_global_zero:
             self._keep(trainer, decoder, clips, made, speakers, edges)
             self._draw(trainer, gaps)
@@ -226,12 +227,3 @@ class StreamingValidation(Listening):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("streaming", [str(picture)], step=max(0, trainer.global_step - 1))
-
-
-def of_all_ranks(rows: list[Any]) -> list[Any]:
-    """Returns the rows of all ranks, on each of them."""
-    if not is_initialized():
-        return rows
-    gathered: list[list[Any]] = [[] for _ in range(get_world_size())]
-    all_gather_object(gathered, rows)
-    return [row for each in gathered for row in each]

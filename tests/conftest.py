@@ -17,7 +17,8 @@ from sf_lightning.data.build import build, fit_tokenizer
 from sf_lightning.data.corpus import find_units
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
-from tests.helpers import BIGVGAN, write_corpus
+from tests.toys.audio import write_corpus
+from tests.toys.networks import SMALL_BIGVGAN
 
 # Where tests are started in the background, shells have Ctrl-C ignored, and so would the programs under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,12 +47,12 @@ def repository() -> Path:
 def bigvgan(tmp_path: Path) -> Path:
     """A small generator in the package's own format, with weights that say something."""
     torch.manual_seed(0)
-    generator = BigVGAN(AttrDict(BIGVGAN))
+    generator = BigVGAN(AttrDict(SMALL_BIGVGAN))
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.mul_(1.5)
     torch.save({"generator": generator.state_dict()}, tmp_path / "bigvgan_generator.pt")
-    (tmp_path / "config.json").write_text(json.dumps(BIGVGAN))
+    (tmp_path / "config.json").write_text(json.dumps(SMALL_BIGVGAN))
     return tmp_path
 
 

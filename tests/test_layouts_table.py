@@ -13,7 +13,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.layout import Layout
 from sf_lightning.sweeps.results import Result, read_results
 from tests.sweeps.test_sweep import sweep, write
-from tests.training.test_training import data, fit, small_module
+from tests.toys.decoder import decoder_data, decoder_module, fit_decoder
 
 STOI = {"full": 0.8, "streamflow_sr": 0.7, "block_only": 0.5}
 LAYOUTS = {
@@ -48,7 +48,7 @@ def test_the_table_has_every_layout_streamed_and_offline_and_says_which_are_told
         name = Path(trial.parameters["model.layout"]).stem
         leave(trial.folder, STOI[name])
         if trial.parameters["seed"] == 0:
-            fit(trial.folder / "checkpoints", small_module(layout=LAYOUTS[name]), data(shards), 1)
+            fit_decoder(trial.folder / "checkpoints", decoder_module(layout=LAYOUTS[name]), decoder_data(shards), 1)
     out = tmp_path / "LAYOUTS.md"
     monkeypatch.setattr(sys, "argv", ["layouts.py", str(tmp_path / "sweep"), "--out", str(out)])
     main()

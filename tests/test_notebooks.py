@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 
 from sf_lightning.data.shards import ShardSet
 from tests.sweeps.test_sweep import sweep, write
-from tests.training.test_training import data, fit, small_module
+from tests.toys.decoder import decoder_data, decoder_module, fit_decoder
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -59,7 +59,7 @@ def test_inside_a_shard_makes_its_own_set_where_there_is_none(
 def test_hear_streaming_and_offline_closes_the_gap(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit(tmp_path, small_module(), data(shards), 3)
+    fit_decoder(tmp_path, decoder_module(), decoder_data(shards), 3)
     said = run("03", monkeypatch, SF_SHARDS=shards.folder, SF_CKPT=tmp_path / "last.ckpt")
     assert "first packet" in said and "  2 blocks ahead,   720 ms of waiting: gap" in said
 

@@ -9,7 +9,7 @@ import torch
 
 from sf_lightning.audio.seam import seam_db
 from sf_lightning.audio.wave import read_wave, write_wave
-from tests.helpers import voice
+from tests.toys.audio import synthetic_voice
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 48000])
@@ -24,7 +24,7 @@ def test_another_rate_and_stereo_are_read_as_16_khz_mono(tmp_path: Path, rate: i
 
 
 def test_flac_in_memory_is_read_as_it_was_written(tmp_path: Path) -> None:
-    wave = voice(1.0)
+    wave = synthetic_voice(1.0)
     soundfile.write(tmp_path / "a.flac", wave, 16000)
     assert np.allclose(read_wave((tmp_path / "a.flac").read_bytes(), 16000), wave, atol=1e-4)
 
@@ -40,7 +40,7 @@ def test_samples_beyond_full_scale_are_clipped_not_wrapped(tmp_path: Path) -> No
 
 
 def test_a_click_at_the_edges_is_a_seam_and_a_smooth_voice_is_none() -> None:
-    wave = torch.from_numpy(voice(3.0))
+    wave = torch.from_numpy(synthetic_voice(3.0))
     edges = torch.arange(3840, len(wave), 3840)
     smooth = float(seam_db(wave, edges))
     clicked = wave.clone()

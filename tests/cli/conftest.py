@@ -8,7 +8,7 @@ import wandb
 
 from sf_lightning.cli import fit
 from sf_lightning.data.shards import ShardSet
-from tests.cli.toy import arguments
+from tests.toys.cli import decoder_arguments
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def run(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "toy"
     preset = folder.with_name("layout.yaml")
     preset.write_text("backward: 1\nforward: 1\n")
-    fit.main(arguments(shards, folder, f"--model.layout={preset}"))
+    fit.main(decoder_arguments(shards, folder, f"--model.layout={preset}"))
     wandb.finish()  # as the end of the command does
     settled(folder)
     return folder

@@ -13,8 +13,9 @@ import yaml
 
 from sf_lightning.cli import decode, fit, shards
 from sf_lightning.data.shards import ShardSet
-from tests.cli.toy import DEMO, arguments, mistake
-from tests.helpers import wandb_records, write_corpus
+from tests.toys.audio import write_corpus
+from tests.toys.cli import DEMO, decoder_arguments, error_line
+from tests.toys.tracking import wandb_records
 
 
 def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
@@ -47,7 +48,7 @@ def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
 def test_a_checkpoint_is_listened_to_again_under_its_own_step(
     run: Path, fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    given = ["validate", *arguments(fitted, tmp_path, f"--model.layout={run.with_name('layout.yaml')}")]
+    given = ["validate", *decoder_arguments(fitted, tmp_path, f"--model.layout={run.with_name('layout.yaml')}")]
     fit.main([*given, f"--ckpt_path={run}/checkpoints/last.ckpt"])
     wandb.finish()
     there = tmp_path / "validate"  # beside what the run itself has written
@@ -59,8 +60,12 @@ def test_a_checkpoint_is_listened_to_again_under_its_own_step(
     assert again[2:6] == first[2:6]
     said = capsys.readouterr().out
     assert all(title.strip() in said for title in again[0].split("|"))  # the table is not cut, no terminal is there
-    assert "--model.layout: the checkpoint has" in mistake(
-        capsys, fit.main, "validate", *arguments(fitted, tmp_path), f"--ckpt_path={run}/checkpoints/last.ckpt"
+    assert "--model.layout: the checkpoint has" in error_line(
+        capsys,
+        fit.main,
+        "validate",
+        *decoder_arguments(fitted, tmp_path),
+        f"--ckpt_path={run}/checkpoints/last.ckpt",
     )
 
 

@@ -12,14 +12,14 @@ import soundfile
 
 from sf_lightning.cli import decode
 from sf_lightning.data.shards import ShardSet
-from tests.training.test_training import data, fit, small_module
+from tests.toys.decoder import decoder_data, decoder_module, fit_decoder
 
 
 @pytest.fixture(scope="module")
 def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder that has seen two steps."""
     folder = tmp_path_factory.mktemp("decoder")
-    fit(folder, small_module(), data(shards), 2)
+    fit_decoder(folder, decoder_module(), decoder_data(shards), 2)
     return folder / "last.ckpt"
 
 

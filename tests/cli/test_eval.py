@@ -31,11 +31,12 @@ from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.tokens.load import load_tokenizer
 from sf_lightning.training.checkpoint import load_trained
-from tests.cli.toy import mistake
 from tests.evaluation.test_grid import write_vocoder
-from tests.helpers import loud, voice, write_corpus
 from tests.model.test_ecapa import HYPERPARAMS
-from tests.training.test_training import data, fit, small_module
+from tests.toys.audio import synthetic_voice, write_corpus
+from tests.toys.cli import error_line
+from tests.toys.decoder import decoder_data, decoder_module, fit_decoder
+from tests.toys.networks import randomize_weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,10 +51,10 @@ def _at_once() -> Iterator[None]:
 def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder that says something, and looks one block ahead at two evaluations: at two blocks it is offline."""
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    module = small_module(decode=DecodeConfig(steps=2, guidance=0.0))
-    fit(folder, module, data(shards), 1)
+    module = decoder_module(decode=DecodeConfig(steps=2, guidance=0.0))
+    fit_decoder(folder, module, decoder_data(shards), 1)
     content = torch.load(folder / "last.ckpt", weights_only=False)
-    loud(module.average, seed=1)
+    randomize_weights(module.average, seed=1)
     content["state_dict"] |= {f"average.{name}": value for name, value in module.average.state_dict().items()}
     torch.save(content, folder / "last.ckpt")
     return folder / "last.ckpt"
@@ -143,7 +144,7 @@ def test_an_export_scores_as_its_checkpoint_under_a_layout_equal_to_its_own_too_
         assert mine[name] == exported[name] and float(mine[name]) == pytest.approx(float(first[name]), abs=1e-4)
     # Sound that is asked for later is made then; what has a line is not scored again.
     scored, test = (out / "results.jsonl").read_text(), ["--keep=1", "--listening_test=true"]
-    said = mistake(capsys, command.main, *arguments(checkpoint, shards, out), *test)
+    said = error_line(capsys, command.main, *arguments(checkpoint, shards, out), *test)
     assert "kept in every row, least of all in 'offline, eval/decoder" in said.replace(tmp_path.name, "eval")
     assert (out / "report.html").read_text().count("<audio") == 4
     command.main([*arguments(tmp_path / "decoder", shards, out), *more[:1], *test])
@@ -283,7 +284,7 @@ def test_mistakes_are_one_clear_line_each(
     (tmp_path / "tokens").mkdir()
     np.save(tmp_path / "tokens" / "a.tokens.npy", np.zeros(30, np.int64))
     (tmp_path / "bare").mkdir()
-    soundfile.write(tmp_path / "bare" / "a.wav", voice(1.5), 16000)
+    soundfile.write(tmp_path / "bare" / "a.wav", synthetic_voice(1.5), 16000)
     (tmp_path / "silent").mkdir()
     soundfile.write(tmp_path / "silent" / "a.wav", np.zeros(24000), 16000)
     (tmp_path / "ratings.json").write_text(json.dumps({"test": "000000000000", "listener": "Ada", "ratings": {}}))
@@ -318,6 +319,6 @@ def test_mistakes_are_one_clear_line_each(
         ("--ratings: no file none.json", there, "--ratings=none.json"),
         ("has no listening test", out, f"--ratings={tmp_path / 'ratings.json'}"),
     ):  # fmt: skip
-        assert said in mistake(capsys, command.main, *args), args
+        assert said in error_line(capsys, command.main, *args), args
     assert {path: path.read_bytes() for path in evaluation.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "new").exists()

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torch import Tensor
 
 from sf_lightning.cli import decode, export
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.streaming.pretrained import load_decoder
 from sf_lightning.training.module import StreamFlowModule
-from tests.cli.toy import mistake
-from tests.helpers import loud, voice
-from tests.training.test_training import data, fit, small_module
+from tests.toys.audio import synthetic_voice
+from tests.toys.cli import error_line
+from tests.toys.decoder import decoder_data, decoder_module, example_velocity, fit_decoder
+from tests.toys.networks import randomize_weights
 
 METRICS = """\
 step,train/loss,val/loss,streamed/stoi,streamed/gap,copy_synthesis/stoi,latency/first_packet_ms
@@ -35,9 +34,9 @@ step,train/loss,val/loss,streamed/stoi,streamed/gap,copy_synthesis/stoi,latency/
 def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The second step of a run whose averaged weights say something, and something else than the raw ones."""
     folder = tmp_path_factory.mktemp("run")
-    module = small_module()
-    loud(module.model).train()
-    fit(folder / "checkpoints", module, data(shards), 2)
+    module = decoder_module()
+    randomize_weights(module.model).train()
+    fit_decoder(folder / "checkpoints", module, decoder_data(shards), 2)
     (folder / "csv").mkdir(parents=True)
     (folder / "csv" / "metrics.csv").write_text(METRICS)
     return folder / "checkpoints" / "last.ckpt"
@@ -51,23 +50,10 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@torch.inference_mode()
-def velocity(model: StreamFlow) -> Tensor:
-    """What a model says of something."""
-    random = torch.Generator().manual_seed(0)
-    blocks = Blocks.of_lengths([30, 48], 24)
-    x = torch.randn(len(blocks), 24, 80, generator=random)
-    tokens = torch.randint(0, 50, (len(blocks), 6), generator=random)
-    speaker = model.encode_speaker(torch.from_numpy(np.stack([voice(0.25), voice(0.25, 200)])))
-    kept = torch.zeros(2, dtype=torch.bool)
-    condition = model.condition(tokens, speaker, blocks, kept, kept)
-    return model.velocity(x, torch.tensor([0.3, 0.8]), condition, blocks)
-
-
 def test_an_export_has_the_velocity_of_the_averaged_weights(checkpoint: Path, folder: Path) -> None:
     module = StreamFlowModule.load_from_checkpoint(checkpoint)
-    exported, raw = velocity(StreamFlow.from_pretrained(folder)), velocity(module.model.eval())
-    assert torch.equal(exported, velocity(module.average.eval()))
+    exported, raw = example_velocity(StreamFlow.from_pretrained(folder)), example_velocity(module.model.eval())
+    assert torch.equal(exported, example_velocity(module.average.eval()))
     assert exported.abs().max() > 0.1 and not torch.equal(exported, raw)
 
 
@@ -84,7 +70,7 @@ def test_an_export_streams_with_the_settings_of_training(checkpoint: Path, folde
 def test_the_raw_weights_are_exported_on_demand(checkpoint: Path, tmp_path: Path) -> None:
     export.main([str(checkpoint), str(tmp_path / "raw"), "--average=false"])
     model = StreamFlowModule.load_from_checkpoint(checkpoint).model.eval()
-    assert torch.equal(velocity(StreamFlow.from_pretrained(tmp_path / "raw")), velocity(model))
+    assert torch.equal(example_velocity(StreamFlow.from_pretrained(tmp_path / "raw")), example_velocity(model))
     card = (tmp_path / "raw" / "README.md").read_text()
     assert "raw weights of step 2" in card and "with the averaged weights; these are the raw ones" in card
 
@@ -94,7 +80,7 @@ def test_sf_decode_makes_the_same_bytes_of_the_folder(
     checkpoint: Path, folder: Path, tmp_path: Path, more: list[str]
 ) -> None:
     np.save(tmp_path / "t.npy", np.random.default_rng(0).integers(0, 50, 33))
-    soundfile.write(tmp_path / "v.wav", voice(1.0), 16000)
+    soundfile.write(tmp_path / "v.wav", synthetic_voice(1.0), 16000)
     for ckpt, out in ((checkpoint, "a.wav"), (folder, "b.wav")):
         args = [f"--ckpt={ckpt}", f"--tokens={tmp_path}/t.npy", f"--speaker={tmp_path}/v.wav", *more]
         decode.main([*args, f"--out={tmp_path}/{out}"])
@@ -179,9 +165,9 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_line(
 ) -> None:
     odd = edited(checkpoint, tmp_path / "odd.ckpt", edit)
     np.save(tmp_path / "t.npy", np.arange(9))
-    assert re.search(said, mistake(capsys, export.main, odd, str(tmp_path / "out")))
+    assert re.search(said, error_line(capsys, export.main, odd, str(tmp_path / "out")))
     args = [f"--ckpt={odd}", f"--tokens={tmp_path}/t.npy", f"--out={tmp_path}/o.wav"]
-    assert re.search(said, mistake(capsys, decode.main, *args))
+    assert re.search(said, error_line(capsys, decode.main, *args))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["odd.ckpt", "t.npy"]
 
 
@@ -198,7 +184,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(
 ) -> None:
     if content is not None:
         (tmp_path / "x.ckpt").write_bytes(content)
-    assert re.search(said, mistake(capsys, export.main, str(tmp_path / "x.ckpt"), str(tmp_path / "out")))
+    assert re.search(said, error_line(capsys, export.main, str(tmp_path / "x.ckpt"), str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
@@ -207,7 +193,7 @@ def test_a_checkpoint_cut_in_half_is_refused(
 ) -> None:
     whole = checkpoint.read_bytes()
     (tmp_path / "x.ckpt").write_bytes(whole[: len(whole) // 2])
-    assert "x.ckpt is no file of torch weights" in mistake(
+    assert "x.ckpt is no file of torch weights" in error_line(
         capsys, export.main, f"{tmp_path}/x.ckpt", f"{tmp_path}/out"
     )
 
@@ -216,7 +202,7 @@ def test_what_is_there_already_is_not_overwritten(
     checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    said = mistake(capsys, export.main, str(checkpoint), str(folder))
+    said = error_line(capsys, export.main, str(checkpoint), str(folder))
     assert said.endswith(f"{folder} is there already: give another folder, or move it away")
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -230,6 +216,6 @@ def test_a_checkpoint_of_a_newer_format_or_of_none_is_not_resumed(
     with pytest.raises(ValueError, match=said):
         StreamFlowModule.load_from_checkpoint(newer)
     with pytest.raises(ValueError, match=said):
-        fit(tmp_path / "a", small_module(), data(shards), 3, ckpt_path=newer)
+        fit_decoder(tmp_path / "a", decoder_module(), decoder_data(shards), 3, ckpt_path=newer)
     with pytest.raises(ValueError, match="it is not one of sf-fit"):
-        fit(tmp_path / "b", small_module(), data(shards), 3, ckpt_path=other)
+        fit_decoder(tmp_path / "b", decoder_module(), decoder_data(shards), 3, ckpt_path=other)

@@ -13,8 +13,8 @@ import wandb
 from sf_lightning.cli import decode, export, fit, shards, sweep
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.vocoder.config import SHIPPED
-from tests.cli.toy import arguments, mistake
-from tests.helpers import write_corpus
+from tests.toys.audio import write_corpus
+from tests.toys.cli import decoder_arguments, error_line
 
 EXPORT = Path(__file__).parents[1] / "model" / "exports" / "format-1"
 """An exported decoder."""
@@ -57,7 +57,7 @@ EXPORT = Path(__file__).parents[1] / "model" / "exports" / "format-1"
 def test_a_mistake_in_a_run_is_one_line(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, more: list[str], said: str
 ) -> None:
-    line = mistake(capsys, fit.main, *arguments(shards, tmp_path / "run", *more))
+    line = error_line(capsys, fit.main, *decoder_arguments(shards, tmp_path / "run", *more))
     assert re.search(said, line), line
     assert not (tmp_path / "run").exists()
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_that_a_run_cannot_go_on_with_leaves_the_run_as_it_was(
         ([*same, "--data.lanes=4"], "the checkpoint stands in 1 lanes, data.lanes is 4"),
         ([*same, f"--data.train=[{fitted.folder},{fitted.folder}]"], "stands in 1 training sets, data.train has 2"),
     ):
-        line = mistake(capsys, fit.main, *arguments(fitted, run, *more))
+        line = error_line(capsys, fit.main, *decoder_arguments(fitted, run, *more))
         assert re.search(said, line), line
         assert files() == before
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_that_a_run_cannot_go_on_with_leaves_the_run_as_it_was(
 def test_who_goes_on_where_nothing_is_hears_that_the_run_begins_anew(
     fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    fit.main(arguments(fitted, tmp_path, "--ckpt_path=last", "--trainer.max_steps=1"))
+    fit.main(decoder_arguments(fitted, tmp_path, "--ckpt_path=last", "--trainer.max_steps=1"))
     wandb.finish()
     assert f"nothing to go on with in {tmp_path}: begins anew" in capsys.readouterr().out
 
@@ -100,7 +100,7 @@ def test_what_lightnings_own_requeueing_left_is_not_taken_for_a_checkpoint(
 ) -> None:
     (tmp_path / "hpc_ckpt_3.ckpt").touch()
     for more in ([], ["--ckpt_path=last"]):
-        said = mistake(capsys, fit.main, *arguments(shards, tmp_path, *more))
+        said = error_line(capsys, fit.main, *decoder_arguments(shards, tmp_path, *more))
         assert "hpc_ckpt_3.ckpt is of Lightning's own requeueing" in said and "move it away" in said
     assert [*tmp_path.iterdir()] == [tmp_path / "hpc_ckpt_3.ckpt"]
 
@@ -108,7 +108,7 @@ def test_what_lightnings_own_requeueing_left_is_not_taken_for_a_checkpoint(
 def test_shards_that_do_not_fit_are_refused_before_anything_is_written(
     fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    mistake(capsys, fit.main, *arguments(fitted, tmp_path / "run", "--model.dit.vocabulary=60"))
+    error_line(capsys, fit.main, *decoder_arguments(fitted, tmp_path / "run", "--model.dit.vocabulary=60"))
     assert not (tmp_path / "run").exists()
 
 
@@ -136,7 +136,7 @@ def test_a_mistake_with_shards_is_one_line(
     if "--audio=OUT/audio" in args:
         write_corpus(tmp_path / "audio", clips=2)
     tokens = str(fitted.folder.parent / "kmeans-50.npz")
-    line = mistake(
+    line = error_line(
         capsys,
         shards.main,
         *(
@@ -163,7 +163,7 @@ def test_a_mistake_with_a_command_is_one_line(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, command: Any, args: list[str], said: str
 ) -> None:
     given = [each.replace("OUT", str(tmp_path / "out")).replace("RUN", str(run)) for each in args]
-    assert re.search(said, line := mistake(capsys, command, *given)), line
+    assert re.search(said, line := error_line(capsys, command, *given)), line
     assert not (tmp_path / "out").exists()
 
 
@@ -209,5 +209,5 @@ def test_a_mistake_in_decoding_is_one_line(
         f"--out={tmp_path}/o.wav",
         *(each.replace("SMALL", str(SHIPPED / "small")) for each in more),
     ]
-    assert re.search(said, mistake(capsys, decode.main, *args))
+    assert re.search(said, error_line(capsys, decode.main, *args))
     assert not (tmp_path / "o.wav").exists()

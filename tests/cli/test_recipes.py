@@ -10,12 +10,10 @@ from omegaconf import OmegaConf
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli.configs import with_bases, with_presets
-from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig
-from sf_lightning.model.plain import from_plain
+from sf_lightning.data.segments import BLOCK_FRAMES
 from sf_lightning.training.module import StreamFlowModule
-from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
-from sf_lightning.vocoder.generator import GeneratorConfig
+from tests.toys.recipes import recipe_config, vocoder_sizes
 
 RECIPES = {
     "demo": (5.2e6, "2 back, 1 ahead"),
@@ -29,16 +27,9 @@ RECIPES = {
 VOCODERS = {"vocoder": 115.7e6, "vocoder_base": 13.07e6, "vocoder_small": 1.47e6}
 
 
-def config_of(repository: Path, *names: str) -> Any:
-    """The merged config of a recipe and what is laid over it."""
-    paths = [repository / "experiments" / f"{name}.yaml" for name in names]
-    args = with_bases([f"--config={path}" for path in paths])
-    return OmegaConf.merge(*(OmegaConf.load(arg.removeprefix("--config=")) for arg in args))
-
-
 def module_of(repository: Path, *names: str) -> tuple[StreamFlowModule, Any]:
     """The module of a recipe, without values, and the merged config."""
-    config = config_of(repository, *names)
+    config = recipe_config(repository, *names)
     parser = ArgumentParser()
     parser.add_class_arguments(StreamFlowModule, "model")
     with torch.device("meta"):
@@ -75,23 +66,12 @@ def test_every_file_of_experiments_is_tested_or_an_overlay(repository: Path) -> 
     assert files == {*RECIPES, *VOCODERS, "one_gpu"}
 
 
-def sizes_of(config: Any) -> tuple[GeneratorConfig, SegmentConfig]:
-    """Generator and segments of a vocoder's recipe."""
-    parser = ArgumentParser()
-    parser.add_class_arguments(VocoderModule, "model")
-    given = parser.parse_object({"model": OmegaConf.to_container(config.model)}).as_dict()["model"]
-    return (
-        from_plain(GeneratorConfig, given["generator"], "generator"),
-        from_plain(SegmentConfig, given["segments"], "segments"),
-    )
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["vocoder_small", "vocoder_base", pytest.param("vocoder", marks=pytest.mark.slow)])
 def test_a_frame_is_heard_as_far_as_the_context_of_a_recipe_and_no_frame_further(
     repository: Path, name: str
 ) -> None:
-    generator, _ = sizes_of(config_of(repository, name))
+    generator, _ = vocoder_sizes(recipe_config(repository, name))
     vocoder = BigVGANVocoder(generator.hyperparameters(MelConfig()), MelConfig()).eval()
     middle = vocoder.right + 4
     mel = torch.zeros(1, 2 * middle + 1, 80)
@@ -102,9 +82,9 @@ def test_a_frame_is_heard_as_far_as_the_context_of_a_recipe_and_no_frame_further
 
 @pytest.mark.parametrize("name", VOCODERS)
 def test_a_recipe_builds_the_vocoder_that_it_names_and_its_packs_hold_segments(repository: Path, name: str) -> None:
-    config = config_of(repository, name)
+    config = recipe_config(repository, name)
     assert config.trains == "vocoder"
-    generator, segments = sizes_of(config)
+    generator, segments = vocoder_sizes(config)
     with torch.device("meta"):  # of the generator alone: the constant-Q transforms cannot be made there
         model = BigVGANVocoder(generator.hyperparameters(MelConfig()), MelConfig())
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(VOCODERS[name], rel=0.01)

@@ -16,28 +16,8 @@ from sf_lightning.training.checkpoint import read_checkpoint
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.files import read_generator
-from tests.cli.toy import TOY_VOCODER, mistake
-from tests.training import test_training as decoders
-
-RECIPE = Path(__file__).parents[2] / "experiments" / "vocoder_small.yaml"
-
-TOY = [
-    *TOY_VOCODER,
-    "--model.losses={mel: single, mel_weight: 45}",
-    "--model.optimizer.freeze_steps=1",
-    "--data.pack_frames=96",
-    "--data.val_clips=2",
-    "--data.num_workers=0",
-    "--trainer.accelerator=cpu",
-    "--trainer.val_check_interval=2",
-    "--trainer.log_every_n_steps=1",
-    "--trainer.limit_val_batches=1",
-]
-
-
-def arguments(shards: ShardSet, run: Path, *more: str) -> list[str]:
-    where = [f"--data.train={shards.folder}", f"--data.val={shards.folder}", f"--trainer.default_root_dir={run}"]
-    return ["--config", str(RECIPE), *TOY, *where, *more]
+from tests.toys.cli import error_line, vocoder_arguments
+from tests.toys.decoder import decoder_data, decoder_module, fit_decoder
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +25,7 @@ def run(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four steps, two of them after a resume."""
     folder = tmp_path_factory.mktemp("run") / "vocoder"
     for steps in (2, 4):
-        fit.main(arguments(shards, folder, f"--trainer.max_steps={steps}", "--ckpt_path=last"))
+        fit.main(vocoder_arguments(shards, folder, f"--trainer.max_steps={steps}", "--ckpt_path=last"))
         wandb.finish()
     return folder
 
@@ -112,12 +92,12 @@ def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, t
 def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
     run: Path, shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    decoders.fit(tmp_path, decoders.small_module(), decoders.data(shards), 1)
+    fit_decoder(tmp_path, decoder_module(), decoder_data(shards), 1)
     generated = ["--data.mels=generated", f"--data.decoder={tmp_path / 'last.ckpt'}"]
     begun = f"--model.init_from={run / 'checkpoints' / 'last.ckpt'}"
-    resting = arguments(shards, tmp_path / "resting", *generated, begun)
-    assert "brings discriminators that have learnt" in mistake(capsys, fit.main, *resting)
-    given = [*arguments(shards, tmp_path / "tuned", *generated, begun), "--trainer.max_steps=2"]
+    resting = vocoder_arguments(shards, tmp_path / "resting", *generated, begun)
+    assert "brings discriminators that have learnt" in error_line(capsys, fit.main, *resting)
+    given = [*vocoder_arguments(shards, tmp_path / "tuned", *generated, begun), "--trainer.max_steps=2"]
     given += ["--model.optimizer.freeze_steps=0"]
     fit.main(given)
     wandb.finish()
@@ -129,7 +109,9 @@ def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
     assert judged[0]["val/pesq_wb"] == judged[0]["generated/pesq_wb"]
     other = shutil.copy(tmp_path / "tuned" / "checkpoints" / "last.ckpt", tmp_path / "other.ckpt")
     for again in (given, [*given, f"--ckpt_path={other}"]):  # nor does it begin a second time where it has begun
-        assert "tuned holds a run already: continue it with --ckpt_path=last" in mistake(capsys, fit.main, *again)
+        assert "tuned holds a run already: continue it with --ckpt_path=last" in error_line(
+            capsys, fit.main, *again
+        )
     assert "| generated |" in (tmp_path / "tuned" / "summary.md").read_text()
     export.main([str(other), str(tmp_path / "out")])
     begun_with = "averaged weights of step 2, begun with last.ckpt (averaged weights of step 4)"
@@ -146,8 +128,8 @@ def test_the_config_of_a_run_says_what_it_trains(run: Path) -> None:
 def test_what_cannot_be_trained_is_refused_in_one_line(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    said = mistake(capsys, fit.main, "--trains=singer")
+    said = error_line(capsys, fit.main, "--trains=singer")
     assert said == "error: --trains is singer: wanted decoder or vocoder"
     rates = "--model.generator.upsample_rates=[10, 18]"
-    said = mistake(capsys, fit.main, *arguments(shards, tmp_path / "run", rates))
+    said = error_line(capsys, fit.main, *vocoder_arguments(shards, tmp_path / "run", rates))
     assert "upsample_rates multiply to 180, the hop length is 160" in said

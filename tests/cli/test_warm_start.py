@@ -12,8 +12,8 @@ from sf_lightning.cli import export, fit
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.checkpoint import read_checkpoint
 from sf_lightning.training.module import StreamFlowModule
-from tests.cli.toy import arguments, mistake
 from tests.model.test_qwen import save_folder, sibling
+from tests.toys.cli import decoder_arguments, error_line
 
 pytest.importorskip("transformers")
 
@@ -31,7 +31,9 @@ def test_a_warm_start_is_said_and_recorded_and_a_resumed_run_needs_the_weights_n
     shards: ShardSet, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     folder = save_folder(sibling(num_embeds=50), tmp_path / "qwen")
-    begins = arguments(shards, tmp_path / "run", *WARM, f"--model.init_from={folder}", "--trainer.max_steps=2")
+    begins = decoder_arguments(
+        shards, tmp_path / "run", *WARM, f"--model.init_from={folder}", "--trainer.max_steps=2"
+    )
     fit.main(begins)
     wandb.finish()
     said = "".join(capfd.readouterr())
@@ -53,8 +55,8 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
 ) -> None:
     folder = save_folder(sibling(), tmp_path / "qwen")
     wide = "--model.dit.width=128"
-    args = arguments(shards, tmp_path / "run", *WARM, wide, f"--model.init_from={folder}")
-    said = mistake(capsys, fit.main, *args)
+    args = decoder_arguments(shards, tmp_path / "run", *WARM, wide, f"--model.init_from={folder}")
+    said = error_line(capsys, fit.main, *args)
     assert said == "error: --model.init_from: dit.width is 128, the weights to start from have 64"
     assert not (tmp_path / "run").exists()
 
@@ -66,14 +68,14 @@ def test_a_run_begins_with_a_trained_decoder_another_rate_and_another_layout(
     averages = read_checkpoint(run / "checkpoints" / "last.ckpt").weights
     still = ["--model.optimizer.learning_rate=1e-12", "--trainer.limit_val_batches=0", "--trainer.max_steps=1"]
     for begun in (tmp_path / "exported", run / "checkpoints" / "last.ckpt"):
-        fit.main(arguments(fitted, tmp_path / begun.name, *still, f"--model.init_from={begun}"))
+        fit.main(decoder_arguments(fitted, tmp_path / begun.name, *still, f"--model.init_from={begun}"))
         wandb.finish()
         assert f"--model.init_from: {begun}: averaged weights of step 4" in capsys.readouterr().out
         weights = read_checkpoint(tmp_path / begun.name / "checkpoints" / "last.ckpt", average=False).weights
         for name, value in averages.items():
             torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
-    wide = arguments(fitted, tmp_path / "wide", "--model.dit.token_width=8", f"--model.init_from={begun}")
-    said = mistake(capsys, fit.main, *wide)
+    wide = decoder_arguments(fitted, tmp_path / "wide", "--model.dit.token_width=8", f"--model.init_from={begun}")
+    said = error_line(capsys, fit.main, *wide)
     assert (
         "--model.dit: the checkpoint has token_width" in said and "this run has 8: give this run its value" in said
     )
@@ -87,7 +89,7 @@ def test_the_last_checkpoint_is_that_of_the_last_step(
     kind = "sf_lightning.training.callbacks.last_checkpoint.LastCheckpoint"
     callbacks = f"--trainer.callbacks=[{{class_path: {kind}, init_args: {{every_n_train_steps: {cadence}}}}}]"
     quick = (f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", callbacks)
-    fit.main(arguments(shards, tmp_path, *quick))
+    fit.main(decoder_arguments(shards, tmp_path, *quick))
     wandb.finish()
     assert [path.name for path in tmp_path.glob("checkpoints/*")] == ["last.ckpt"]
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -96,7 +98,7 @@ def test_the_last_checkpoint_is_that_of_the_last_step(
 
 def test_the_config_of_one_run_makes_another_and_leaves_the_first_alone(shards: ShardSet, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    fit.main(arguments(shards, first, "--trainer.limit_val_batches=0", "--trainer.max_steps=3"))
+    fit.main(decoder_arguments(shards, first, "--trainer.limit_val_batches=0", "--trainer.max_steps=3"))
     wandb.finish()
     kept = [first / "checkpoints" / "last.ckpt", first / "csv" / "metrics.csv", first / "wandb-id"]
     before = [path.read_bytes() for path in kept]

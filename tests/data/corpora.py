@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from tests.helpers import voice
+from tests.toys.audio import synthetic_voice
 
 
 def mp3(seconds: float, seed: int = 0) -> bytes:
     """Speech as Emilia has it: mp3, 24 kHz, mono."""
     buffer = io.BytesIO()
     wave = np.interp(
-        np.arange(int(seconds * 24000)) / 24000, np.arange(int(seconds * 16000)) / 16000, voice(seconds, seed=seed)
+        np.arange(int(seconds * 24000)) / 24000,
+        np.arange(int(seconds * 16000)) / 16000,
+        synthetic_voice(seconds, seed=seed),
     )
     soundfile.write(buffer, wave, 24000, format="MP3")
     return buffer.getvalue()

@@ -23,7 +23,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.work import Tally
 from sf_lightning.data.writer import Sample, ShardWriter
 from tests.data.corpora import emilia, files, mp3
-from tests.helpers import write_corpus
+from tests.toys.audio import write_corpus
 
 
 def test_parts_give_the_bytes_of_one_job(recipe: Recipe, tmp_path: Path) -> None:

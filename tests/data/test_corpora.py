@@ -20,7 +20,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.base import TokenizerSpec
 from tests.data.corpora import emilia, mp3, write_tar
 from tests.data.test_fuzz import mutate
-from tests.helpers import voice, write_corpus
+from tests.toys.audio import synthetic_voice, write_corpus
 
 
 def test_emilia_and_yodas_tars_become_shards_with_their_fields_and_bytes(recipe: Recipe, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_languages_may_be_a_list_or_a_word(shards: ShardSet, tmp_path: Path, lan
 
 def test_tokens_made_elsewhere_are_taken_as_they_are_and_checked(tmp_path: Path) -> None:
     for i, length in enumerate((25, 25, 27, None)):
-        soundfile.write(tmp_path / f"clip{i}.wav", voice(1.0, seed=i), 16000)
+        soundfile.write(tmp_path / f"clip{i}.wav", synthetic_voice(1.0, seed=i), 16000)
         if length:
             np.save(tmp_path / f"clip{i}.tokens.npy", np.full(length, 60 if i == 1 else 7))
     spec = TokenizerSpec("s3", 50, 4, "s3")
@@ -187,6 +187,6 @@ def test_mixed_folders_and_twins_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "y" / "a.tar", [])
     with pytest.raises(ValueError, match="would both have the key a: rename one"):
         find_units(tmp_path, 3)
-    soundfile.write(tmp_path / "a.wav", voice(0.5), 16000)
+    soundfile.write(tmp_path / "a.wav", synthetic_voice(0.5), 16000)
     with pytest.raises(ValueError, match=r"holds tars .* and audio .*: give a folder of one kind"):
         find_units(tmp_path, 3)

@@ -18,7 +18,7 @@ from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.base import TokenizerSpec
 from tests.data.test_shards import raw_sample
-from tests.helpers import voice
+from tests.toys.audio import synthetic_voice
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """One shard of eight clips of a tenth of a second."""
     folder = tmp_path_factory.mktemp("fuzz")
     for i in range(8):
-        raw = raw_sample(voice(0.12 + 0.04 * i, seed=i), 3 + i)
+        raw = raw_sample(synthetic_voice(0.12 + 0.04 * i, seed=i), 3 + i)
         (folder / f"clip{i}.wav").parent.mkdir(exist_ok=True)
         (folder / f"clip{i}.wav").write_bytes(raw["wav"])
         (folder / f"clip{i}.tokens.npy").write_bytes(raw["tokens.npy"])
@@ -99,7 +99,7 @@ def test_every_sample_that_is_lost_is_counted_under_a_cause(small: ShardSet, tmp
 @pytest.mark.parametrize("apart", [-4, -3, -2, -1, 1, 2, 3, 4])
 def test_token_counts_that_are_off_are_counted_when_the_set_is_built(tmp_path: Path, apart: int) -> None:
     # Whole tokens are four frames: one too many or too few is beyond the three frames that are trimmed or padded.
-    raw = raw_sample(voice(1.0), 25 + apart)
+    raw = raw_sample(synthetic_voice(1.0), 25 + apart)
     for name in ("wav", "tokens.npy"):
         (tmp_path / f"clip.{name}").write_bytes(raw[name])
     with pytest.raises(ValueError, match=r"not one clip could be used \(token count: 1\)"):
@@ -109,7 +109,7 @@ def test_token_counts_that_are_off_are_counted_when_the_set_is_built(tmp_path: P
 def test_stereo_and_8_khz_and_clipping_are_read(tmp_path: Path) -> None:
     import soundfile
 
-    wave = voice(1.0)
+    wave = synthetic_voice(1.0)
     soundfile.write(tmp_path / "stereo.wav", np.stack([wave, 0 * wave], 1), 16000)
     soundfile.write(tmp_path / "narrow.wav", wave[::2], 8000)
     soundfile.write(tmp_path / "clipped.wav", np.clip(3 * wave, -1, 1), 16000)

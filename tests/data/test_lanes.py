@@ -21,7 +21,7 @@ from sf_lightning.data.sample import Clip, decode_clip
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.base import DataNeeds
 from sf_lightning.training.datamodule import ShardDataModule
-from tests.helpers import voice
+from tests.toys.audio import synthetic_voice
 
 SHAPE = PackShape(num_blocks=16, block_size=24, frames_per_token=4, max_pieces=6, mel=MelConfig())
 
@@ -108,7 +108,7 @@ def test_no_frame_is_lost_or_said_twice_by_packing(shards: ShardSet) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 5, 6, 7, 11, 12, 13, 19, 40])
 def test_the_blocks_of_a_piece_are_those_of_the_clip_reflected_at_its_edges(tokens: int) -> None:
-    wave = voice(tokens / 25)
+    wave = synthetic_voice(tokens / 25)
     clip = Clip("a", wave, np.arange(1, tokens + 1), np.zeros(0, np.float32))
     count, pad, size = -(-tokens // 6), MelConfig().pad, 24 * 160
     whole = np.pad(np.pad(wave, pad, mode="reflect"), (0, count * size - len(wave)))

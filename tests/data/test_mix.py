@@ -14,7 +14,7 @@ from sf_lightning.data.sample import Clip, decode_clip
 from sf_lightning.data.shards import ShardSet
 from tests.data.test_lanes import SHAPE, copy_of, same
 from tests.data.test_shards import raw_sample
-from tests.helpers import voice
+from tests.toys.audio import synthetic_voice
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_mix_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet, o
 
 def clip(seconds: float) -> Clip:
     """A clip whose tokens count up."""
-    made = decode_clip(raw_sample(voice(seconds), round(25 * seconds)), MelConfig(), 50, 4)
+    made = decode_clip(raw_sample(synthetic_voice(seconds), round(25 * seconds)), MelConfig(), 50, 4)
     made.tokens = np.arange(len(made.tokens))
     return made
 

@@ -8,14 +8,13 @@ from sf_lightning.data.lanes import Lane, LaneState, Reading
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig
 from sf_lightning.data.shards import ShardSet
-from tests.helpers import segments_of
-from tests.training.test_vocoder_module import batch_of
+from tests.toys.vocoder import cut_segments, vocoder_batch
 
 
 def test_a_segment_is_the_wave_of_its_clip_and_has_the_mel_of_the_whole_clip_there(shards: ShardSet) -> None:
     mel, config = MelSpectrogram(MelConfig()), SegmentConfig(frames=100, per_pack=60)
-    batch = batch_of(shards, packs=3)
-    found = segments_of(batch, config)
+    batch = vocoder_batch(shards, packs=3)
+    found = cut_segments(batch, config)
     assert found.wave.shape == (180, 100 * 160) and found.mel.shape == (180, 100, 80)
     clips = {each.clip.key: torch.from_numpy(each.clip.wave) for each in first_clips(shards, 23, 0)}
     at_the_edge = 0
@@ -34,8 +33,8 @@ def test_segments_follow_the_pack_and_not_the_rank_or_what_was_drawn_before(shar
     config = SegmentConfig(frames=20, per_pack=4)
     shape = PackShape(8, BLOCK_FRAMES, 4, 8, shards.manifest.mel)
     packs = [next(pack(Lane([shards], n, Reading(0, 2, 0)).draws(LaneState()), shape, n)) for n in range(2)]
-    both = segments_of(Batch.of_packs(packs), config)
+    both = cut_segments(Batch.of_packs(packs), config)
     torch.rand(100)
-    alone = segments_of(Batch.of_packs(packs[1:]), config)
+    alone = cut_segments(Batch.of_packs(packs[1:]), config)
     assert torch.equal(both.wave[4:], alone.wave)
-    assert not torch.equal(segments_of(Batch.of_packs(packs[1:]), config, seed=1).wave, alone.wave)
+    assert not torch.equal(cut_segments(Batch.of_packs(packs[1:]), config, seed=1).wave, alone.wave)

@@ -19,7 +19,7 @@ from sf_lightning.data.sample import BadSample, decode_clip, read_npy, read_spee
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.writer import npy
 from sf_lightning.tokens.load import load_tokenizer
-from tests.helpers import voice, write_corpus
+from tests.toys.audio import synthetic_voice, write_corpus
 
 NEEDS = {"mel": MelConfig(), "tokenizer": "kmeans", "vocabulary": 50, "frames_per_token": 4, "x_vectors": ("", 0)}
 
@@ -112,9 +112,9 @@ def test_what_is_there_is_never_overwritten(shards: ShardSet) -> None:
 
 def test_dots_in_names_do_not_cut_keys(tmp_path: Path) -> None:
     for name in ("a.mic1.wav", "a.mic2.wav"):
-        soundfile.write(tmp_path / name, voice(0.5), 16000)
+        soundfile.write(tmp_path / name, synthetic_voice(0.5), 16000)
     assert [source.key for unit in find_units(tmp_path, 100) for source in unit.read()] == ["a-mic1", "a-mic2"]
-    soundfile.write(tmp_path / "a-mic1.wav", voice(0.5), 16000)
+    soundfile.write(tmp_path / "a-mic1.wav", synthetic_voice(0.5), 16000)
     with pytest.raises(ValueError, match="would both have the key a-mic1"):
         find_units(tmp_path, 100)
 
@@ -223,8 +223,8 @@ def test_a_damaged_index_is_refused_before_it_is_believed(
 
 def test_headers_that_lie_about_rate_and_length_are_undecodable() -> None:
     flac, slow = io.BytesIO(), io.BytesIO()
-    soundfile.write(flac, voice(1.0), 16000, format="FLAC")
-    soundfile.write(slow, voice(1.0), 1, format="WAV")  # as it says: over four hours
+    soundfile.write(flac, synthetic_voice(1.0), 16000, format="FLAC")
+    soundfile.write(slow, synthetic_voice(1.0), 1, format="WAV")  # as it says: over four hours
     lie = bytearray(flac.getvalue())
     lie[21] |= 0x0F
     lie[22:26] = b"\xff" * 4  # 2^36 - 1 samples
@@ -247,22 +247,22 @@ def raw_sample(wave: np.ndarray, tokens: int, rate: int = 16000) -> dict:
 
 @pytest.mark.parametrize("frames", [97, 98, 99, 100, 101, 102, 103])
 def test_audio_up_to_three_frames_apart_from_its_tokens_is_trimmed_or_padded(frames: int) -> None:
-    clip = decode_clip(raw_sample(voice(frames / 100), 25), MelConfig(), 50, 4)
+    clip = decode_clip(raw_sample(synthetic_voice(frames / 100), 25), MelConfig(), 50, 4)
     assert len(clip.wave) == 25 * 640 and np.abs(clip.wave).max() == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize(
     ("raw", "cause"),
     [
-        (raw_sample(voice(0.96), 25), "token count"),
-        (raw_sample(voice(1.04), 25), "token count"),
-        (raw_sample(voice(1.0), 0), "token count"),
+        (raw_sample(synthetic_voice(0.96), 25), "token count"),
+        (raw_sample(synthetic_voice(1.04), 25), "token count"),
+        (raw_sample(synthetic_voice(1.0), 0), "token count"),
         (raw_sample(np.zeros(16000), 25), "silent"),
         (raw_sample(np.full(16000, np.inf), 25), "not finite"),
-        ({"__key__": "a", "tokens.npy": raw_sample(voice(1.0), 25)["tokens.npy"]}, "incomplete"),
-        ({"__key__": "a", "wav": raw_sample(voice(1.0), 25)["wav"]}, "incomplete"),
-        (raw_sample(voice(1.0), 25) | {"wav": b"RIFF"}, "undecodable"),
-        (raw_sample(voice(1.0), 25) | {"tokens.npy": b"\x93NUMPY"}, "undecodable"),
+        ({"__key__": "a", "tokens.npy": raw_sample(synthetic_voice(1.0), 25)["tokens.npy"]}, "incomplete"),
+        ({"__key__": "a", "wav": raw_sample(synthetic_voice(1.0), 25)["wav"]}, "incomplete"),
+        (raw_sample(synthetic_voice(1.0), 25) | {"wav": b"RIFF"}, "undecodable"),
+        (raw_sample(synthetic_voice(1.0), 25) | {"tokens.npy": b"\x93NUMPY"}, "undecodable"),
     ],
 )
 def test_a_broken_sample_says_its_cause(raw: dict, cause: str) -> None:
@@ -272,7 +272,7 @@ def test_a_broken_sample_says_its_cause(raw: dict, cause: str) -> None:
 
 
 def test_tokens_outside_the_vocabulary_make_a_sample_broken() -> None:
-    raw = raw_sample(voice(1.0), 25)
+    raw = raw_sample(synthetic_voice(1.0), 25)
     array = io.BytesIO()
     np.save(array, np.full(25, 50))
     with pytest.raises(BadSample, match="tokens 50 to 50, vocabulary 50"):
@@ -300,5 +300,5 @@ def test_a_broken_array_is_a_bad_sample(data: bytes) -> None:
 
 def test_reference_crops_have_one_length_whatever_the_clip_has() -> None:
     for seconds in (0.3, 2.0, 5.0):
-        crop = reference_crop(raw_sample(voice(seconds), 1), MelConfig(), 32000, 0.5)
+        crop = reference_crop(raw_sample(synthetic_voice(seconds), 1), MelConfig(), 32000, 0.5)
         assert crop.shape == (32000,) and np.abs(crop).max() > 0.01

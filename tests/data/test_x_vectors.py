@@ -13,8 +13,8 @@ from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.recipe import Recipe, SpeakerSpec
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.speaker import SpeakerConfig
-from tests.helpers import write_corpus
-from tests.training.test_training import data, fit, small_module
+from tests.toys.audio import write_corpus
+from tests.toys.decoder import decoder_data, decoder_module, fit_decoder
 
 WIDTH = 5
 
@@ -59,16 +59,16 @@ def test_each_piece_of_a_pack_has_the_x_vector_of_its_clip(stored: ShardSet) -> 
 
 def test_a_model_trains_on_them_and_one_without_does_not_read_them(stored: ShardSet, tmp_path: Path) -> None:
     wants = SpeakerConfig(channels=8, crop_seconds=0.25, x_vectors="elsewhere", x_vector_width=WIDTH)
-    module = small_module(speaker=wants)
-    fit(tmp_path / "with", module, data(stored, lanes=1), 3)
+    module = decoder_module(speaker=wants)
+    fit_decoder(tmp_path / "with", module, decoder_data(stored, lanes=1), 3)
     # Beside the same run on silent x-vectors: weight decay alone moves weights too.
-    deaf = small_module(speaker=wants)
+    deaf = decoder_module(speaker=wants)
     encode = deaf.model.encoder.forward
     deaf.model.encoder.forward = lambda mel, x: encode(mel, 0 * x)  # type: ignore[method-assign]
-    fit(tmp_path / "deaf", deaf, data(stored, lanes=1), 3)
+    fit_decoder(tmp_path / "deaf", deaf, decoder_data(stored, lanes=1), 3)
     heard, unheard = (each.model.dit.from_condition.weight[:, -WIDTH:] for each in (module, deaf))
     assert (heard - unheard).abs().max() > 1e-4
-    fit(tmp_path / "without", small_module(), data(stored, lanes=1), 1)
+    fit_decoder(tmp_path / "without", decoder_module(), decoder_data(stored, lanes=1), 1)
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_x_vectors_of_another_kind_are_refused_before_training(
 ) -> None:
     speaker = SpeakerConfig(channels=8, x_vectors=wants[0], x_vector_width=wants[1])
     with pytest.raises(ValueError, match=said):
-        fit(tmp_path, small_module(speaker=speaker), data(stored), 1)
+        fit_decoder(tmp_path, decoder_module(speaker=speaker), decoder_data(stored), 1)
 
 
 def test_a_set_without_x_vectors_is_refused_by_a_model_that_wants_them(shards: ShardSet, tmp_path: Path) -> None:
     speaker = SpeakerConfig(channels=8, x_vectors="elsewhere", x_vector_width=WIDTH)
     with pytest.raises(ValueError, match=r"has x-vectors \('', 0\), the model has \('elsewhere', 5\)"):
-        fit(tmp_path, small_module(speaker=speaker), data(shards), 1)
+        fit_decoder(tmp_path, decoder_module(speaker=speaker), decoder_data(shards), 1)

@@ -23,7 +23,7 @@ from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.files import TrainedVocoder, save_vocoder
 from sf_lightning.vocoder.generator import GeneratorConfig
-from tests.helpers import SMALL
+from tests.toys.networks import SMALL_DIT
 
 TOY = GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,))
 
@@ -45,7 +45,7 @@ def subject(
     **decode: object,
 ) -> Subject:
     """A checkpoint of which nothing but the description is asked."""
-    model = ModelConfig(Layout(4, 24, (0,), (2,)), SMALL, mel, MelScale(), SpeakerConfig(channels=8))
+    model = ModelConfig(Layout(4, 24, (0,), (2,)), SMALL_DIT, mel, MelScale(), SpeakerConfig(channels=8))
     how = asdict(replace(DecodeConfig(steps=4), **decode))
     description = Description(model, TokenizerName("kmeans", None), WeightsOf(1, True), how, asdict(speaks))
     return Subject(path, description, "digest", lambda: pytest.fail("weights are not asked for"))

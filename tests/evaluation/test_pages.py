@@ -18,7 +18,7 @@ from sf_lightning.evaluation.report import page_of
 from sf_lightning.evaluation.results import Identity, Line, Results
 from sf_lightning.evaluation.table import Findings
 from sf_lightning.vocoder.config import VocoderConfig
-from tests.helpers import voice
+from tests.toys.audio import synthetic_voice
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
@@ -48,13 +48,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
                 scores |= {"first_packet_ms": 300.0 * (way.lookahead or 0), "gap": 0.01}
             results.add(Line(way.id, key, "", 100, scores, (10.0, 12.0, 11.0) if way.lookahead else ()))
             if number < 2:
-                write_wave(results.sample(key, f"{way.id}.flac"), voice(1.0, seed=number), 16000)
+                write_wave(results.sample(key, f"{way.id}.flac"), synthetic_voice(1.0, seed=number), 16000)
             if number == 0 and way.lookahead == 1:
                 mels = {"reference": torch.randn(100, 80), "streamed": torch.randn(100, 80)}
                 draw_mels(mels, torch.tensor([24, 48]), 100, results.sample(key, f"{way.id}.webp"))
         if number < 2:
             for name in ("reference", "voice"):
-                write_wave(results.sample(key, f"{name}.flac"), voice(1.0, 150.0, seed=number), 16000)
+                write_wave(results.sample(key, f"{name}.flac"), synthetic_voice(1.0, 150.0, seed=number), 16000)
     results.close()
     return results
 
@@ -192,7 +192,7 @@ def test_a_test_is_the_same_for_the_same_seed_plays_all_at_one_level_and_is_not_
     assert json.loads((tmp_path / "listening-key.json").read_text())["test"] == first
     from sf_lightning.evaluation.listening import _level
 
-    write_wave(tmp_path / "quiet.flac", 0.01 * voice(1.0), 16000)
+    write_wave(tmp_path / "quiet.flac", 0.01 * synthetic_voice(1.0), 16000)
     (quiet, _), (loud, _) = _level(tmp_path / "quiet.flac"), _level(items(results)[0].voice)
     levels = [float(np.sqrt(np.mean((wave / 32767.0) ** 2))) for wave in (quiet, loud)]
     assert levels == [pytest.approx(10 ** (-26 / 20), rel=0.01)] * 2

@@ -9,11 +9,11 @@ import torch
 
 from sf_lightning.evaluation.scores import Scoring
 from sf_lightning.metrics import predicted
-from tests.helpers import voice
+from tests.toys.audio import synthetic_voice
 
 
 def test_a_silent_clip_has_no_scores_and_a_bad_one_has_worse_than_a_good_one() -> None:
-    said = torch.from_numpy(voice(1.5))
+    said = torch.from_numpy(synthetic_voice(1.5))
     noisy = said + 0.05 * torch.randn(len(said), generator=torch.Generator().manual_seed(0))
     mel, edges = torch.zeros(150, 80), torch.arange(1, 6) * 3840
     scoring = Scoring(embed=lambda wave: np.abs(np.fft.rfft(wave[:8000]))[:500])

@@ -9,7 +9,7 @@ import torch
 from sf_lightning.metrics.scorers import periodicity, periodicity_error
 from sf_lightning.metrics.spectral import stft_distance
 from sf_lightning.metrics.speech import SpeechScores
-from tests.helpers import voice
+from tests.toys.audio import synthetic_voice
 
 
 @pytest.mark.parametrize("gain", [0.5, 2.0])
@@ -21,7 +21,7 @@ def test_a_copy_that_is_louder_is_away_by_its_gain_and_its_logarithm(gain: float
 
 
 def test_a_copy_with_another_phase_is_near_and_noise_is_far() -> None:
-    wave = torch.from_numpy(voice(2.0))
+    wave = torch.from_numpy(synthetic_voice(2.0))
     near, far = stft_distance(wave.roll(8), wave), stft_distance(torch.randn(32000) * wave.std(), wave)
     assert near < 0.25 < 1 < far
     assert torch.isfinite(stft_distance(torch.zeros(32000), wave))
@@ -43,7 +43,7 @@ def test_a_tone_is_periodic_noise_and_silence_are_not(pitch_hz: float) -> None:
 
 
 def test_a_voice_that_turns_to_noise_has_an_error_of_its_periodicity_and_a_softer_one_has_none() -> None:
-    clip = voice(2.0)
+    clip = synthetic_voice(2.0)
     assert periodicity_error(clip, clip) == 0
     assert periodicity_error(clip, 0.5 * clip) < 0.05
     whisper = np.random.default_rng(0).standard_normal(len(clip)).astype(np.float32) * np.abs(clip)
@@ -52,7 +52,11 @@ def test_a_voice_that_turns_to_noise_has_an_error_of_its_periodicity_and_a_softe
 
 
 def test_only_copies_are_judged_as_copies() -> None:
-    wave, mel, edges = torch.from_numpy(voice(1.0)), torch.zeros(100, 80), torch.empty(0, dtype=torch.long)
+    wave, mel, edges = (
+        torch.from_numpy(synthetic_voice(1.0)),
+        torch.zeros(100, 80),
+        torch.empty(0, dtype=torch.long),
+    )
     found = {}
     for copies in (False, True):
         scores = SpeechScores(16000, copies=copies)

@@ -14,7 +14,7 @@ from sf_lightning.model.attention import near_sight
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.dit import DiT
 from sf_lightning.model.layout import Layout, Span
-from tests.helpers import SMALL, small_dit, small_model
+from tests.toys.networks import SMALL_DIT, small_dit, small_model
 
 LAYOUTS = {
     "sr": Layout(5, 24, (0, 3), (2,)),
@@ -31,10 +31,10 @@ def inputs(blocks: Blocks, seed: int = 0) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(seed)
     count, size, users = len(blocks), blocks.block_size, blocks.num_utterances
     return {
-        "x": torch.randn(count, size, SMALL.num_bands, generator=random),
+        "x": torch.randn(count, size, SMALL_DIT.num_bands, generator=random),
         "t": torch.rand(users, generator=random),
-        "tokens": torch.randint(0, SMALL.vocabulary, (count, size // 4), generator=random),
-        "speaker": torch.randn(users, SMALL.speaker_width, generator=random),
+        "tokens": torch.randint(0, SMALL_DIT.vocabulary, (count, size // 4), generator=random),
+        "speaker": torch.randn(users, SMALL_DIT.speaker_width, generator=random),
     }
 
 
@@ -54,7 +54,7 @@ def test_a_changed_token_moves_exactly_the_blocks_that_see_it(name: str) -> None
     before = run(dit, blocks, **given)
     assert before.abs().mean() > 0.1  # a silent network would pass everything below
     given["tokens"] = given["tokens"].clone()
-    given["tokens"][4, 1] = (given["tokens"][4, 1] + 1) % SMALL.vocabulary
+    given["tokens"][4, 1] = (given["tokens"][4, 1] + 1) % SMALL_DIT.vocabulary
     moved = (run(dit, blocks, **given) - before).abs().amax((1, 2)) > 0
     sees = [layout.field.sees(4 - block) for block in range(9)]
     assert moved.tolist() == sees
@@ -163,7 +163,7 @@ def test_training_in_bf16_on_a_cpu_attends_like_fp32() -> None:
 def test_a_fresh_network_says_zero_for_its_gates_and_output_are_zero() -> None:
     layout = LAYOUTS["sr"]
     blocks = Blocks.of_lengths([48], 24)
-    assert (run(DiT(SMALL, layout), blocks, **inputs(blocks)) == 0).all()
+    assert (run(DiT(SMALL_DIT, layout), blocks, **inputs(blocks)) == 0).all()
 
 
 @torch.inference_mode()
@@ -175,7 +175,7 @@ def test_the_null_condition_is_not_a_real_code_and_forgets_the_speaker() -> None
     null = model.condition(given["tokens"], given["speaker"], blocks, yes, yes)
     assert torch.equal(null, model.condition(given["tokens"] * 0, given["speaker"] * 0, blocks, yes, yes))
     assert torch.equal(null, model.null_condition(blocks))
-    for code in range(SMALL.vocabulary):
+    for code in range(SMALL_DIT.vocabulary):
         real = model.condition(torch.full_like(given["tokens"], code), given["speaker"], blocks, yes, no)
         assert not torch.allclose(real, null)
 
@@ -189,12 +189,12 @@ def test_neighbours_are_found_within_an_utterance_only() -> None:
 
 def test_a_block_that_does_not_hold_whole_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="block_size 26 does not hold whole tokens of 4 frames"):
-        DiT(SMALL, Layout(2, 26, (), ()))
+        DiT(SMALL_DIT, Layout(2, 26, (), ()))
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ValueError, match=r"dit.width 32 over dit.num_heads 3"):
-        dataclasses.replace(SMALL, num_heads=3)
+        dataclasses.replace(SMALL_DIT, num_heads=3)
 
 
 @pytest.mark.parametrize("name", ["sr", "block"])

@@ -9,7 +9,7 @@ import torch
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
 
 from sf_lightning.model.ecapa import PretrainedECAPA
-from tests.helpers import voice
+from tests.toys.audio import synthetic_voice
 
 HYPERPARAMS = """
 n_mels: 80
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_embeddings_are_of_the_weights_in_the_folder_and_of_each_clip_alone(folder: Path) -> None:
     encoder = PretrainedECAPA(str(folder))
     assert encoder.width == 24 and encoder.name.startswith("ecapa-")
-    waves = [voice(seconds, seed=i) for i, seconds in enumerate((1.0, 7.5, 3.0))]
+    waves = [synthetic_voice(seconds, seed=i) for i, seconds in enumerate((1.0, 7.5, 3.0))]
     together = encoder.encode(waves)
     for wave, embedding in zip(waves, together, strict=True):
         np.testing.assert_allclose(encoder.encode([wave])[0], embedding, atol=1e-4 * np.abs(embedding).max())

@@ -11,7 +11,7 @@ from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.dit import DiT, DiTConfig
 from sf_lightning.model.flops import flops_per_frame
 from sf_lightning.model.layout import Layout
-from tests.helpers import SMALL
+from tests.toys.networks import SMALL_DIT
 
 
 def on_meta(config: DiTConfig, layout: Layout) -> DiT:
@@ -30,7 +30,7 @@ def test_the_cost_of_a_frame_of_the_paper_s_network_in_closed_form() -> None:
 @pytest.mark.parametrize("unbounded", ["no", "all"])
 def test_it_is_what_torch_counts_but_for_the_time_of_each_utterance(unbounded: str) -> None:
     near = {"backward": (0, 2), "forward": (2,)} if unbounded == "no" else {"backward": (), "forward": ()}
-    dit = on_meta(SMALL, Layout(4, 8, unbounded=unbounded, **near))  # type: ignore[arg-type]
+    dit = on_meta(SMALL_DIT, Layout(4, 8, unbounded=unbounded, **near))  # type: ignore[arg-type]
     # Whole utterances of one length: there the dense path multiplies nothing but them.
     blocks, utterances = Blocks.of_lengths([32, 32], 8).to("meta"), 2
     tokens = torch.zeros(len(blocks), 2, dtype=torch.long, device="meta")
@@ -46,8 +46,8 @@ def test_it_is_what_torch_counts_but_for_the_time_of_each_utterance(unbounded: s
 
 
 def test_the_cost_of_an_unbounded_layout_grows_with_the_utterance_that_must_be_given() -> None:
-    dit = on_meta(SMALL, Layout(4, 8, (), (), "past"))
+    dit = on_meta(SMALL_DIT, Layout(4, 8, (), (), "past"))
     more = flops_per_frame(dit, longest=5) - flops_per_frame(dit, longest=3)
-    assert more == 4 * SMALL.width * 4 * 8 * 2 and math.isfinite(more)
+    assert more == 4 * SMALL_DIT.width * 4 * 8 * 2 and math.isfinite(more)
     with pytest.raises(ValueError, match="`longest`, the blocks of an utterance, must be given"):
         flops_per_frame(dit)

@@ -31,7 +31,7 @@ from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.pretrained import load_decoder, make_decoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.config import VocoderConfig
-from tests.helpers import loud
+from tests.toys.networks import randomize_weights
 
 EXPORTS = Path(__file__).parent / "exports"
 """One folder for each format that there ever was, `tiny` as the version of its time wrote it; `decoded.npz` is
@@ -48,7 +48,9 @@ def tiny() -> Pretrained:
         SpeakerConfig(channels=8, crop_seconds=0.5),
         "velocity",
     )
-    model = loud(StreamFlow(config.layout, config.dit, config.mel, config.scale, config.speaker, config.predict))
+    model = randomize_weights(
+        StreamFlow(config.layout, config.dit, config.mel, config.scale, config.speaker, config.predict)
+    )
     assert isinstance(model, StreamFlow)
     decode = DecodeConfig(steps=3, method="midpoint", guidance=0.7, temperature=0.9, seed=5)
     description = Description(

@@ -22,7 +22,7 @@ from sf_lightning.model.qwen import SCALE, X_VECTORS, fill, from_qwen, read_voic
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.training.module import StreamFlowModule
-from tests.helpers import loud
+from tests.toys.networks import randomize_weights
 
 transformers = pytest.importorskip("transformers")
 omni = transformers.models.qwen2_5_omni
@@ -49,7 +49,7 @@ def sibling(**change: Any) -> Any:
     """A small network of the sibling's that says something."""
     torch.manual_seed(0)
     config = omni.configuration_qwen2_5_omni.Qwen2_5OmniDiTConfig(**(SIZES | change))
-    return loud(omni.modeling_qwen2_5_omni.Qwen2_5OmniToken2WavDiTModel(config))
+    return randomize_weights(omni.modeling_qwen2_5_omni.Qwen2_5OmniToken2WavDiTModel(config))
 
 
 def ours(theirs: Any) -> StreamFlow:

@@ -12,7 +12,7 @@ import pytest
 
 from sf_lightning.data.shards import ShardSet
 from tests.slurm.cluster import FINAL, Cluster
-from tests.training.test_faults import arguments
+from tests.toys.cli import logged_arguments
 
 pytestmark = pytest.mark.slurm
 
@@ -24,7 +24,7 @@ CALLBACKS = "sf_lightning.training.callbacks"
 
 def submit(cluster: Cluster, shards: ShardSet, run: Path, strategy: str, steps: int) -> int:
     """Submits a small run on two nodes, with a validation every 40 steps and a checkpoint every 25."""
-    args = arguments(
+    args = logged_arguments(
         shards.folder,
         run,
         "--trainer.accelerator=cpu",

@@ -14,7 +14,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.sweeps.results import read_results
 from tests.slurm.cluster import Cluster
 from tests.sweeps.test_sweep import write
-from tests.training.test_faults import arguments
+from tests.toys.cli import logged_arguments
 
 pytestmark = pytest.mark.slurm
 
@@ -44,7 +44,7 @@ def test_two_and_four_ranks_on_two_nodes_train_as_one_process_does_and_make_one_
             "--data.val_clips=4",
             f"--trainer.callbacks=[{note}, {speed}, {last}]",
         ]
-        args = arguments(shards.folder, run, *more, LOGGERS)
+        args = logged_arguments(shards.folder, run, *more, LOGGERS)
         options = (f"--nodes={nodes}", f"--ntasks-per-node={tasks}", "--gpus-per-node=0", "--cpus-per-task=1")
         jobs[run] = cluster.submit("slurm/fit.sbatch", *args, options=options)
     losses = []

@@ -12,8 +12,8 @@ from sf_lightning.model.layout import Layout
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.griffin_lim import GriffinLim
-from tests.helpers import small_model
 from tests.streaming.test_decoder import make, mel_of, speaker, tokens
+from tests.toys.networks import small_model
 
 
 def drawn(seed: int) -> tuple[Layout, DecodeConfig, int]:

@@ -15,8 +15,8 @@ from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.streaming.stream import Stream
 from sf_lightning.vocoder.griffin_lim import GriffinLim
-from tests.helpers import small_model
 from tests.streaming.test_decoder import SR, make, speaker, tokens
+from tests.toys.networks import small_model
 
 
 def talk(decoder: StreamingDecoder, seed: int, count: int, longest: int) -> None:

@@ -14,7 +14,7 @@ from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import measure_latency
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.griffin_lim import GriffinLim
-from tests.helpers import SMALL, small_model
+from tests.toys.networks import SMALL_DIT, small_model
 
 SR = Layout(4, 24, (0, 2), (1,))
 
@@ -27,12 +27,12 @@ def make(layout: Layout = SR, **config: object) -> StreamingDecoder:
 
 def tokens(length: int, seed: int = 0) -> Tensor:
     """Random tokens [L]."""
-    return torch.randint(0, SMALL.vocabulary, (length,), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, SMALL_DIT.vocabulary, (length,), generator=torch.Generator().manual_seed(seed))
 
 
 def speaker(seed: int = 0) -> Tensor:
     """A random speaker [S]."""
-    return torch.randn(SMALL.speaker_width, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(SMALL_DIT.speaker_width, generator=torch.Generator().manual_seed(seed))
 
 
 def mel_of(decoder: StreamingDecoder, given: Tensor, who: Tensor | None = None) -> Tensor:

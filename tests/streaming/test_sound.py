@@ -14,9 +14,9 @@ from sf_lightning.streaming.sound import stream_mel
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.griffin_lim import GriffinLim
-from tests.cli.test_recipes import config_of, sizes_of
-from tests.helpers import loud, small_model
 from tests.streaming.test_decoder import SR, make, speaker, tokens
+from tests.toys.networks import randomize_weights, small_model
+from tests.toys.recipes import recipe_config, vocoder_sizes
 
 
 def with_bigvgan(path: Path, layout: Layout, **config: object) -> StreamingDecoder:
@@ -71,9 +71,9 @@ def test_a_mel_that_is_known_is_streamed_as_a_decoder_streams_it(bigvgan: Path, 
 
 @pytest.mark.parametrize("recipe", ["vocoder", "vocoder_base", "vocoder_small"])
 def test_every_size_of_vocoder_streams_as_the_whole_or_sooner(repository: Path, recipe: str) -> None:
-    generator, _ = sizes_of(config_of(repository, recipe))
+    generator, _ = vocoder_sizes(recipe_config(repository, recipe))
     sizes = replace(generator, channels=16).hyperparameters(MelConfig())  # how far it reaches, in fewer channels
-    vocoder = loud(BigVGANVocoder(sizes, MelConfig()))
+    vocoder = randomize_weights(BigVGANVocoder(sizes, MelConfig()))
     assert isinstance(vocoder, BigVGANVocoder)
     config = DecodeConfig(steps=2, guidance=0.0, lookahead=2, exact_vocoder=True)
     exact, soon = (

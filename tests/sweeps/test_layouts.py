@@ -9,9 +9,9 @@ import pytest
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.sweeps.results import read_results
-from tests.cli.toy import TOY
-from tests.helpers import wandb_records
 from tests.sweeps.test_sweep import wait_until, worker
+from tests.toys.cli import TOY_DECODER
+from tests.toys.tracking import wandb_records
 
 
 @pytest.mark.slow
@@ -20,7 +20,8 @@ def test_the_sweep_over_layouts_ends_offline_and_survives_the_kill_of_one_of_two
 ) -> None:
     monkeypatch.chdir(repository)
     file, folder = repository / "experiments" / "sweeps" / "mask_layouts.yaml", tmp_path / "sweep"
-    toy = [arg for arg in TOY if not arg.startswith("--model.layout")]  # 8 layers: streamflow_lr needs its four
+    # 8 layers: streamflow_lr needs its four.
+    toy = [arg for arg in TOY_DECODER if not arg.startswith("--model.layout")]
     args = [*toy, f"--data.train={shards.folder}", f"--data.val={shards.folder}"]
     first, other = (worker(file, folder, *args) for _ in range(2))
     checkpoints = [folder / "trials" / f"{number:03d}" / "checkpoints" / "last.ckpt" for number in range(2)]

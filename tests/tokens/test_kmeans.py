@@ -7,29 +7,29 @@ import pytest
 
 from sf_lightning.tokens.kmeans import KMeansTokenizer
 from sf_lightning.tokens.load import load_tokenizer
-from tests.helpers import voice
+from tests.toys.audio import synthetic_voice
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> KMeansTokenizer:
     """Fifty codes fitted on ten seconds."""
-    return KMeansTokenizer.fit((voice(2.0, 90 + 20 * i, seed=i) for i in range(5)), 50)
+    return KMeansTokenizer.fit((synthetic_voice(2.0, 90 + 20 * i, seed=i) for i in range(5)), 50)
 
 
 def test_there_is_one_token_for_every_four_whole_frames(tokenizer: KMeansTokenizer) -> None:
     for samples in (641, 16000, 16000 + 639, 16000 + 640):
-        tokens = tokenizer.encode([voice(2.0)[:samples]])[0]
+        tokens = tokenizer.encode([synthetic_voice(2.0)[:samples]])[0]
         assert len(tokens) == samples // 640
         assert tokens.dtype == np.int64 and 0 <= tokens.min() <= tokens.max() < 50
 
 
 def test_level_changes_no_token_of_clear_speech(tokenizer: KMeansTokenizer) -> None:
-    loud, quiet = tokenizer.encode([voice(2.0, seed=1), 0.25 * voice(2.0, seed=1)])
+    loud, quiet = tokenizer.encode([synthetic_voice(2.0, seed=1), 0.25 * synthetic_voice(2.0, seed=1)])
     assert (loud == quiet).mean() > 0.9
 
 
 def test_different_speech_has_different_tokens(tokenizer: KMeansTokenizer) -> None:
-    tokens = tokenizer.encode([voice(2.0, 100, seed=1)])[0]
+    tokens = tokenizer.encode([synthetic_voice(2.0, 100, seed=1)])[0]
     assert len(set(tokens.tolist())) > 5
 
 
@@ -37,11 +37,11 @@ def test_a_saved_tokenizer_is_the_same(tokenizer: KMeansTokenizer, tmp_path: Pat
     tokenizer.save(tmp_path / "k.npz")
     again = load_tokenizer(tmp_path / "k.npz")
     assert again.spec == tokenizer.spec
-    assert np.array_equal(again.encode([voice(1.0)])[0], tokenizer.encode([voice(1.0)])[0])
+    assert np.array_equal(again.encode([synthetic_voice(1.0)])[0], tokenizer.encode([synthetic_voice(1.0)])[0])
 
 
 def test_two_fits_have_two_digests(tokenizer: KMeansTokenizer) -> None:
-    other = KMeansTokenizer.fit([voice(3.0, seed=9)], 50)
+    other = KMeansTokenizer.fit([synthetic_voice(3.0, seed=9)], 50)
     assert other.spec.name == tokenizer.spec.name and other.spec.digest != tokenizer.spec.digest
 
 
@@ -60,4 +60,4 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_more_codes_than_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="25 tokens of speech for 50 codes: lower --vocabulary"):
-        KMeansTokenizer.fit([voice(1.0)], 50)
+        KMeansTokenizer.fit([synthetic_voice(1.0)], 50)

@@ -10,7 +10,7 @@ import torch
 
 from sf_lightning.tokens.base import Tokenizer
 from sf_lightning.tokens.load import load_tokenizer
-from tests.helpers import voice
+from tests.toys.audio import synthetic_voice
 
 s3tokenizer = pytest.importorskip("s3tokenizer")
 
@@ -34,7 +34,7 @@ def s3(path: Path) -> Tokenizer:
 
 @pytest.mark.parametrize("samples", [16000, 16159, 16160, 16480, 16640, 8001, 160, 200, 30 * 16000 + 5])
 def test_there_are_as_many_tokens_as_their_law_says(s3: Tokenizer, samples: int) -> None:
-    wave = np.resize(voice(2.0), samples)
+    wave = np.resize(synthetic_voice(2.0), samples)
     (tokens,) = s3.encode([wave])
 
     def law(count: int) -> int:
@@ -47,7 +47,7 @@ def test_there_are_as_many_tokens_as_their_law_says(s3: Tokenizer, samples: int)
 
 
 def test_a_clip_has_the_tokens_in_a_batch_that_it_has_alone(s3: Tokenizer) -> None:
-    waves = [voice(seconds, seed=i) for i, seconds in enumerate((0.7, 2.0, 1.3))]
+    waves = [synthetic_voice(seconds, seed=i) for i, seconds in enumerate((0.7, 2.0, 1.3))]
     for wave, together in zip(waves, s3.encode(waves), strict=True):
         (alone,) = s3.encode([wave])
         assert len(set(alone.tolist())) > 3
@@ -60,7 +60,7 @@ def test_it_goes_to_another_process_by_its_path(s3: Tokenizer) -> None:
     assert len(data) < 1000
     again = pickle.loads(data)
     assert again.spec == s3.spec and s3.spec.name == "s3"
-    assert np.array_equal(again.encode([voice(0.5)])[0], s3.encode([voice(0.5)])[0])
+    assert np.array_equal(again.encode([synthetic_voice(0.5)])[0], s3.encode([synthetic_voice(0.5)])[0])
 
 
 def test_other_weights_are_refused(tmp_path: Path) -> None:

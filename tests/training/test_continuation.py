@@ -25,8 +25,8 @@ from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
 from sf_lightning.training.callbacks.streaming_validation import StreamingValidation
 from sf_lightning.training.loggers import ContinuingCSV, ContinuingWandb
 from sf_lightning.training.saving import WholeFiles, newest, removed, settled
-from tests.helpers import wandb_records
-from tests.training.test_training import data, small_module
+from tests.toys.decoder import decoder_data, decoder_module
+from tests.toys.tracking import wandb_records
 
 TIMES = ("latency/", "val/seconds")
 """Columns that are never the same twice."""
@@ -76,7 +76,7 @@ def run(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    trainer.fit(small_module(), data(shards), ckpt_path=newest(folder / "checkpoints"))
+    trainer.fit(decoder_module(), decoder_data(shards), ckpt_path=newest(folder / "checkpoints"))
     return trainer
 
 
@@ -181,7 +181,7 @@ def test_a_run_without_a_callback_that_saves_is_saved_when_it_is_stopped(shards:
         default_root_dir=tmp_path,
     )
     with pytest.raises(SystemExit):
-        trainer.fit(small_module(), data(shards))
+        trainer.fit(decoder_module(), decoder_data(shards))
     assert newest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "last.ckpt"
 
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,41 +13,14 @@ import pytest
 import torch
 
 from sf_lightning.data.shards import ShardSet
-from tests.cli.toy import TOY_VOCODER
-
-FIT = [str(Path(sys.executable).with_name("sf-fit"))]
+from tests.toys.cli import FIT, TOY_VOCODER, logged_arguments
 
 
-def arguments(shards: Path | str, run: Path, *more: str) -> list[str]:
-    """A small run that keeps every step."""
-    return [
-        "--config=experiments/demo.yaml",
-        f"--data.train={shards}",
-        f"--data.val={shards}",
-        f"--trainer.default_root_dir={run}",
-        "--data.pack_frames=192",
-        "--data.lanes=2",
-        "--data.val_clips=2",
-        "--model.layout={num_layers: 2, block_size: 24, backward: [0], forward: [1]}",
-        "--model.dit={width: 32, num_heads: 2, token_width: 16, speaker_width: 8, vocabulary: 50}",
-        "--model.speaker={channels: 8, crop_seconds: 0.25}",
-        "--model.optimizer.warmup_steps=2",
-        "--trainer.precision=32-true",
-        "--trainer.limit_val_batches=0",
-        "--trainer.log_every_n_steps=1",
-        "--trainer.enable_progress_bar=false",
-        "--trainer.logger=[{class_path: sf_lightning.training.loggers.ContinuingCSV}]",
-        "--trainer.callbacks=[{class_path: sf_lightning.training.callbacks.last_checkpoint.LastCheckpoint, "
-        "init_args: {every_n_train_steps: 3}}]",
-        *more,
-    ]
-
-
-def vocoder(shards: Path | str, run: Path, *more: str) -> list[str]:
+def logged_vocoder_arguments(shards: Path | str, run: Path, *more: str) -> list[str]:
     """The same of a vocoder, whose discriminators rest in the first two steps."""
     ours = [
         each
-        for each in arguments(shards, run, *more)
+        for each in logged_arguments(shards, run, *more)
         if not each.startswith(("--config", "--model", "--trainer.precision"))
     ]
     return [
@@ -70,7 +42,7 @@ def losses(run: Path) -> dict[int, str]:
     return found
 
 
-@pytest.mark.parametrize("recipe", [arguments, vocoder])
+@pytest.mark.parametrize("recipe", [logged_arguments, logged_vocoder_arguments])
 def test_a_run_killed_in_the_middle_of_an_epoch_gives_the_losses_of_its_twin(
     shards: ShardSet, tmp_path: Path, repository: Path, recipe: Callable[..., list[str]]
 ) -> None:
@@ -111,7 +83,7 @@ def test_a_rank_whose_shards_all_fail_stops_all_with_one_line(
         "--trainer.devices=2",
         "--trainer.strategy=ddp",
     ]
-    command = [*FIT, *arguments(folder, tmp_path / "run", *more, f"--data.val={shards.folder}")]
+    command = [*FIT, *logged_arguments(folder, tmp_path / "run", *more, f"--data.val={shards.folder}")]
     # The time limit is the claim: without it a rank that waits for the other would do so for half an hour.
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=150)
     assert done.returncode != 0

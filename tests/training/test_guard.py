@@ -13,7 +13,7 @@ from sf_lightning.data.packing import Batch
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.guard import NonFiniteGuard
 from sf_lightning.training.optimizer import OptimizerConfig
-from tests.training.test_training import batch_of, data, fit, small_module
+from tests.toys.decoder import decoder_batch, decoder_data, decoder_module, fit_decoder
 
 
 class Poison(L.Callback):
@@ -38,9 +38,9 @@ class Poison(L.Callback):
 def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(
     shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    poison, module = Poison({2, 4}), small_module()
+    poison, module = Poison({2, 4}), decoder_module()
     with caplog.at_level(logging.WARNING):
-        fit(tmp_path, module, data(shards, lanes=1), 6, more_callbacks=[poison])
+        fit_decoder(tmp_path, module, decoder_data(shards, lanes=1), 6, more_callbacks=[poison])
     before, skipped, after = poison.weights[1], poison.weights[2], poison.weights[3]
     assert torch.equal(before, skipped) and not torch.equal(skipped, after)
     assert torch.equal(poison.weights[3], poison.weights[4]) and not torch.equal(*poison.weights[4:])
@@ -53,24 +53,24 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(
 
 
 def test_a_run_that_was_never_poisoned_ends_with_the_same_weights_as_ever(shards: ShardSet, tmp_path: Path) -> None:
-    clean, watched = small_module(), small_module()
+    clean, watched = decoder_module(), decoder_module()
     clean.guard.watch = lambda *_: None  # type: ignore[method-assign]
-    fit(tmp_path / "a", clean, data(shards), 3)
-    fit(tmp_path / "b", watched, data(shards), 3)
+    fit_decoder(tmp_path / "a", clean, decoder_data(shards), 3)
+    fit_decoder(tmp_path / "b", watched, decoder_data(shards), 3)
     for mine, other in zip(clean.model.parameters(), watched.model.parameters(), strict=True):
         assert torch.equal(mine, other)
 
 
 def test_too_many_in_a_row_stop_the_run_and_say_what_to_turn(shards: ShardSet, tmp_path: Path) -> None:
-    module = small_module(optimizer=OptimizerConfig(warmup_steps=2, max_bad_steps=3))
+    module = decoder_module(optimizer=OptimizerConfig(warmup_steps=2, max_bad_steps=3))
     with pytest.raises(FloatingPointError, match=r"3 steps in a row .* the last one 4 .*max_bad_steps above 3"):
-        fit(tmp_path, module, data(shards, lanes=1), 9, more_callbacks=[Poison({0, 2, 3, 4, 5})])
+        fit_decoder(tmp_path, module, decoder_data(shards, lanes=1), 9, more_callbacks=[Poison({0, 2, 3, 4, 5})])
 
 
 def test_a_gradient_that_overflows_behind_a_finite_loss_names_all_samples(
     shards: ShardSet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    module, batch = small_module(), batch_of(shards)
+    module, batch = decoder_module(), decoder_batch(shards)
     optimizer = torch.optim.AdamW([torch.zeros(1)], fused=True)
     with caplog.at_level(logging.WARNING):
         module.guard.saw(torch.zeros(len(batch.blocks)), batch.blocks.utterance, batch.keys)
@@ -84,7 +84,7 @@ def test_a_gradient_that_overflows_behind_a_finite_loss_names_all_samples(
 def test_where_gradients_accumulate_the_right_clip_of_the_right_batch_is_named(
     shards: ShardSet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard, batch = NonFiniteGuard(5), batch_of(shards)
+    guard, batch = NonFiniteGuard(5), decoder_batch(shards)
     optimizer = torch.optim.AdamW([torch.zeros(1)], fused=True)
     losses = torch.zeros(len(batch.blocks))
     bad = batch.packs[0].num_blocks  # the first block of the second pack

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sf_lightning.data.shards import ShardSet
-from tests.training.test_faults import arguments
+from tests.toys.cli import logged_arguments
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ def test_two_ranks_that_are_asked_to_stop_say_75_and_srun_killing_one_of_them_ch
     ]
     script = tmp_path / "fit.py"  # Lightning starts the second rank by the name of the first's file
     script.write_text("from sf_lightning.cli.start import main; main()")
-    command = [sys.executable, str(script), *arguments(shards.folder, tmp_path, *more)]
+    command = [sys.executable, str(script), *logged_arguments(shards.folder, tmp_path, *more)]
     begun = subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 240
     while not (tmp_path / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:

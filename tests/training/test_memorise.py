@@ -11,13 +11,13 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.streaming.state import DecodeConfig
-from tests.training.test_training import small_module
+from tests.toys.decoder import decoder_module
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("predict", ["mel", "velocity"])
 def test_it_learns_a_clip_by_heart(shards: ShardSet, predict: str) -> None:
-    module = small_module(
+    module = decoder_module(
         layout=Layout(6, 24, (0, 4), (2,)),
         dit=DiTConfig(width=128, num_heads=2, token_width=64, speaker_width=16, vocabulary=50),
         predict=predict,

@@ -9,13 +9,13 @@ from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.flow.path import straight_path
 from sf_lightning.model.blocks import Blocks
-from tests.helpers import loud
-from tests.training.test_training import small_module
+from tests.toys.decoder import decoder_module
+from tests.toys.networks import randomize_weights
 
 
 def test_the_loss_of_packs_is_that_of_their_pieces_alone_weighted_by_frames(shards: ShardSet) -> None:
-    module = small_module()
-    loud(module.model)
+    module = decoder_module()
+    randomize_weights(module.model)
     lane = Lane([shards], 0, Reading(0, 1, 4000))
     stream = pack(lane.draws(LaneState()), PackShape(10, 24, 4, 4, shards.manifest.mel))
     batch = Batch.of_packs(list(islice(stream, 3)))

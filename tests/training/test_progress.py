@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.callbacks.progress import ProgressBar
-from tests.helpers import QUIET
-from tests.training.test_training import data, small_module
+from tests.toys.decoder import decoder_data, decoder_module
+from tests.toys.trainer import QUIET_TRAINER
 
 
 @pytest.mark.parametrize("every", [3, 0])
@@ -24,9 +24,9 @@ def test_the_bar_reads_numbers_from_the_device_no_more_often_than_loggers_do(
         return theirs(self, trainer, module)
 
     monkeypatch.setattr(RichProgressBar, "get_metrics", note)
-    given = QUIET | {"enable_progress_bar": True, "limit_val_batches": 0, "log_every_n_steps": every}
+    given = QUIET_TRAINER | {"enable_progress_bar": True, "limit_val_batches": 0, "log_every_n_steps": every}
     # A step takes two batches, after each of which the bar moves.
     trainer = L.Trainer(**given, max_steps=7, accumulate_grad_batches=2, callbacks=[bar := ProgressBar()])
-    trainer.fit(small_module(), data(shards))
+    trainer.fit(decoder_module(), decoder_data(shards))
     assert read == ([0, 3, 6] if every else [])
     assert ("train/loss" in bar._read) == bool(every)

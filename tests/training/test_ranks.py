@@ -15,30 +15,16 @@ from sf_lightning.data.packing import Batch
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.load import load_tokenizer
-from tests.helpers import QUIET
-from tests.training.test_training import data, small_module
+from tests.toys.decoder import RankLosses, decoder_data, decoder_module
+from tests.toys.trainer import QUIET_TRAINER
 
 pytestmark = pytest.mark.usefixtures("time_limit")
-
-
-class Note(L.Callback):
-    """Writes the loss of each global step, and the clips of each rank's part of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, index: int) -> None:
-        """Appends a line."""
-        loss = float(trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean"))
-        line = json.dumps({"step": trainer.global_step, "loss": loss, "keys": batch.keys})
-        with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
-            file.write(line + "\n")
 
 
 def trainer_of(world: int, steps: int, callback: L.Callback, folder: Path) -> L.Trainer:
     """A quiet trainer on so many CPU ranks."""
     return L.Trainer(
-        **QUIET,
+        **QUIET_TRAINER,
         devices=world,
         strategy="ddp_spawn" if world > 1 else "auto",
         max_steps=steps,
@@ -53,9 +39,9 @@ def train(
 ) -> list[dict]:
     """Trains on so many ranks, saves, and returns the steps, the clips of all ranks joined."""
     folder.mkdir()
-    trainer = trainer_of(world, steps, Note(folder), folder)
+    trainer = trainer_of(world, steps, RankLosses(folder), folder)
     trainer.callbacks.append(SaveAt(steps, folder / "last.ckpt"))  # type: ignore[attr-defined]
-    trainer.fit(small_module(), data(shards, **change), ckpt_path=resume)
+    trainer.fit(decoder_module(), decoder_data(shards, **change), ckpt_path=resume)
     ranks = [
         [json.loads(line) for line in (folder / f"rank{rank}.jsonl").read_text().splitlines()]
         for rank in range(world)
@@ -109,13 +95,13 @@ def test_a_checkpoint_of_two_ranks_knows_where_every_lane_stands(shards: ShardSe
     for step in (2, 4):
         path = tmp_path / f"step-{step}.ckpt"
         trainer = trainer_of(2, step + 1, SaveAt(step, path), tmp_path)
-        trainer.fit(small_module(), data(shards), ckpt_path=resume)
+        trainer.fit(decoder_module(), decoder_data(shards), ckpt_path=resume)
         states = torch.load(path, weights_only=True)["ShardDataModule"]["states"]
         assert {lane: state["pack"] for lane, state in states.items()} == {0: step, 1: step}
         resume = path
 
 
-class Poison(Note):
+class Poison(RankLosses):
     """Poisons the second rank's waves in the second step; writes what each rank's weights are after each step."""
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, index: int) -> None:
@@ -135,7 +121,7 @@ class Poison(Note):
 def test_a_nan_on_one_rank_skips_the_step_on_both_and_is_named_by_the_first(
     shards: ShardSet, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    trainer_of(2, 4, Poison(tmp_path), tmp_path).fit(small_module(), data(shards))
+    trainer_of(2, 4, Poison(tmp_path), tmp_path).fit(decoder_module(), decoder_data(shards))
     first, second = (
         [json.loads(line) for line in (tmp_path / f"rank{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)
     )

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from sf_lightning.data.shards import ShardSet
-from tests.cli import test_vocoder_run as vocoders
-from tests.cli.toy import arguments
+from tests.toys.cli import decoder_arguments, vocoder_arguments
 
 
 def start(folder: Path, repository: Path, args: list[str]) -> None:
@@ -27,7 +26,7 @@ def test_two_ranks_that_hear_three_and_two_clips_keep_the_scores_of_five(
     shards: ShardSet, tmp_path: Path, repository: Path
 ) -> None:
     more = ["--data.val_clips=5", "--data.lanes=2", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    start(tmp_path, repository, arguments(shards, tmp_path / "run", *more, "--trainer.max_steps=2"))
+    start(tmp_path, repository, decoder_arguments(shards, tmp_path / "run", *more, "--trainer.max_steps=2"))
     with (tmp_path / "run" / "samples" / "step-000002" / "scores.csv").open() as file:
         rows = [*csv.DictReader(file)]
     for way in ("copy_synthesis", "look_up", "offline", "streamed"):
@@ -43,7 +42,7 @@ def test_a_vocoder_of_two_ranks_that_hear_three_and_two_clips_has_the_scores_of_
     for ranks in (1, 2):
         run, more = tmp_path / str(ranks), ["--data.val_clips=5", f"--trainer.devices={ranks}"]
         more += ["--trainer.strategy=ddp_find_unused_parameters_true", "--trainer.max_steps=2"]
-        start(tmp_path, repository, vocoders.arguments(shards, run, *more))
+        start(tmp_path, repository, vocoder_arguments(shards, run, *more))
         with (run / "csv" / "metrics.csv").open() as file:
             (row,) = [row for row in csv.DictReader(file) if row.get("val/loss")]
         found.append({name: float(row[name]) for name in row if name.startswith("griffin_lim/")})

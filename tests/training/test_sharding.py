@@ -19,9 +19,7 @@ from sf_lightning.training.callbacks.continuation import Continuation, between
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
 from sf_lightning.training.checkpoint import load_checkpoint
 from sf_lightning.training.saving import newest
-from tests.cli.test_export import velocity
-from tests.training.test_ranks import Note
-from tests.training.test_training import data, small_module
+from tests.toys.decoder import RankLosses, decoder_data, decoder_module, example_velocity
 
 
 class StopAt(L.Callback):
@@ -72,7 +70,7 @@ def rank(
         num_sanity_val_steps=0,
         **(validate or {"limit_val_batches": 0}),
         callbacks=[
-            Note(folder),
+            RankLosses(folder),
             StopAt(steps) if steps else StopInValidation(),
             Continuation(),
             LastCheckpoint(),
@@ -83,7 +81,9 @@ def rank(
         default_root_dir=folder,
     )
     with contextlib.suppress(SystemExit):
-        trainer.fit(small_module(), data(shards, lanes=4, val_clips=5), ckpt_path=newest(folder / "checkpoints"))
+        trainer.fit(
+            decoder_module(), decoder_data(shards, lanes=4, val_clips=5), ckpt_path=newest(folder / "checkpoints")
+        )
 
 
 def train(
@@ -129,7 +129,7 @@ def test_an_export_of_shards_is_that_of_a_run_without(shards: ShardSet, tmp_path
     whole, parts = (load_checkpoint(path) for path in checkpoints)
     assert whole.description == parts.description and whole.description.weights.step == 3
     # Not weight by weight: Adam makes steps of rounding, where a bias has no gradient for a norm follows.
-    torch.testing.assert_close(velocity(parts.model), velocity(whole.model), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(example_velocity(parts.model), example_velocity(whole.model), atol=1e-6, rtol=1e-6)
 
 
 def test_ranks_that_validate_unequally_many_batches_still_agree_when_to_stop(

@@ -21,8 +21,8 @@ from sf_lightning.model.flops import flops_per_frame
 from sf_lightning.training import loader
 from sf_lightning.training.callbacks import throughput
 from sf_lightning.training.callbacks.throughput import Throughput, collective_wait_ms, measured_flops
-from tests.training import test_vocoder_module as vocoders
-from tests.training.test_training import batch_of, data, small_module
+from tests.toys.decoder import decoder_batch, decoder_data, decoder_module
+from tests.toys.vocoder import fit_vocoder, vocoder_data, vocoder_module
 
 KEYS = ("audio_seconds_per_second", "padding_share", "data_wait_share", "mfu", "peak_memory_gib")
 PACK_SECONDS, STEP_SECONDS, PEAK_FLOPS = 0.5, 2.0, 1e9
@@ -108,7 +108,7 @@ def logged(
     }
     logger = CSVLogger(folder, name="csv")
     trainer = L.Trainer(logger=logger, callbacks=[ours or Throughput(), *callbacks], **(given | change))
-    trainer.fit(small_module(), data(shards))
+    trainer.fit(decoder_module(), decoder_data(shards))
     with open(Path(logger.log_dir) / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     filled = [{name: float(value) for name, value in row.items() if value} for row in rows]
@@ -123,7 +123,7 @@ def test_a_vocoder_s_speech_is_that_of_its_segments(shards: ShardSet) -> None:
     found: dict[str, Tensor] = {}
     with told_time() as clock:
         callbacks = (Throughput(), Work(clock), Logged())
-        vocoders.fit(vocoders.tiny(), vocoders.data(shards, lanes=2), 2, *callbacks, log_every_n_steps=2)
+        fit_vocoder(vocoder_module(), vocoder_data(shards, lanes=2), 2, *callbacks, log_every_n_steps=2)
     # Two segments of 16 frames of each lane.
     seconds = STEP_SECONDS + 2 * PACK_SECONDS
     assert float(found["throughput/audio_seconds_per_second"]) == pytest.approx(2 * 2 * 0.16 / seconds)
@@ -175,7 +175,7 @@ def test_the_waiting_share_is_what_the_loader_waited(run: Run) -> None:
 
 def test_mfu_is_useful_work_over_what_the_device_could_do(run: Run) -> None:
     rows, valid = run
-    each = 3 * flops_per_frame(small_module().model.dit)
+    each = 3 * flops_per_frame(decoder_module().model.dit)
     useful = [each * int(torch.cat(valid[i : i + 2]).sum()) for i in (0, 2)]
     assert of(rows, "mfu") == pytest.approx([work / WINDOW_SECONDS / PEAK_FLOPS for work in useful])
 
@@ -227,7 +227,7 @@ def test_measuring_the_peak_of_a_device_leaves_the_draws_of_the_run_alone() -> N
 
 
 def test_a_batch_knows_its_valid_frames_on_any_device(shards: ShardSet) -> None:
-    batch = batch_of(shards)
+    batch = decoder_batch(shards)
     assert batch.num_frames == int(batch.blocks.valid.sum()) < batch.blocks.valid.numel()
     assert batch.to("meta").num_frames == batch.num_frames
 

@@ -14,90 +14,30 @@ from sf_lightning.data.lanes import Lane, LaneState, Reading
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.layout import Layout
-from sf_lightning.model.speaker import SpeakerConfig
-from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.base import require_same
-from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.module import StreamFlowModule
-from sf_lightning.training.optimizer import OptimizerConfig
-from sf_lightning.vocoder.config import VocoderConfig
-from tests.helpers import QUIET, SMALL, loud
-
-
-def small_module(**change: Any) -> StreamFlowModule:
-    """A module that trains in milliseconds."""
-    given = {
-        "layout": Layout(2, 24, (0,), (1,)),
-        "dit": SMALL,
-        "speaker": SpeakerConfig(channels=8, crop_seconds=0.25),
-        "optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=2, ema_decay=0.9),
-        "decode": DecodeConfig(steps=2),
-        "vocoder": VocoderConfig(iterations=2),
-    }
-    torch.manual_seed(0)
-    return StreamFlowModule(**(given | change))
-
-
-def data(shards: ShardSet, **change: Any) -> ShardDataModule:
-    """Packs of eight blocks, two lanes."""
-    given = {"pack_frames": 192, "lanes": 2, "val_clips": 2, "num_workers": 0}
-    folder = str(shards.folder)
-    return ShardDataModule(folder, folder, **(given | change))
-
-
-class Losses(L.Callback):
-    """Notes the loss and the clips of every step."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[float, list[str]]] = []
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, index: int) -> None:
-        """Notes them."""
-        self.seen.append((float(outputs["loss"]), batch.keys))
-
-
-def fit(folder: Path, module: StreamFlowModule, datamodule: ShardDataModule, steps: int, **more: Any) -> Losses:
-    """Trains for some steps and saves `last.ckpt`."""
-    losses, resume = Losses(), more.pop("ckpt_path", None)
-    callbacks = [losses, *more.pop("more_callbacks", [])]
-    trainer = L.Trainer(
-        **QUIET,
-        max_steps=steps,
-        callbacks=callbacks,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        gradient_clip_val=1.0,
-        default_root_dir=folder,
-        **more,
-    )
-    trainer.fit(module, datamodule, ckpt_path=resume)
-    trainer.save_checkpoint(folder / "last.ckpt")
-    return losses
-
-
-def batch_of(shards: ShardSet, lanes: int = 2) -> Batch:
-    """The first step of a run."""
-    shape = PackShape(8, 24, 4, 8, shards.manifest.mel)
-    streams = [pack(Lane([shards], n, Reading(0, lanes, 4000)).draws(LaneState()), shape, n) for n in range(lanes)]
-    return Batch.of_packs([next(stream) for stream in streams])
+from tests.toys.decoder import DecoderLosses, decoder_batch, decoder_data, decoder_module, fit_decoder
+from tests.toys.networks import SMALL_DIT, randomize_weights
+from tests.toys.trainer import QUIET_TRAINER
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_run_sees_the_clips_and_losses_of_an_uninterrupted_one(
     shards: ShardSet, tmp_path: Path, num_workers: int
 ) -> None:
-    whole = fit(tmp_path / "whole", small_module(), data(shards, num_workers=num_workers), 9).seen
-    first = fit(tmp_path / "cut", small_module(), data(shards, num_workers=num_workers), 4).seen
-    module = small_module()
+    workers = {"num_workers": num_workers}
+    whole = fit_decoder(tmp_path / "whole", decoder_module(), decoder_data(shards, **workers), 9).steps
+    first = fit_decoder(tmp_path / "cut", decoder_module(), decoder_data(shards, **workers), 4).steps
+    module = decoder_module()
     # The schedule must know the whole run, as it does when a run of nine steps is killed in its fifth.
-    rest = fit(
+    rest = fit_decoder(
         tmp_path / "rest",
         module,
-        data(shards, num_workers=num_workers),
+        decoder_data(shards, **workers),
         9,
         ckpt_path=tmp_path / "cut" / "last.ckpt",
-    ).seen
+    ).steps
     assert [keys for _, keys in first + rest] == [keys for _, keys in whole]
     assert first[0][0] == whole[0][0]
 
@@ -108,18 +48,18 @@ def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(shards: Sha
             if trainer.global_step == 4:
                 trainer.save_checkpoint(tmp_path / "middle.ckpt")
 
-    losses = Losses()
+    losses = DecoderLosses()
     more = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_steps": 9}
     more |= {"accelerator": "cpu", "limit_val_batches": 0, "enable_checkpointing": False}
-    L.Trainer(callbacks=[Save(), losses], **more).fit(small_module(), data(shards))
-    module, again = small_module(), Losses()
+    L.Trainer(callbacks=[Save(), losses], **more).fit(decoder_module(), decoder_data(shards))
+    module, again = decoder_module(), DecoderLosses()
     torch.manual_seed(99)
-    L.Trainer(callbacks=[again], **more).fit(module, data(shards), ckpt_path=tmp_path / "middle.ckpt")
-    assert again.seen == losses.seen[4:]
+    L.Trainer(callbacks=[again], **more).fit(module, decoder_data(shards), ckpt_path=tmp_path / "middle.ckpt")
+    assert again.steps == losses.steps[4:]
 
 
 def test_a_checkpoint_from_before_a_setting_was_thought_of_goes_on(shards: ShardSet) -> None:
-    module = small_module()
+    module = decoder_module()
     checkpoint = {"format": 1, "hyper_parameters": copy.deepcopy(dict(module.hparams))}
     del checkpoint["hyper_parameters"]["layout"]["placement"]
     require_same(checkpoint, module)
@@ -129,8 +69,8 @@ def test_a_checkpoint_from_before_a_setting_was_thought_of_goes_on(shards: Shard
 
 
 def test_a_checkpoint_loads_by_itself_with_its_averages(shards: ShardSet, tmp_path: Path) -> None:
-    module = small_module()
-    fit(tmp_path, module, data(shards), 3)
+    module = decoder_module()
+    fit_decoder(tmp_path, module, decoder_data(shards), 3)
     again = StreamFlowModule.load_from_checkpoint(tmp_path / "last.ckpt")
     assert again.hparams == module.hparams
     assert again.model.layout == module.model.layout and again.decode == module.decode
@@ -144,9 +84,9 @@ def test_a_checkpoint_loads_by_itself_with_its_averages(shards: ShardSet, tmp_pa
 
 
 def test_the_loss_of_a_step_is_the_mean_of_its_packs_alone(shards: ShardSet) -> None:
-    module = small_module()
-    loud(module.model)
-    both = batch_of(shards)
+    module = decoder_module()
+    randomize_weights(module.model)
+    both = decoder_batch(shards)
     alone = []
     for number in range(2):
         shape = PackShape(8, 24, 4, 8, shards.manifest.mel)
@@ -159,7 +99,7 @@ def test_the_loss_of_a_step_is_the_mean_of_its_packs_alone(shards: ShardSet) -> 
 
 
 def test_random_draws_follow_the_pack_not_the_order_of_calls(shards: ShardSet) -> None:
-    module, batch = small_module(), batch_of(shards)
+    module, batch = decoder_module(), decoder_batch(shards)
     first = module._draw(batch)
     torch.rand(100)
     again = module._draw(batch)
@@ -170,8 +110,8 @@ def test_random_draws_follow_the_pack_not_the_order_of_calls(shards: ShardSet) -
 
 
 def test_it_learns_one_batch_by_heart(shards: ShardSet) -> None:
-    module = small_module(layout=Layout(2, 24, (0,), (1,)), dit=replace(SMALL, width=64, token_width=32))
-    batch = batch_of(shards)
+    module = decoder_module(layout=Layout(2, 24, (0,), (1,)), dit=replace(SMALL_DIT, width=64, token_width=32))
+    batch = decoder_batch(shards)
     optimizer = torch.optim.Adam(module.model.parameters(), lr=3e-3)
     fixed = module._fixed(batch, 0)
     before = float(module._losses(module.model, batch, fixed).detach().mean())
@@ -196,7 +136,7 @@ def test_the_average_follows_the_weights() -> None:
 
 @pytest.mark.parametrize(("limit", "norm"), [(None, 5.0), (0, 5.0), (1.0, 1.0)])
 def test_gradients_are_clipped_by_norm_and_a_limit_of_zero_is_none(limit: float | None, norm: float) -> None:
-    module = small_module()
+    module = decoder_module()
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     module.guard.watch = lambda *args: None  # type: ignore[method-assign]
     module.trainer = L.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
@@ -208,31 +148,33 @@ def test_gradients_are_clipped_by_norm_and_a_limit_of_zero_is_none(limit: float 
 
 
 def test_values_are_not_clipped() -> None:
-    by_value = L.Trainer(**QUIET, max_steps=1, gradient_clip_algorithm="value")
+    by_value = L.Trainer(**QUIET_TRAINER, max_steps=1, gradient_clip_algorithm="value")
     with pytest.raises(ValueError, match=r"--trainer.gradient_clip_algorithm is value: wanted norm"):
-        small_module().check(by_value)
+        decoder_module().check(by_value)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"dit": replace(SMALL, width=128)}, r"--model.dit: the checkpoint has width \d+, this run has 128"),
+        ({"dit": replace(SMALL_DIT, width=128)}, r"--model.dit: the checkpoint has width \d+, this run has 128"),
         ({"layout": Layout(2, 24, (0,), (0,))}, "--model.layout: the checkpoint has forward .1., this run has .0."),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused(
     shards: ShardSet, tmp_path: Path, change: dict, said: str
 ) -> None:
-    fit(tmp_path, small_module(), data(shards), 1)
+    fit_decoder(tmp_path, decoder_module(), decoder_data(shards), 1)
     with pytest.raises(ValueError, match=said):
-        fit(tmp_path / "again", small_module(**change), data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
+        fit_decoder(
+            tmp_path / "again", decoder_module(**change), decoder_data(shards), 2, ckpt_path=tmp_path / "last.ckpt"
+        )
 
 
 @pytest.mark.parametrize(
     ("module", "change", "said"),
     [
         ({"tokenizer": "s3"}, {}, "tokenizer kmeans, the model has s3"),
-        ({"dit": replace(SMALL, vocabulary=60)}, {}, "vocabulary 50, the model has 60"),
+        ({"dit": replace(SMALL_DIT, vocabulary=60)}, {}, "vocabulary 50, the model has 60"),
         ({}, {"pack_frames": 10}, "pack_frames 10 is less than a block of 24"),
         ({}, {"lanes": 24}, "23 samples for 24 lanes"),
         ({}, {"val_clips": 0}, r"gives 0 clips that can be decoded, each of 1 processes needs one"),
@@ -242,15 +184,15 @@ def test_data_that_does_not_fit_the_model_is_refused_before_training(
     shards: ShardSet, tmp_path: Path, module: dict, change: dict, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        fit(tmp_path, small_module(**module), data(shards, **change), 1)
+        fit_decoder(tmp_path, decoder_module(**module), decoder_data(shards, **change), 1)
 
 
 def test_a_run_that_begins_with_a_decoder_of_other_tokens_says_so(
     shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fit(tmp_path, small_module(), data(shards), 1)
+    fit_decoder(tmp_path, decoder_module(), decoder_data(shards), 1)
     for digest, words in ((shards.manifest.tokenizer.digest, 0), ("another", 1)):
-        module = small_module(init_from=str(tmp_path / "last.ckpt"))
+        module = decoder_module(init_from=str(tmp_path / "last.ckpt"))
         module.tokenizer_digest = digest
         module.begin()
         assert caplog.text.count("here they are of another") == words
@@ -258,7 +200,7 @@ def test_a_run_that_begins_with_a_decoder_of_other_tokens_says_so(
 
 
 def test_a_model_is_not_trained_on_with_tokens_of_another_fit(shards: ShardSet, tmp_path: Path) -> None:
-    module = small_module()
+    module = decoder_module()
     module.tokenizer_digest = "another"
     with pytest.raises(ValueError, match="the model learns those of another: build it again with --tokenizer"):
-        fit(tmp_path, module, data(shards), 1)
+        fit_decoder(tmp_path, module, decoder_data(shards), 1)

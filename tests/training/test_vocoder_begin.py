@@ -12,36 +12,36 @@ from sf_lightning.training.base import require_same
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
-from tests.training.test_vocoder_module import TINY, data, fit, tiny
+from tests.toys.vocoder import VOCODER_SETTINGS, fit_vocoder, vocoder_data, vocoder_module
 
 
 def test_a_run_begins_with_the_networks_of_another_and_its_own_optimizers(shards: ShardSet, tmp_path: Path) -> None:
-    one, path = tiny(), tmp_path / "last.ckpt"
-    fit(one, data(shards), 3).save_checkpoint(path)
-    slow = replace(TINY["optimizer"], learning_rate=1e-5)  # type: ignore[type-var]
-    two = tiny(init_from=str(path), optimizer=slow)
+    one, path = vocoder_module(), tmp_path / "last.ckpt"
+    fit_vocoder(one, vocoder_data(shards), 3).save_checkpoint(path)
+    slow = replace(VOCODER_SETTINGS["optimizer"], learning_rate=1e-5)
+    two = vocoder_module(init_from=str(path), optimizer=slow)
     two.begin()
     for name, value in one.state_dict().items():
         if name.startswith("model."):  # what is averaged is what is heard, and what is begun with
             value = one.state_dict()[name.replace("model.", "average.")]
         assert torch.equal(two.state_dict()[name], value), name
-    two = tiny(init_from=str(path), optimizer=slow)
-    trainer = fit(two, data(shards), 1)
+    two = vocoder_module(init_from=str(path), optimizer=slow)
+    trainer = fit_vocoder(two, vocoder_data(shards), 1)
     assert trainer.global_step == 1 and trainer.optimizers[0].param_groups[0]["lr"] < 1e-5
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     path.unlink()  # what goes on asks for it no more
-    again = tiny(init_from=str(path), optimizer=slow)
-    assert fit(again, data(shards), 2, ckpt_path=tmp_path / "two.ckpt").global_step == 2
+    again = vocoder_module(init_from=str(path), optimizer=slow)
+    assert fit_vocoder(again, vocoder_data(shards), 2, ckpt_path=tmp_path / "two.ckpt").global_step == 2
 
 
 def test_discriminators_that_have_rested_are_not_begun_with_and_may_rest_further(
     shards: ShardSet, tmp_path: Path
 ) -> None:
-    resting = replace(TINY["optimizer"], freeze_steps=5)  # type: ignore[type-var]
-    one = tiny(optimizer=resting)
-    fit(one, data(shards), 2).save_checkpoint(tmp_path / "last.ckpt")
-    wider = replace(TINY["discriminators"], width=1 / 16)  # type: ignore[type-var]
-    two = tiny(optimizer=resting, discriminators=wider, init_from=str(tmp_path / "last.ckpt"))
+    resting = replace(VOCODER_SETTINGS["optimizer"], freeze_steps=5)
+    one = vocoder_module(optimizer=resting)
+    fit_vocoder(one, vocoder_data(shards), 2).save_checkpoint(tmp_path / "last.ckpt")
+    wider = replace(VOCODER_SETTINGS["discriminators"], width=1 / 16)
+    two = vocoder_module(optimizer=resting, discriminators=wider, init_from=str(tmp_path / "last.ckpt"))
     two.begin()
     for ours, theirs in zip(two.model.parameters(), one.average.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -49,7 +49,7 @@ def test_discriminators_that_have_rested_are_not_begun_with_and_may_rest_further
 
 def test_a_run_begins_with_one_that_comes_with_the_package_by_its_name() -> None:
     sizes = GeneratorConfig(channels=256, kernel_sizes=(3, 7), dilations=(1, 3))
-    module = VocoderModule(sizes, discriminators=TINY["discriminators"], init_from="small")  # type: ignore[arg-type]
+    module = VocoderModule(sizes, discriminators=VOCODER_SETTINGS["discriminators"], init_from="small")  # type: ignore[arg-type]
     module.begin()
     shipped = VocoderConfig("small").make(MelConfig())
     mel = torch.randn(1, 20, 80, generator=torch.Generator().manual_seed(0)) - 4
@@ -60,22 +60,22 @@ def test_a_run_begins_with_one_that_comes_with_the_package_by_its_name() -> None
 def test_discriminators_have_a_rate_of_their_own_which_a_run_that_goes_on_keeps(
     shards: ShardSet, tmp_path: Path
 ) -> None:
-    optimizer = replace(TINY["optimizer"], discriminator_learning_rate=4e-3)  # type: ignore[type-var]
-    trainer = fit(tiny(optimizer=optimizer), data(shards), 1)
+    optimizer = replace(VOCODER_SETTINGS["optimizer"], discriminator_learning_rate=4e-3)
+    trainer = fit_vocoder(vocoder_module(optimizer=optimizer), vocoder_data(shards), 1)
     rates = [each.param_groups[0]["initial_lr"] for each in trainer.optimizers]
     assert rates == [1e-3, 4e-3]
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    require_same(content, tiny(optimizer=optimizer), goes_on=True)
+    require_same(content, vocoder_module(optimizer=optimizer), goes_on=True)
     said = "checkpoint has discriminator_learning_rate 0.004, this run has None: give what"
     with pytest.raises(ValueError, match=said):
-        require_same(content, tiny(), goes_on=True)
+        require_same(content, vocoder_module(), goes_on=True)
     del content["hyper_parameters"]["optimizer"]["discriminator_learning_rate"]  # as one from before it was there
     with pytest.raises(ValueError, match=r"checkpoint has discriminator_learning_rate None, this run has 0.004"):
-        require_same(content, tiny(optimizer=optimizer), goes_on=True)
-    require_same(content, tiny(), goes_on=True)
+        require_same(content, vocoder_module(optimizer=optimizer), goes_on=True)
+    require_same(content, vocoder_module(), goes_on=True)
     del (
         content["hyper_parameters"]["discriminators"]["gain"],
         content["hyper_parameters"]["optimizer"]["freeze_steps"],
     )
-    require_same(content, tiny(), goes_on=True)  # what it does not say is the default
+    require_same(content, vocoder_module(), goes_on=True)  # what it does not say is the default

@@ -1,7 +1,6 @@
 """Training a BigVGAN: segments that are the clip's, a step that is one batch, runs that resume to the last bit."""
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,103 +18,49 @@ from torch.nn.utils import clip_grad_norm_
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.build import build, fit_tokenizer
 from sf_lightning.data.corpus import find_units
-from sf_lightning.data.lanes import Lane, LaneState, Reading
-from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.packing import Batch
 from sf_lightning.data.recipe import Recipe
-from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut
+from sf_lightning.data.segments import SegmentConfig, cut
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.optimizer import GANOptimizerConfig
-from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
-from sf_lightning.vocoder.generator import GeneratorConfig
-from tests.helpers import QUIET, segments_of, voice
-
-TINY = {
-    "generator": GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,)),
-    "discriminators": DiscriminatorConfig("resolutions", periods=(2, 3), width=1 / 32),
-    "losses": LossConfig("single", mel_weight=45.0),
-    "segments": SegmentConfig(frames=16, per_pack=2),
-    "optimizer": GANOptimizerConfig(learning_rate=1e-3, decay=0.99, ema_decay=0.9),
-}
-"""Learns a step in tens of milliseconds."""
-
-
-def tiny(**change: Any) -> VocoderModule:
-    torch.manual_seed(0)
-    return VocoderModule(**(TINY | change))
-
-
-def data(shards: ShardSet, **change: Any) -> ShardDataModule:
-    given = {"pack_frames": 96, "lanes": 2, "val_clips": 2, "num_workers": 0}
-    folder = str(shards.folder)
-    return ShardDataModule(folder, folder, **(given | change))
-
-
-class Same:
-    """The same batch without end."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            yield self.batch
-
-
-def batch_of(shards: ShardSet, packs: int = 1, lane: int = 0) -> Batch:
-    """The first packs of a lane."""
-    shape = PackShape(8, BLOCK_FRAMES, 4, 8, shards.manifest.mel)
-    stream = pack(Lane([shards], lane, Reading(0, 2, 0)).draws(LaneState()), shape, lane)
-    return Batch.of_packs([next(stream) for _ in range(packs)])
-
-
-class Notes(L.Callback):
-    """Notes both losses and the clips of every step."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[float, float, list[str]]] = []
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, index: int) -> None:
-        self.seen.append((float(outputs["loss"]), float(outputs["discriminator_loss"]), batch.keys))
-
-
-def fit(module: VocoderModule, datamodule: Any, steps: int, *callbacks: L.Callback, **more: Any) -> L.Trainer:
-    resume = more.pop("ckpt_path", None)
-    trainer = L.Trainer(
-        **QUIET,
-        max_steps=steps,
-        callbacks=[*callbacks],
-        limit_val_batches=0,
-        **more,
-    )
-    trainer.fit(module, datamodule, ckpt_path=resume)
-    return trainer
+from tests.toys.audio import synthetic_voice
+from tests.toys.trainer import QUIET_TRAINER
+from tests.toys.vocoder import (
+    VOCODER_SETTINGS,
+    RepeatedBatch,
+    VocoderLosses,
+    cut_segments,
+    fit_vocoder,
+    vocoder_batch,
+    vocoder_data,
+    vocoder_module,
+)
 
 
 @pytest.mark.parametrize("losses", [LossConfig("single", 45.0), LossConfig("multi_scale", 15.0)])
 def test_it_learns_the_segments_of_a_batch_by_heart(shards: ShardSet, losses: LossConfig) -> None:
-    module = tiny(losses=losses, segments=SegmentConfig(frames=16, per_pack=2))
-    batch = module.draw(batch_of(shards))
+    module = vocoder_module(losses=losses, segments=SegmentConfig(frames=16, per_pack=2))
+    batch = module.draw(vocoder_batch(shards))
 
     def distance() -> float:
         segments = cut(batch, module.segments.frames, module.mel)
         return float(module.adversary.mel_loss(segments.wave, module.model.decode(segments.mel)).detach())
 
     before = distance()
-    trainer = fit(module, Same(batch), 60)
+    trainer = fit_vocoder(module, RepeatedBatch(batch), 60)
     assert trainer.global_step == 60  # a step is one batch, though two optimizers step
     assert distance() < 0.6 * before
 
 
 def test_the_discriminators_learn_from_their_own_loss_and_from_nothing_else(shards: ShardSet) -> None:
-    module, other = tiny(), tiny()
-    batch = module.draw(batch_of(shards))
+    module, other = vocoder_module(), vocoder_module()
+    batch = module.draw(vocoder_batch(shards))
     segments = cut(batch, module.segments.frames, module.mel)
     other.adversary.discriminator_loss(segments.wave, other.model.decode(segments.mel)).backward()
     for part in other.adversary.parts:
         clip_grad_norm_(part.parameters(), other.optimizer.early_clip_norm)
-    fit(module, Same(batch), 1)
+    fit_vocoder(module, RepeatedBatch(batch), 1)
     for (name, ours), alone in zip(module.adversary.named_parameters(), other.adversary.parameters(), strict=True):
         assert not torch.equal(ours, alone), f"{name} has learnt nothing"
         torch.testing.assert_close(ours.grad, alone.grad, msg=f"the generator's pass added to {name}")
@@ -138,14 +83,14 @@ def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(
             if trainer.global_step == 4:
                 trainer.save_checkpoint(tmp_path / "middle.ckpt")
 
-    optimizer = replace(TINY["optimizer"], freeze_steps=frozen)  # type: ignore[type-var]
-    one, other = (tiny(optimizer=optimizer, compile=compile) for _ in range(2))
-    whole, again = Notes(), Notes()
-    fit(one, data(shards), 24, Save(), whole, precision=precision)
+    optimizer = replace(VOCODER_SETTINGS["optimizer"], freeze_steps=frozen)
+    one, other = (vocoder_module(optimizer=optimizer, compile=compile) for _ in range(2))
+    whole, again = VocoderLosses(), VocoderLosses()
+    fit_vocoder(one, vocoder_data(shards), 24, Save(), whole, precision=precision)
     torch.manual_seed(99)
     resume = tmp_path / "middle.ckpt"
-    trainer = fit(other, data(shards), 24, again, ckpt_path=resume, precision=precision)
-    assert again.seen == whole.seen[4:] and len(again.seen) == 20 and trainer.global_step == 24
+    trainer = fit_vocoder(other, vocoder_data(shards), 24, again, ckpt_path=resume, precision=precision)
+    assert again.steps == whole.steps[4:] and len(again.steps) == 20 and trainer.global_step == 24
     for name, value in one.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
     rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
@@ -153,12 +98,12 @@ def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(
 
 
 def test_the_average_is_a_second_generator_that_follows_the_first(shards: ShardSet) -> None:
-    module = tiny(optimizer=replace(TINY["optimizer"], ema_decay=0.0))  # type: ignore[type-var]
-    fit(module, data(shards), 2)
+    module = vocoder_module(optimizer=replace(VOCODER_SETTINGS["optimizer"], ema_decay=0.0))
+    fit_vocoder(module, vocoder_data(shards), 2)
     for mine, other in zip(module.average.parameters(), module.model.parameters(), strict=True):
         torch.testing.assert_close(mine, other)
-    module = tiny()
-    fit(module, data(shards), 2)
+    module = vocoder_module()
+    fit_vocoder(module, vocoder_data(shards), 2)
     pairs = zip(module.average.parameters(), module.model.parameters(), strict=True)
     assert any(not torch.equal(mine, other) for mine, other in pairs)
 
@@ -177,7 +122,7 @@ class Poison(L.Callback):
 def test_a_step_that_is_not_finite_changes_no_weight_is_counted_and_named(
     shards: ShardSet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    module, notes = tiny(), Notes()
+    module, notes = vocoder_module(), VocoderLosses()
     weights: list[list[Tensor]] = []
 
     class Look(L.Callback):
@@ -186,18 +131,18 @@ def test_a_step_that_is_not_finite_changes_no_weight_is_counted_and_named(
             weights.append([p.detach().clone() for each in both for p in each.parameters()])
 
     with caplog.at_level(logging.WARNING):
-        trainer = fit(module, data(shards), 4, Poison({2}), notes, Look())
+        trainer = fit_vocoder(module, vocoder_data(shards), 4, Poison({2}), notes, Look())
     assert all(torch.equal(a, b) for a, b in zip(weights[1], weights[2], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(weights[2], weights[3], strict=True))
     assert all(p.isfinite().all() for p in module.parameters())
     assert module.guard.skipped == 1 and trainer.global_step == 4
     said = [each.getMessage() for each in caplog.records if "skipped" in each.getMessage()]
     assert len(said) == 1 and said[0].startswith("step 2 skipped: not finite: the loss of ")
-    assert any(key in said[0] for key in notes.seen[2][2] if key)
+    assert any(key in said[0] for key in notes.steps[2][2] if key)
 
 
 def test_where_the_generators_gradient_alone_is_not_finite_the_discriminators_have_learnt(shards: ShardSet) -> None:
-    module = tiny()
+    module = vocoder_module()
     networks: list[list[list[Tensor]]] = []
 
     class Spoil(L.Callback):
@@ -209,7 +154,7 @@ def test_where_the_generators_gradient_alone_is_not_finite_the_discriminators_ha
             both = (module.model, module.adversary)
             networks.append([[p.detach().clone() for p in each.parameters()] for each in both])
 
-    fit(module, data(shards), 3, Spoil())
+    fit_vocoder(module, vocoder_data(shards), 3, Spoil())
     first, spoilt, last = networks
 
     def moved(before: list[Tensor], after: list[Tensor]) -> list[bool]:
@@ -229,11 +174,11 @@ def test_segments_of_silence_are_learnt_without_a_step_that_is_not_finite(
         def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, index: int) -> None:
             batch.wave[:] = 0
 
-    discriminators, notes = DiscriminatorConfig(kind, periods=(2,), width=1 / 32), Notes()
-    module = tiny(discriminators=discriminators, losses=losses)
-    fit(module, data(shards, lanes=1), 2, Hush(), notes)
+    discriminators, notes = DiscriminatorConfig(kind, periods=(2,), width=1 / 32), VocoderLosses()
+    module = vocoder_module(discriminators=discriminators, losses=losses)
+    fit_vocoder(module, vocoder_data(shards, lanes=1), 2, Hush(), notes)
     assert module.guard.skipped == 0 and all(p.isfinite().all() for p in module.parameters())
-    assert notes.seen[0][0] > 0
+    assert notes.steps[0][0] > 0
 
 
 def test_stereo_at_another_rate_is_learnt_as_mono_at_the_mel_s(tmp_path: Path) -> None:
@@ -242,45 +187,45 @@ def test_stereo_at_another_rate_is_learnt_as_mono_at_the_mel_s(tmp_path: Path) -
         audio = tmp_path / name / "voice"
         audio.mkdir(parents=True)
         for number in range(3):
-            wave = soxr.resample(voice(1.5, seed=number), 16000, rate)
+            wave = soxr.resample(synthetic_voice(1.5, seed=number), 16000, rate)
             soundfile.write(audio / f"{number}.wav", np.stack([wave] * channels, 1), rate)
         units = find_units(tmp_path / name, 3)
         tokenizer = fit_tokenizer(units, 8, MelConfig())
         build(units, tmp_path / f"{name}-set", Recipe(tokenizer, shard_samples=3))
-        batches.append(batch_of(ShardSet(tmp_path / f"{name}-set")))
-    (mono, stereo) = (segments_of(each, SegmentConfig(40, 4)) for each in batches)
+        batches.append(vocoder_batch(ShardSet(tmp_path / f"{name}-set")))
+    (mono, stereo) = (cut_segments(each, SegmentConfig(40, 4)) for each in batches)
     assert batches[0].keys == batches[1].keys
     torch.testing.assert_close(stereo.wave, mono.wave, atol=0.02, rtol=0)
     assert mono.wave.abs().max() > 0.5
 
 
 def test_too_many_in_a_row_stop_the_run(shards: ShardSet) -> None:
-    module = tiny(optimizer=GANOptimizerConfig(max_bad_steps=2))
+    module = vocoder_module(optimizer=GANOptimizerConfig(max_bad_steps=2))
     with pytest.raises(FloatingPointError, match=r"2 steps in a row .* the last one 2 "):
-        fit(module, data(shards), 9, Poison({1, 2, 3}))
+        fit_vocoder(module, vocoder_data(shards), 9, Poison({1, 2, 3}))
 
 
 def test_gradients_are_clipped_harder_in_the_first_steps(shards: ShardSet) -> None:
-    module = tiny(optimizer=GANOptimizerConfig(clip_norm=500, early_clip_norm=1e-3, early_steps=1))
+    module = vocoder_module(optimizer=GANOptimizerConfig(clip_norm=500, early_clip_norm=1e-3, early_steps=1))
     norms = []
 
     class Look(L.Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
             norms.append(float(torch.stack([p.grad.norm() for p in module.model.parameters()]).norm()))
 
-    fit(module, data(shards), 2, Look())
+    fit_vocoder(module, vocoder_data(shards), 2, Look())
     assert norms[0] <= 1.001e-3 < norms[1]
 
 
 def test_the_discriminators_rest_at_first_and_the_generator_follows_the_mel_alone(shards: ShardSet) -> None:
-    module = tiny(optimizer=replace(TINY["optimizer"], freeze_steps=2, ema_decay=0.0))  # type: ignore[type-var]
-    other = tiny()
-    batch = module.draw(batch_of(shards))
+    module = vocoder_module(optimizer=replace(VOCODER_SETTINGS["optimizer"], freeze_steps=2, ema_decay=0.0))
+    other = vocoder_module()
+    batch = module.draw(vocoder_batch(shards))
     segments = cut(batch, module.segments.frames, module.mel)
     loss = other.adversary.regression(segments.wave, other.model.decode(segments.mel)).total
     loss.backward()
     clip_grad_norm_(other.model.parameters(), other.optimizer.early_clip_norm)
-    notes, judged = Notes(), []
+    notes, judged = VocoderLosses(), []
 
     class Look(L.Callback):
         def on_train_batch_end(self, *args: Any) -> None:
@@ -290,14 +235,14 @@ def test_the_discriminators_rest_at_first_and_the_generator_follows_the_mel_alon
             pairs = zip(module.adversary.parameters(), other.adversary.parameters(), strict=True)
             judged.append(any(not torch.equal(mine, first) for mine, first in pairs))
 
-    fit(module, Same(batch), 4, notes, Look())
+    fit_vocoder(module, RepeatedBatch(batch), 4, notes, Look())
     assert judged == [False, False, True, True]
-    assert notes.seen[0][:2] == (pytest.approx(float(loss.detach()), rel=1e-5), 0.0) and notes.seen[2][1] > 0
+    assert notes.steps[0][:2] == (pytest.approx(float(loss.detach()), rel=1e-5), 0.0) and notes.steps[2][1] > 0
 
 
 @pytest.mark.slow
 def test_compiled_activations_give_the_same_sound_and_gradients() -> None:
-    eager, compiled = tiny(), tiny(compile=True)
+    eager, compiled = vocoder_module(), vocoder_module(compile=True)
     mel = torch.randn(2, 20, 80, generator=torch.Generator().manual_seed(0)) - 4
     made = [each.model.decode(mel) for each in (eager, compiled)]
     activations = [each for each in compiled.model.modules() if isinstance(each, SnakeBeta)]
@@ -313,15 +258,15 @@ def test_compiled_activations_give_the_same_sound_and_gradients() -> None:
 
 @pytest.mark.gpu
 def test_a_run_on_a_gpu_goes_on_as_if_it_had_not_stopped(shards: ShardSet, tmp_path: Path) -> None:
-    def run(steps: int, notes: Notes, resume: Path | None) -> L.Trainer:
+    def run(steps: int, notes: VocoderLosses, resume: Path | None) -> L.Trainer:
         more = {"accelerator": "gpu", "devices": 1, "limit_val_batches": 0}
-        trainer = L.Trainer(**QUIET | more, max_steps=steps, callbacks=[notes])
-        trainer.fit(tiny(), data(shards), ckpt_path=resume)
+        trainer = L.Trainer(**QUIET_TRAINER | more, max_steps=steps, callbacks=[notes])
+        trainer.fit(vocoder_module(), vocoder_data(shards), ckpt_path=resume)
         return trainer
 
-    whole, again = Notes(), Notes()
-    run(2, Notes(), None).save_checkpoint(tmp_path / "two.ckpt")
+    whole, again = VocoderLosses(), VocoderLosses()
+    run(2, VocoderLosses(), None).save_checkpoint(tmp_path / "two.ckpt")
     run(6, whole, None)
     run(6, again, tmp_path / "two.ckpt")
-    for ours, other in zip(again.seen, whole.seen[2:], strict=True):
+    for ours, other in zip(again.steps, whole.steps[2:], strict=True):
         assert ours[:2] == pytest.approx(other[:2], rel=1e-3) and ours[2] == other[2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sf_lightning.data.shards import ShardSet
-from tests.training.test_vocoder_module import TINY, data, fit, tiny
+from tests.toys.vocoder import VOCODER_SETTINGS, fit_vocoder, vocoder_data, vocoder_module
 
 pytestmark = pytest.mark.usefixtures("time_limit")
 
@@ -26,11 +26,11 @@ class Keep(L.Callback):
 
 
 def test_two_ranks_learn_what_one_does(shards: ShardSet, tmp_path: Path) -> None:
-    made = partial(tiny, optimizer=replace(TINY["optimizer"], freeze_steps=1))  # type: ignore[type-var]
-    fit(made(), data(shards), 3, Keep(tmp_path / "1.pt"))
+    made = partial(vocoder_module, optimizer=replace(VOCODER_SETTINGS["optimizer"], freeze_steps=1))
+    fit_vocoder(made(), vocoder_data(shards), 3, Keep(tmp_path / "1.pt"))
     ranks = {"devices": 2, "strategy": "ddp_fork_find_unused_parameters_true"}  # old weight norms cannot be pickled
-    fit(made(), data(shards), 3, Keep(tmp_path / "2.pt"), **ranks)
-    one, two, fresh = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt"), tiny().state_dict()
+    fit_vocoder(made(), vocoder_data(shards), 3, Keep(tmp_path / "2.pt"), **ranks)
+    one, two, fresh = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt"), vocoder_module().state_dict()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
     assert any(not torch.equal(value, fresh[name]) for name, value in one.items())
@@ -38,4 +38,4 @@ def test_two_ranks_learn_what_one_does(shards: ShardSet, tmp_path: Path) -> None
 
 def test_ranks_that_would_wait_for_ever_are_refused_before_they_start(shards: ShardSet) -> None:
     with pytest.raises(Exception, match=r"on 2 processes: wanted ddp_find_unused_parameters_true"):
-        fit(tiny(), data(shards), 1, devices=2, strategy="ddp_fork")
+        fit_vocoder(vocoder_module(), vocoder_data(shards), 1, devices=2, strategy="ddp_fork")

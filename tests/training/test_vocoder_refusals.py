@@ -14,9 +14,9 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.vocoder.adversary import DiscriminatorConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
-from tests.helpers import QUIET
-from tests.training import test_training as decoders
-from tests.training.test_vocoder_module import TINY, Notes, data, fit, tiny
+from tests.toys.decoder import decoder_data, decoder_module, fit_decoder
+from tests.toys.trainer import QUIET_TRAINER
+from tests.toys.vocoder import VOCODER_SETTINGS, VocoderLosses, fit_vocoder, vocoder_data, vocoder_module
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from tests.training.test_vocoder_module import TINY, Notes, data, fit, tiny
 )
 def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        tiny(**change)
+        vocoder_module(**change)
 
 
 @pytest.mark.parametrize(
@@ -76,53 +76,53 @@ def test_data_that_does_not_fit_is_refused_with_both_numbers(
     shards: ShardSet, module: dict, change: dict, said: str
 ) -> None:
     with pytest.raises((ValueError, RuntimeError), match=said):
-        fit(tiny(**module), data(shards, **change), 1)
+        fit_vocoder(vocoder_module(**module), vocoder_data(shards, **change), 1)
 
 
 def test_clips_shorter_than_a_segment_are_passed_over_and_every_pack_holds_one(
     shards: ShardSet, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Clips have 150 to 202 frames; packs of 408 are the smallest that are sure to hold 180 in one piece.
-    module = tiny(segments=SegmentConfig(frames=180, per_pack=1))
-    datamodule, notes = data(shards, pack_frames=408, lanes=1), Notes()
-    fit(module, datamodule, 6, notes)
+    module = vocoder_module(segments=SegmentConfig(frames=180, per_pack=1))
+    datamodule, notes = vocoder_data(shards, pack_frames=408, lanes=1), VocoderLosses()
+    fit_vocoder(module, datamodule, 6, notes)
     assert caplog.text.count("clips of less than 180 frames are passed over") == 1
     assert not any(datamodule.skipped.values())  # they are not broken
     lengths = {each.clip.key: len(each.clip.wave) // 160 for each in first_clips(shards, 23, 0)}
-    assert all(lengths[key] >= 180 for _, _, keys in notes.seen for key in keys if key)
+    assert all(lengths[key] >= 180 for _, _, keys in notes.steps for key in keys if key)
 
 
 def test_a_checkpoint_of_another_network_or_of_a_decoder_is_refused(shards: ShardSet, tmp_path: Path) -> None:
-    fit(tiny(), data(shards), 1).save_checkpoint(tmp_path / "last.ckpt")
+    fit_vocoder(vocoder_module(), vocoder_data(shards), 1).save_checkpoint(tmp_path / "last.ckpt")
     other = GeneratorConfig((10, 16), (20, 32), channels=32, kernel_sizes=(3,), dilations=(1,))
     with pytest.raises(ValueError, match=r"--model.generator: the checkpoint has channels 16, this run has 32"):
-        fit(tiny(generator=other), data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
-    decoders.fit(tmp_path, decoders.small_module(), decoders.data(shards), 1)
+        fit_vocoder(vocoder_module(generator=other), vocoder_data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
+    fit_decoder(tmp_path, decoder_module(), decoder_data(shards), 1)
     with pytest.raises(ValueError, match=r"--model.generator: the checkpoint has none: it is not of what this run"):
-        fit(tiny(), data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
+        fit_vocoder(vocoder_module(), vocoder_data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"--model.init_from: .*last.ckpt is no checkpoint of a vocoder"):
-        tiny(init_from=str(tmp_path / "last.ckpt")).begin()
+        vocoder_module(init_from=str(tmp_path / "last.ckpt")).begin()
 
 
 def test_networks_of_other_sizes_are_not_begun_with(shards: ShardSet, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    fit(tiny(), data(shards), 1).save_checkpoint(path)
-    snake = replace(TINY["generator"], activation="snake")  # type: ignore[type-var]
+    fit_vocoder(vocoder_module(), vocoder_data(shards), 1).save_checkpoint(path)
+    snake = replace(VOCODER_SETTINGS["generator"], activation="snake")
     with pytest.raises(ValueError, match=r"has activation snakebeta, this run snake: wanted the same"):
-        tiny(init_from=str(path), generator=snake).begin()
+        vocoder_module(init_from=str(path), generator=snake).begin()
     for change in ({"width": 1 / 16}, {"periods": (3, 2)}):  # the latter have weights of the same shapes
-        others = replace(TINY["discriminators"], **change)  # type: ignore[type-var]
+        others = replace(VOCODER_SETTINGS["discriminators"], **change)
         with pytest.raises(ValueError, match=r"the discriminators of .* are others: .*, this run has .*"):
-            tiny(init_from=str(path), discriminators=others).begin()
+            vocoder_module(init_from=str(path), discriminators=others).begin()
 
 
 def test_lightning_s_way_of_clipping_is_refused_with_ours(shards: ShardSet) -> None:
     said = "gradient_clip_val is 1.0: a vocoder's gradients are clipped by --model.optimizer.clip_norm"
     with pytest.raises(ValueError, match=said):
-        tiny().check(L.Trainer(**QUIET, gradient_clip_val=1.0))
+        vocoder_module().check(L.Trainer(**QUIET_TRAINER, gradient_clip_val=1.0))
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_precisions_that_were_never_tried_are_refused(shards: ShardSet, precision: Any) -> None:
     with pytest.raises(ValueError, match=rf"precision is {precision}: .* with 32-true, or with bf16"):
-        fit(tiny(), data(shards), 1, precision=precision)
+        fit_vocoder(vocoder_module(), vocoder_data(shards), 1, precision=precision)

@@ -9,8 +9,8 @@ import pytest
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.callbacks.watchdog import Watchdog
-from tests.helpers import QUIET
-from tests.training.test_training import data, small_module
+from tests.toys.decoder import decoder_data, decoder_module
+from tests.toys.trainer import QUIET_TRAINER
 
 
 class Sleeps(L.Callback):
@@ -40,7 +40,7 @@ def test_a_step_that_hangs_is_told_with_its_stack_and_a_long_validation_is_not(
     shards: ShardSet, tmp_path: Path, capfd: pytest.CaptureFixture[str], step: int, told: list[str]
 ) -> None:
     trainer = L.Trainer(
-        **QUIET,
+        **QUIET_TRAINER,
         max_steps=15,
         callbacks=[Watchdog(factor=2, seconds=1), Sleeps(step)],
         val_check_interval=12,
@@ -49,7 +49,7 @@ def test_a_step_that_hangs_is_told_with_its_stack_and_a_long_validation_is_not(
         num_sanity_val_steps=0,
         default_root_dir=tmp_path,
     )
-    trainer.fit(small_module(), data(shards))
+    trainer.fit(decoder_module(), decoder_data(shards))
     said = capfd.readouterr().err
     assert all(words in said for words in told)
     assert said.count("takes longer than") == len(told[:1])

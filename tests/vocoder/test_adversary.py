@@ -11,18 +11,18 @@ from bigvgan.loss import MultiScaleMelSpectrogramLoss, discriminator_loss
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
-from tests.training.test_vocoder_module import TINY, Notes, data, fit, tiny
+from tests.toys.vocoder import VOCODER_SETTINGS, VocoderLosses, fit_vocoder, vocoder_data, vocoder_module
 
 
 def test_the_cqt_discriminator_judges_at_16_khz(shards: ShardSet) -> None:
-    module = tiny(discriminators=DiscriminatorConfig("cqt", periods=(2,), width=1 / 32))
-    notes = Notes()
-    fit(module, data(shards, lanes=1), 1, notes)
-    assert notes.seen[0][1] > 0
+    module = vocoder_module(discriminators=DiscriminatorConfig("cqt", periods=(2,), width=1 / 32))
+    notes = VocoderLosses()
+    fit_vocoder(module, vocoder_data(shards, lanes=1), 1, notes)
+    assert notes.steps[0][1] > 0
 
 
 def test_what_tells_real_from_made_is_the_loss_of_the_package() -> None:
-    adversary, (real, made) = tiny().adversary, torch.randn(2, 3, 2560)
+    adversary, (real, made) = vocoder_module().adversary, torch.randn(2, 3, 2560)
     pairs = [part(real[:, None], made[:, None])[:2] for part in adversary.parts]
     wanted = sum(discriminator_loss(*pair)[0] for pair in pairs)
     torch.testing.assert_close(adversary.discriminator_loss(real, made), wanted)
@@ -31,7 +31,10 @@ def test_what_tells_real_from_made_is_the_loss_of_the_package() -> None:
 def test_discriminators_hear_the_gain_and_the_distance_of_mels_does_not() -> None:
     torch.manual_seed(0)
     real, made = torch.randn(2, 3, 2560)
-    plain, loud = tiny().adversary, tiny(discriminators=replace(TINY["discriminators"], gain=5.0)).adversary  # type: ignore[type-var]
+    plain, loud = (
+        vocoder_module().adversary,
+        vocoder_module(discriminators=replace(VOCODER_SETTINGS["discriminators"], gain=5.0)).adversary,
+    )
     assert torch.equal(loud.discriminator_loss(real, made), plain.discriminator_loss(5 * real, 5 * made))
     assert loud.discriminator_loss(real, made) != plain.discriminator_loss(real, made)
     ours, louder, level = (
@@ -42,7 +45,7 @@ def test_discriminators_hear_the_gain_and_the_distance_of_mels_does_not() -> Non
 
 
 def test_the_distance_of_mels_is_that_of_the_package() -> None:
-    adversary, (real, made) = tiny(losses=LossConfig("multi_scale")).adversary, torch.randn(2, 3, 2560)
+    adversary, (real, made) = vocoder_module(losses=LossConfig("multi_scale")).adversary, torch.randn(2, 3, 2560)
     theirs = MultiScaleMelSpectrogramLoss(16000)
     made.requires_grad_()
     pairs = adversary.mel_loss(real, made), theirs(real[:, None], made[:, None])
@@ -51,7 +54,7 @@ def test_the_distance_of_mels_is_that_of_the_package() -> None:
 
 
 def test_the_constant_q_transforms_hear_every_bit_of_the_wave_in_bf16() -> None:
-    module = tiny(discriminators=DiscriminatorConfig("cqt", periods=(2,), width=1 / 32))
+    module = vocoder_module(discriminators=DiscriminatorConfig("cqt", periods=(2,), width=1 / 32))
     wave = torch.randn(2, 1, 5120, generator=torch.Generator().manual_seed(0))
     transforms = [each for each in module.adversary.modules() if isinstance(each, DiscriminatorCQT)]
     assert len(transforms) == 3
@@ -76,8 +79,8 @@ def test_in_bf16_the_discriminators_alone_are_rounded_and_gradients_stay_close(s
     discriminators = DiscriminatorConfig(kind, periods=(2,), width=1 / 32)
     for precision in ("32-true", "bf16-mixed"):
         # Of the adversary alone: the mel loss would hide it.
-        module = tiny(discriminators=discriminators, losses=LossConfig(mel_weight=1e-3))
-        fit(module, data(shards, lanes=1), 1, Look(), precision=precision)
+        module = vocoder_module(discriminators=discriminators, losses=LossConfig(mel_weight=1e-3))
+        fit_vocoder(module, vocoder_data(shards, lanes=1), 1, Look(), precision=precision)
     full, half = found["32-true"], found["bf16-mixed"]
     assert full["mel loss"] == half["mel loss"]  # the generator and this loss are not rounded at all
     assert 0 < (full["adversarial loss"] - half["adversarial loss"]).abs() < 0.01 * full["adversarial loss"]

@@ -18,7 +18,7 @@ from sf_lightning.vocoder.config import VocoderConfig, shipped
 from sf_lightning.vocoder.files import CONFIG, WEIGHTS, TrainedVocoder, save_vocoder
 from sf_lightning.vocoder.generator import GeneratorConfig
 from sf_lightning.vocoder.griffin_lim import GriffinLim
-from tests.helpers import voice
+from tests.toys.audio import synthetic_voice
 
 TOY = GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,))
 
@@ -125,7 +125,7 @@ def test_what_comes_with_the_package_is_small_speaks_and_says_whose_speech_it_ha
         ):  # nor does it say what users cannot mend
             vocoder = VocoderConfig(name).make(MelConfig())
         to_mel = MelSpectrogram(MelConfig())
-        mel = to_mel(torch.from_numpy(voice(2, 120, seed=0)).float()[None])
+        mel = to_mel(torch.from_numpy(synthetic_voice(2, 120, seed=0)).float()[None])
         with torch.inference_mode():
             error = (to_mel(vocoder.decode(mel)) - mel).abs().mean()
         assert error < 0.5 < (to_mel(torch.zeros(1, 32000)) - mel).abs().mean() / 4

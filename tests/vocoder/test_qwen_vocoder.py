@@ -25,7 +25,8 @@ from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.griffin_lim import GriffinLim
 from sf_lightning.vocoder.qwen import FIXED, SIZES, decibels, load_qwen
-from tests.helpers import SMALL, small_model, voice
+from tests.toys.audio import synthetic_voice
+from tests.toys.networks import SMALL_DIT, small_model
 
 # The released rates and kernels; fewer channels and blocks.
 SMALL_SIZES = {
@@ -48,7 +49,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def mel() -> Tensor:
     """A second of log-mel, [1, 100, 80], from the floor of silence to loud."""
-    mel = MelSpectrogram(MelConfig())(torch.from_numpy(voice(1.0))[None])
+    mel = MelSpectrogram(MelConfig())(torch.from_numpy(synthetic_voice(1.0))[None])
     mel[:, 40:50] = np.log(1e-5)
     mel[:, 50:55] += 4
     return mel
@@ -189,7 +190,7 @@ def test_streamed_with_its_context_it_equals_the_whole(vocoder: BigVGANVocoder, 
 
 def test_a_stream_is_24_khz_and_its_real_time_factor_counts_its_seconds(vocoder: BigVGANVocoder) -> None:
     decoder = StreamingDecoder(small_model(Layout(4, 24, (0, 2), (1,))), vocoder, DecodeConfig(steps=2))
-    tokens = torch.randint(0, SMALL.vocabulary, (20,), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, SMALL_DIT.vocabulary, (20,), generator=torch.Generator().manual_seed(0))
     stream = decoder.open()
     wave = torch.cat([stream.push(tokens), stream.flush()])
     assert len(wave) == 20 * 960  # 40 ms a token
@@ -221,7 +222,7 @@ class Speaker24(GriffinLim):
 
 
 def test_sounds_of_24_khz_are_scored_beside_16_khz_references_and_kept_at_their_own_rates(tmp_path: Path) -> None:
-    wave = voice(2.0)
+    wave = synthetic_voice(2.0)
     mel = MelSpectrogram(MelConfig())(torch.from_numpy(wave)[None])[0]
     clip = _Clip("clip", torch.arange(50), torch.from_numpy(wave), mel, torch.from_numpy(wave), torch.zeros(0))
     edges = [torch.arange(24, 200, 24)]

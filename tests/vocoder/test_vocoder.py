@@ -17,13 +17,14 @@ from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.files import TrainedVocoder, save_vocoder
 from sf_lightning.vocoder.generator import GeneratorConfig, context_frames
 from sf_lightning.vocoder.griffin_lim import GriffinLim
-from tests.helpers import BIGVGAN, voice
+from tests.toys.audio import synthetic_voice
+from tests.toys.networks import SMALL_BIGVGAN
 
 
 @pytest.fixture
 def mel() -> torch.Tensor:
     """Two seconds of log-mel, [1, 200, 80]."""
-    return MelSpectrogram(MelConfig())(torch.from_numpy(voice(2.0))[None])
+    return MelSpectrogram(MelConfig())(torch.from_numpy(synthetic_voice(2.0))[None])
 
 
 def test_griffin_lim_gives_the_mel_back(mel: torch.Tensor) -> None:
@@ -61,7 +62,7 @@ def test_a_continued_wave_has_no_click_where_pieces_meet(mel: torch.Tensor) -> N
 
 @torch.inference_mode()
 def test_bigvgan_equals_the_package_to_1e_6(bigvgan: Path, mel: torch.Tensor) -> None:
-    theirs = BigVGAN(AttrDict(BIGVGAN))
+    theirs = BigVGAN(AttrDict(SMALL_BIGVGAN))
     theirs.load_state_dict(torch.load(bigvgan / "bigvgan_generator.pt")["generator"])
     ours = VocoderConfig(checkpoint=str(bigvgan)).make(MelConfig())
     wave = ours.decode(mel)
@@ -111,7 +112,7 @@ def test_the_context_is_exact_to_the_frame(config: GeneratorConfig) -> None:
 @torch.inference_mode()
 def test_a_frame_beyond_the_context_changes_no_sample_and_one_within_does(bigvgan: Path) -> None:
     vocoder = BigVGANVocoder.from_checkpoint(bigvgan, MelConfig())
-    reach = context_frames(BIGVGAN)
+    reach = context_frames(SMALL_BIGVGAN)
     mel = torch.randn(1, 4 * reach, 80, generator=torch.Generator().manual_seed(0))
     before = vocoder.decode(mel)
     middle = 2 * reach
@@ -144,7 +145,7 @@ def test_bigvgan_streamed_with_its_context_equals_the_whole(bigvgan: Path) -> No
 )
 def test_a_vocoder_of_another_mel_is_refused_with_both_values(change: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        BigVGANVocoder(BIGVGAN | change, MelConfig())
+        BigVGANVocoder(SMALL_BIGVGAN | change, MelConfig())
 
 
 def test_a_missing_vocoder_is_named(tmp_path: Path) -> None:

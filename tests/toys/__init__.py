@@ -1,0 +1,1 @@
+"""Small models, data and commands that the tests of several areas share."""

@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from benchmarks.layouts import Run, differences, interval, main, read_run
+from sf_lightning.cli import sweep
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.layout import Layout
 from sf_lightning.sweeps.results import Result, read_results
-from tests.sweeps.test_sweep import sweep, write
 from tests.toys.decoder import decoder_data, decoder_module, fit_decoder
+from tests.toys.sweep import sweep_file
 
 STOI = {"full": 0.8, "streamflow_sr": 0.7, "block_only": 0.5}
 LAYOUTS = {
@@ -43,7 +44,7 @@ def test_the_table_has_every_layout_streamed_and_offline_and_says_which_are_told
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     parameters = {"seed": {"values": [0, 1]}, "model.layout": {"values": [f"{name}.yaml" for name in LAYOUTS]}}
-    sweep.main([str(write(tmp_path, parameters=parameters)), f"--dir={tmp_path / 'sweep'}", "--jobs=3"])
+    sweep.main([str(sweep_file(tmp_path, parameters=parameters)), f"--dir={tmp_path / 'sweep'}", "--jobs=3"])
     for trial in read_results(tmp_path / "sweep").trials:
         name = Path(trial.parameters["model.layout"]).stem
         leave(trial.folder, STOI[name])

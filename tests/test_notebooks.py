@@ -7,9 +7,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from sf_lightning.cli import sweep
 from sf_lightning.data.shards import ShardSet
-from tests.sweeps.test_sweep import sweep, write
 from tests.toys.decoder import decoder_data, decoder_module, fit_decoder
+from tests.toys.sweep import sweep_file
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -65,6 +66,6 @@ def test_hear_streaming_and_offline_closes_the_gap(
 
 
 def test_choose_a_layout_reads_a_finished_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep.main([str(write(tmp_path)), f"--dir={tmp_path / 'sweep'}"])
+    sweep.main([str(sweep_file(tmp_path)), f"--dir={tmp_path / 'sweep'}"])
     said = run("04", monkeypatch, SF_SWEEP=tmp_path / "sweep")
     assert "  3 complete" in said and "within  250 ms: 1, streamed/stoi 3.000" in said

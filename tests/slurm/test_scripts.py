@@ -13,8 +13,8 @@ import torch
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.sweeps.results import read_results
 from tests.slurm.cluster import Cluster
-from tests.sweeps.test_sweep import write
 from tests.toys.cli import logged_arguments
+from tests.toys.sweep import sweep_file
 
 pytestmark = pytest.mark.slurm
 
@@ -128,7 +128,7 @@ def test_an_array_of_workers_shares_a_sweep_and_what_a_killed_one_leaves_is_take
     cluster: Cluster, tmp_path: Path
 ) -> None:
     parameters = {"rate": {"values": [1, 2, 3]}, "pause": {"value": 0.5}, "steps": {"value": 8}}
-    file, folder = write(tmp_path, parameters=parameters), tmp_path / "sweep"
+    file, folder = sweep_file(tmp_path, parameters=parameters), tmp_path / "sweep"
     options = ("--array=1-2", "--gpus-per-node=0", "--cpus-per-task=1")
     job = cluster.submit("slurm/sweep.sbatch", str(file), f"--dir={folder}", "--patience=5", options=options)
     checkpoint = folder / "trials" / "000" / "checkpoints" / "last"

@@ -9,8 +9,8 @@ import pytest
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.sweeps.results import read_results
-from tests.sweeps.test_sweep import wait_until, worker
 from tests.toys.cli import TOY_DECODER
+from tests.toys.sweep import start_worker, wait_until
 from tests.toys.tracking import wandb_records
 
 
@@ -23,7 +23,7 @@ def test_the_sweep_over_layouts_ends_offline_and_survives_the_kill_of_one_of_two
     # 8 layers: streamflow_lr needs its four.
     toy = [arg for arg in TOY_DECODER if not arg.startswith("--model.layout")]
     args = [*toy, f"--data.train={shards.folder}", f"--data.val={shards.folder}"]
-    first, other = (worker(file, folder, *args) for _ in range(2))
+    first, other = (start_worker(file, folder, *args) for _ in range(2))
     checkpoints = [folder / "trials" / f"{number:03d}" / "checkpoints" / "last.ckpt" for number in range(2)]
     wait_until(lambda: any(path.is_file() for path in checkpoints), 1200)
     first.send_signal(signal.SIGKILL)

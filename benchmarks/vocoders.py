@@ -28,9 +28,9 @@ from sf_lightning.audio.wave import resampled
 from sf_lightning.cli.configs import with_bases
 from sf_lightning.data.held_out import first_clips
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.files.records import from_plain
 from sf_lightning.metrics.spectral import stft_distance
 from sf_lightning.metrics.speech import SpeechScores
-from sf_lightning.model.plain import from_plain
 from sf_lightning.streaming.sound import stream_mel
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder, remove_weight_norm

@@ -5,6 +5,7 @@ The road, and the floor on which each step lives::
     tokens 25 Hz ──► frames 100 Hz ──► velocity ──► mel [T, 80] ──► wave 16 kHz
        tokens/          model/           flow/      streaming/       vocoder/
 
+    files/      atomic writes, digests, records, tables
     audio/      waves and mel spectrograms
     tokens/     what turns speech into tokens
     model/      layouts, and the diffusion transformer on a list of blocks

@@ -11,7 +11,7 @@ import pytest
 
 import sf_lightning
 
-FLOORS = "audio tokens model flow vocoder streaming data metrics evaluation training sweeps cli".split()
+FLOORS = "files audio tokens model flow vocoder streaming data metrics evaluation training sweeps cli".split()
 MODULES = sorted(m.name for m in pkgutil.walk_packages(sf_lightning.__path__, "sf_lightning."))
 
 

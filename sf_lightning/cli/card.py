@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.files.records import from_plain
 from sf_lightning.model.layout import Layout
-from sf_lightning.model.plain import from_plain
 from sf_lightning.model.pretrained import Description, Pretrained
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.callbacks.keeping import summary

@@ -7,7 +7,8 @@ from jsonargparse import ArgumentParser
 from sf_lightning.cli.card import missing_vocoder, model_card, read_scores
 from sf_lightning.cli.errors import one_line, one_line_errors, parsed
 from sf_lightning.cli.vocoder_card import vocoder_card
-from sf_lightning.model.pretrained import CARD, refuse_existing, save_pretrained
+from sf_lightning.files.atomic import refuse_existing
+from sf_lightning.model.pretrained import CARD, save_pretrained
 from sf_lightning.training.checkpoint import load_checkpoint
 from sf_lightning.vocoder.files import is_vocoder, read_trained, save_vocoder
 

@@ -12,9 +12,9 @@ from typing import Literal
 import yaml
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.files.records import from_plain
 from sf_lightning.flow.solver import Solver
 from sf_lightning.model.layout import Layout
-from sf_lightning.model.plain import from_plain
 from sf_lightning.model.pretrained import Description, Pretrained
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.config import GRIFFIN_LIM, VocoderConfig

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from sf_lightning.data.corpus import clean_key
 from sf_lightning.evaluation.grid import Way
-from sf_lightning.model.plain import from_plain
+from sf_lightning.files.records import from_plain
 
 FORMAT = 2
 

@@ -4,7 +4,6 @@ Always given crops of one length, so that an embedding depends on nothing but it
 would move by several per cent, however the lengths are declared.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from sf_lightning.audio.wave import Wave
+from sf_lightning.files.torch_files import weights_digest
 
 CROP_SECONDS = 6.0
 """Length of the crops, from the middle of a clip; a shorter clip is repeated."""
@@ -49,10 +49,8 @@ class PretrainedECAPA:
             local_strategy=LocalStrategy.NO_LINK if folder.exists() else LocalStrategy.SYMLINK,
         )
         self.encoder.eval()
-        total = hashlib.sha256()
-        for _, weight in sorted(self.encoder.mods.embedding_model.state_dict().items()):
-            total.update(weight.cpu().numpy().tobytes())
-        self.name = f"ecapa-{total.hexdigest()[:8]}"
+        weights = self.encoder.mods.embedding_model.state_dict()
+        self.name = f"ecapa-{weights_digest(dict(sorted(weights.items())), length=8)}"
         self.width = len(self.encode([np.ones(16000, np.float32)])[0])
 
     def __reduce__(self) -> tuple:

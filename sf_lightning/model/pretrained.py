@@ -7,21 +7,15 @@ decoder/
 
 Knows nothing of training, nor of what decoding and vocoders are: their settings pass through as plain values.
 What a later version adds to the configuration is by default what was before, so that older folders keep loading;
-a change that has no such default raises `FORMAT`.
+a change that has no such default raises `EXPORT_FORMAT`.
 """
 
-import hashlib
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,17 +23,14 @@ from torch import Tensor
 
 from sf_lightning import __version__
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.files.atomic import atomic_folder
+from sf_lightning.files.formats import EXPORT_FORMAT, require_format
+from sf_lightning.files.records import from_plain
+from sf_lightning.files.torch_files import weight_mismatches, weights_digest
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
-from sf_lightning.model.plain import from_plain
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
-
-FORMAT = 1
-"""Of the folder: the newest that is read, and the one that is written."""
-
-CHECKPOINT_FORMAT = 1
-"""So of a checkpoint of `sf-fit`, of a decoder or of a vocoder."""
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 
@@ -62,11 +53,8 @@ class ModelConfig:
             ValueError: if a weight is missing, unknown or of another shape.
         """
         model = StreamFlow(self.layout, self.dit, self.mel, self.scale, self.speaker, self.predict)
-        wanted = model.state_dict()
-        for name in sorted(wanted.keys() | weights.keys()):
-            came, want = (list(of[name].shape) if name in of else "nothing" for of in (weights, wanted))
-            if came != want:
-                raise ValueError(f"{name}: {came} among the weights, {want} by the configuration: wanted the same")
+        if mismatches := weight_mismatches(weights, model.state_dict()):
+            raise ValueError(f"{mismatches[0]} by the configuration")
         model.load_state_dict(weights)
         return model.eval()
 
@@ -120,7 +108,7 @@ class Description:
     weights: WeightsOf
     decode: dict
     vocoder: dict
-    format: int = FORMAT
+    format: int = EXPORT_FORMAT
     written_by: str = f"sf-lightning {__version__}"
 
     @classmethod
@@ -133,8 +121,8 @@ class Description:
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
-                raise ValueError(f"{values!r:.60}: wanted names and values")
-            require_format("it", values.get("format"), FORMAT)
+                raise ValueError(f"{values!r:.60}: expected names and values")
+            require_format("it", values.get("format"), EXPORT_FORMAT)
             return from_plain(cls, values, "config")
         except (yaml.YAMLError, ValueError, ArithmeticError) as error:
             raise ValueError(f"{path}: {error}") from error
@@ -163,15 +151,7 @@ class Pretrained(NamedTuple):
     @property
     def digest(self) -> str:
         """Of the weights and the description, whatever version wrote them; made anew each time it is asked for."""
-        return digest_of(self.model.state_dict(), repr(replace(self.description, written_by="")))
-
-
-def digest_of(weights: Mapping[str, Tensor], said: str) -> str:
-    """Returns a digest of 16 letters of weights in their order, and of what is said of them."""
-    total = hashlib.sha256(said.encode())
-    for weight in weights.values():
-        total.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()[:16]
+        return weights_digest(self.model.state_dict(), repr(replace(self.description, written_by="")))
 
 
 def save_pretrained(folder: Path, trained: Pretrained, card: str) -> None:
@@ -185,46 +165,11 @@ def save_pretrained(folder: Path, trained: Pretrained, card: str) -> None:
     Raises:
         FileExistsError: if the folder is there already.
     """
-    with whole_folder(folder) as inner:
+    with atomic_folder(folder) as inner:
         weights = {name: value.detach().cpu().contiguous() for name, value in trained.model.state_dict().items()}
         save_file(weights, inner / WEIGHTS, metadata={"format": "pt"})
         trained.description.write(inner / CONFIG)
         (inner / CARD).write_text(card, encoding="utf-8")
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Gives a folder to be filled, under another name beside; then renames it, so that it is whole or not there.
-
-    Raises:
-        FileExistsError: if the folder is there already.
-    """
-    refuse_existing(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        inner = fresh / folder.name  # made by mkdir, it has the rights that the user's other folders have
-        inner.mkdir()
-        yield inner
-        rights = (inner / CARD).stat().st_mode
-        for path in inner.iterdir():
-            path.chmod(rights)  # safetensors leaves its file to its owner alone
-            with path.open("rb") as file:
-                os.fsync(file.fileno())  # else a machine that dies now may know the name and not the bytes
-        refuse_existing(folder)  # an empty folder would be replaced without a word
-        inner.rename(folder)
-    finally:
-        shutil.rmtree(fresh)
-
-
-def refuse_existing(folder: Path) -> None:
-    """Makes sure that nothing will be overwritten.
-
-    Raises:
-        FileExistsError: if there is something.
-    """
-    if folder.exists() or folder.is_symlink():
-        raise FileExistsError(f"{folder} is there already: give another folder, or move it away")
 
 
 def load_pretrained(folder: Path) -> Pretrained:
@@ -274,22 +219,3 @@ def locate(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise FileNotFoundError(f"no folder {name}, and the hub does not give it either ({reason})") from error
-
-
-def require_format(what: object, came: object, newest: int) -> None:
-    """Checks the number of a format.
-
-    Args:
-        what: Has it, for errors.
-        came: The number.
-        newest: That can be read.
-
-    Raises:
-        ValueError: with both numbers, if it is newer; or if it is none.
-    """
-    if type(came) is not int or came < 1:
-        raise ValueError(f"{what} has {came!r} for its format: wanted a number from 1 to {newest}")
-    if came > newest:
-        raise ValueError(
-            f"{what} has format {came}, sf-lightning {__version__} reads up to {newest}: install a newer version"
-        )

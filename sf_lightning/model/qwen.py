@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.files.torch_files import read_torch, weight_mismatches
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.qwen_files import read_qwen, strip_prefix
@@ -29,7 +30,6 @@ from sf_lightning.model.qwen_names import (
 )
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
-from sf_lightning.model.torch_files import read_torch
 
 COMPONENT = "code2wav_dit_model"
 
@@ -226,9 +226,8 @@ def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
         condition[:, start : start + value.shape[1]] = value
     report.loaded = sum(value.numel() for value in new.values()) + sum(value.numel() for _, value in columns)
     new["dit.from_condition.weight"] = condition
-    for name, value in new.items():
-        if value.shape != ours[name].shape:
-            raise ValueError(f"{name} is {list(ours[name].shape)} here and {list(value.shape)} in the weights")
+    if mismatches := weight_mismatches(new, {name: ours[name] for name in new}):
+        raise ValueError(mismatches[0])
     model.load_state_dict({**ours, **new})
     if model.encoder.learned_null is not None and len(encoder):
         with torch.no_grad():

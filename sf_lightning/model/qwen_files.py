@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sf_lightning.model.torch_files import read_torch
+from sf_lightning.files.torch_files import read_torch
 
 Value = TypeVar("Value")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from sf_lightning.model.plain import from_plain
+from sf_lightning.files.records import from_plain
 from sf_lightning.model.pretrained import Pretrained, load_pretrained, locate
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig

@@ -13,8 +13,8 @@ from torch import nn
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.packing import Batch
-from sf_lightning.model.plain import from_plain
-from sf_lightning.model.pretrained import CHECKPOINT_FORMAT, require_format
+from sf_lightning.files.formats import CHECKPOINT_FORMAT, require_format
+from sf_lightning.files.records import from_plain
 from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.training.guard import NonFiniteGuard
 from sf_lightning.training.optimizer import ClippedSteps

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from sf_lightning.model.plain import from_plain
+from sf_lightning.files.formats import CHECKPOINT_FORMAT, require_format
+from sf_lightning.files.records import from_plain
+from sf_lightning.files.torch_files import read_torch
 from sf_lightning.model.pretrained import (
-    CHECKPOINT_FORMAT,
     CONFIG,
     WEIGHTS,
     Description,
@@ -21,9 +22,7 @@ from sf_lightning.model.pretrained import (
     WeightsOf,
     is_export,
     load_pretrained,
-    require_format,
 )
-from sf_lightning.model.torch_files import read_torch
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.files import holds_generator, is_trained

@@ -5,8 +5,9 @@ from functools import cached_property
 from pathlib import Path
 
 from sf_lightning.data.teacher import Teacher
-from sf_lightning.model.plain import from_plain
-from sf_lightning.model.pretrained import Pretrained, digest_of
+from sf_lightning.files.records import from_plain
+from sf_lightning.files.torch_files import weights_digest
+from sf_lightning.model.pretrained import Pretrained
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.base import DataNeeds, decoder_needs
 from sf_lightning.training.checkpoint import load_trained
@@ -37,7 +38,7 @@ class MelsOf:
         """Of all of the decoder that its mels follow from."""
         description = self.trained.description
         said = (description.model, description.decode["guidance"], self.seed)
-        return digest_of(self.trained.model.state_dict(), repr(said))
+        return weights_digest(self.trained.model.state_dict(), repr(said))
 
     @cached_property
     def teacher(self) -> Teacher:

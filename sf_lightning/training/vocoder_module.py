@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import ExponentialLR
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.packing import Batch
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut, draw_starts
-from sf_lightning.model.plain import from_plain
-from sf_lightning.model.torch_files import read_torch
+from sf_lightning.files.records import from_plain
+from sf_lightning.files.torch_files import read_torch
 from sf_lightning.training.base import DataNeeds, ShardTrained, plain
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import skip_unless_finite

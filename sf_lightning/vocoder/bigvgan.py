@@ -15,7 +15,7 @@ from bigvgan.env import AttrDict
 from torch import Tensor, nn
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.model.pretrained import digest_of
+from sf_lightning.files.torch_files import weight_mismatches, weights_digest
 from sf_lightning.vocoder.files import read_generator
 from sf_lightning.vocoder.generator import context_frames, mel_hyperparameters
 
@@ -100,15 +100,11 @@ class BigVGANVocoder(nn.Module):
         """A generator, and what its weights are."""
         h, weights, of = read_generator(path)
         vocoder = cls(h, mel)
-        wanted = vocoder.generator.state_dict()
-        for name in sorted(wanted.keys() | weights.keys()):
-            came, want = (list(of[name].shape) if name in of else "nothing" for of in (weights, wanted))
-            if came != want:
-                raise ValueError(
-                    f"vocoder: {path} has {came} for {name}, its configuration {want}: wanted the same"
-                )
+        if mismatches := weight_mismatches(weights, vocoder.generator.state_dict()):
+            raise ValueError(f"vocoder: {path}: {mismatches[0]} by its configuration")
         vocoder.generator.load_state_dict(weights)
-        vocoder.digest = digest_of(weights, repr(h))  # of what was read: norms are folded otherwise on each machine
+        # Of the weights as they were read: folding their norms rounds differently on each machine.
+        vocoder.digest = weights_digest(weights, repr(h))
         return vocoder, of
 
     def compile_activations(self) -> None:

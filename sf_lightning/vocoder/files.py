@@ -19,9 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.model.plain import from_plain
-from sf_lightning.model.pretrained import CARD, CHECKPOINT_FORMAT, WeightsOf, require_format, whole_folder
-from sf_lightning.model.torch_files import read_torch
+from sf_lightning.files.atomic import atomic_folder
+from sf_lightning.files.formats import CHECKPOINT_FORMAT, require_format
+from sf_lightning.files.records import from_plain
+from sf_lightning.files.torch_files import read_torch
+from sf_lightning.model.pretrained import CARD, WeightsOf
 from sf_lightning.vocoder.generator import GeneratorConfig
 
 WEIGHTS = "bigvgan_generator.safetensors"
@@ -202,7 +204,7 @@ def save_vocoder(folder: Path, trained: TrainedVocoder, card: str) -> None:
     of = trained.of
     said = {"format": "pt", "step": str(of.step), "averaged": str(of.averaged).lower()}
     said |= {} if of.begun_with is None else {"begun_with": of.begun_with}
-    with whole_folder(folder) as inner:
+    with atomic_folder(folder) as inner:
         weights = {name: value.detach().float().cpu().contiguous() for name, value in trained.weights.items()}
         save_file(weights, inner / WEIGHTS, metadata=said)
         (inner / CONFIG).write_text(json.dumps(h, indent=4) + "\n", encoding="utf-8")

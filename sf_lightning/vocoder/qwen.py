@@ -10,9 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.model.pretrained import digest_of
+from sf_lightning.files.torch_files import read_torch, weight_mismatches, weights_digest
 from sf_lightning.model.qwen_files import read_qwen
-from sf_lightning.model.torch_files import read_torch
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder, remove_weight_norm
 from sf_lightning.vocoder.files import WEIGHTS, holds_generator
 
@@ -84,18 +83,13 @@ def load_qwen(path: Path, mel: MelConfig) -> BigVGANVocoder:
     remove_weight_norm(vocoder.generator)
     # The filters of the activations are constants: the generator has made its own, under other names.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".filter")}
-    wanted = {name: list(parameter.shape) for name, parameter in vocoder.generator.named_parameters()}
-    came = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    wrong = [name for name in {**wanted, **came} if came.get(name) != wanted.get(name)]
-    if wrong:
-        first = wrong[0]
+    if mismatches := weight_mismatches(tensors, dict(vocoder.generator.named_parameters())):
         source = "bigvgan_config" if config else "the released checkpoint, for want of a bigvgan_config"
         raise ValueError(
-            f"vocoder: {len(wrong)} tensors of {path} do not fit the sizes of {source}: {first} is "
-            f"{came.get(first, 'missing')}, wanted {wanted.get(first, 'no such tensor')}"
+            f"vocoder: {len(mismatches)} tensors of {path} do not fit the sizes of {source}: {mismatches[0]}"
         )
     vocoder.generator.load_state_dict(tensors, strict=False)  # strict would miss the filters
-    vocoder.digest = digest_of(tensors, repr(h))
+    vocoder.digest = weights_digest(tensors, repr(h))
     return vocoder.eval()
 
 

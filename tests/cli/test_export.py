@@ -152,7 +152,7 @@ def edited(checkpoint: Path, where: Path, edit: Any) -> str:
         (lambda c: c["hyper_parameters"]["dit"].update(colour=1), "odd.ckpt: model.dit.colour is unknown"),
         (
             lambda c: c["hyper_parameters"]["dit"].update(vocabulary=60),
-            r"odd.ckpt: dit.tokens.*: \[.*\] among the weights, \[.*\] by the configuration: wanted the same",
+            r"odd.ckpt: dit.tokens.* is \[.*\], expected \[.*\] by the configuration",
         ),
         (
             lambda c: c["state_dict"].pop("average.dit.from_mel.bias"),
@@ -175,8 +175,8 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_line(
     ("content", "said"),
     [
         (None, "no file .*/x.ckpt: wanted a checkpoint of sf-fit"),
-        (b"garbage", "wanted a checkpoint of sf-fit: .*x.ckpt is no file of torch weights"),
-        (b"", "wanted a checkpoint of sf-fit: .*x.ckpt is no file of torch weights"),
+        (b"garbage", "wanted a checkpoint of sf-fit: .*x.ckpt is no readable file of torch weights"),
+        (b"", "wanted a checkpoint of sf-fit: .*x.ckpt is no readable file of torch weights"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused_in_one_line(
@@ -193,7 +193,7 @@ def test_a_checkpoint_cut_in_half_is_refused(
 ) -> None:
     whole = checkpoint.read_bytes()
     (tmp_path / "x.ckpt").write_bytes(whole[: len(whole) // 2])
-    assert "x.ckpt is no file of torch weights" in error_line(
+    assert "x.ckpt is no readable file of torch weights" in error_line(
         capsys, export.main, f"{tmp_path}/x.ckpt", f"{tmp_path}/out"
     )
 
@@ -203,7 +203,7 @@ def test_what_is_there_already_is_not_overwritten(
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     said = error_line(capsys, export.main, str(checkpoint), str(folder))
-    assert said.endswith(f"{folder} is there already: give another folder, or move it away")
+    assert said.endswith(f"{folder} exists already: give another path, or move it away")
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

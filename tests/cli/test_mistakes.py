@@ -74,7 +74,7 @@ def test_a_checkpoint_that_a_run_cannot_go_on_with_leaves_the_run_as_it_was(
     torch.save({"state_dict": {}}, tmp_path / "old.ckpt")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     for more, said in (
-        ([f"--ckpt_path={tmp_path}/text.ckpt"], "--ckpt_path: .*/text.ckpt is no file of torch weights"),
+        ([f"--ckpt_path={tmp_path}/text.ckpt"], "--ckpt_path: .*/text.ckpt is no readable file of torch weights"),
         ([f"--ckpt_path={tmp_path}/old.ckpt"], "no number of its format: it is not one of sf-fit, or from before"),
         (["--ckpt_path=last"], "--model.layout: the checkpoint has forward"),
         ([f"--ckpt_path={run}/checkpoints/last.ckpt"], "--model.layout: the checkpoint has forward"),
@@ -178,7 +178,7 @@ def test_a_mistake_with_a_command_is_one_line(
         (np.arange(5), ["--vocoder=/nowhere"], "/nowhere.* is missing: .*; or a name: griffin_lim"),
         (np.array(["a"]), [], "wanted whole numbers"),
         (np.arange(5), ["--out=name"], "wanted a name that ends in .wav or .flac"),
-        (np.arange(5), ["--ckpt=GARBAGE"], "GARBAGE is no file of torch weights"),
+        (np.arange(5), ["--ckpt=GARBAGE"], "GARBAGE is no readable file of torch weights"),
         (np.arange(5), ["--ckpt=SMALL"], "small is the folder of a vocoder, wanted a decoder: .* to --vocoder"),
         (np.arange(5), [f"--vocoder={EXPORT}"], "is the export of a decoder, wanted a vocoder"),
         (np.arange(5), ["--look=2"], "no such option: --look=2"),

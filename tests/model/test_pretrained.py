@@ -14,7 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.model import pretrained
+from sf_lightning.files.formats import EXPORT_FORMAT
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.pretrained import (
@@ -89,7 +89,7 @@ def test_what_is_saved_comes_back_to_the_bit(folder: Path) -> None:
 
 
 def test_the_present_format_is_stored() -> None:
-    assert (EXPORTS / f"format-{pretrained.FORMAT}").is_dir()
+    assert (EXPORTS / f"format-{EXPORT_FORMAT}").is_dir()
 
 
 @pytest.mark.parametrize("stored", sorted(EXPORTS.iterdir()), ids=lambda path: path.name)
@@ -130,33 +130,33 @@ def cut(path: Path) -> None:
         (lambda f: cut(f / "model.safetensors"), "model.safetensors is no whole safetensors file"),
         (lambda f: (f / "config.yaml").write_bytes(b"\xff\x00"), "config.yaml: "),
         (lambda f: (f / "config.yaml").write_text("a: [1"), "config.yaml: "),
-        (lambda f: (f / "config.yaml").write_text(""), "config.yaml: None: wanted names and values"),
+        (lambda f: (f / "config.yaml").write_text(""), "config.yaml: None: expected names and values"),
         (lambda f: cut(f / "config.yaml"), "config.yaml: "),
         (
             lambda f: change(f, lambda c: c.update(format=99)),
             "has format 99, sf-lightning .* reads up to 1: ",
         ),
-        (lambda f: change(f, lambda c: c.pop("format")), "has None for its format: wanted a number from 1 to 1"),
+        (lambda f: change(f, lambda c: c.pop("format")), "has None as its format: expected an integer from 1 to 1"),
         (lambda f: change(f, lambda c: c.update(colour="red")), "config.yaml: config.colour is unknown"),
         (
             lambda f: change(f, lambda c: c["model"]["dit"].update(width="wide")),
-            "dit.width is 'wide': wanted",
+            "dit.width is 'wide': expected",
         ),
         (lambda f: change(f, lambda c: c["model"].pop("mel")), "config.model.mel is missing"),
-        (lambda f: change(f, lambda c: c["model"].update(predict="x")), "config.model.predict is 'x': wanted"),
+        (lambda f: change(f, lambda c: c["model"].update(predict="x")), "config.model.predict is 'x': expected"),
         (lambda f: change(f, lambda c: c["model"]["layout"].update(forward=[9])), "layout.forward names layer 9"),
         (lambda f: change(f, lambda c: c["model"]["dit"].update(num_heads=0)), "config.yaml: "),
         (
             lambda f: change(f, lambda c: c["model"]["dit"].update(vocabulary=30)),
-            r"model.safetensors does not fit config.yaml: dit.tokens.*: \[.*\] among the weights, \[.*\] by the",
+            r"model.safetensors does not fit config.yaml: dit.tokens.* is \[.*\], expected \[.*\] by the",
         ),
         (
             lambda f: change(f, lambda c: c["model"]["layout"].update(num_layers=4, drawn_for=4)),
-            "does not fit config.yaml: dit.layers.3.*: nothing among the weights",
+            "does not fit config.yaml: dit.layers.3.* is missing, expected",
         ),
         (
             lambda f: change(f, lambda c: c["model"]["layout"].update(num_layers=2, drawn_for=2)),
-            "does not fit config.yaml: dit.layers.2.*, nothing by the configuration",
+            "does not fit config.yaml: dit.layers.2.*, which the network does not have",
         ),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_folder_that_could_not_be_written_whole_is_not_there(
 
 def test_nothing_is_overwritten_not_even_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
-    with pytest.raises(FileExistsError, match="tiny is there already: give another folder"):
+    with pytest.raises(FileExistsError, match="tiny exists already: give another path"):
         save_pretrained(tmp_path / "tiny", tiny(), "A card.\n")
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny"] and not list((tmp_path / "tiny").iterdir())
 

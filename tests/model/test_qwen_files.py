@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sf_lightning.files.torch_files import read_torch
 from sf_lightning.model.qwen_files import read_qwen
-from sf_lightning.model.torch_files import read_torch
 
 DIT, BIGVGAN = "code2wav_dit_model", "code2wav_bigvgan_model"
 
@@ -140,21 +140,21 @@ def test_a_broken_index_is_named(tmp_path: Path, content: str, said: str) -> Non
 @pytest.mark.parametrize("content", [b"", b"hello world\n", b"PK", b"P" * 100])
 def test_a_file_that_torch_cannot_read_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"w.pt is no file of torch weights that can be read"):
+    with pytest.raises(ValueError, match=r"w.pt is no readable file of torch weights"):
         read_torch(tmp_path / "w.pt")
 
 
 def test_a_truncated_torch_file_is_named(tmp_path: Path) -> None:
     torch.save(OWN, tmp_path / "w.pt")
     (tmp_path / "w.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:-30])
-    with pytest.raises(ValueError, match=r"w.pt is no file of torch weights that can be read"):
+    with pytest.raises(ValueError, match=r"w.pt is no readable file of torch weights"):
         read_qwen(tmp_path / "w.pt", DIT)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (torch.ones(2), "holds a Tensor: wanted a state dict"),
+        (torch.ones(2), "holds a Tensor: expected a state dict"),
         ({"generator": dict(OWN)}, "holds a dict under 'generator': wanted a state dict, of tensors alone"),
         ({}, f"no tensor of {DIT} in it: it has nothing"),
     ],

@@ -11,8 +11,8 @@ from optuna.pruners import SuccessiveHalvingPruner
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
 
 from sf_lightning.cli import fit
+from sf_lightning.files.records import from_plain
 from sf_lightning.model.layout import Layout
-from sf_lightning.model.plain import from_plain
 from sf_lightning.sweeps.file import SweepFile
 
 FILES = sorted((Path(__file__).parents[2] / "experiments" / "sweeps").glob("*.yaml"), key=lambda path: path.stem)

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from sf_lightning.cli.configs import with_bases
 from sf_lightning.data.segments import SegmentConfig
-from sf_lightning.model.plain import from_plain
+from sf_lightning.files.records import from_plain
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.generator import GeneratorConfig
 

@@ -256,12 +256,12 @@ def test_sounds_of_24_khz_are_scored_beside_16_khz_references_and_kept_at_their_
         (
             {"upsample_initial_channel": 128},
             r"tensors of .*vocoder.pt do not fit the sizes of bigvgan_config: conv_pre.bias is \[64\], "
-            r"wanted \[128\]",
+            r"expected \[128\]",
         ),
-        ({"resblock_kernel_sizes": [3, 7]}, r"resblocks.1.* is \[32, 32, 5\], wanted \[32, 32, 7\]"),
+        ({"resblock_kernel_sizes": [3, 7]}, r"resblocks.1.* is \[32, 32, 5\], expected \[32, 32, 7\]"),
         (
             {"resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1, 3, 5]]},
-            r"do not fit .* is \[.*\], wanted (\[|no such tensor)",
+            r"do not fit .* is \[.*\], (expected \[|which the network does not have)",
         ),
         ({"mel_dim": 100}, "its num_mels is 100, the mel of this run has 80"),
         ({"upsample_rates": [5, 2, 2, 2, 2, 2]}, "upsample_rates multiply to 160, the hop length is 240 at 24000"),
@@ -284,7 +284,7 @@ def test_a_mel_that_is_not_qwens_is_refused_with_both_values(state: dict[str, Te
 
 def test_a_tensor_that_is_missing_is_named(state: dict[str, Tensor], tmp_path: Path) -> None:
     path = save_as("", tmp_path, {name: tensor for name, tensor in state.items() if name != "conv_post.weight"})
-    with pytest.raises(ValueError, match=r"1 tensors of .*: conv_post.weight is missing, wanted \[1, 1, 7\]"):
+    with pytest.raises(ValueError, match=r"1 tensors of .*: conv_post.weight is missing, expected \[1, 1, 7\]"):
         load_qwen(path, MelConfig())
 
 
@@ -293,7 +293,7 @@ def test_a_tensor_that_is_missing_is_named(state: dict[str, Tensor], tmp_path: P
     [
         ({"code2wav_dit_model.proj_out.bias": torch.ones(1)}, "no tensor of code2wav_bigvgan_model in it: it has"),
         ({"mpd": {}, "epoch": 1}, "holds a dict under 'mpd'"),
-        (torch.ones(1), "holds a Tensor: wanted a state dict"),
+        (torch.ones(1), "holds a Tensor: expected a state dict"),
     ],
 )
 def test_a_file_of_something_else_is_no_vocoder(tmp_path: Path, content: object, said: str) -> None:

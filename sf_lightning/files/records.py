@@ -1,0 +1,55 @@
+"""Dataclasses from the plain values of a config file, a checkpoint or a JSON file."""
+
+from dataclasses import MISSING, fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Record = TypeVar("Record")
+
+
+def from_plain(kind: type[Record], values: object, name: str) -> Record:
+    """Returns a dataclass, with the dataclasses in its fields, built from plain values.
+
+    Args:
+        kind: The dataclass.
+        values: Values by the name of their field; a field that is left out has its default.
+        name: Name of the whole, for errors.
+
+    Raises:
+        ValueError: if a value is unknown, missing or of another type, or if the dataclass refuses it.
+
+    >>> from sf_lightning.model.streamflow import MelScale
+    >>> from_plain(MelScale, {"mean": -4.5}, "scale")
+    MelScale(mean=-4.5, std=2.4)
+    >>> from_plain(MelScale, {"mean": "low"}, "scale")
+    Traceback (most recent call last):
+    ValueError: scale.mean is 'low': expected float
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is {values!r:.60}: expected names and values")
+    hints = get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{name}.{field.name} is missing")
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"{name}.{key} is unknown to this version")
+        if is_dataclass(hint := hints[key]):
+            value = from_plain(hint, value, f"{name}.{key}")  # type: ignore[arg-type]
+        elif not _matches(value, hint):
+            raise ValueError(f"{name}.{key} is {value!r:.60}: expected {getattr(hint, '__name__', hint)}")
+        arguments[key] = value
+    return kind(**arguments)
+
+
+def _matches(value: object, hint: Any) -> bool:
+    """Returns whether a value has the annotated type; a list may stand for a tuple, an integer for a float."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_matches(value, option) for option in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_matches(item, inner[0]) for item in value)
+    return type(value) in ((int, float) if hint is float else (hint,))

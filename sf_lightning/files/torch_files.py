@@ -1,0 +1,58 @@
+"""Weights: torch files, safetensors files, their digest, and whether they fit a network."""
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def read_torch(path: Path) -> dict[str, Any]:
+    """Reads the dictionary in a torch file on the CPU, memory-mapped where its format allows; no code in it runs.
+
+    Raises:
+        ValueError: if the file is damaged, or holds anything but a dictionary of tensors and plain values.
+    """
+    try:
+        # Files from before torch 1.6 are no zip archives and cannot be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # bytes that are no pickle may end in almost any error
+        raise ValueError(f"{path} is no readable file of torch weights ({error!r:.100})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}: expected a state dict")
+    return state
+
+
+def weights_digest(weights: Mapping[str, Tensor], settings: str = "", length: int = 16) -> str:
+    """Returns a digest of weights in their order, and of the settings that belong to them.
+
+    Args:
+        weights: The state dict.
+        settings: Everything else that the digest depends on, as text.
+        length: Number of hexadecimal digits.
+    """
+    total = hashlib.sha256(settings.encode())
+    for weight in weights.values():
+        total.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:length]
+
+
+def weight_mismatches(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Returns a phrase for each weight that is missing, unknown or of another shape than expected.
+
+    >>> weight_mismatches({"bias": torch.zeros(3)}, {"bias": torch.zeros(4), "scale": torch.zeros(1)})
+    ['bias is [3], expected [4]', 'scale is missing, expected [1]']
+    >>> weight_mismatches({"gain": torch.zeros(1)}, {})
+    ['gain is [1], which the network does not have']
+    """
+    phrases = []
+    for name in sorted(weights.keys() | expected.keys()):
+        found, wanted = (list(some[name].shape) if name in some else None for some in (weights, expected))
+        if wanted is None:
+            phrases.append(f"{name} is {found}, which the network does not have")
+        elif found != wanted:
+            phrases.append(f"{name} is {'missing' if found is None else found}, expected {wanted}")
+    return phrases

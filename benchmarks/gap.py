@@ -30,8 +30,8 @@ class Clips:
 
     def __init__(self, module: StreamFlowModule, shards: ShardSet, count: int) -> None:
         model = module.average
-        mel, stored = model.mel.config, model.speaker.stored_width
-        drawn = list(first_clips(shards, count, model.speaker.crop_samples(mel.sample_rate), stored))
+        mel = model.mel.config
+        drawn = list(first_clips(shards, count, module.clip_requirements))
         self.waves = [torch.from_numpy(each.clip.wave) for each in drawn]
         self.tokens = [torch.from_numpy(each.clip.tokens) for each in drawn]
         self.rate, self.hop, self.edge = mel.sample_rate, mel.hop_length, model.layout.block_size

@@ -31,9 +31,10 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import AUDIO_SUFFIXES, read_wave
 from sf_lightning.data.build import build
 from sf_lightning.data.corpus import find_units
-from sf_lightning.data.lanes import Lane, LaneState, Reading
+from sf_lightning.data.lanes import Lane, LaneConfig, LaneState
 from sf_lightning.data.packing import PackShape, pack
 from sf_lightning.data.recipe import Recipe
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import read_tokens
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.base import TokenizerSpec
@@ -88,7 +89,7 @@ def loose(folder: Path, kind: str) -> Iterator[float]:
 
 def ours(shards: ShardSet, _: str) -> Iterator[float]:
     """Lanes and packs, with a reference crop for every piece: seconds of each pack of an epoch."""
-    lane = Lane([shards], 0, Reading(0, 1, round(CROP_SECONDS * RATE)))
+    lane = Lane([shards], 0, LaneConfig(0, 1, ClipRequirements(crop_samples=round(CROP_SECONDS * RATE))))
     for each in pack(islice(lane.draws(LaneState()), shards.samples), SHAPE):
         yield int(each.blocks.valid.sum()) / 100
 
@@ -114,7 +115,7 @@ def rates(ways: dict[str, Callable[[], Iterator[float]]], repeats: int) -> dict[
 def packing_lost(shards: ShardSet) -> float:
     """Share of frames of the packs of an epoch that are padding."""
     held = total = 0
-    lane = Lane([shards], 0, Reading(0, 1, RATE))
+    lane = Lane([shards], 0, LaneConfig(0, 1, ClipRequirements(crop_samples=RATE)))
     for each in pack(lane.draws(LaneState()), SHAPE):
         if each.state.places[0].epoch:
             break

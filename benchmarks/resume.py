@@ -19,7 +19,8 @@ import soundfile
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import AUDIO_SUFFIXES, read_wave
 from sf_lightning.data.corpus import Source
-from sf_lightning.data.lanes import Lane, LaneState, Place, Reading
+from sf_lightning.data.lanes import Lane, LaneConfig, LaneState, Place
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import Manifest, ShardInfo, ShardSet
 from sf_lightning.data.writer import Sample, ShardWriter, replace_file
 from sf_lightning.tokens.base import TokenizerSpec
@@ -59,7 +60,9 @@ def draw(folder: Path, lanes: int, place: Place) -> str:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     before, began = read_so_far(), time.perf_counter()
-    lane = Lane([ShardSet(folder)], 0, Reading(0, lanes, CROP_SAMPLES, group=GROUP))
+    lane = Lane(
+        [ShardSet(folder)], 0, LaneConfig(0, lanes, ClipRequirements(crop_samples=CROP_SAMPLES), group=GROUP)
+    )
     opened = time.perf_counter()
     drawn = next(lane.draws(LaneState((place,))))
     took, read = time.perf_counter() - opened, read_so_far() - before

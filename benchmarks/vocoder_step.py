@@ -34,8 +34,9 @@ from rich.table import Table
 from torch.nn.utils import clip_grad_norm_
 
 from sf_lightning.cli.configs import with_bases
-from sf_lightning.data.lanes import Lane, LaneState, Reading
+from sf_lightning.data.lanes import Lane, LaneConfig, LaneState
 from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.segments import BLOCK_FRAMES, cut
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.ema import move_average
@@ -69,7 +70,7 @@ def batch_of(shards: ShardSet, config: Any) -> Batch:
         data.max_pieces,
         manifest.mel,
     )
-    reading = Reading(0, data.lanes, 0, min_frames=config.model.segments.frames)
+    reading = LaneConfig(0, data.lanes, ClipRequirements(min_frames=config.model.segments.frames))
     lanes = [Lane([shards], number, reading) for number in range(data.lanes)]
     return Batch.of_packs([next(pack(lane.draws(LaneState()), shape, lane.lane)) for lane in lanes])
 

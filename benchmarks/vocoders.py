@@ -27,6 +27,7 @@ from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.wave import resampled
 from sf_lightning.cli.configs import with_bases
 from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.files.records import from_plain
 from sf_lightning.metrics.spectral import stft_distance
@@ -84,7 +85,7 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """Scores of each part of the set, by way."""
     shards = ShardSet(args.shards)
     config = shards.manifest.mel
-    clips = [each.clip for each in first_clips(shards, args.clips or shards.samples, 0)]
+    clips = [each.clip for each in first_clips(shards, args.clips or shards.samples, ClipRequirements())]
     references = [torch.from_numpy(clip.wave) for clip in clips]
     to_mel = MelSpectrogram(config).to(device)
     mels = [to_mel(wave[None].to(device))[0] for wave in references]

@@ -1,4 +1,4 @@
-"""Reading and writing waves. Knows nothing of mels.
+"""LaneConfig and writing waves. Knows nothing of mels.
 
 A wave in memory is float32 [N], mono, between -1 and 1, at a rate that its owner knows.
 """

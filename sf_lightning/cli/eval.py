@@ -15,7 +15,8 @@ from sf_lightning import __version__
 from sf_lightning.cli.errors import one_line, one_line_errors
 from sf_lightning.cli.options import require_device, require_positive
 from sf_lightning.cli.showing import Bar, log_table, show
-from sf_lightning.evaluation.clips import Clips, Needs, open_clips
+from sf_lightning.data.requirements import ClipRequirements
+from sf_lightning.evaluation.clips import Clips, open_clips
 from sf_lightning.evaluation.grid import Options, Subject, plan
 from sf_lightning.evaluation.listening import (
     items_of,
@@ -160,13 +161,13 @@ def _subject(path: str, held: Clips) -> Subject:
         return again
 
     subject = Subject(path, trained.description, digest, load)
-    needs = Needs.of(subject.description)
-    if needs.mel.sample_rate != SAMPLE_RATE:
+    requirements = ClipRequirements.from_config(trained.description.model, trained.description.tokenizer)
+    if requirements.mel.sample_rate != SAMPLE_RATE:
         raise ValueError(
-            f"--ckpt {path} has a mel of {needs.mel.sample_rate} Hz; scores are defined at {SAMPLE_RATE}"
+            f"--ckpt {path} has a mel of {requirements.mel.sample_rate} Hz; scores are defined at {SAMPLE_RATE}"
         )
     try:
-        held.require(needs)
+        held.require(requirements)
     except ValueError as error:
         raise ValueError(f"--ckpt {path}: {error}") from error
     return subject

@@ -12,6 +12,7 @@ from torch import Tensor
 from sf_lightning.audio.wave import Wave
 from sf_lightning.data.held_out import first_clips
 from sf_lightning.data.lanes import Drawn
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.pretrained import Pretrained
@@ -51,12 +52,10 @@ def find_clip(shards: ShardSet, key: str | None, trained: Pretrained) -> Drawn:
     Raises:
         ValueError: if the set does not fit, or has no such clip.
     """
-    model, tokenizer = trained.model, trained.description.tokenizer.name
-    mel, dit, speaker = model.mel.config, model.dit.config, model.speaker
-    x_vectors = (speaker.x_vectors, speaker.stored_width)
-    shards.require(mel, tokenizer, dit.vocabulary, dit.frames_per_token, x_vectors)
+    requirements = ClipRequirements.from_config(trained.description.model, trained.description.tokenizer)
+    requirements.check_set(shards)
     samples = shards.samples if key is not None else 1
-    for drawn in first_clips(shards, samples, speaker.crop_samples(mel.sample_rate), speaker.stored_width):
+    for drawn in first_clips(shards, samples, requirements):
         if key in (None, drawn.clip.key):
             return drawn
     raise ValueError(f"--clip: {shards.folder} has no clip {key} that can be decoded")

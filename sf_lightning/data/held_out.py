@@ -6,13 +6,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from sf_lightning.data.lanes import Drawn
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, decode_clip, reference_crop
 from sf_lightning.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
 
 
-def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width: int = 0) -> Iterator[Drawn]:
+def first_clips(shards: ShardSet, count: int, requirements: ClipRequirements) -> Iterator[Drawn]:
     """Yields up to `count` clips spread evenly over a set, in a fixed order: what validation listens to.
 
     A broken sample is left out; the reference is a crop of another clip of the same speaker in the same
@@ -45,8 +46,10 @@ def first_clips(shards: ShardSet, count: int, crop_samples: int, x_vector_width:
             same = [row.key for row in index if row.speaker == speaker and row.key != key and row.key in raws]
             where = np.random.default_rng([0, number, i]).random()
             try:
-                clip = decode_clip(raws[key], mel, spec.vocabulary, spec.frames_per_token, x_vector_width)
-                reference = reference_crop(raws[[*same, key][0]], mel, crop_samples, where)
+                clip = decode_clip(
+                    raws[key], mel, spec.vocabulary, spec.frames_per_token, requirements.x_vector_width
+                )
+                reference = reference_crop(raws[[*same, key][0]], mel, requirements.crop_samples, where)
                 yield Drawn(clip, reference, language=index[i].language, is_alone=not same)
             except BadSample as error:
                 log.warning("left %s of %s in %s out: %s", key, info.name, shards.folder, error)

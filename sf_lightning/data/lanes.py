@@ -17,6 +17,7 @@ import numpy as np
 from sf_lightning.audio.wave import Wave
 from sf_lightning.data.perturb import Perturbation
 from sf_lightning.data.references import Name, References
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, Clip, Raw, decode_clip
 from sf_lightning.data.shards import ShardSet
 
@@ -86,28 +87,24 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LaneConfig:
     """How lanes read.
 
     Args:
         seed: Of the order.
         num_lanes: V, the same for the whole life of a run.
-        crop_samples: Length of the reference crops; 0 takes none.
-        x_vector_width: Width of the x-vectors to read; 0 reads none.
+        requirements: What the model requires of clips; shorter ones are passed over.
         group: Shards whose samples are shuffled together.
         max_bad_share: Stop when more than this share of the samples is broken.
         perturbation: Of clips, at random.
-        min_frames: Clips with fewer are passed over.
     """
 
     seed: int
     num_lanes: int
-    crop_samples: int
-    x_vector_width: int = 0
+    requirements: ClipRequirements
     group: int = 4
     max_bad_share: float = 0.1
     perturbation: Perturbation = Perturbation()
-    min_frames: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_share < 1:
@@ -132,11 +129,11 @@ class Lane:
     """
 
     def __init__(
-        self, sets: Sequence[ShardSet], lane: int, reading: Reading, weights: Sequence[float] | None = None
+        self, sets: Sequence[ShardSet], lane: int, config: LaneConfig, weights: Sequence[float] | None = None
     ) -> None:
-        self.lane, self.reading = lane, reading
+        self.lane, self.config = lane, config
         self.skipped: Counter[str] = Counter()
-        self.strands = [_Strand(each, i, lane, reading, self.skipped) for i, each in enumerate(sets)]
+        self.strands = [_Strand(each, i, lane, config, self.skipped) for i, each in enumerate(sets)]
         weighed = np.asarray(weights or [1.0] * len(sets), np.float64)
         self.chances = weighed / weighed.sum()
 
@@ -160,7 +157,7 @@ class Lane:
 
     def _turn(self, turn: int) -> int:
         """Which set is drawn from."""
-        random = np.random.default_rng([self.reading.seed, self.lane, turn, 2])
+        random = np.random.default_rng([self.config.seed, self.lane, turn, 2])
         return int(random.choice(len(self.strands), p=self.chances))
 
 
@@ -179,7 +176,7 @@ class _Strand:
     shards: ShardSet
     number: int
     lane: int
-    reading: Reading
+    config: LaneConfig
     skipped: Counter[str]
     seen: int = 0
     bad: Counter[str] = field(default_factory=Counter)
@@ -187,9 +184,9 @@ class _Strand:
     longest: int = 0
 
     def __post_init__(self) -> None:
-        if self.shards.samples < self.reading.num_lanes:
+        if self.shards.samples < self.config.num_lanes:
             raise ValueError(
-                f"{self.shards.folder} has {self.shards.samples} samples for {self.reading.num_lanes} lanes: "
+                f"{self.shards.folder} has {self.shards.samples} samples for {self.config.num_lanes} lanes: "
                 "lower --data.lanes or build a larger set"
             )
 
@@ -211,11 +208,11 @@ class _Strand:
 
     def _random(self, *key: int) -> np.random.Generator:
         # The first set's numbers do not change when another is added.
-        return np.random.default_rng([self.reading.seed + self.number, *key])
+        return np.random.default_rng([self.config.seed + self.number, *key])
 
     def _groups(self, epoch: int) -> list[list[_Part]]:
         """The parts of this lane in an epoch, in groups that are shuffled together."""
-        lanes, group = self.reading.num_lanes, self.reading.group
+        lanes, group = self.config.num_lanes, self.config.group
         held = [i for i, shard in enumerate(self.shards.manifest.shards) if shard.samples]
         of = -(-lanes // len(held))
         order = self._random(epoch).permutation(len(held) * of)[self.lane :: lanes]
@@ -234,7 +231,11 @@ class _Strand:
         random = self._random(epoch, self.lane, number)
         order = random.permutation(len(rows))
         references = References(
-            raws, self._decode, [rows[i] for i in order], random.random(len(rows)), self.reading.crop_samples
+            raws,
+            self._decode,
+            [rows[i] for i in order],
+            random.random(len(rows)),
+            self.config.requirements.crop_samples,
         )
         for place in range(max(0, sample - start), len(order)):
             name = rows[order[place]][0]
@@ -261,9 +262,9 @@ class _Strand:
         """
         frames = tokens * self.shards.manifest.tokenizer.frames_per_token
         self.longest = max(self.longest, frames)
-        if frames >= self.reading.min_frames:
+        if frames >= self.config.requirements.min_frames:
             return False
-        folder, wanted = self.shards.folder, self.reading.min_frames
+        folder, wanted = self.shards.folder, self.config.requirements.min_frames
         if self.short == 0:
             log.warning("%s of %s: clips of less than %d frames are passed over", name.key, folder, wanted)
         self.short += 1
@@ -275,15 +276,17 @@ class _Strand:
         return True
 
     def _perturbed(self, clip: Clip, epoch: int, sample: int) -> Clip:
-        if not self.reading.perturbation.changes:
+        if not self.config.perturbation.changes:
             return clip
         manifest, random = self.shards.manifest, self._random(epoch, self.lane, sample, 3)
-        return self.reading.perturbation.of(clip, manifest.mel, manifest.tokenizer.frames_per_token, random)
+        return self.config.perturbation.of(clip, manifest.mel, manifest.tokenizer.frames_per_token, random)
 
     def _decode(self, raw: Raw) -> Clip:
         manifest = self.shards.manifest
         spec = manifest.tokenizer
-        return decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token, self.reading.x_vector_width)
+        return decode_clip(
+            raw, manifest.mel, spec.vocabulary, spec.frames_per_token, self.config.requirements.x_vector_width
+        )
 
     def _skip(self, name: Name, error: BadSample) -> None:
         self.seen += 1
@@ -292,9 +295,9 @@ class _Strand:
         shard = self.shards.manifest.shards[name.shard].name
         log.warning("skipped %s in %s of %s: %s", name.key, shard, self.shards.folder, error)
         bad = self.bad.total()
-        if self.seen >= 20 and bad > self.reading.max_bad_share * self.seen:
+        if self.seen >= 20 and bad > self.config.max_bad_share * self.seen:
             raise RuntimeError(
                 f"{bad} of {self.seen} samples of {self.shards.folder} are broken "
                 f"({', '.join(f'{cause}: {n}' for cause, n in self.bad.items())}), the last one {name.key} "
-                f"in {shard}: mend the set, or raise --data.max_bad_share above {self.reading.max_bad_share}"
+                f"in {shard}: mend the set, or raise --data.max_bad_share above {self.config.max_bad_share}"
             )

@@ -14,7 +14,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -222,46 +222,3 @@ class ShardSet:
                 raise FileNotFoundError(f"{path} is missing, though the manifest lists it: build the set again")
             if (size := path.stat().st_size) != info.bytes:
                 log.warning("%s has %d bytes, the manifest says %d: is it truncated?", path, size, info.bytes)
-
-    def require(
-        self, mel: MelConfig, tokenizer: str, vocabulary: int, frames_per_token: int, x_vectors: tuple[str, int]
-    ) -> None:
-        """Checks that a model can be trained on this set.
-
-        Args:
-            mel: The model's.
-            tokenizer: Name of its tokenizer.
-            vocabulary: Its codes.
-            frames_per_token: Its frames of a token.
-            x_vectors: Name and width of the x-vectors that it takes; an empty name takes none.
-
-        Raises:
-            ValueError: with both values, if the set has not what the model needs.
-        """
-        have = self.manifest.tokenizer
-        stored = (self.manifest.x_vectors, self.manifest.x_vector_width)
-        for what, came, wanted, knob in (
-            ("x-vectors", stored if x_vectors[0] else x_vectors, x_vectors, "model.speaker.x_vectors"),
-            ("mel", self.manifest.mel, mel, "model.mel"),
-            ("tokenizer", have.name, tokenizer, "model.tokenizer"),
-            ("vocabulary", have.vocabulary, vocabulary, "model.dit.vocabulary"),
-            ("frames per token", have.frames_per_token, frames_per_token, "model.dit.frames_per_token"),
-        ):
-            if came != wanted:
-                if what == "mel":
-                    came, wanted = _differing(self.manifest.mel, mel)
-                raise ValueError(
-                    f"{self.folder} has {what} {came}, the model has {wanted}: give other shards, or train with "
-                    f"--{knob} as theirs"
-                )
-
-
-def _differing(one: MelConfig, other: MelConfig) -> tuple[str, str]:
-    """What two mels have in which they differ.
-
-    >>> _differing(MelConfig(), MelConfig(f_max=7000.0))
-    ('f_max 8000', 'f_max 7000')
-    """
-    names = [field.name for field in fields(one) if getattr(one, field.name) != getattr(other, field.name)]
-    said = [", ".join(f"{name} {getattr(mel, name):g}" for name in names) for mel in (one, other)]
-    return said[0], said[1]

@@ -9,42 +9,20 @@ from typing import Protocol
 
 import numpy as np
 
-from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.corpus import MADE_ELSEWHERE, FileUnit, Source, find_units
 from sf_lightning.data.held_out import first_clips
 from sf_lightning.data.lanes import Drawn
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, Raw, decode_clip, read_speech, reference_crop
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.store import Store
 from sf_lightning.data.writer import npy
-from sf_lightning.model.pretrained import Description, TokenizerName
 from sf_lightning.tokens.base import Tokenizer
 
 log = logging.getLogger(__name__)
 
 MAX_LOOKED_AT = 20
 """Files of a folder that are looked at for another clip of the same speaker."""
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a checkpoint wants of a clip: see `ShardSet.require`, and samples of a reference crop."""
-
-    mel: MelConfig
-    tokenizer: TokenizerName
-    vocabulary: int
-    frames_per_token: int
-    x_vectors: tuple[str, int]
-    crop_samples: int
-
-    @classmethod
-    def of(cls, description: Description) -> "Needs":
-        """Those of a checkpoint."""
-        model = description.model
-        x_vectors = (model.speaker.x_vectors, model.speaker.stored_width)
-        crop = model.speaker.crop_samples(model.mel.sample_rate)
-        dit = model.dit
-        return cls(model.mel, description.tokenizer, dit.vocabulary, dit.frames_per_token, x_vectors, crop)
 
 
 class Clips(Protocol):
@@ -55,11 +33,11 @@ class Clips(Protocol):
         """Changes whenever a clip may have."""
         ...
 
-    def require(self, needs: Needs) -> None:
+    def require(self, requirements: ClipRequirements) -> None:
         """Raises ValueError with both values if these are no clips for a checkpoint."""
         ...
 
-    def draw(self, needs: Needs, count: int) -> list[Drawn]:
+    def draw(self, requirements: ClipRequirements, count: int) -> list[Drawn]:
         """Returns up to `count` clips, spread evenly, the same ones every time; broken ones are left out."""
         ...
 
@@ -97,16 +75,13 @@ class SetClips:
         """As the set has it."""
         return self.shards.version
 
-    def require(self, needs: Needs) -> None:
+    def require(self, requirements: ClipRequirements) -> None:
         """See `Clips.require`; two tokenizers of one name are told apart by their digests."""
-        self.shards.require(
-            needs.mel, needs.tokenizer.name, needs.vocabulary, needs.frames_per_token, needs.x_vectors
-        )
-        _require_digest(f"{self.shards.folder}", self.shards.manifest.tokenizer.digest, needs.tokenizer)
+        requirements.check_set(self.shards)
 
-    def draw(self, needs: Needs, count: int) -> list[Drawn]:
+    def draw(self, requirements: ClipRequirements, count: int) -> list[Drawn]:
         """See `Clips.draw`."""
-        return list(first_clips(self.shards, count, needs.crop_samples, needs.x_vectors[1]))
+        return list(first_clips(self.shards, count, requirements))
 
 
 @dataclass(frozen=True)
@@ -129,18 +104,11 @@ class FolderClips:
         made = self.tokenizer.spec.digest if self.tokenizer else ""
         return hashlib.sha256(repr((made, stats)).encode()).hexdigest()[:16]
 
-    def require(self, needs: Needs) -> None:
+    def require(self, requirements: ClipRequirements) -> None:
         """See `Clips.require`; of tokens that lie beside the audio nobody knows what made them."""
         if self.tokenizer is None or all(map(_has_tokens, self._paths())):
             return
-        spec = self.tokenizer.spec
-        came = (spec.name, spec.vocabulary, spec.frames_per_token)
-        wanted = (needs.tokenizer.name, needs.vocabulary, needs.frames_per_token)
-        if came != wanted:
-            raise ValueError(
-                f"--tokenizer is {came}, the checkpoint has {wanted}: give the one it was trained with"
-            )
-        _require_digest("--tokenizer", spec.digest, needs.tokenizer)
+        requirements.check_tokenizer(self.tokenizer.spec, "--tokenizer")
 
     def say_what_is_not_tokenised(self) -> None:
         """Says how many clips the tokenizer, where there is one, is not used for."""
@@ -150,12 +118,12 @@ class FolderClips:
                 "%d of %d clips have their tokens beside them: --tokenizer is not used for them", having, len(paths)
             )
 
-    def draw(self, needs: Needs, count: int) -> list[Drawn]:
+    def draw(self, requirements: ClipRequirements, count: int) -> list[Drawn]:
         """See `Clips.draw`."""
         paths = self._paths()
         self._name_those_without_audio(paths)
         count = min(count, len(paths))
-        return list(self._read([paths[i * len(paths) // count] for i in range(count)], paths, needs))
+        return list(self._read([paths[i * len(paths) // count] for i in range(count)], paths, requirements))
 
     def _paths(self) -> tuple[Path, ...]:
         if not any(each.is_file() for each in self.folder.rglob("*")):
@@ -182,20 +150,24 @@ class FolderClips:
         if lone:
             log.warning("left %d clips without reference audio out, the first %s", len(lone), lone[0])
 
-    def _read(self, chosen: Sequence[Path], paths: Sequence[Path], needs: Needs) -> Iterator[Drawn]:
+    def _read(
+        self, chosen: Sequence[Path], paths: Sequence[Path], requirements: ClipRequirements
+    ) -> Iterator[Drawn]:
+        tokens = requirements.tokens
+        assert tokens is not None
         for number, path in enumerate(chosen):
             source = self._source(path)
             where = np.random.default_rng([0, number]).random()
             try:
                 clip = decode_clip(
-                    self._raw(source, needs),
-                    needs.mel,
-                    needs.vocabulary,
-                    needs.frames_per_token,
-                    needs.x_vectors[1],
+                    self._raw(source, requirements),
+                    requirements.mel,
+                    tokens.vocabulary,
+                    tokens.frames_per_token,
+                    requirements.x_vector_width,
                 )
                 other = self._other(source, path, paths)
-                crop = reference_crop(self._audio(other), needs.mel, needs.crop_samples, where)
+                crop = reference_crop(self._audio(other), requirements.mel, requirements.crop_samples, where)
             except BadSample as error:
                 log.warning("left %s out: %s", path, error)
             else:
@@ -209,17 +181,18 @@ class FolderClips:
     def _audio(self, source: Source) -> Raw:
         return {"__key__": source.key, source.suffix: source.audio}
 
-    def _raw(self, source: Source, needs: Needs) -> Raw:
+    def _raw(self, source: Source, requirements: ClipRequirements) -> Raw:
         """As a sample of a shard would be read."""
         raw = self._audio(source) | source.made
         if "tokens.npy" not in raw:
             if self.tokenizer is None:
-                digest = f" (digest {needs.tokenizer.digest})" if needs.tokenizer.digest else ""
+                assert requirements.tokens is not None
+                name, digest = requirements.tokens.name, requirements.tokens.digest
                 raise ValueError(
                     f"--data: {self.folder}: {source.key} has no tokens beside it: give --tokenizer, the file of "
-                    f"the checkpoint's {needs.tokenizer.name}{digest}"
+                    f"the checkpoint's {name}" + (f" (digest {digest})" if digest else "")
                 )
-            (tokens,) = self.tokenizer.encode([read_speech(source.audio, needs.mel)])
+            (tokens,) = self.tokenizer.encode([read_speech(source.audio, requirements.mel)])
             raw["tokens.npy"] = npy(tokens)
         return raw
 
@@ -251,11 +224,3 @@ def kept(count: int, keep: int) -> list[int]:
 
 def _has_tokens(path: Path) -> bool:
     return path.with_suffix(".tokens.npy").is_file()
-
-
-def _require_digest(what: str, came: str, wanted: TokenizerName) -> None:
-    if wanted.digest is not None and came != wanted.digest:
-        raise ValueError(
-            f"{what} has tokens of {wanted.name} {came}, the checkpoint has learnt those of {wanted.name} "
-            f"{wanted.digest}: give clips whose tokens the checkpoint's own tokenizer made"
-        )

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from sf_lightning.data.lanes import Drawn
-from sf_lightning.evaluation.clips import Clips, Needs, spread
+from sf_lightning.data.requirements import ClipRequirements
+from sf_lightning.evaluation.clips import Clips, spread
 from sf_lightning.evaluation.decoding import Decoding
 from sf_lightning.evaluation.grid import OWN, Group, short_names
 from sf_lightning.evaluation.results import Line, Results
@@ -164,7 +165,7 @@ class Drawing:
 
     def __init__(self, clips: Clips, count: int) -> None:
         self.clips, self.count = clips, count
-        self.known: dict[Needs, list[Drawn]] = {}
+        self.known: dict[ClipRequirements, list[Drawn]] = {}
 
     def of(self, group: Group) -> list[Drawn]:
         """Returns the clips of a group.
@@ -172,12 +173,13 @@ class Drawing:
         Raises:
             ValueError: if none can be used.
         """
-        needs = Needs.of(group.subject.description)
-        if needs not in self.known:
-            self.known[needs] = self.clips.draw(needs, self.count)
-            if not self.known[needs]:
+        description = group.subject.description
+        requirements = ClipRequirements.from_config(description.model, description.tokenizer)
+        if requirements not in self.known:
+            self.known[requirements] = self.clips.draw(requirements, self.count)
+            if not self.known[requirements]:
                 raise ValueError("--data: no clip of it can be used; the lines above say why")
-        return self.known[needs]
+        return self.known[requirements]
 
     def shown(self, group: Group, keep: int) -> set[str]:
         """Keys of clips that are kept as sound and pictures: first those whose speaker has another clip."""

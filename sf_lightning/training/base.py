@@ -3,7 +3,6 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
@@ -11,64 +10,12 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.packing import Batch
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.files.formats import CHECKPOINT_FORMAT, require_format
 from sf_lightning.files.records import from_plain
-from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.training.guard import NonFiniteGuard
 from sf_lightning.training.optimizer import ClippedSteps
-
-
-@dataclass(frozen=True)
-class TokenNeeds:
-    """Which tokens a module learns.
-
-    Args:
-        tokenizer: Name of the tokenizer.
-        vocabulary: Its codes.
-        frames_per_token: Frames of a token.
-    """
-
-    tokenizer: str
-    vocabulary: int
-    frames_per_token: int
-
-
-@dataclass(frozen=True)
-class DataNeeds:
-    """What a module wants of its data.
-
-    Args:
-        mel: The mel.
-        block_size: Frames of the blocks of a pack.
-        tokens: Which tokens; None is any, for a module that does not look at them.
-        x_vectors: Name and width of the x-vectors; an empty name takes none.
-        x_vector_width: Width of those that are read; 0 reads none.
-        crop_samples: Length of the reference crops; 0 takes none.
-        min_frames: Of a clip; shorter ones are passed over and counted.
-    """
-
-    mel: MelConfig
-    block_size: int
-    tokens: TokenNeeds | None = None
-    x_vectors: tuple[str, int] = ("", 0)
-    x_vector_width: int = 0
-    crop_samples: int = 0
-    min_frames: int = 0
-
-
-def decoder_needs(model: StreamFlow, tokenizer: str) -> DataNeeds:
-    """Returns what a decoder wants of its data: tokens, blocks and speakers as the network takes them."""
-    mel, dit, speaker = model.mel.config, model.dit.config, model.speaker
-    return DataNeeds(
-        mel,
-        model.layout.block_size,
-        TokenNeeds(tokenizer, dit.vocabulary, dit.frames_per_token),
-        (speaker.x_vectors, speaker.stored_width),
-        speaker.stored_width,
-        speaker.crop_samples(mel.sample_rate),
-    )
 
 
 class ShardTrained(L.LightningModule, ABC):
@@ -105,8 +52,8 @@ class ShardTrained(L.LightningModule, ABC):
 
     @property
     @abstractmethod
-    def needs(self) -> DataNeeds:
-        """What it wants of its data."""
+    def clip_requirements(self) -> ClipRequirements:
+        """What it requires of clips."""
 
     @abstractmethod
     def check(self, trainer: L.Trainer) -> None:

@@ -9,11 +9,12 @@ import lightning as L
 import torch
 
 from sf_lightning.data.held_out import first_clips
-from sf_lightning.data.lanes import Drawn, Lane, LaneState, Place, Reading
+from sf_lightning.data.lanes import Drawn, Lane, LaneConfig, LaneState, Place
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.perturb import Perturbation
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.training.base import DataNeeds, ShardTrained, TokenNeeds
+from sf_lightning.training.base import ShardTrained
 from sf_lightning.training.generated import MelsOf
 from sf_lightning.training.loader import FewBatches, LaneDataset, StepLoader
 from sf_lightning.training.order import require_order, warn_of_order
@@ -101,32 +102,28 @@ class ShardDataModule(L.LightningDataModule):
             FileNotFoundError: if a folder is no shard set, or a shard is missing.
             ValueError: with both values, if a set does not fit the model or the other set.
         """
-        needs = self._needs_of(module)
+        requirements, frames_per_token = (
+            self._requirements_with(module),
+            self.train[0].manifest.tokenizer.frames_per_token,
+        )
+        if requirements.tokens is not None:
+            digest = requirements.tokens.digest or self.train[0].manifest.tokenizer.digest
+            requirements = replace(requirements, tokens=replace(requirements.tokens, digest=digest))
+            if self.mels_of is None:
+                module.tokenizer_digest = digest
         for shards in self.sets:
-            have = shards.manifest.tokenizer
-            tokens = needs.tokens or TokenNeeds(have.name, have.vocabulary, self._frames_per_token(needs))
-            shards.require(needs.mel, tokens.tokenizer, tokens.vocabulary, tokens.frames_per_token, needs.x_vectors)
-            shards.check_files()
-        if needs.tokens is None:
-            return
-        trained = self.mels_of.trained.description.tokenizer.digest if self.mels_of else module.tokenizer_digest
-        learnt = trained or self.train[0].manifest.tokenizer.digest
-        for shards in self.sets:
-            if (digest := shards.manifest.tokenizer.digest) != learnt:
+            requirements.check_set(shards)
+            if (given := shards.manifest.tokenizer.frames_per_token) != frames_per_token:
                 raise ValueError(
-                    f"{shards.folder} has tokens of tokenizer {digest}, the model learns those of {learnt}: "
-                    "build it again with --tokenizer pointing at the same file"
+                    f"{shards.folder} has {given} frames per token, {self.train[0].folder} has {frames_per_token}: "
+                    "use sets of one token rate"
                 )
-        if self.mels_of is None:
-            module.tokenizer_digest = learnt
+            shards.check_files()
 
-    def _needs_of(self, module: ShardTrained) -> DataNeeds:
-        """What a module wants, and the decoder that makes its mels, if one does."""
-        return self.mels_of.needs(module.needs) if self.mels_of else module.needs
-
-    def _frames_per_token(self, needs: DataNeeds) -> int:
-        """Of all sets: clips are counted in tokens, whoever looks at them."""
-        return (needs.tokens or self.train[0].manifest.tokenizer).frames_per_token
+    def _requirements_with(self, module: ShardTrained) -> ClipRequirements:
+        """Returns what a module requires of clips, and the decoder that predicts its mels, if one does."""
+        requirements = module.clip_requirements
+        return self.mels_of.clip_requirements(requirements) if self.mels_of else requirements
 
     def setup(self, stage: str) -> None:
         """Checks the shards against the module, and reads the clips of validation.
@@ -139,9 +136,9 @@ class ShardDataModule(L.LightningDataModule):
         module = self.trainer.lightning_module
         assert isinstance(module, ShardTrained)
         self.check(module)
-        self.needs, world = self._needs_of(module), self.trainer.world_size
+        self.requirements, world = self._requirements_with(module), self.trainer.world_size
         self.shape = self.shape_for(module, world)
-        self.clips = list(first_clips(self.val, self.val_clips, self.needs.crop_samples, self.needs.x_vector_width))
+        self.clips = list(first_clips(self.val, self.val_clips, self.requirements))
         if len(self.clips) < world:
             raise ValueError(
                 f"{self.val.folder} gives {len(self.clips)} clips that can be decoded, each of {world} processes "
@@ -154,46 +151,45 @@ class ShardDataModule(L.LightningDataModule):
         Raises:
             ValueError: if packs or lanes do not fit the layout, the segments or the processes.
         """
-        needs = self._needs_of(module)
-        block, frames_per_token = needs.block_size, self._frames_per_token(needs)
+        requirements = self._requirements_with(module)
+        block = requirements.block_size
+        frames_per_token = self.train[0].manifest.tokenizer.frames_per_token
         if self.lanes < 1:
             raise ValueError(f"data.lanes is {self.lanes}: wanted 1 or more")
         if self.pack_frames < block:
             raise ValueError(f"data.pack_frames {self.pack_frames} is less than a block of {block} frames")
-        self._check_segments(needs)
+        self._check_segments(requirements)
         if self.lanes % world:
             raise ValueError(f"data.lanes {self.lanes} is not a multiple of the {world} processes of this run")
         if block % frames_per_token:
             raise ValueError(f"a block of {block} frames holds no whole number of tokens of {frames_per_token}")
-        return PackShape(self.pack_frames // block, block, frames_per_token, self.max_pieces, needs.mel)
+        return PackShape(self.pack_frames // block, block, frames_per_token, self.max_pieces, requirements.mel)
 
-    def _check_segments(self, needs: DataNeeds) -> None:
+    def _check_segments(self, requirements: ClipRequirements) -> None:
         """Sees to it that every pack holds a piece of `min_frames`, however clips are cut.
 
         A pack is a clip's tail, whole clips and a clip's head: where no whole one fits between, one of the two is
         at least half of it.
         """
-        wanted = 2 * (needs.min_frames + needs.block_size)
-        if needs.min_frames and (self.pack_frames < wanted or self.max_pieces < 2):
+        wanted = 2 * (requirements.min_frames + requirements.block_size)
+        if requirements.min_frames and (self.pack_frames < wanted or self.max_pieces < 2):
             raise ValueError(
                 f"data.pack_frames {self.pack_frames}, data.max_pieces {self.max_pieces}: for segments of "
-                f"{needs.min_frames} frames wanted at least {wanted} and 2, so that every pack holds one: lower "
-                "--model.segments.frames or raise these"
+                f"{requirements.min_frames} frames wanted at least {wanted} and 2, so that every pack holds one: "
+                "lower --model.segments.frames or raise these"
             )
 
     def train_dataloader(self) -> StepLoader:
         """The endless stream of this rank's steps."""
         assert self.trainer is not None
         mine = range(self.trainer.global_rank, self.lanes, self.trainer.world_size)
-        reading = Reading(
+        reading = LaneConfig(
             self.seed,
             self.lanes,
-            self.needs.crop_samples,
-            self.needs.x_vector_width,
+            self.requirements,
             self.group,
             self.max_bad_share,
             self.perturbation,
-            self.needs.min_frames,
         )
         lanes = [Lane(self.train, number, reading, self.weights) for number in mine]
         pin = self.trainer.strategy.root_device.type == "cuda"
@@ -262,17 +258,17 @@ class ShardDataModule(L.LightningDataModule):
                 lane: vars(state) | {"places": [list(place) for place in state.places]}
                 for lane, state in everyone.items()
             },
-            "order": self._order(self.needs),
+            "order": self._order(self.requirements),
         }
 
-    def _order(self, needs: DataNeeds) -> dict[str, Any]:
+    def _order(self, requirements: ClipRequirements) -> dict[str, Any]:
         """What samples come, and in which order, beside where the lanes stand."""
         return {
             "lanes": self.lanes,
             "seed": self.seed,
             "group": self.group,
             "train": [shards.version for shards in self.train],
-            "block_size": needs.block_size,
+            "block_size": requirements.block_size,
             "mels": f"generated by {self.mels_of.digest}" if self.mels_of else "true",
         }
 
@@ -284,7 +280,7 @@ class ShardDataModule(L.LightningDataModule):
         """
         state = checkpoint.get(type(self).__qualname__)  # where Lightning puts it
         if state is not None:
-            require_order(state["order"], self._order(self._needs_of(module)))
+            require_order(state["order"], self._order(self._requirements_with(module)))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the lanes up where they stood, to train on; whoever only listens needs no position.
@@ -295,7 +291,7 @@ class ShardDataModule(L.LightningDataModule):
         assert self.trainer is not None
         if not self.trainer.training:
             return
-        orders = state["order"], self._order(self.needs)
+        orders = state["order"], self._order(self.requirements)
         require_order(*orders)
         warn_of_order(*orders)
         for lane, values in state["states"].items():

@@ -4,12 +4,12 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.teacher import Teacher
 from sf_lightning.files.records import from_plain
 from sf_lightning.files.torch_files import weights_digest
 from sf_lightning.model.pretrained import Pretrained
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.training.base import DataNeeds, decoder_needs
 from sf_lightning.training.checkpoint import load_trained
 
 
@@ -46,7 +46,7 @@ class MelsOf:
         decode = from_plain(DecodeConfig, self.trained.description.decode, "decode")
         return Teacher(self.trained.model, decode.guidance, self.seed)
 
-    def needs(self, vocoder: DataNeeds) -> DataNeeds:
+    def clip_requirements(self, vocoder: ClipRequirements) -> ClipRequirements:
         """Returns what both want of the data.
 
         Args:
@@ -57,7 +57,10 @@ class MelsOf:
         """
         if vocoder.tokens is not None:
             raise ValueError("data.mels is generated: that is for --trains=vocoder, decoders learn from true ones")
-        needs = decoder_needs(self.trained.model, self.trained.description.tokenizer.name)
-        if needs.mel != vocoder.mel:
-            raise ValueError(f"data.decoder {self.path} makes mel {needs.mel}, the vocoder hears {vocoder.mel}")
-        return replace(needs, min_frames=vocoder.min_frames)
+        description = self.trained.description
+        requirements = ClipRequirements.from_config(description.model, description.tokenizer)
+        if requirements.mel != vocoder.mel:
+            raise ValueError(
+                f"data.decoder {self.path} makes mel {requirements.mel}, the vocoder hears {vocoder.mel}"
+            )
+        return replace(requirements, min_frames=vocoder.min_frames)

@@ -16,18 +16,20 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.packing import Batch
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.flow.guidance import DropConfig
 from sf_lightning.flow.loss import flow_matching_loss
 from sf_lightning.flow.noise import keyed_generator
 from sf_lightning.flow.path import draw_times, straight_path
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
+from sf_lightning.model.pretrained import ModelConfig, TokenizerName
 from sf_lightning.model.qwen import warm_start
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.training.base import DataNeeds, ShardTrained, decoder_needs, plain, require_equal
+from sf_lightning.training.base import ShardTrained, plain, require_equal
 from sf_lightning.training.checkpoint import is_decoder, load_trained
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.optimizer import OptimizerConfig, adamw, warmup_cosine
@@ -103,6 +105,7 @@ class StreamFlowModule(ShardTrained):
         self.save_hyperparameters(plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         self.tokenizer, self.times, self.drop, self.seed = tokenizer, times, drop, seed
         self.optimizer, self.decode, self.vocoder = optimizer, decode, vocoder
+        self.config = ModelConfig(layout, dit, mel, scale, speaker, predict)
         self._make = partial(StreamFlow, layout, dit, mel, scale, speaker, predict)
         self.model, self.average = self._make(), self._make()
         self.average.requires_grad_(False).load_state_dict(self.model.state_dict())
@@ -111,9 +114,9 @@ class StreamFlowModule(ShardTrained):
         self.compiles = compile
 
     @property
-    def needs(self) -> DataNeeds:
+    def clip_requirements(self) -> ClipRequirements:
         """Tokens, blocks and speakers as the network takes them."""
-        return decoder_needs(self.model, self.tokenizer)
+        return ClipRequirements.from_config(self.config, TokenizerName(self.tokenizer, self.tokenizer_digest))
 
     def record(self) -> dict[str, Any]:
         """Layout, field and latency."""

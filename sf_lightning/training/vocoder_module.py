@@ -16,10 +16,11 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.packing import Batch
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut, draw_starts
 from sf_lightning.files.records import from_plain
 from sf_lightning.files.torch_files import read_torch
-from sf_lightning.training.base import DataNeeds, ShardTrained, plain
+from sf_lightning.training.base import ShardTrained, plain
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import skip_unless_finite
 from sf_lightning.training.optimizer import GANOptimizerConfig
@@ -96,9 +97,9 @@ class VocoderModule(ShardTrained):
         self.mel = MelSpectrogram(mel)
 
     @property
-    def needs(self) -> DataNeeds:
+    def clip_requirements(self) -> ClipRequirements:
         """The mel, and clips of at least a segment; any tokens whose frames divide `BLOCK_FRAMES`."""
-        return DataNeeds(self.mel.config, BLOCK_FRAMES, min_frames=self.segments.frames)
+        return ClipRequirements(self.mel.config, BLOCK_FRAMES, min_frames=self.segments.frames)
 
     def draw(self, batch: Batch) -> Batch:
         """Draws where segments begin."""

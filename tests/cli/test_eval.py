@@ -22,9 +22,10 @@ from sf_lightning.cli import export
 from sf_lightning.data.build import build, fit_tokenizer
 from sf_lightning.data.corpus import find_units
 from sf_lightning.data.recipe import Recipe
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.evaluation import run
-from sf_lightning.evaluation.clips import Needs, open_clips
+from sf_lightning.evaluation.clips import open_clips
 from sf_lightning.evaluation.grid import Options, plan
 from sf_lightning.evaluation.results import Results
 from sf_lightning.streaming.decoder import StreamingDecoder
@@ -232,7 +233,8 @@ def test_what_lies_beside_the_audio_of_a_folder_belongs_to_its_version_and_goes_
     checkpoint: Path, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     audio = write_corpus(tmp_path / "audio", clips=2)
-    needs = Needs.of(load_trained(checkpoint).description)
+    description = load_trained(checkpoint).description
+    requirements = ClipRequirements.from_config(description.model, description.tokenizer)
     tokenizer = load_tokenizer(Path(shards.folder).parent / "kmeans-50.npz")
     first = audio / "voice0" / "clip000"
     versions = [open_clips(str(audio)).version]
@@ -242,11 +244,11 @@ def test_what_lies_beside_the_audio_of_a_folder_belongs_to_its_version_and_goes_
     assert len(set(versions)) == 4
     # One made on other speech is wrong for the clip without tokens; where all have them it is not used.
     tokenizer.spec = replace(tokenizer.spec, digest="other")
-    with pytest.raises(ValueError, match="--tokenizer has tokens of kmeans other, the checkpoint has learnt"):
-        open_clips(str(audio), tokenizer).require(needs)
+    with pytest.raises(ValueError, match="--tokenizer has tokens of kmeans with digest other, the model requires"):
+        open_clips(str(audio), tokenizer).require(requirements)
     assert caplog.messages == ["1 of 2 clips have their tokens beside them: --tokenizer is not used for them"]
     (audio / "voice1" / "clip001.tokens.npy").write_bytes(b"")
-    open_clips(str(audio), tokenizer).require(needs)
+    open_clips(str(audio), tokenizer).require(requirements)
     assert caplog.messages[1:] == ["2 of 2 clips have their tokens beside them: --tokenizer is not used for them"]
 
 
@@ -297,7 +299,7 @@ def test_mistakes_are_one_clear_line_each(
         ("give checkpoints with --ckpt and clips with --data", out),
         ("--ckpt: no file or folder nothing.ckpt", "--ckpt=nothing.ckpt", clips, out),
         ("wanted a checkpoint of sf-fit", f"--ckpt={tmp_path / 'words.json'}", clips, out),
-        (f"tokens of kmeans {other}, the checkpoint has learnt", ckpt, f"--data={tmp_path / 'other' / 'set'}", out),
+        (f"tokens of kmeans with digest {other}, the", ckpt, f"--data={tmp_path / 'other' / 'set'}", out),
         ("--data: no folder nowhere", ckpt, "--data=nowhere", out),
         ("empty is empty", ckpt, f"--data={tmp_path / 'empty'}", out),
         ("without reference audio nothing can be compared", ckpt, f"--data={tmp_path / 'tokens'}", out),

@@ -26,13 +26,13 @@ EXPORT = Path(__file__).parents[1] / "model" / "exports" / "format-1"
         (["--model.layout.blok_size=12"], "blok_size"),
         (
             ["--model.dit.vocabulary=60"],
-            "has vocabulary 50, the model has 60: .* or train with --model.dit.vocabulary",
+            "has vocabulary 50, the model requires 60: .* or train with --model.dit.vocabulary=50",
         ),
         (
             ["--model.mel.f_max=7600"],
-            "has mel f_max 8000, the model has f_max 7600: give other shards, or train with --model.mel",
+            "has mel f_max 8000.0, the model requires 7600.0: .* train with --model.mel.f_max=8000.0",
         ),
-        (["--model.tokenizer=s3"], "has tokenizer kmeans, the model has s3"),
+        (["--model.tokenizer=s3"], "has tokenizer kmeans, the model requires s3"),
         (
             ["--model.layout.backward=[0, 7]"],
             "layout.backward names layer 7, which does not exist: the layers are 0 to 1",

@@ -4,10 +4,10 @@ import pytest
 
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
-from tests.data.test_shards import tokenizer_of
+from tests.toys.shards import tokenizer_beside
 
 
 @pytest.fixture
 def recipe(shards: ShardSet) -> Recipe:
     """Shards of three clips with the k-means tokens of the fixture."""
-    return Recipe(tokenizer_of(shards), shard_samples=3)
+    return Recipe(tokenizer_beside(shards), shard_samples=3)

@@ -22,8 +22,8 @@ from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.work import Tally
 from sf_lightning.data.writer import Sample, ShardWriter
-from tests.data.corpora import emilia, files, mp3
 from tests.toys.audio import write_corpus
+from tests.toys.corpora import emilia, files, mp3
 
 
 def test_parts_give_the_bytes_of_one_job(recipe: Recipe, tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ from sf_lightning.data.index import checksum
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.base import TokenizerSpec
-from tests.data.corpora import emilia, mp3, write_tar
-from tests.data.test_fuzz import mutate
 from tests.toys.audio import synthetic_voice, write_corpus
+from tests.toys.corpora import emilia, mp3, mutate, write_tar
 
 
 def test_emilia_and_yodas_tars_become_shards_with_their_fields_and_bytes(recipe: Recipe, tmp_path: Path) -> None:

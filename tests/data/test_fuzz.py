@@ -4,7 +4,6 @@ import io
 import json
 import resource
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,13 @@ import pytest
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.build import build
 from sf_lightning.data.corpus import find_units
-from sf_lightning.data.lanes import Lane, LaneState, Reading
+from sf_lightning.data.lanes import LaneState
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.base import TokenizerSpec
-from tests.data.test_shards import raw_sample
 from tests.toys.audio import synthetic_voice
+from tests.toys.corpora import mutate
+from tests.toys.shards import make_lane, raw_sample
 
 
 @pytest.fixture(scope="module")
@@ -32,31 +32,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
         (folder / f"clip{i}.tokens.npy").write_bytes(raw["tokens.npy"])
     build(find_units(folder, 8), folder.with_name(folder.name + "-set"), Recipe(TokenizerSpec("any", 50, 4, "any")))
     return ShardSet(folder.with_name(folder.name + "-set"))
-
-
-def mutate(data: bytes, random: np.random.Generator) -> bytes:
-    """Breaks a tar in one of five ways."""
-    out, kind = bytearray(data), random.integers(5)
-    if kind == 0:  # cut
-        return bytes(out[: random.integers(len(out))])
-    if kind == 1:  # flip a few bits
-        for place in random.integers(len(out), size=random.integers(1, 9)):
-            out[place] ^= 1 << random.integers(8)
-        return bytes(out)
-    blocks = [bytes(out[i : i + 512]) for i in range(0, len(out), 512)]
-    if kind == 2:  # two blocks change places
-        a, b = random.integers(len(blocks), size=2)
-        blocks[a], blocks[b] = blocks[b], blocks[a]
-    elif kind == 3:  # a run of blocks is lost, or is there twice
-        a, length = random.integers(len(blocks)), random.integers(1, 20)
-        blocks[a : a + length] = [] if random.random() < 0.5 else 2 * blocks[a : a + length]
-    else:  # a header lies about its size, with a checksum that is right
-        headers = [i for i, block in enumerate(blocks) if block[257:262] == b"ustar"]
-        at = headers[random.integers(len(headers))]
-        info = tarfile.TarInfo.frombuf(blocks[at], "utf-8", "strict")
-        info.size = int(random.choice([0, 1, 10**10, 2**33 - 1, info.size + 512]))
-        blocks[at] = info.tobuf(tarfile.USTAR_FORMAT if info.size < 2**33 else tarfile.GNU_FORMAT)[:512]
-    return b"".join(blocks)
 
 
 @pytest.mark.parametrize("count", [1500, pytest.param(10_000, marks=pytest.mark.slow)])
@@ -88,7 +63,7 @@ def test_every_sample_that_is_lost_is_counted_under_a_cause(small: ShardSet, tmp
     data = path.read_bytes()
     for seed in range(60):
         path.write_bytes(mutate(data, np.random.default_rng(seed)))
-        lane = Lane([ShardSet(tmp_path / "set")], 0, Reading(0, 1, 1000, max_bad_share=0.99))
+        lane = make_lane(ShardSet(tmp_path / "set"), crop_samples=1000, max_bad_share=0.99)
         (strand,) = lane.strands
         left = len(list(strand.shards.read(0)))
         (group,) = strand._groups(0)
@@ -119,7 +94,7 @@ def test_stereo_and_8_khz_and_clipping_are_read(tmp_path: Path) -> None:
         (tmp_path / f"{name}.tokens.npy").write_bytes(buffer.getvalue())
     manifest = build(find_units(tmp_path, 8), tmp_path / "set", Recipe(TokenizerSpec("any", 50, 4, "any")))
     assert manifest is not None and manifest.skipped == {} and manifest.shards[0].samples == 3
-    lane = Lane([ShardSet(tmp_path / "set")], 0, Reading(0, 1, 1000))
+    lane = make_lane(ShardSet(tmp_path / "set"), crop_samples=1000)
     for _, each in zip(range(3), lane.draws(LaneState()), strict=False):
         assert np.abs(each.clip.wave).max() == pytest.approx(0.7, abs=1e-4)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -15,45 +14,20 @@ import torch
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.held_out import first_clips
-from sf_lightning.data.lanes import Drawn, Lane, LaneState, Place, Reading
-from sf_lightning.data.packing import Batch, Pack, PackShape, pack
+from sf_lightning.data.lanes import Drawn, LaneState, Place
+from sf_lightning.data.packing import Batch, pack
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import Clip, decode_clip
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.training.base import DataNeeds
 from sf_lightning.training.datamodule import ShardDataModule
 from tests.toys.audio import synthetic_voice
-
-SHAPE = PackShape(num_blocks=16, block_size=24, frames_per_token=4, max_pieces=6, mel=MelConfig())
-
-
-def lane(shards: ShardSet, number: int = 0, of: int = 1, seed: int = 0, **change: float) -> Lane:
-    """A lane with short reference crops."""
-    return Lane([shards], number, Reading(seed, of, crop_samples=4000, **change))  # type: ignore[arg-type]
-
-
-def packs(shards: ShardSet, count: int, state: LaneState = LaneState(), **change: int) -> list[Pack]:
-    """The packs of a lane, from a state on."""
-    mine = lane(shards, **change)
-    return list(islice(pack(mine.draws(state), SHAPE, mine.lane, state), count))
-
-
-def same(a: Pack, b: Pack) -> bool:
-    """Whether two packs are equal to the last bit."""
-    tensors = (
-        (a.wave, b.wave),
-        (a.tokens, b.tokens),
-        (a.reference, b.reference),
-        (a.blocks.valid, b.blocks.valid),
-    )
-    return (
-        a.keys == b.keys and a.key == b.key and a.state == b.state and all(torch.equal(*pair) for pair in tensors)
-    )
+from tests.toys.shards import PACK_SHAPE, copy_shards, make_lane, packs_equal, set_packs
 
 
 def epoch(shards: ShardSet, number: int, of: int, wanted: int = 0) -> list[str]:
     """The keys that a lane draws in one of its epochs."""
     keys = []
-    for drawn in lane(shards, number, of).draws(LaneState()):
+    for drawn in make_lane(shards, number, of).draws(LaneState()):
         if drawn.state.places[0].epoch > wanted:
             return keys
         if drawn.state.places[0].epoch == wanted:
@@ -71,22 +45,22 @@ def test_in_an_epoch_every_clip_is_in_exactly_one_lane(shards: ShardSet, of: int
 def test_the_order_is_a_function_of_seed_epoch_and_lane(shards: ShardSet) -> None:
     assert epoch(shards, 0, 2) == epoch(shards, 0, 2)
     assert epoch(shards, 0, 1) != epoch(shards, 0, 1, wanted=1)
-    assert [d.clip.key for d in islice(lane(shards, seed=1).draws(LaneState()), 23)] != epoch(shards, 0, 1)
+    assert [d.clip.key for d in islice(make_lane(shards, seed=1).draws(LaneState()), 23)] != epoch(shards, 0, 1)
     assert sorted(epoch(shards, 0, 1)) == sorted(epoch(shards, 0, 1, wanted=1))
 
 
 def test_a_lane_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet) -> None:
-    whole = packs(shards, 14)  # more than two epochs
+    whole = set_packs(shards, 14)  # more than two epochs
     assert whole[-1].state.places[0].epoch >= 1
     for stop in range(13):
-        assert same(packs(shards, 1, whole[stop].state)[0], whole[stop + 1])
+        assert packs_equal(set_packs(shards, 1, whole[stop].state)[0], whole[stop + 1])
 
 
 def test_no_frame_is_lost_or_said_twice_by_packing(shards: ShardSet) -> None:
     mel = MelSpectrogram(MelConfig())
     said: dict[str, list[torch.Tensor]] = {}
     tokens: dict[str, list[int]] = {}
-    for each in packs(shards, 7):  # less than an epoch
+    for each in set_packs(shards, 7):  # less than an epoch
         frames = mel.frames(each.wave)
         for piece, key in enumerate(each.keys):
             mine = (each.blocks.utterance == piece) & each.blocks.valid[:, 0]
@@ -115,7 +89,7 @@ def test_the_blocks_of_a_piece_are_those_of_the_clip_reflected_at_its_edges(toke
     wanted = np.stack([whole[i * size : (i + 1) * size + 2 * pad] for i in range(count)])
     for first in range(count):
         for end in range(first + 1, count + 1):
-            some = dataclasses.replace(SHAPE, num_blocks=end - first)
+            some = dataclasses.replace(PACK_SHAPE, num_blocks=end - first)
             made = next(pack([Drawn(clip, wave, LaneState(block=first))], some))
             assert np.array_equal(made.wave.numpy(), wanted[first:end])
             held = [each if each <= tokens else 0 for each in range(6 * first + 1, 6 * end + 1)]
@@ -124,7 +98,7 @@ def test_the_blocks_of_a_piece_are_those_of_the_clip_reflected_at_its_edges(toke
 
 
 def test_packs_have_one_shape_and_pad_nothing_but_last_blocks(shards: ShardSet) -> None:
-    for each in packs(shards, 10):
+    for each in set_packs(shards, 10):
         assert each.wave.shape == (16, 24 * 160 + 2 * MelConfig().pad)
         assert each.tokens.shape == (16, 6) and each.reference.shape == (6, 4000)
         assert each.blocks.valid[:, 0].all()
@@ -134,22 +108,22 @@ def test_packs_have_one_shape_and_pad_nothing_but_last_blocks(shards: ShardSet) 
 
 
 def test_a_pack_with_too_many_pieces_is_padded_and_goes_on_with_the_next_clip(shards: ShardSet) -> None:
-    few = dataclasses.replace(SHAPE, num_blocks=64, max_pieces=2)
-    made = list(islice(pack(lane(shards).draws(LaneState()), few), 4))
+    few = dataclasses.replace(PACK_SHAPE, num_blocks=64, max_pieces=2)
+    made = list(islice(pack(make_lane(shards).draws(LaneState()), few), 4))
     assert all(len(each.keys) == 2 for each in made)
     assert [key for each in made for key in each.keys] == epoch(shards, 0, 1)[:8]
     assert not made[0].blocks.valid[-1].any()
 
 
 def test_the_reference_is_another_clip_of_the_same_speaker(shards: ShardSet) -> None:
-    for drawn in islice(lane(shards).draws(LaneState()), 23):
+    for drawn in islice(make_lane(shards).draws(LaneState()), 23):
         assert drawn.reference.shape == (4000,)
         own = np.lib.stride_tricks.sliding_window_view(drawn.clip.wave, 4000)[::1]
         assert not any(np.array_equal(row, drawn.reference) for row in own[:: len(own) // 50])
 
 
 def test_batches_keep_the_packs_apart(shards: ShardSet) -> None:
-    pair = [packs(shards, 1, number=number, of=2)[0] for number in (0, 1)]
+    pair = [set_packs(shards, 1, number=number, num_lanes=2)[0] for number in (0, 1)]
     batch = Batch.of_packs(pair)
     assert len(batch.blocks) == 32 and batch.blocks.num_utterances == 12
     assert batch.blocks.utterance[16] == 6
@@ -157,17 +131,11 @@ def test_batches_keep_the_packs_apart(shards: ShardSet) -> None:
     assert [(key.lane, key.pack) for key in batch.packs] == [(0, 0), (1, 0)]
 
 
-def copy_of(shards: ShardSet, folder: Path) -> ShardSet:
-    """A copy that may be damaged."""
-    shutil.copytree(shards.folder, folder)
-    return ShardSet(folder)
-
-
 def test_a_truncated_tar_costs_the_samples_it_lost_and_no_more(shards: ShardSet, tmp_path: Path) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     tar = broken.folder / "shard-000001.tar"
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size * 6 // 10])
-    mine = lane(broken, max_bad_share=0.5)
+    mine = make_lane(broken, max_bad_share=0.5)
     keys = [drawn.clip.key for drawn in islice(mine.draws(LaneState()), 40)]
     assert 1 <= mine.skipped["damaged"] and set(mine.skipped) == {"damaged"}
     lost = {row.key for row in shards.index(1)} - set(keys)
@@ -175,42 +143,42 @@ def test_a_truncated_tar_costs_the_samples_it_lost_and_no_more(shards: ShardSet,
 
 
 def test_an_index_that_is_damaged_stops_the_run_with_the_remedy(shards: ShardSet, tmp_path: Path) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     index = broken.folder / "shard-000001.json"
     for said in (index.read_text()[:300], "{}", '{"rows": [[1]]}'):
         index.write_text(said)
         with pytest.raises(ValueError, match=r"shard-000001.json is damaged .* --repair=true"):
-            list(islice(lane(broken).draws(LaneState()), 40))
+            list(islice(make_lane(broken).draws(LaneState()), 40))
 
 
 def test_too_many_broken_samples_stop_the_run_with_causes_and_knob(shards: ShardSet, tmp_path: Path) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     for info in broken.manifest.shards[:3]:
         (broken.folder / info.name).write_bytes(b"")
     with pytest.raises(RuntimeError, match=r"damaged: \d+.*raise --data.max_bad_share above 0.1"):
-        list(islice(lane(broken).draws(LaneState()), 100))
+        list(islice(make_lane(broken).draws(LaneState()), 100))
 
 
 def test_a_share_that_would_never_stop_a_run_is_refused(shards: ShardSet) -> None:
     with pytest.raises(ValueError, match=r"max_bad_share is 1.0: wanted 0 or more, and less than 1"):
-        lane(shards, max_bad_share=1.0)
+        make_lane(shards, max_bad_share=1.0)
 
 
 def test_a_set_without_one_good_sample_stops_too(shards: ShardSet, tmp_path: Path) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     for info in broken.manifest.shards:
         (broken.folder / info.name).write_bytes(b"")
     with pytest.raises(RuntimeError, match="20 of 20 samples"):
-        next(lane(broken).draws(LaneState()))
+        next(make_lane(broken).draws(LaneState()))
 
 
 def test_validation_names_the_clips_that_a_truncated_tar_lost(
     shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     tar = broken.folder / "shard-000001.tar"
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size * 6 // 10])
-    clips = list(first_clips(broken, 23, 4000))
+    clips = list(first_clips(broken, 23, ClipRequirements(crop_samples=4000)))
     assert 19 <= len(clips) < 23
     named = [message for message in caplog.messages if message.startswith("left ")]
     assert len(named) == 23 - len(clips) and all("of shard-000001.tar" in message for message in named)
@@ -223,11 +191,11 @@ def test_validation_names_the_clips_that_a_truncated_tar_lost(
 
 def test_more_lanes_than_samples_are_refused(shards: ShardSet) -> None:
     with pytest.raises(ValueError, match=r"23 samples for 24 lanes: lower --data.lanes"):
-        lane(shards, 0, 24)
+        make_lane(shards, 0, 24)
 
 
 def test_shards_of_no_samples_are_passed_over(shards: ShardSet, tmp_path: Path) -> None:
-    folder = copy_of(shards, tmp_path / "set").folder
+    folder = copy_shards(shards, tmp_path / "set").folder
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["shards"][2]["samples"] = 0
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -235,26 +203,26 @@ def test_shards_of_no_samples_are_passed_over(shards: ShardSet, tmp_path: Path) 
 
 
 def test_validation_listens_to_clips_spread_over_the_set_in_a_fixed_order(shards: ShardSet) -> None:
-    clips: list[Drawn] = list(first_clips(shards, 8, 4000))
+    clips: list[Drawn] = list(first_clips(shards, 8, ClipRequirements(crop_samples=4000)))
     keys = [drawn.clip.key for drawn in clips]
-    assert keys == [drawn.clip.key for drawn in first_clips(shards, 8, 4000)]
+    assert keys == [drawn.clip.key for drawn in first_clips(shards, 8, ClipRequirements(crop_samples=4000))]
     everything = [row.key for number in range(5) for row in shards.index(number)]
     places = [everything.index(key) for key in keys]
     assert places == sorted(places) and max(places) - min(places) > 15
-    assert len(list(first_clips(shards, 100, 4000))) == 23
+    assert len(list(first_clips(shards, 100, ClipRequirements(crop_samples=4000)))) == 23
 
 
 def test_a_clip_whose_speaker_has_no_other_says_that_its_reference_is_its_own(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not any(drawn.is_alone for drawn in first_clips(shards, 4, 4000))
+    assert not any(drawn.is_alone for drawn in first_clips(shards, 4, ClipRequirements(crop_samples=4000)))
     index = ShardSet.index
 
     def strangers(self: ShardSet, number: int) -> list:
         return [row._replace(speaker=f"{number}-{i}") for i, row in enumerate(index(self, number))]
 
     monkeypatch.setattr(ShardSet, "index", strangers)
-    assert all(drawn.is_alone for drawn in first_clips(shards, 4, 4000))
+    assert all(drawn.is_alone for drawn in first_clips(shards, 4, ClipRequirements(crop_samples=4000)))
 
 
 def test_a_position_is_refused_in_other_lanes_and_warned_of_in_another_order(
@@ -263,7 +231,7 @@ def test_a_position_is_refused_in_other_lanes_and_warned_of_in_another_order(
     def module(folder: Path | str, block_size: int = 24, **change: int) -> ShardDataModule:
         given: dict[str, Any] = {"lanes": 2} | change
         made = ShardDataModule(str(folder), str(shards.folder), **given)
-        made.needs, trainer = DataNeeds(MelConfig(), block_size), SimpleNamespace(training=True)
+        made.requirements, trainer = ClipRequirements(block_size=block_size), SimpleNamespace(training=True)
         made.trainer = trainer  # type: ignore[assignment]
         return made
 
@@ -273,7 +241,7 @@ def test_a_position_is_refused_in_other_lanes_and_warned_of_in_another_order(
     again = module(shards.folder)
     again.load_state_dict(saved)
     assert again.states == begun.states and not caplog.messages
-    module(copy_of(shards, tmp_path / "elsewhere").folder).load_state_dict(saved)
+    module(copy_shards(shards, tmp_path / "elsewhere").folder).load_state_dict(saved)
     assert not caplog.messages  # a set that was moved is the same set
     with pytest.raises(ValueError, match=r"stands in 2 lanes, data.lanes is 4: a run has the same lanes"):
         module(shards.folder, lanes=4).load_state_dict(saved)

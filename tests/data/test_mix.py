@@ -7,30 +7,24 @@ import numpy as np
 import pytest
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.data.lanes import Lane, LaneState, Reading
-from sf_lightning.data.packing import Pack, pack
+from sf_lightning.data.lanes import Lane, LaneConfig, LaneState
 from sf_lightning.data.perturb import Perturbation
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import Clip, decode_clip
 from sf_lightning.data.shards import ShardSet
-from tests.data.test_lanes import SHAPE, copy_of, same
-from tests.data.test_shards import raw_sample
 from tests.toys.audio import synthetic_voice
+from tests.toys.shards import copy_shards, lane_packs, packs_equal, raw_sample
 
 
 @pytest.fixture(scope="module")
 def other(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """A second set: the first shards of the fixture."""
-    return copy_of(shards, tmp_path_factory.mktemp("other") / "set")
+    return copy_shards(shards, tmp_path_factory.mktemp("other") / "set")
 
 
 def mixed(sets: list[ShardSet], weights: list[float]) -> Lane:
     """Lane 0 of 1 over sets."""
-    return Lane(sets, 0, Reading(0, 1, 4000), weights)
-
-
-def packs(lane: Lane, count: int, state: LaneState = LaneState()) -> list[Pack]:
-    """Its packs from a state on."""
-    return list(islice(pack(lane.draws(state), SHAPE, 0, state), count))
+    return Lane(sets, 0, LaneConfig(0, 1, ClipRequirements(crop_samples=4000)), weights)
 
 
 def test_sets_are_drawn_from_by_weight_and_each_in_its_own_order(shards: ShardSet, other: ShardSet) -> None:
@@ -47,11 +41,11 @@ def test_sets_are_drawn_from_by_weight_and_each_in_its_own_order(shards: ShardSe
 
 
 def test_a_mix_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet, other: ShardSet) -> None:
-    whole = packs(mixed([shards, other], [2, 1]), 26)
+    whole = lane_packs(mixed([shards, other], [2, 1]), 26)
     assert max(place.epoch for place in whole[-1].state.places) >= 1
     for stop in range(25):
-        (after,) = packs(mixed([shards, other], [2, 1]), 1, whole[stop].state)
-        assert same(after, whole[stop + 1])
+        (after,) = lane_packs(mixed([shards, other], [2, 1]), 1, whole[stop].state)
+        assert packs_equal(after, whole[stop + 1])
 
 
 def clip(seconds: float) -> Clip:

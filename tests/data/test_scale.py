@@ -8,7 +8,8 @@ import pytest
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.index import IndexRow
-from sf_lightning.data.lanes import Lane, LaneState, Place, Reading
+from sf_lightning.data.lanes import Lane, LaneConfig, LaneState, Place
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import Raw
 from sf_lightning.data.shards import Manifest, ShardInfo, ShardSet
 from sf_lightning.data.writer import replace_file
@@ -35,7 +36,9 @@ def test_an_epoch_is_planned_from_the_manifest_alone_in_little_memory(
     monkeypatch.setattr(ShardSet, "open", lambda self, name, size=None: read.append(name))
     tracemalloc.start()
     held = ShardSet(large)
-    lanes = [Lane([held], number, Reading(0, LANES, 4000)) for number in range(LANES)]
+    lanes = [
+        Lane([held], number, LaneConfig(0, LANES, ClipRequirements(crop_samples=4000))) for number in range(LANES)
+    ]
     plans = [lane.strands[0]._groups(7) for lane in lanes]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -65,7 +68,7 @@ def test_a_lane_deep_in_an_epoch_opens_only_the_group_it_is_in(
 
     monkeypatch.setattr(ShardSet, "index", index)
     monkeypatch.setattr(ShardSet, "read", read)
-    lane = Lane([ShardSet(large)], 0, Reading(0, lanes, 4000, group=4))
+    lane = Lane([ShardSet(large)], 0, LaneConfig(0, lanes, ClipRequirements(crop_samples=4000), group=4))
     drawn = next(lane.draws(LaneState((Place(3, sample),))))
     assert drawn.state.places == (Place(3, sample),) and drawn.after.places == (Place(3, sample + 1),)
     group = lane.strands[0]._groups(3)[sample // (4 * SAMPLES)]

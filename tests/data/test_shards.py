@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,15 @@ from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.build import build
 from sf_lightning.data.corpus import find_units
 from sf_lightning.data.recipe import Recipe
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, decode_clip, read_npy, read_speech, read_tokens, reference_crop
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.writer import npy
-from sf_lightning.tokens.load import load_tokenizer
+from sf_lightning.tokens.base import TokenizerSpec
 from tests.toys.audio import synthetic_voice, write_corpus
+from tests.toys.shards import raw_sample, tokenizer_beside
 
-NEEDS = {"mel": MelConfig(), "tokenizer": "kmeans", "vocabulary": 50, "frames_per_token": 4, "x_vectors": ("", 0)}
-
-
-def tokenizer_of(shards: ShardSet):
-    """The tokenizer that the fixture saved beside its set."""
-    return load_tokenizer(shards.folder.parent / "kmeans-50.npz")
+TOKENS = TokenizerSpec("kmeans", 50, 4, "")
 
 
 def test_plain_webdataset_reads_a_shard_and_finds_audio_as_it_came(shards: ShardSet) -> None:
@@ -56,7 +54,7 @@ def test_manifest_and_indices_say_what_the_tars_hold(shards: ShardSet) -> None:
 
 def test_the_same_audio_gives_the_same_bytes(shards: ShardSet, tmp_path: Path) -> None:
     units = find_units(shards.folder.parent / "audio", 5)
-    again = build(units, tmp_path / "again", Recipe(tokenizer_of(shards), shard_samples=5))
+    again = build(units, tmp_path / "again", Recipe(tokenizer_beside(shards), shard_samples=5))
     assert again == shards.manifest
 
 
@@ -86,7 +84,7 @@ def test_broken_files_are_left_out_counted_and_named(
     soundfile.write(bad / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
     (bad / "garbage.flac").write_bytes(b"garbage")
     (bad / "notes.txt").write_text("no audio")
-    manifest = build(find_units(folder, 100), tmp_path / "set", Recipe(tokenizer_of(shards)))
+    manifest = build(find_units(folder, 100), tmp_path / "set", Recipe(tokenizer_beside(shards)))
     assert manifest.skipped == {"silent": 1, "too short": 1, "not finite": 1, "undecodable": 1}
     assert manifest.shards[0].samples == 3
     said = capsys.readouterr().out
@@ -97,7 +95,7 @@ def test_a_corpus_of_nothing_but_silence_writes_nothing(shards: ShardSet, tmp_pa
     (tmp_path / "audio").mkdir()
     soundfile.write(tmp_path / "audio" / "silent.wav", np.zeros(16000), 16000)
     with pytest.raises(ValueError, match=r"not one clip could be used \(silent: 1\): nothing was written"):
-        build(find_units(tmp_path / "audio", 100), tmp_path / "set", Recipe(tokenizer_of(shards)))
+        build(find_units(tmp_path / "audio", 100), tmp_path / "set", Recipe(tokenizer_beside(shards)))
     assert not list(tmp_path.glob("set*"))
 
 
@@ -106,7 +104,7 @@ def test_what_is_there_is_never_overwritten(shards: ShardSet) -> None:
     with pytest.raises(
         FileExistsError, match=r"is there already, made by another build \(shard_samples was 5 and is 100"
     ):
-        build(find_units(shards.folder.parent / "audio", 5), shards.folder, Recipe(tokenizer_of(shards)))
+        build(find_units(shards.folder.parent / "audio", 5), shards.folder, Recipe(tokenizer_beside(shards)))
     assert (shards.folder / "manifest.json").read_bytes() == before
 
 
@@ -133,30 +131,33 @@ def test_a_file_in_the_place_of_a_folder_is_named(shards: ShardSet, tmp_path: Pa
         find_units(tmp_path / "clip.wav", 100)
     units = find_units(shards.folder.parent / "audio", 5)
     with pytest.raises(FileExistsError, match=r"clip.wav is there already: delete it or give another --out"):
-        build(units, tmp_path / "clip.wav", Recipe(tokenizer_of(shards)))
+        build(units, tmp_path / "clip.wav", Recipe(tokenizer_beside(shards)))
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("requirements", "said"),
     [
         (
-            {"tokenizer": "s3"},
-            "has tokenizer kmeans, the model has s3: give .* --model.tokenizer as theirs",
+            ClipRequirements(tokens=replace(TOKENS, name="s3")),
+            "has tokenizer kmeans, the model requires s3: .* train with --model.tokenizer=kmeans",
         ),
         (
-            {"vocabulary": 6561},
-            "has vocabulary 50, the model has 6561: give .* --model.dit.vocabulary as",
+            ClipRequirements(tokens=replace(TOKENS, vocabulary=6561)),
+            "has vocabulary 50, the model requires 6561: .* --model.dit.vocabulary=50",
         ),
-        ({"mel": MelConfig(num_bands=100)}, "has mel num_bands 80, the model has num_bands 100"),
-        ({"frames_per_token": 2}, "has frames per token 4, the model has 2"),
+        (ClipRequirements(MelConfig(num_bands=100)), "has mel num_bands 80, the model requires 100"),
+        (
+            ClipRequirements(tokens=replace(TOKENS, frames_per_token=2)),
+            "has frames per token 4, the model requires 2",
+        ),
     ],
 )
 def test_a_set_of_another_tokenizer_or_mel_is_refused_with_both_values(
-    shards: ShardSet, change: dict, said: str
+    shards: ShardSet, requirements: ClipRequirements, said: str
 ) -> None:
-    shards.require(**NEEDS)
+    ClipRequirements(tokens=TOKENS).check_set(shards)
     with pytest.raises(ValueError, match=said):
-        shards.require(**(NEEDS | change))
+        requirements.check_set(shards)
 
 
 def test_a_folder_that_is_no_shard_set_says_how_to_make_one(tmp_path: Path) -> None:
@@ -235,14 +236,6 @@ def test_headers_that_lie_about_rate_and_length_are_undecodable() -> None:
             assert error.cause == "undecodable"
     with pytest.raises(BadSample, match="audio at 1 Hz, wanted 4000 to 768000"):
         read_speech(slow.getvalue(), MelConfig())
-
-
-def raw_sample(wave: np.ndarray, tokens: int, rate: int = 16000) -> dict:
-    """A sample as WebDataset reads it."""
-    audio, array = io.BytesIO(), io.BytesIO()
-    soundfile.write(audio, wave, rate, format="WAV", subtype="FLOAT")
-    np.save(array, np.zeros(tokens, np.int32))
-    return {"__key__": "a", "wav": audio.getvalue(), "tokens.npy": array.getvalue()}
 
 
 @pytest.mark.parametrize("frames", [97, 98, 99, 100, 101, 102, 103])

@@ -16,8 +16,7 @@ from sf_lightning.data.corpus import find_units
 from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.store import Store
-from sf_lightning.tokens.load import load_tokenizer
-from tests.data.test_lanes import packs, same
+from tests.toys.shards import packs_equal, set_packs, tokenizer_beside
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="WebDataset reads http through curl")
 
@@ -65,15 +64,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_set_on_a_web_server_gives_the_packs_of_the_folder_and_is_brought_once(
     shards: ShardSet, server: str
 ) -> None:
-    here, there = packs(shards, 10), packs(ShardSet(server), 10)  # more than an epoch
-    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+    here, there = (
+        set_packs(shards, 10),
+        set_packs(ShardSet(server), 10),
+    )  # more than an epoch
+    assert all(packs_equal(a, b) for a, b in zip(here, there, strict=True))
     assert Flaky.asked.count("/shard-000000.tar") == 2  # broken off once, then whole
     assert Flaky.asked.count("/shard-000001.tar") == Flaky.asked.count("/shard-000001.json") == 1
 
 
 def test_a_command_brings_a_set_too(shards: ShardSet) -> None:
     there = ShardSet(f"pipe:cat '{shards.folder}/{{}}'")
-    assert all(same(a, b) for a, b in zip(packs(shards, 3), packs(there, 3), strict=True))
+    assert all(packs_equal(a, b) for a, b in zip(set_packs(shards, 3), set_packs(there, 3), strict=True))
 
 
 def test_the_cache_stays_below_its_size_and_keeps_what_was_used_last(shards: ShardSet, cache: Path) -> None:
@@ -90,13 +92,18 @@ def test_the_cache_stays_below_its_size_and_keeps_what_was_used_last(shards: Sha
 def test_a_set_that_is_built_again_is_read_again(shards: ShardSet, tmp_path: Path) -> None:
     place = tmp_path / "place"
     shutil.copytree(shards.folder, place)
-    before = packs(ShardSet(f"pipe:cat '{place}/{{}}'"), 3)
-    assert same(before[0], packs(shards, 1)[0])
+    before = set_packs(ShardSet(f"pipe:cat '{place}/{{}}'"), 3)
+    assert packs_equal(before[0], set_packs(shards, 1)[0])
     shutil.rmtree(place)
     units = find_units(Path(shards.folder).parent / "audio", 5)[1:]
-    build(units, place, Recipe(load_tokenizer(Path(shards.folder).parent / "kmeans-50.npz"), shard_samples=5))
-    after, wanted = packs(ShardSet(f"pipe:cat '{place}/{{}}'"), 3), packs(ShardSet(place), 3)
-    assert all(same(a, b) for a, b in zip(after, wanted, strict=True)) and not same(before[0], after[0])
+    build(units, place, Recipe(tokenizer_beside(shards), shard_samples=5))
+    after, wanted = (
+        set_packs(ShardSet(f"pipe:cat '{place}/{{}}'"), 3),
+        set_packs(ShardSet(place), 3),
+    )
+    assert all(packs_equal(a, b) for a, b in zip(after, wanted, strict=True)) and not packs_equal(
+        before[0], after[0]
+    )
 
 
 def test_what_was_opened_can_be_read_though_the_cache_deletes_it(shards: ShardSet, cache: Path) -> None:
@@ -105,7 +112,7 @@ def test_what_was_opened_can_be_read_though_the_cache_deletes_it(shards: ShardSe
         assert "shard-000000.tar" not in {path.name for path in cache.rglob("*")}
         assert file.read() == (Path(shards.folder) / "shard-000000.tar").read_bytes()
     there = ShardSet(f"pipe:cat '{shards.folder}/{{}}'", cache_gb=0.0)
-    assert all(same(a, b) for a, b in zip(packs(shards, 8), packs(there, 8), strict=True))
+    assert all(packs_equal(a, b) for a, b in zip(set_packs(shards, 8), set_packs(there, 8), strict=True))
 
 
 def test_a_server_that_goes_silent_is_given_up() -> None:
@@ -144,4 +151,4 @@ def test_a_shard_that_vanished_from_a_server_is_named(
     monkeypatch.setattr(Store, "delay", 0.0)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(FileNotFoundError, match=r"shard-000003.tar' could not be read in 5 attempts"):
-        packs(there, 10)
+        set_packs(there, 10)

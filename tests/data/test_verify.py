@@ -14,7 +14,7 @@ from sf_lightning.data.lookup import look_up
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.verify import repair, verify, verify_shard, verify_table
 from sf_lightning.data.writer import npy
-from tests.data.test_lanes import copy_of
+from tests.toys.shards import copy_shards
 
 
 def say(*args: str) -> None:
@@ -28,7 +28,7 @@ def test_a_whole_set_has_no_problems(shards: ShardSet, capsys: pytest.CaptureFix
 
 
 def test_damage_is_named_and_repaired(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     folder = Path(broken.folder)
     tar = folder / "shard-000001.tar"
     data = bytearray(tar.read_bytes())
@@ -57,7 +57,7 @@ def test_damage_is_named_and_repaired(shards: ShardSet, tmp_path: Path, capsys: 
 
 
 def test_a_manifest_that_lies_and_an_index_that_is_gone_are_named(shards: ShardSet, tmp_path: Path) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     path = Path(broken.folder) / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["shards"][0]["samples"] = 6
@@ -75,7 +75,7 @@ def test_a_manifest_that_lies_and_an_index_that_is_gone_are_named(shards: ShardS
 def test_a_shard_whose_tar_and_index_are_both_damaged_is_given_up(
     shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     tar = Path(broken.folder) / "shard-000002.tar"
     tar.write_bytes(tar.read_bytes()[:-1])
     tar.with_suffix(".json").unlink()
@@ -86,7 +86,7 @@ def test_a_shard_whose_tar_and_index_are_both_damaged_is_given_up(
 def test_a_repair_remembers_what_was_left_out_of_a_shard_when_it_was_built(
     shards: ShardSet, tmp_path: Path
 ) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     index = Path(broken.folder) / "shard-000001.json"
     said = json.loads(index.read_text()) | {"skipped": {"silent": 2}}
     said["rows"][1][2] ^= 1
@@ -98,7 +98,7 @@ def test_a_repair_remembers_what_was_left_out_of_a_shard_when_it_was_built(
 def test_a_repair_that_was_killed_between_shards_and_manifest_loses_nothing_when_it_is_done_again(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     folder = Path(broken.folder)
     (folder / "shard-000003.tar").write_bytes((folder / "shard-000003.tar").read_bytes()[:60_000])
     left = len(list(broken.read(3)))
@@ -115,7 +115,7 @@ def test_a_repair_that_was_killed_between_shards_and_manifest_loses_nothing_when
 def test_parts_read_every_shard_once_and_the_table_too(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = Path(copy_of(shards, tmp_path / "set").folder)
+    folder = Path(copy_shards(shards, tmp_path / "set").folder)
     for part, said in (("1/2", "13 samples in 3 shards"), ("2/2", "10 samples in 2 shards"), ("6/6", "0 samples")):
         say("verify", f"--shards={folder}", f"--part={part}")
         assert f"set, part {part}: {said}" in capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_parts_read_every_shard_once_and_the_table_too(
 
 
 def test_repair_is_refused_in_parts(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = Path(copy_of(shards, tmp_path / "set").folder)
+    folder = Path(copy_shards(shards, tmp_path / "set").folder)
     (folder / "shard-000001.tar").write_bytes(b"")
     before = (folder / "manifest.json").read_bytes()
     for args, said in (
@@ -147,7 +147,7 @@ def test_repair_is_refused_in_parts(shards: ShardSet, tmp_path: Path, capsys: py
 def test_processes_find_and_repair_what_one_does(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     for number in (1, 3):
         (Path(broken.folder) / f"shard-00000{number}.tar").write_bytes(b"")
     alone = verify(broken)
@@ -172,7 +172,7 @@ def test_processes_find_and_repair_what_one_does(
 def test_a_look_up_table_that_is_no_table_of_this_set_is_named_and_made_again(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, table: np.ndarray | bytes | None, said: str
 ) -> None:
-    path = Path(copy_of(shards, tmp_path / "set").folder) / "lookup.npy"
+    path = Path(copy_shards(shards, tmp_path / "set").folder) / "lookup.npy"
     before = path.read_bytes()
     path.unlink()
     if table is not None:
@@ -186,7 +186,7 @@ def test_a_look_up_table_that_is_no_table_of_this_set_is_named_and_made_again(
 
 
 def test_a_repaired_set_has_the_table_of_what_is_left(shards: ShardSet, tmp_path: Path) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     folder = Path(broken.folder)
     for number in (0, 1, 2, 3):
         (folder / f"shard-00000{number}.tar").write_bytes(b"")
@@ -199,7 +199,7 @@ def test_a_repaired_set_has_the_table_of_what_is_left(shards: ShardSet, tmp_path
 def test_a_repair_that_is_killed_leaves_no_table_of_samples_that_are_gone(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = copy_of(shards, tmp_path / "set")
+    broken = copy_shards(shards, tmp_path / "set")
     (Path(broken.folder) / "shard-000001.tar").write_bytes(b"")
 
     def kill(shards: ShardSet) -> None:

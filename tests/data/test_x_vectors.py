@@ -8,9 +8,10 @@ import pytest
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.build import build, fit_tokenizer
 from sf_lightning.data.corpus import find_units
-from sf_lightning.data.lanes import Lane, LaneState, Reading
+from sf_lightning.data.lanes import Lane, LaneConfig, LaneState
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.recipe import Recipe, SpeakerSpec
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.speaker import SpeakerConfig
 from tests.toys.audio import write_corpus
@@ -46,7 +47,7 @@ def test_each_piece_of_a_pack_has_the_x_vector_of_its_clip(stored: ShardSet) -> 
     for shard in range(2):
         for drawn in stored.read(shard):
             expected[drawn["__key__"]] = drawn["speaker.npy"]
-    lane = Lane([stored], 0, Reading(0, 1, 4000, x_vector_width=WIDTH))
+    lane = Lane([stored], 0, LaneConfig(0, 1, ClipRequirements(crop_samples=4000, x_vector_width=WIDTH)))
     stream = pack(lane.draws(LaneState()), PackShape(10, 24, 4, 4, MelConfig()))
     batch = Batch.of_packs([next(stream), next(stream)])
     assert batch.x_vector.shape == (8, WIDTH)
@@ -74,8 +75,8 @@ def test_a_model_trains_on_them_and_one_without_does_not_read_them(stored: Shard
 @pytest.mark.parametrize(
     ("wants", "said"),
     [
-        (("another", WIDTH), r"x-vectors \('elsewhere', 5\), the model has \('another', 5\)"),
-        (("elsewhere", 6), r"x-vectors \('elsewhere', 5\), the model has \('elsewhere', 6\)"),
+        (("another", WIDTH), r"x-vectors \('elsewhere', 5\), the model requires \('another', 5\)"),
+        (("elsewhere", 6), r"x-vectors \('elsewhere', 5\), the model requires \('elsewhere', 6\)"),
     ],
 )
 def test_x_vectors_of_another_kind_are_refused_before_training(
@@ -88,5 +89,5 @@ def test_x_vectors_of_another_kind_are_refused_before_training(
 
 def test_a_set_without_x_vectors_is_refused_by_a_model_that_wants_them(shards: ShardSet, tmp_path: Path) -> None:
     speaker = SpeakerConfig(channels=8, x_vectors="elsewhere", x_vector_width=WIDTH)
-    with pytest.raises(ValueError, match=r"has x-vectors \('', 0\), the model has \('elsewhere', 5\)"):
+    with pytest.raises(ValueError, match=r"has x-vectors \('', 0\), the model requires \('elsewhere', 5\)"):
         fit_decoder(tmp_path, decoder_module(speaker=speaker), decoder_data(shards), 1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sf_lightning.data.lanes import Lane, LaneState, Reading
+from sf_lightning.data.lanes import LaneState
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.blocks import Blocks
@@ -23,6 +23,7 @@ from sf_lightning.training.optimizer import OptimizerConfig
 from sf_lightning.vocoder.config import VocoderConfig
 from tests.toys.audio import synthetic_voice
 from tests.toys.networks import SMALL_DIT
+from tests.toys.shards import make_lane
 from tests.toys.trainer import QUIET_TRAINER
 
 
@@ -81,7 +82,7 @@ def fit_decoder(
 def decoder_batch(shards: ShardSet, lanes: int = 2) -> Batch:
     """Returns the first batch of a run."""
     shape = PackShape(8, 24, 4, 8, shards.manifest.mel)
-    streams = [pack(Lane([shards], n, Reading(0, lanes, 4000)).draws(LaneState()), shape, n) for n in range(lanes)]
+    streams = [pack(make_lane(shards, n, lanes).draws(LaneState()), shape, n) for n in range(lanes)]
     return Batch.of_packs([next(stream) for stream in streams])
 
 

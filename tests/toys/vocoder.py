@@ -8,7 +8,7 @@ import lightning as L
 import torch
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
-from sf_lightning.data.lanes import Lane, LaneState, Reading
+from sf_lightning.data.lanes import LaneState
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, Segments, cut, draw_starts
 from sf_lightning.data.shards import ShardSet
@@ -17,6 +17,7 @@ from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
+from tests.toys.shards import make_lane
 from tests.toys.trainer import QUIET_TRAINER
 
 VOCODER_SETTINGS: dict[str, Any] = {
@@ -56,7 +57,7 @@ class RepeatedBatch:
 def vocoder_batch(shards: ShardSet, packs: int = 1, lane: int = 0) -> Batch:
     """Returns the first packs of a lane as one batch."""
     shape = PackShape(8, BLOCK_FRAMES, 4, 8, shards.manifest.mel)
-    stream = pack(Lane([shards], lane, Reading(0, 2, 0)).draws(LaneState()), shape, lane)
+    stream = pack(make_lane(shards, lane, 2, crop_samples=0).draws(LaneState()), shape, lane)
     return Batch.of_packs([next(stream) for _ in range(packs)])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.held_out import first_clips
 from sf_lightning.data.packing import Batch
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.segments import SegmentConfig
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.teacher import Teacher
@@ -88,7 +89,7 @@ def test_a_segment_has_the_wave_of_the_clip_and_the_mel_of_the_decoder(shards: S
 
 def test_a_clip_is_heard_whole_and_the_same_every_time(shards: ShardSet) -> None:
     teacher = Teacher(small_model(LAYOUT), 0.5, seed=0)
-    for number, drawn in enumerate(first_clips(shards, 3, 4000)):
+    for number, drawn in enumerate(first_clips(shards, 3, ClipRequirements(crop_samples=4000))):
         made = teacher.mel_of(drawn, number, torch.device("cpu"))
         assert made.shape == (len(drawn.clip.wave) // 160, 80)
         assert torch.equal(made, teacher.mel_of(drawn, number, torch.device("cpu")))
@@ -157,5 +158,5 @@ def test_a_decoder_that_cannot_lead_is_refused(shards: ShardSet, decoder: str, t
         vocoder_data(shards, mels="generated", decoder=str(tmp_path / "nowhere.ckpt")).check(vocoder_module())
     content = torch.load(decoder, weights_only=True)
     torch.save(content | {"tokenizer_digest": "abc"}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"has tokens of tokenizer \w+, the model learns those of abc"):
+    with pytest.raises(ValueError, match=r"has tokens of kmeans with digest \w+, the model requires digest abc"):
         vocoder_data(shards, mels="generated", decoder=str(tmp_path / "other.ckpt")).check(vocoder_module())

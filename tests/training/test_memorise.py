@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sf_lightning.data.lanes import Lane, LaneState, Reading
+from sf_lightning.data.lanes import LaneState
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.streaming.state import DecodeConfig
 from tests.toys.decoder import decoder_module
+from tests.toys.shards import make_lane
 
 
 @pytest.mark.slow
@@ -23,7 +24,7 @@ def test_it_learns_a_clip_by_heart(shards: ShardSet, predict: str) -> None:
         predict=predict,
         decode=DecodeConfig(steps=6, guidance=0.0),
     )
-    drawn = next(Lane([shards], 0, Reading(0, 1, 4000)).draws(LaneState()))
+    drawn = next(make_lane(shards, 0, 1).draws(LaneState()))
     only = next(pack([drawn], PackShape(8, 24, 4, 1, shards.manifest.mel)))
     batch = Batch.of_packs([only])
     steps = 1500

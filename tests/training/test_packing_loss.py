@@ -4,19 +4,20 @@ import dataclasses
 from collections import Counter
 from itertools import islice
 
-from sf_lightning.data.lanes import Lane, LaneState, Place, Reading
+from sf_lightning.data.lanes import LaneState, Place
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.flow.path import straight_path
 from sf_lightning.model.blocks import Blocks
 from tests.toys.decoder import decoder_module
 from tests.toys.networks import randomize_weights
+from tests.toys.shards import make_lane
 
 
 def test_the_loss_of_packs_is_that_of_their_pieces_alone_weighted_by_frames(shards: ShardSet) -> None:
     module = decoder_module()
     randomize_weights(module.model)
-    lane = Lane([shards], 0, Reading(0, 1, 4000))
+    lane = make_lane(shards, 0, 1)
     stream = pack(lane.draws(LaneState()), PackShape(10, 24, 4, 4, shards.manifest.mel))
     batch = Batch.of_packs(list(islice(stream, 3)))
     assert max(Counter(filter(None, batch.keys)).values()) > 1  # a clip is cut, its tail is a piece of its own
@@ -59,7 +60,7 @@ def test_two_ranks_never_see_the_same_clip_in_an_epoch_and_together_they_see_all
         for rank in range(world):
             mine = set()
             for number in range(rank, lanes, world):
-                for drawn in Lane([shards], number, Reading(0, lanes, 4000)).draws(LaneState((Place(epoch),))):
+                for drawn in make_lane(shards, number, lanes).draws(LaneState((Place(epoch),))):
                     if drawn.state.places[0].epoch > epoch:
                         break
                     mine.add(drawn.clip.key)

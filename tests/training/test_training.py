@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sf_lightning.data.lanes import Lane, LaneState, Reading
+from sf_lightning.data.lanes import LaneState
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.layout import Layout
@@ -19,6 +19,7 @@ from sf_lightning.training.ema import move_average
 from sf_lightning.training.module import StreamFlowModule
 from tests.toys.decoder import DecoderLosses, decoder_batch, decoder_data, decoder_module, fit_decoder
 from tests.toys.networks import SMALL_DIT, randomize_weights
+from tests.toys.shards import make_lane
 from tests.toys.trainer import QUIET_TRAINER
 
 
@@ -90,9 +91,7 @@ def test_the_loss_of_a_step_is_the_mean_of_its_packs_alone(shards: ShardSet) -> 
     alone = []
     for number in range(2):
         shape = PackShape(8, 24, 4, 8, shards.manifest.mel)
-        one = Batch.of_packs(
-            [next(pack(Lane([shards], number, Reading(0, 2, 4000)).draws(LaneState()), shape, number))]
-        )
+        one = Batch.of_packs([next(pack(make_lane(shards, number, 2).draws(LaneState()), shape, number))])
         alone.append(module._losses(module.model, one, module._draw(one)).mean())
     together = module._losses(module.model, both, module._draw(both)).mean()
     torch.testing.assert_close(together, (alone[0] + alone[1]) / 2, atol=1e-5, rtol=1e-5)
@@ -173,8 +172,8 @@ def test_a_checkpoint_of_another_network_is_refused(
 @pytest.mark.parametrize(
     ("module", "change", "said"),
     [
-        ({"tokenizer": "s3"}, {}, "tokenizer kmeans, the model has s3"),
-        ({"dit": replace(SMALL_DIT, vocabulary=60)}, {}, "vocabulary 50, the model has 60"),
+        ({"tokenizer": "s3"}, {}, "tokenizer kmeans, the model requires s3"),
+        ({"dit": replace(SMALL_DIT, vocabulary=60)}, {}, "vocabulary 50, the model requires 60"),
         ({}, {"pack_frames": 10}, "pack_frames 10 is less than a block of 24"),
         ({}, {"lanes": 24}, "23 samples for 24 lanes"),
         ({}, {"val_clips": 0}, r"gives 0 clips that can be decoded, each of 1 processes needs one"),
@@ -202,5 +201,5 @@ def test_a_run_that_begins_with_a_decoder_of_other_tokens_says_so(
 def test_a_model_is_not_trained_on_with_tokens_of_another_fit(shards: ShardSet, tmp_path: Path) -> None:
     module = decoder_module()
     module.tokenizer_digest = "another"
-    with pytest.raises(ValueError, match="the model learns those of another: build it again with --tokenizer"):
+    with pytest.raises(ValueError, match="the model requires digest another: use clips tokenized with"):
         fit_decoder(tmp_path, module, decoder_data(shards), 1)

@@ -9,6 +9,7 @@ import pytest
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.segments import SegmentConfig
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.optimizer import GANOptimizerConfig
@@ -58,8 +59,8 @@ def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, s
 @pytest.mark.parametrize(
     ("module", "change", "said"),
     [
-        ({"mel": MelConfig(f_max=7000.0)}, {}, "has mel f_max 8000, the model has f_max 7000: give other shards"),
-        ({"mel": MelConfig(24000)}, {}, r"has mel sample_rate 16000, the model has sample_rate 24000"),
+        ({"mel": MelConfig(f_max=7000.0)}, {}, "has mel f_max 8000.0, the model requires 7000.0: use other clips"),
+        ({"mel": MelConfig(24000)}, {}, r"has mel sample_rate 16000, the model requires 24000"),
         (
             {"segments": SegmentConfig(frames=60)},
             {},
@@ -88,7 +89,7 @@ def test_clips_shorter_than_a_segment_are_passed_over_and_every_pack_holds_one(
     fit_vocoder(module, datamodule, 6, notes)
     assert caplog.text.count("clips of less than 180 frames are passed over") == 1
     assert not any(datamodule.skipped.values())  # they are not broken
-    lengths = {each.clip.key: len(each.clip.wave) // 160 for each in first_clips(shards, 23, 0)}
+    lengths = {each.clip.key: len(each.clip.wave) // 160 for each in first_clips(shards, 23, ClipRequirements())}
     assert all(lengths[key] >= 180 for _, _, keys in notes.steps for key in keys if key)
 
 

@@ -70,7 +70,7 @@ class Throughput(L.Callback):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, ShardDataModule)
         self.datamodule, self.device = datamodule, pl_module.device
-        self.frame_rate, self.flops_per_frame = pl_module.needs.mel.frame_rate, 0.0
+        self.frame_rate, self.flops_per_frame = pl_module.clip_requirements.mel.frame_rate, 0.0
         if isinstance(pl_module, StreamFlowModule):
             self.flops_per_frame = flops_per_frame(pl_module.model.dit, datamodule.shape.num_blocks)
         dtype = DTYPES.get(str(trainer.precision).split("-")[0], torch.float32)

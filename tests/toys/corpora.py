@@ -58,3 +58,28 @@ def emilia(folder: Path) -> Path:
 def files(folder: Path) -> dict[str, bytes]:
     """Everything in a folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def mutate(data: bytes, random: np.random.Generator) -> bytes:
+    """Breaks a tar in one of five ways."""
+    out, kind = bytearray(data), random.integers(5)
+    if kind == 0:  # cut
+        return bytes(out[: random.integers(len(out))])
+    if kind == 1:  # flip a few bits
+        for place in random.integers(len(out), size=random.integers(1, 9)):
+            out[place] ^= 1 << random.integers(8)
+        return bytes(out)
+    blocks = [bytes(out[i : i + 512]) for i in range(0, len(out), 512)]
+    if kind == 2:  # two blocks change places
+        a, b = random.integers(len(blocks), size=2)
+        blocks[a], blocks[b] = blocks[b], blocks[a]
+    elif kind == 3:  # a run of blocks is lost, or is there twice
+        a, length = random.integers(len(blocks)), random.integers(1, 20)
+        blocks[a : a + length] = [] if random.random() < 0.5 else 2 * blocks[a : a + length]
+    else:  # a header lies about its size, with a checksum that is right
+        headers = [i for i, block in enumerate(blocks) if block[257:262] == b"ustar"]
+        at = headers[random.integers(len(headers))]
+        info = tarfile.TarInfo.frombuf(blocks[at], "utf-8", "strict")
+        info.size = int(random.choice([0, 1, 10**10, 2**33 - 1, info.size + 512]))
+        blocks[at] = info.tobuf(tarfile.USTAR_FORMAT if info.size < 2**33 else tarfile.GNU_FORMAT)[:512]
+    return b"".join(blocks)

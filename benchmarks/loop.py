@@ -39,21 +39,21 @@ from rich.table import Table
 from sf_lightning.cli.fit import FitCLI
 from sf_lightning.cli.fit import main as sf_fit
 from sf_lightning.data.packing import Batch
-from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
+from sf_lightning.training.callbacks.preemption import Preemption
 from sf_lightning.training.callbacks.progress import ProgressBar
 from sf_lightning.training.callbacks.throughput import Throughput
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.loader import StepLoader
-from sf_lightning.training.loggers import ContinuingCSV, ContinuingWandb
+from sf_lightning.training.loggers import ResumableCSVLogger, ResumableWandbLogger
 from sf_lightning.training.module import StreamFlowModule
 
 CONFIG = Path(__file__).parents[1] / "experiments" / "demo.yaml"
 PARTS = (
-    ContinuingCSV,
-    ContinuingWandb,
-    Continuation,
+    ResumableCSVLogger,
+    ResumableWandbLogger,
+    Preemption,
     Throughput,
     LearningRateMonitor,
     ProgressBar,

@@ -32,7 +32,7 @@ from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.scaling import BUCKET
-from sf_lightning.training.sharding import shard
+from sf_lightning.training.sharding import shard_weights
 
 WORLD = 2
 UTTERANCES, FRAMES = 2, 240
@@ -116,7 +116,7 @@ def rank(number: int, port: int, repeats: int, out: Path) -> None:
     dist.init_process_group("gloo", rank=number, world_size=WORLD)
     alone, reduced, parts = ((network(), network()) for _ in range(3))
     for each in parts:
-        shard(each, init_device_mesh("cpu", (WORLD,)))
+        shard_weights(each, init_device_mesh("cpu", (WORLD,)))
     for _, average in (alone, reduced, parts):
         average.requires_grad_(False)
     weights, layers = (sum(p.numel() for p in each.parameters()) for each in (alone[0], alone[0].dit.layers))

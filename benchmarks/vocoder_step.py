@@ -200,7 +200,7 @@ def measure(config: Any, shards: Path, steps: int) -> tuple[list[float], list[fl
     as_it_comes = OmegaConf.merge(config, {"model": {"compile": False}})
     with redirect_stdout(None):
         modules = [make(as_it_comes), make(config), make(config)]
-    batch = modules[0].draw(batch_of(ShardSet(shards), config)).to(device)
+    batch = modules[0].add_random_draws(batch_of(ShardSet(shards), config)).to(device)
     seconds, losses = ([[] for _ in WAYS] for _ in range(2))
     others = [Theirs(modules[0], batch).step, Bare(modules[1], batch).step]
     turns = Turns(batch, others, steps + WARM, seconds, losses)

@@ -20,13 +20,13 @@ from wandb.sdk.lib.runid import generate_id
 from sf_lightning.cli.configs import with_bases, with_presets
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.tracking import offline_without_key
-from sf_lightning.training.base import ShardTrained, plain, require_same
-from sf_lightning.training.callbacks.continuation import Continuation
+from sf_lightning.training.base import ShardModule, plain, require_matching_checkpoint
+from sf_lightning.training.callbacks.preemption import Preemption
 from sf_lightning.training.checkpoint import is_sharded_checkpoint, read_content
 from sf_lightning.training.datamodule import ShardDataModule
-from sf_lightning.training.loggers import ContinuingWandb
+from sf_lightning.training.loggers import ResumableWandbLogger
 from sf_lightning.training.module import StreamFlowModule
-from sf_lightning.training.saving import WholeFiles, newest, saves_folders
+from sf_lightning.training.saving import AtomicCheckpointIO, newest_checkpoint, saves_sharded_folders
 from sf_lightning.training.vocoder_module import VocoderModule
 
 
@@ -55,20 +55,20 @@ class RecordRun(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Logs config, commit, what it was begun with, shard digests, and what the module has to say of itself."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(pl_module, ShardTrained) and isinstance(datamodule, ShardDataModule)
+        assert isinstance(pl_module, ShardModule) and isinstance(datamodule, ShardDataModule)
         config = plain(self.config.clone(with_meta=False).as_dict())  # without the files that parts were read from
         config.pop("config", None)
         record = {
             "config": config,
             "commit": _commit(),
-            "begun_with": pl_module.begun_with,
+            "initialized_from": pl_module.initialized_from,
             "shards": {
                 str(each.folder): [shard.digest for shard in each.manifest.shards] for each in datamodule.sets
             },
-        } | pl_module.record()
+        } | pl_module.description()
         for logger in trainer.loggers:
             logger.log_hyperparams(record)
-            if isinstance(logger, ContinuingWandb):
+            if isinstance(logger, ResumableWandbLogger):
                 Path(trainer.default_root_dir, RUN_ID).write_text(f"{logger.version}\n")
 
 
@@ -82,7 +82,7 @@ def _commit() -> str:
         return "unknown"
 
 
-MODULES: dict[str, type[ShardTrained]] = {"decoder": StreamFlowModule, "vocoder": VocoderModule}
+MODULES: dict[str, type[ShardModule]] = {"decoder": StreamFlowModule, "vocoder": VocoderModule}
 """What can be trained, by its name in `trains`."""
 
 
@@ -96,7 +96,7 @@ class FitCLI(LightningCLI):
         return {name: ours[name] for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `base`, which `with_bases` reads, and `trains`, which `what_to_train` reads."""
+        """Adds `base`, which `with_bases` reads, and `trains`, which `model_kind` reads."""
         parser.add_argument("--base", type=str | None, help="config, beside this one, that this one is laid over")
         trains = next(name for name, module in MODULES.items() if module is self.model_class)
         parser.add_argument("--trains", type=Literal[*MODULES], default=trains, help="what --model is")
@@ -113,7 +113,7 @@ class FitCLI(LightningCLI):
         """Leaves the configuration as it was given.
 
         Lightning would lay a checkpoint's hyperparameters over it, and what the user changed would be ignored. Here
-        a run that goes on must agree with its checkpoint (`require_same`) or says so.
+        a run that goes on must agree with its checkpoint (`require_matching_checkpoint`) or says so.
         """
 
     def before_instantiate_classes(self) -> None:
@@ -127,7 +127,7 @@ class FitCLI(LightningCLI):
         # Also where a run was stopped or killed before it saved anything: it begins again, under its id.
         goes_on = self.subcommand == "fit" and config.ckpt_path is not None
         if config.get("ckpt_path") == "last":
-            last = newest(Path(run, "checkpoints"))
+            last = newest_checkpoint(Path(run, "checkpoints"))
             config.ckpt_path = str(last) if last else None
             if last is None and self.subcommand == "validate":
                 raise FileNotFoundError(f"--ckpt_path=last: no checkpoint in {run}/checkpoints")
@@ -145,17 +145,17 @@ class FitCLI(LightningCLI):
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         given = [*plugins] if isinstance(plugins, list) else [plugins]
         ours = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-        trainer = super().instantiate_trainer(plugins=[*given, WholeFiles(), *ours], **kwargs)
+        trainer = super().instantiate_trainer(plugins=[*given, AtomicCheckpointIO(), *ours], **kwargs)
         # First, so that no other callback begins a step before which the run is left, or sums up a fit too early.
-        trainer.callbacks.sort(key=lambda each: not isinstance(each, Continuation))  # type: ignore[attr-defined]
+        trainer.callbacks.sort(key=lambda each: not isinstance(each, Preemption))  # type: ignore[attr-defined]
         return trainer
 
     def before_fit(self) -> None:
         """Refuses what does not fit, and a second run in the folder of a first, before any logger starts.
 
         Raises:
-            FileNotFoundError, ValueError: as `check` and `shape_for` of the data, `check` and `begin` of the
-                module, and `VocoderConfig.make`.
+            FileNotFoundError, ValueError: as `check` and `pack_shape` of the data, `check` and
+                `load_initial_weights` of the module, and `VocoderConfig.make`.
             FileExistsError: if the folder holds checkpoints and it is none of them that is continued.
         """
         folder = Path(self.trainer.default_root_dir)
@@ -164,12 +164,12 @@ class FitCLI(LightningCLI):
             self.model.make_vocoder()  # that it can be made is seen now
         if self.config.fit.ckpt_path is None:  # else the checkpoint has the weights, and knows their tokens
             self.datamodule.check(self.model)
-            self.model.begin()
+            self.model.load_initial_weights()
         else:
             content = self._read(Path(self.config.fit.ckpt_path), goes_on=True)
-            self.model.begun_with = content.get("begun_with")  # said before the checkpoint is restored
-            self.datamodule.require_order_of(content, self.model)
-        self.datamodule.shape_for(self.model, self.trainer.world_size)
+            self.model.initialized_from = content.get("begun_with")  # said before the checkpoint is restored
+            self.datamodule.require_resumable(content, self.model)
+        self.datamodule.pack_shape(self.model, self.trainer.world_size)
         if stale := [*folder.glob("hpc_ckpt_*")]:
             raise FileExistsError(
                 f"{stale[0]} is of Lightning's own requeueing, and would be taken for this run's: move it away"
@@ -196,7 +196,7 @@ class FitCLI(LightningCLI):
 
     def _read(self, path: Path, goes_on: bool = False) -> dict[str, Any]:
         """Reads a checkpoint of what this run trains; raises FileNotFoundError or ValueError if it is none."""
-        if is_sharded_checkpoint(path) and not saves_folders(self.trainer.strategy):
+        if is_sharded_checkpoint(path) and not saves_sharded_folders(self.trainer.strategy):
             raise ValueError(
                 f"--ckpt_path: {path} is a folder, of shards: go on with --trainer.strategy=fsdp2 or hsdp"
             )
@@ -204,7 +204,7 @@ class FitCLI(LightningCLI):
             content = read_content(path)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"--ckpt_path: {error}") from error
-        require_same(content, self.model, goes_on)
+        require_matching_checkpoint(content, self.model, goes_on)
         return content
 
 
@@ -243,11 +243,11 @@ def _of_agent(before: str = "") -> str:
 def _of_wandb(trainer: Namespace) -> Iterator[Any]:
     """The arguments of the loggers that go on with a run of W&B's."""
     for each in trainer.logger if isinstance(trainer.logger, list) else []:
-        if each["class_path"].endswith(ContinuingWandb.__name__):
+        if each["class_path"].endswith(ResumableWandbLogger.__name__):
             yield each["init_args"]
 
 
-def what_to_train(args: list[str]) -> str:
+def model_kind(args: list[str]) -> str:
     """Returns what the last `--trains`, or the last config that has one, names; by default a decoder.
 
     The parser must know it before it reads the rest, for each has options of its own under `model`.
@@ -281,12 +281,12 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", "A window was not provided")
     args = with_presets(with_bases(args))
     FitCLI(
-        MODULES[what_to_train(args)],
+        MODULES[model_kind(args)],
         ShardDataModule,
         args=args,
         parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False},
         save_config_callback=RecordRun,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"callbacks": [Continuation()]},
+        trainer_defaults={"callbacks": [Preemption()]},
         seed_everything_default=0,
     )

@@ -9,13 +9,13 @@ from sf_lightning.training import stop
 
 def main() -> None:
     """Listens, then runs the command line."""
-    stop.listen()
+    stop.watch_signals()
     from sf_lightning.cli.fit import main as fit
 
     try:
         fit()
     finally:
-        if stop.LEAVING.is_set():  # a handler would be gone before the interpreter is
+        if stop.EXITING.is_set():  # a handler would be gone before the interpreter is
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
@@ -27,7 +27,7 @@ def sweep() -> None:
         heard[0] = number
         stop.REQUESTED.set()
 
-    stop.listen()
+    stop.watch_signals()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, hear)
     from sf_lightning.cli.sweep import main as sweeps

@@ -18,36 +18,36 @@ from sf_lightning.training.guard import NonFiniteGuard
 from sf_lightning.training.optimizer import ClippedSteps
 
 
-class ShardTrained(L.LightningModule, ABC):
+class ShardModule(L.LightningModule, ABC):
     """A module that `ShardDataModule` feeds and `sf-fit` trains.
 
     Args:
         max_bad_steps: Training stops at so many steps in a row whose gradient is not finite.
-        init_from: Weights to begin with, as `take` takes them.
+        init_from: Weights to begin with, as `load_weights` takes them.
 
     Attributes:
         model: What is trained.
         average: Its averaged weights, which are what is judged and used.
         guard: Skips steps.
         clipped: Counts steps.
-        begun_with: The name of what was at `init_from` and what weights these were, once they are taken.
+        initialized_from: The name of what was at `init_from` and what weights these were, once they are taken.
         tokenizer_digest: Of the tokenizer whose tokens it has learnt.
     """
 
     model: nn.Module
     average: nn.Module
 
-    same: ClassVar[tuple[str, ...]]
+    must_match: ClassVar[tuple[str, ...]]
     """Hyperparameters in which a run that goes on is what it was."""
 
-    brought: ClassVar[tuple[str, ...]]
+    restored_from_optimizer: ClassVar[tuple[str, ...]]
     """Settings that a checkpoint's optimizers bring along: others would be ignored where a run goes on."""
 
     def __init__(self, max_bad_steps: int, init_from: str | None) -> None:
         super().__init__()
         self.guard, self.clipped = NonFiniteGuard(max_bad_steps), ClippedSteps()
         self.init_from = init_from
-        self.begun_with: str | None = None
+        self.initialized_from: str | None = None
         self.tokenizer_digest: str | None = None
 
     @property
@@ -64,7 +64,7 @@ class ShardTrained(L.LightningModule, ABC):
         """
 
     @abstractmethod
-    def take(self, path: str) -> str:
+    def load_weights(self, path: str) -> str:
         """Takes other weights.
 
         Returns:
@@ -75,14 +75,14 @@ class ShardTrained(L.LightningModule, ABC):
         """
 
     @abstractmethod
-    def record(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """What loggers keep of it beside the config."""
 
-    def learnt_frames(self, batch: Batch) -> int:
+    def num_trained_frames(self, batch: Batch) -> int:
         """Returns how many frames of a batch it learns from; by default all that are no padding."""
         return batch.num_frames
 
-    def draw(self, batch: Batch) -> Batch:
+    def add_random_draws(self, batch: Batch) -> Batch:
         """Adds what is drawn on the host, to a batch that is about to go to the device to be trained on."""
         return batch
 
@@ -92,48 +92,48 @@ class ShardTrained(L.LightningModule, ABC):
         """Checks the trainer, wherever it comes from."""
         self.check(self.trainer)
 
-    def begin(self) -> None:
+    def load_initial_weights(self) -> None:
         """Takes the weights of `init_from`, once, if there are some and no checkpoint has brought others.
 
         Raises:
-            FileNotFoundError, ValueError: as `take`.
+            FileNotFoundError, ValueError: as `load_weights`.
         """
         if self.init_from is None:
             return
         try:
-            of = self.take(self.init_from)
+            of = self.load_weights(self.init_from)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"--model.init_from: {error}") from error
         rank_zero_only(print)(f"--model.init_from: {self.init_from}: {of}")
-        self.begun_with = f"{Path(self.init_from).name} ({of})"  # where that lay is no one's business
+        self.initialized_from = f"{Path(self.init_from).name} ({of})"  # where that lay is no one's business
         self.average.load_state_dict(self.model.state_dict())
         self.init_from = None
 
     def on_fit_start(self) -> None:
         """Begins, unless a checkpoint was restored."""
-        self.begin()
+        self.load_initial_weights()
 
     def on_validation_start(self) -> None:
         """Begins where nothing else was loaded."""
-        self.begin()
+        self.load_initial_weights()
 
     def on_train_end(self) -> None:
         """Looks at the last step too."""
-        self.guard.check()
+        self.guard.check_last_step()
 
     # -- checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the number of the format, what the run was begun with, and what the log counts."""
         checkpoint["format"] = CHECKPOINT_FORMAT
-        checkpoint["begun_with"] = self.begun_with
+        checkpoint["begun_with"] = self.initialized_from
         checkpoint["guard"] = self.guard.state_dict()
         checkpoint["clipped"] = self.clipped.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes them back, if the checkpoint is of what this run trains."""
-        require_same(checkpoint, self)
-        self.init_from, self.begun_with = None, checkpoint.get("begun_with")
+        require_matching_checkpoint(checkpoint, self)
+        self.init_from, self.initialized_from = None, checkpoint.get("begun_with")
         self.guard.load_state_dict(checkpoint["guard"])
         self.clipped.load_state_dict(checkpoint["clipped"])
 
@@ -147,17 +147,17 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def require_same(checkpoint: dict[str, Any], module: ShardTrained, goes_on: bool = False) -> None:
+def require_matching_checkpoint(checkpoint: dict[str, Any], module: ShardModule, resumed: bool = False) -> None:
     """Checks that a checkpoint is one of `sf-fit`, and of what this run trains.
 
     Args:
         checkpoint: Its content.
         module: What this run trains.
-        goes_on: Whether it is trained on.
+        resumed: Whether it is trained on.
 
     Raises:
-        ValueError: if it is not, or one of `module.same`, or `module.brought` of a run that goes on, is not what
-            this run has.
+        ValueError: if it is not, or a setting of `module.must_match` differs, or on resume one of
+            `module.restored_from_optimizer`.
     """
     if "format" not in checkpoint:
         raise ValueError(
@@ -165,7 +165,7 @@ def require_same(checkpoint: dict[str, Any], module: ShardTrained, goes_on: bool
             "formats had numbers"
         )
     require_format("this checkpoint", checkpoint["format"], CHECKPOINT_FORMAT)
-    parts = (*module.same, *(module.brought if goes_on else ()))
+    parts = (*module.must_match, *(module.restored_from_optimizer if resumed else ()))
     do = "give what the run was begun with, or begin another one with --model.init_from"
     came, kinds = dict(checkpoint["hyper_parameters"]), get_type_hints(type(module).__init__)
     names = list(dict.fromkeys(part.partition(".")[0] for part in parts))
@@ -177,10 +177,12 @@ def require_same(checkpoint: dict[str, Any], module: ShardTrained, goes_on: bool
                 came[name] = plain(from_plain(kinds[name], came[name], name))
             except ValueError as error:
                 raise ValueError(f"--ckpt_path: its {error}") from error
-    require_equal(parts, came, dict(module.hparams), do)
+    require_equal_hyperparameters(parts, came, dict(module.hparams), do)
 
 
-def require_equal(parts: Iterable[str], came: Mapping[str, Any], wanted: Mapping[str, Any], do: str) -> None:
+def require_equal_hyperparameters(
+    parts: Iterable[str], came: Mapping[str, Any], wanted: Mapping[str, Any], do: str
+) -> None:
     """Checks hyperparameters of a checkpoint against those of a run.
 
     Args:

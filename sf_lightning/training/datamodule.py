@@ -14,9 +14,9 @@ from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.perturb import Perturbation
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.training.base import ShardTrained
-from sf_lightning.training.generated import MelsOf
-from sf_lightning.training.loader import FewBatches, LaneDataset, StepLoader
+from sf_lightning.training.base import ShardModule
+from sf_lightning.training.generated_mels import GeneratedMels
+from sf_lightning.training.loader import BatchList, LaneDataset, StepLoader
 from sf_lightning.training.order import require_order, warn_of_order
 from sf_lightning.training.ranks import gather_over_ranks
 
@@ -86,7 +86,7 @@ class ShardDataModule(L.LightningDataModule):
         self.max_bad_share, self.seed = max_bad_share, seed
         self.states: dict[int, LaneState] = {}
         self.skipped: dict[int, dict[str, int]] = {}
-        self.mels_of = MelsOf(decoder, seed) if decoder is not None else None
+        self.generated_mels = GeneratedMels(decoder, seed) if decoder is not None else None
         self.clips: list[Drawn] = []
         self.steps: StepLoader | None = None
 
@@ -95,7 +95,7 @@ class ShardDataModule(L.LightningDataModule):
         """All sets, that of validation last."""
         return [*self.train, self.val]
 
-    def check(self, module: ShardTrained) -> None:
+    def check(self, module: ShardModule) -> None:
         """Checks that a module can learn from these shards, and tells it whose tokens they are, if it asks.
 
         Raises:
@@ -109,7 +109,7 @@ class ShardDataModule(L.LightningDataModule):
         if requirements.tokens is not None:
             digest = requirements.tokens.digest or self.train[0].manifest.tokenizer.digest
             requirements = replace(requirements, tokens=replace(requirements.tokens, digest=digest))
-            if self.mels_of is None:
+            if self.generated_mels is None:
                 module.tokenizer_digest = digest
         for shards in self.sets:
             requirements.check_set(shards)
@@ -120,24 +120,24 @@ class ShardDataModule(L.LightningDataModule):
                 )
             shards.check_files()
 
-    def _requirements_with(self, module: ShardTrained) -> ClipRequirements:
+    def _requirements_with(self, module: ShardModule) -> ClipRequirements:
         """Returns what a module requires of clips, and the decoder that predicts its mels, if one does."""
         requirements = module.clip_requirements
-        return self.mels_of.clip_requirements(requirements) if self.mels_of else requirements
+        return self.generated_mels.clip_requirements(requirements) if self.generated_mels else requirements
 
     def setup(self, stage: str) -> None:
         """Checks the shards against the module, and reads the clips of validation.
 
         Raises:
             FileNotFoundError: as `check`.
-            ValueError: as `check` and `shape_for`, or if there are fewer clips than processes.
+            ValueError: as `check` and `pack_shape`, or if there are fewer clips than processes.
         """
         assert self.trainer is not None
         module = self.trainer.lightning_module
-        assert isinstance(module, ShardTrained)
+        assert isinstance(module, ShardModule)
         self.check(module)
         self.requirements, world = self._requirements_with(module), self.trainer.world_size
-        self.shape = self.shape_for(module, world)
+        self.shape = self.pack_shape(module, world)
         self.clips = list(first_clips(self.val, self.val_clips, self.requirements))
         if len(self.clips) < world:
             raise ValueError(
@@ -145,7 +145,7 @@ class ShardDataModule(L.LightningDataModule):
                 f"needs one: raise --data.val_clips (now {self.val_clips}) or give another --data.val"
             )
 
-    def shape_for(self, module: ShardTrained, world: int) -> PackShape:
+    def pack_shape(self, module: ShardModule, world: int) -> PackShape:
         """Returns the shape of packs for a module on so many processes.
 
         Raises:
@@ -197,13 +197,13 @@ class ShardDataModule(L.LightningDataModule):
         return self.steps
 
     @property
-    def waited_seconds(self) -> float:
+    def data_wait_seconds(self) -> float:
         """How long training has stood still for its packs so far."""
-        return self.steps.waited_seconds if self.steps else 0.0
+        return self.steps.data_wait_seconds if self.steps else 0.0
 
-    def val_dataloader(self) -> "FewBatches":
+    def val_dataloader(self) -> "BatchList":
         """The clips of validation, packed, a share for each rank."""
-        return FewBatches([Batch.of_packs([each]) for each in pack(self.rank_clips, self.shape)])
+        return BatchList([Batch.of_packs([each]) for each in pack(self.rank_clips, self.shape)])
 
     @property
     def rank_clips(self) -> list[Drawn]:
@@ -222,15 +222,15 @@ class ShardDataModule(L.LightningDataModule):
             return batch
         self._consumed(batch)
         module = self.trainer.lightning_module
-        assert isinstance(module, ShardTrained)
-        return module.draw(batch)
+        assert isinstance(module, ShardModule)
+        return module.add_random_draws(batch)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Has the mels of a batch that is trained on made by the decoder, if there is one."""
         assert self.trainer is not None
-        if self.mels_of is None or not self.trainer.training:
+        if self.generated_mels is None or not self.trainer.training:
             return batch
-        return replace(batch, mels=self.mels_of.teacher.mels(batch))
+        return replace(batch, mels=self.generated_mels.teacher.mels(batch))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copies a batch without waiting for it where its memory is pinned."""
@@ -269,10 +269,10 @@ class ShardDataModule(L.LightningDataModule):
             "group": self.group,
             "train": [shards.version for shards in self.train],
             "block_size": requirements.block_size,
-            "mels": f"generated by {self.mels_of.digest}" if self.mels_of else "true",
+            "mels": f"generated by {self.generated_mels.digest}" if self.generated_mels else "true",
         }
 
-    def require_order_of(self, checkpoint: dict[str, Any], module: ShardTrained) -> None:
+    def require_resumable(self, checkpoint: dict[str, Any], module: ShardModule) -> None:
         """Checks, before anything is set up, that a run of a module can go on with the lanes of a checkpoint.
 
         Raises:

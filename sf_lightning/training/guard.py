@@ -51,14 +51,14 @@ class NonFiniteGuard:
 
     def state_dict(self) -> dict[str, int]:
         """What a run that goes on must know, the last step looked at; all ranks must ask."""
-        self.check()
+        self.check_last_step()
         return {"skipped": self.skipped, "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Takes it back."""
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
 
-    def saw(self, losses: Tensor, utterance: Tensor, keys: list[str]) -> None:
+    def add_losses(self, losses: Tensor, utterance: Tensor, keys: list[str]) -> None:
         """Notes the losses of a batch; several batches make a step where gradients accumulate.
 
         Args:
@@ -68,7 +68,7 @@ class NonFiniteGuard:
         """
         self._batches.append((losses.detach(), utterance, keys))
 
-    def watch(self, optimizer: torch.optim.Optimizer, norm: Tensor, step: int) -> None:
+    def guard_step(self, optimizer: torch.optim.Optimizer, norm: Tensor, step: int) -> None:
         """Tells an optimizer whether to skip the step that follows; checks the one before.
 
         Args:
@@ -77,9 +77,9 @@ class NonFiniteGuard:
             step: Its number.
 
         Raises:
-            FloatingPointError: as `check`.
+            FloatingPointError: as `check_last_step`.
         """
-        self.check()
+        self.check_last_step()
         skip_unless_finite(optimizer, norm)
         finite = norm.isfinite()
         flags = [finite[None], *(losses.isfinite() for losses, _, _ in self._batches)]
@@ -96,7 +96,7 @@ class NonFiniteGuard:
             self._last.copied = torch.cuda.Event()
             self._last.copied.record()
 
-    def check(self) -> None:
+    def check_last_step(self) -> None:
         """Looks at the last step watched; call it once more at the end.
 
         Raises:

@@ -43,7 +43,7 @@ class StepLoader:
     """Gathers the packs of a step: one of each lane of this rank. It never ends; a run is a number of steps.
 
     Attributes:
-        waited_seconds: How long steps have stood still until their packs were there.
+        data_wait_seconds: How long steps have stood still until their packs were there.
     """
 
     def __init__(self, dataset: LaneDataset, num_workers: int, pin_memory: bool) -> None:
@@ -58,20 +58,20 @@ class StepLoader:
             prefetch_factor=4 * self.packs_per_step if num_workers else None,
         )
         self.pin_memory = pin_memory
-        self.waited_seconds = 0.0
+        self.data_wait_seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         packs = iter(self.loader)
         while True:
             asked = perf_counter()
             step = [next(packs) for _ in range(self.packs_per_step)]
-            self.waited_seconds += perf_counter() - asked
+            self.data_wait_seconds += perf_counter() - asked
             batch = Batch.of_packs(step)
             yield batch.pin_memory() if self.pin_memory else batch
 
 
 @dataclass(frozen=True)
-class FewBatches:
+class BatchList:
     """Batches held in memory; Lightning would take a plain list for many loaders."""
 
     batches: list[Batch]

@@ -24,7 +24,7 @@ class _Rows(ExperimentWriter):
         """Deletes nothing."""
 
 
-class ContinuingCSV(CSVLogger):
+class ResumableCSVLogger(CSVLogger):
     """Writes `csv/metrics.csv` in the run's folder, a row at a time.
 
     Args:
@@ -69,7 +69,7 @@ class ContinuingCSV(CSVLogger):
         self._experiment = None
 
 
-class ContinuingWandb(WandbLogger):
+class ResumableWandbLogger(WandbLogger):
     """Logs to W&B under the step of the run.
 
     W&B's own count of calls would begin at 0 again whenever a run goes on without its server.

@@ -29,11 +29,11 @@ from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.training.base import ShardTrained, plain, require_equal
+from sf_lightning.training.base import ShardModule, plain, require_equal_hyperparameters
 from sf_lightning.training.checkpoint import is_decoder, load_trained
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.optimizer import OptimizerConfig, adamw, warmup_cosine
-from sf_lightning.training.sharding import gathered, is_sharded, shard, whole
+from sf_lightning.training.sharding import copy_full_weights, full_tensor, is_sharded, shard_weights
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.files import holds_generator
@@ -51,7 +51,7 @@ class _Draws:
     drop_tokens: Tensor
 
 
-class StreamFlowModule(ShardTrained):
+class StreamFlowModule(ShardModule):
     """Trains a StreamFlow decoder.
 
     Args:
@@ -77,8 +77,8 @@ class StreamFlowModule(ShardTrained):
 
     model: StreamFlow
     average: StreamFlow
-    same = ("layout", "dit", "mel", "scale", "speaker", "predict")
-    brought = ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.beta2")
+    must_match = ("layout", "dit", "mel", "scale", "speaker", "predict")
+    restored_from_optimizer = ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.beta2")
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class StreamFlowModule(ShardTrained):
         self._make = partial(StreamFlow, layout, dit, mel, scale, speaker, predict)
         self.model, self.average = self._make(), self._make()
         self.average.requires_grad_(False).load_state_dict(self.model.state_dict())
-        self._judged: list[StreamFlow] = []  # in a list, so that it is no part of this module
+        self._unsharded: list[StreamFlow] = []  # in a list, so that it is no part of this module
         self.model.dit.recompute = recompute
         self.compiles = compile
 
@@ -118,7 +118,7 @@ class StreamFlowModule(ShardTrained):
         """Tokens, blocks and speakers as the network takes them."""
         return ClipRequirements.from_config(self.config, TokenizerName(self.tokenizer, self.tokenizer_digest))
 
-    def record(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """Layout, field and latency."""
         layout, decode = self.model.layout, self.decode
         return {
@@ -131,7 +131,7 @@ class StreamFlowModule(ShardTrained):
 
     # -- training -------------------------------------------------------------------------------------
 
-    def take(self, path: str) -> str:
+    def load_weights(self, path: str) -> str:
         """Takes the weights of a trained decoder, whose layers may have looked elsewhere; or the sibling's.
 
         Raises:
@@ -145,8 +145,10 @@ class StreamFlowModule(ShardTrained):
         if not is_decoder(found):
             return str(warm_start(self.model, found))
         trained = load_trained(found)
-        parts = ("layout.num_layers", *(part for part in self.same if part != "layout"))
-        require_equal(parts, plain(trained.description.model), dict(self.hparams), "give this run its value")
+        parts = ("layout.num_layers", *(part for part in self.must_match if part != "layout"))
+        require_equal_hyperparameters(
+            parts, plain(trained.description.model), dict(self.hparams), "give this run its value"
+        )
         self.model.load_state_dict(trained.model.state_dict())
         learnt, now = trained.description.tokenizer.digest, self.tokenizer_digest
         if None not in (learnt, now) and learnt != now:
@@ -182,12 +184,12 @@ class StreamFlowModule(ShardTrained):
         """Shards the weights over ranks, if the strategy does so."""
         if self.device_mesh is not None and not is_sharded(self.model):
             for each in (self.model, self.average):
-                shard(each, self.device_mesh)
+                shard_weights(each, self.device_mesh)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the flow matching loss of a batch."""
         losses = self._losses(self.model, batch, self._draw(batch))
-        self.guard.saw(losses, batch.blocks.utterance, batch.keys)
+        self.guard.add_losses(losses, batch.blocks.utterance, batch.keys)
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
         return loss
@@ -211,10 +213,10 @@ class StreamFlowModule(ShardTrained):
             FloatingPointError: if too many steps in a row had to be skipped.
         """
         limit = gradient_clip_val or float("inf")
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        self.guard.watch(optimizer, norm, self.global_step)
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        self.guard.guard_step(optimizer, norm, self.global_step)
         self.log("train/gradient_norm", norm)
-        self.log("train/clip_share", self.clipped.saw(norm, limit))
+        self.log("train/clip_share", self.clipped.update(norm, limit))
         # A float would be copied to the device, which the host would wait for.
         self.log("train/skipped_steps", torch.tensor(float(self.guard.skipped)))
 
@@ -227,27 +229,27 @@ class StreamFlowModule(ShardTrained):
     # -- validation -----------------------------------------------------------------------------------
 
     @property
-    def judged(self) -> StreamFlow:
+    def unsharded_average(self) -> StreamFlow:
         """The averaged weights, whole: ranks that hold shards have a copy of them while they validate.
 
         Each rank decodes clips of its own, and ranks that run sharded weights unequally often wait for ever.
         """
-        return self._judged[0] if self._judged else self.average
+        return self._unsharded[0] if self._unsharded else self.average
 
     def on_validation_start(self) -> None:
         """Gathers the averages where they are sharded; takes foreign weights where nothing else was loaded."""
         super().on_validation_start()
         if is_sharded(self.average):
-            self._judged = [gathered(self.average, self._make()).to(self.device)]
-        self.judged.eval()
+            self._unsharded = [copy_full_weights(self.average, self._make()).to(self.device)]
+        self.unsharded_average.eval()
 
     def on_validation_end(self) -> None:
         """Gives the copy up."""
-        self._judged.clear()
+        self._unsharded.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Logs the loss of the averaged weights under noise and times that never change."""
-        loss = self._losses(self.judged, batch, self._fixed(batch, batch_idx)).mean()
+        loss = self._losses(self.unsharded_average, batch, self._fixed(batch, batch_idx)).mean()
         # Per valid frame: the last batch is mostly padding.
         loss = loss * batch.blocks.valid.numel() / batch.num_frames
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=batch.num_frames)
@@ -273,7 +275,9 @@ class StreamFlowModule(ShardTrained):
 
     def decoder(self, vocoder: Vocoder | None = None, decode: DecodeConfig | None = None) -> StreamingDecoder:
         """Returns a decoder of the averaged weights."""
-        return StreamingDecoder(self.judged.eval(), vocoder or self.make_vocoder(), decode or self.decode)
+        return StreamingDecoder(
+            self.unsharded_average.eval(), vocoder or self.make_vocoder(), decode or self.decode
+        )
 
     # -- the loss -------------------------------------------------------------------------------------
 

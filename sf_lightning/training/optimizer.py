@@ -124,7 +124,7 @@ class ClippedSteps:
         self._last: deque[Tensor] = deque(maxlen=CLIP_WINDOW)
         self._came: list[bool] = []
 
-    def saw(self, norm: Tensor, limit: float) -> Tensor:
+    def update(self, norm: Tensor, limit: float) -> Tensor:
         """Takes the norm of a step's gradient, a scalar; returns the share of clipped steps, a scalar."""
         if self._came:
             self._last.extend(torch.tensor(self._came, device=norm.device))

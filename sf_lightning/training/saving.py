@@ -13,12 +13,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from sf_lightning.training.checkpoint import SHARDED_META
 
 
-def saves_folders(strategy: Strategy) -> bool:
+def saves_sharded_folders(strategy: Strategy) -> bool:
     """Whether its checkpoints are folders, of the shards of all ranks."""
     return isinstance(strategy, ModelParallelStrategy)
 
 
-def newest(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """Returns the last checkpoint in a folder, or None if there is none."""
     # A folder's own time is no good: taking a file out of it sets it.
     marks = {path: path / SHARDED_META if path.is_dir() else path for path in folder.glob("last*.ckpt")}
@@ -26,7 +26,7 @@ def newest(folder: Path) -> Path | None:
     return max(whole, key=lambda path: marks[path].stat().st_mtime, default=None)
 
 
-def removed(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """Takes a checkpoint away: of a folder first its mark, so that none that is half gone is taken for whole."""
     if path.is_dir():
         (path / SHARDED_META).unlink(missing_ok=True)
@@ -35,7 +35,7 @@ def removed(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def is_within_step(trainer: L.Trainer) -> bool:
+def is_accumulating(trainer: L.Trainer) -> bool:
     """Whether a step is begun whose gradient is yet to come from more batches: no checkpoint holds such a sum."""
     return trainer.fit_loop.epoch_loop._should_accumulate()
 
@@ -49,11 +49,11 @@ def settled(fresh: Path, path: Path) -> None:
         _sync(each)
     old = path.with_name(f".{path.name}.old.writing")
     if path.is_dir():
-        removed(old)
+        remove_checkpoint(old)
         path.replace(old)
     fresh.replace(path)
     _sync(path.parent)
-    removed(old)
+    remove_checkpoint(old)
 
 
 def _sync(path: Path) -> None:
@@ -65,7 +65,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's way of writing a checkpoint to one file, but whole or not at all."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

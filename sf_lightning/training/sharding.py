@@ -61,7 +61,7 @@ StrategyRegistry.register("fsdp2", ShardedStrategy, "FSDP2 over all ranks", over
 StrategyRegistry.register("hsdp", ShardedStrategy, "FSDP2 within nodes, replicas across", True, within_nodes=True)
 
 
-def shard(model: StreamFlow, mesh: DeviceMesh) -> None:
+def shard_weights(model: StreamFlow, mesh: DeviceMesh) -> None:
     """Shards the weights of a network: layer by layer, and the rest together.
 
     Args:
@@ -80,15 +80,15 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(next(model.parameters()), DTensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Returns a tensor that may be in shards as a whole one; every rank must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def gathered(model: nn.Module, into: StreamFlow) -> StreamFlow:
+def copy_full_weights(model: nn.Module, into: StreamFlow) -> StreamFlow:
     """Copies weights that are in shards into a network that is not; every rank must ask."""
     own = dict(into.named_parameters())
     for name, parameter in model.named_parameters():
-        own[name].copy_(whole(parameter))
+        own[name].copy_(full_tensor(parameter))
     return into.requires_grad_(False)

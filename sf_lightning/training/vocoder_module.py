@@ -20,7 +20,7 @@ from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut, draw_starts
 from sf_lightning.files.records import from_plain
 from sf_lightning.files.torch_files import read_torch
-from sf_lightning.training.base import ShardTrained, plain
+from sf_lightning.training.base import ShardModule, plain
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import skip_unless_finite
 from sf_lightning.training.optimizer import GANOptimizerConfig
@@ -31,7 +31,7 @@ from sf_lightning.vocoder.files import is_trained
 from sf_lightning.vocoder.generator import GeneratorConfig
 
 
-class VocoderModule(ShardTrained):
+class VocoderModule(ShardModule):
     """Trains a BigVGAN on random segments of the clips that decoders are trained on.
 
     **A step** is one batch: the discriminators learn from it, then the generator. `trainer.global_step`,
@@ -55,8 +55,8 @@ class VocoderModule(ShardTrained):
 
     model: BigVGANVocoder
     average: BigVGANVocoder
-    same = ("generator", "mel", "discriminators", "segments")
-    brought = (
+    must_match = ("generator", "mel", "discriminators", "segments")
+    restored_from_optimizer = (
         "optimizer.learning_rate",
         "optimizer.discriminator_learning_rate",
         "optimizer.decay",
@@ -101,15 +101,15 @@ class VocoderModule(ShardTrained):
         """The mel, and clips of at least a segment; any tokens whose frames divide `BLOCK_FRAMES`."""
         return ClipRequirements(self.mel.config, BLOCK_FRAMES, min_frames=self.segments.frames)
 
-    def draw(self, batch: Batch) -> Batch:
+    def add_random_draws(self, batch: Batch) -> Batch:
         """Draws where segments begin."""
         return replace(batch, starts=draw_starts(batch, self.segments, self.seed))
 
-    def learnt_frames(self, batch: Batch) -> int:
+    def num_trained_frames(self, batch: Batch) -> int:
         """Those of the segments, which may overlap."""
         return len(batch.packs) * self.segments.per_pack * self.segments.frames
 
-    def record(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """Sizes, and how much mel a sample depends on."""
         return {
             "context_frames": self.model.left,
@@ -119,7 +119,7 @@ class VocoderModule(ShardTrained):
 
     # -- training -------------------------------------------------------------------------------------
 
-    def take(self, path: str) -> str:
+    def load_weights(self, path: str) -> str:
         """Takes the generator of another vocoder; of a checkpoint of `sf-fit` discriminators that have learnt, too.
 
         Raises:
@@ -188,7 +188,7 @@ class VocoderModule(ShardTrained):
         with torch.autocast(self.device.type, enabled=False):
             made = self.model.decode(segments.mel)  # in 16 bits its noise is 38 dB below it (LOG.md)
         # Of the segments, not of the losses, which the package averages: this names the one that is broken.
-        self.guard.saw((made - segments.wave).abs().mean(1), segments.utterance, batch.keys)
+        self.guard.add_losses((made - segments.wave).abs().mean(1), segments.utterance, batch.keys)
 
         frozen = self.global_step < self.optimizer.freeze_steps
         loss, judging = made.new_zeros(()), made.new_zeros(len(self.adversary.parts))
@@ -204,7 +204,7 @@ class VocoderModule(ShardTrained):
         self.manual_backward(losses.total)
         self.adversary.requires_grad_(True)
         norm = clip_grad_norm_(self.model.parameters(), self._clip_norm())
-        self.guard.watch(generator.optimizer, norm + judging.sum(), self.global_step)
+        self.guard.guard_step(generator.optimizer, norm + judging.sum(), self.global_step)
         generator.step()
         move_average(self.average, self.model, self.global_step, self.optimizer.ema_decay)
         schedules: Any = self.lr_schedulers()
@@ -243,7 +243,7 @@ class VocoderModule(ShardTrained):
             "adversarial_loss": losses.adversarial.detach(),
             "discriminator_loss": discriminator_loss.detach(),
             "gradient_norm": norm,
-            "clip_share": self.clipped.saw(norm, self._clip_norm()),
+            "clip_share": self.clipped.update(norm, self._clip_norm()),
             "period_gradient_norm": judging[0],
             "spectral_gradient_norm": judging[1],
             "skipped_steps": torch.tensor(float(self.guard.skipped)),  # a float is copied, and waited for
@@ -279,6 +279,6 @@ class VocoderModule(ShardTrained):
         """Nothing: clips are judged whole, by `CopySynthesis`, which logs `val/loss` too."""
 
     @torch.inference_mode()
-    def synthesise(self, mel: Tensor) -> Tensor:
+    def synthesize(self, mel: Tensor) -> Tensor:
         """Returns the waves [B, T * hop] of mels [B, T, F] by the averaged generator."""
         return self.average.eval().decode(mel)

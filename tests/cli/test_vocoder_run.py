@@ -81,7 +81,7 @@ def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, t
     made = [VocoderConfig(str(path)).make(MelConfig()).decode(mel) for path in (checkpoint, tmp_path / "out")]
     assert made[0].abs().mean() > 1e-6 and torch.equal(*made)
     module = VocoderModule.load_from_checkpoint(checkpoint)
-    torch.testing.assert_close(module.synthesise(mel), made[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(module.synthesize(mel), made[0], atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="its hop_size is 160, the mel of this run has 200"):
         VocoderConfig(str(checkpoint)).make(MelConfig(hop_length=200))
     torch.save(torch.load(checkpoint, weights_only=True) | {"format": 99}, tmp_path / "newer.ckpt")
@@ -120,9 +120,9 @@ def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
 
 
 def test_the_config_of_a_run_says_what_it_trains(run: Path) -> None:
-    assert fit.what_to_train([f"--config={run / 'config.yaml'}"]) == "vocoder"
-    assert fit.what_to_train(["--trains", "vocoder"]) == "vocoder"
-    assert fit.what_to_train(["fit"]) == "decoder"
+    assert fit.model_kind([f"--config={run / 'config.yaml'}"]) == "vocoder"
+    assert fit.model_kind(["--trains", "vocoder"]) == "vocoder"
+    assert fit.model_kind(["fit"]) == "decoder"
 
 
 def test_what_cannot_be_trained_is_refused_in_one_line(

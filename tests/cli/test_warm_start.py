@@ -39,11 +39,11 @@ def test_a_warm_start_is_said_and_recorded_and_a_resumed_run_needs_the_weights_n
     said = "".join(capfd.readouterr())
     assert "M parameters loaded" in said and "x-vectors left out" in said
     hparams = tmp_path / "run" / "csv" / "hparams.yaml"
-    assert "M parameters loaded" in (before := yaml.safe_load(hparams.read_text())["begun_with"])
+    assert "M parameters loaded" in (before := yaml.safe_load(hparams.read_text())["initialized_from"])
     shutil.rmtree(folder)
     fit.main([*begins, "--trainer.max_steps=4", "--ckpt_path=last"])
     wandb.finish()
-    assert yaml.safe_load(hparams.read_text())["begun_with"] == before
+    assert yaml.safe_load(hparams.read_text())["initialized_from"] == before
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4
     StreamFlowModule.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")

@@ -363,14 +363,14 @@ def test_a_run_warm_starts_from_a_folder_and_its_average_too(tmp_path: Path) -> 
         predict="velocity",
         init_from=str(tmp_path / "gone"),
     )
-    module.begin()
+    module.load_initial_weights()
     loaded = theirs.proj_out.weight
     assert torch.equal(module.model.dit.to_velocity.weight, loaded)
     assert torch.equal(module.average.dit.to_velocity.weight, loaded)
     with torch.no_grad():
         module.model.dit.to_velocity.weight.zero_()
     shutil.rmtree(tmp_path / "gone")
-    module.begin()  # once only: what was trained since must stay
+    module.load_initial_weights()  # once only: what was trained since must stay
     assert (module.model.dit.to_velocity.weight == 0).all()
 
 

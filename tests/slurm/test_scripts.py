@@ -19,8 +19,8 @@ from tests.toys.sweep import sweep_file
 pytestmark = pytest.mark.slurm
 
 LOGGERS = (
-    "--trainer.logger=[{class_path: sf_lightning.training.loggers.ContinuingWandb, init_args: {project: test}}, "
-    "{class_path: sf_lightning.training.loggers.ContinuingCSV}]"
+    "--trainer.logger=[{class_path: sf_lightning.training.loggers.ResumableWandbLogger, "
+    "init_args: {project: test}}, {class_path: sf_lightning.training.loggers.ResumableCSVLogger}]"
 )
 
 

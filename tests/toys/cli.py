@@ -82,7 +82,7 @@ def logged_arguments(shards: Path | str, run: Path, *more: str) -> list[str]:
         "--trainer.limit_val_batches=0",
         "--trainer.log_every_n_steps=1",
         "--trainer.enable_progress_bar=false",
-        "--trainer.logger=[{class_path: sf_lightning.training.loggers.ContinuingCSV}]",
+        "--trainer.logger=[{class_path: sf_lightning.training.loggers.ResumableCSVLogger}]",
         "--trainer.callbacks=[{class_path: sf_lightning.training.callbacks.last_checkpoint.LastCheckpoint, "
         "init_args: {every_n_train_steps: 3}}]",
         *more,

@@ -108,7 +108,7 @@ def test_what_is_begun_with_is_what_a_validation_hears(shards: ShardSet, tmp_pat
     module, trained = vocoder_module(init_from=str(tmp_path / "last.ckpt")), vocoder_module()
     listen(tmp_path, vocoder_data(shards), CopySynthesis(keep=0, iterations=2), module)
     trained.init_from = str(tmp_path / "last.ckpt")
-    trained.begin()
+    trained.load_initial_weights()
     for ours, theirs in zip(module.average.parameters(), trained.average.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert not torch.equal(next(module.average.parameters()), next(vocoder_module().average.parameters()))

@@ -54,7 +54,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(
 
 def test_a_run_that_was_never_poisoned_ends_with_the_same_weights_as_ever(shards: ShardSet, tmp_path: Path) -> None:
     clean, watched = decoder_module(), decoder_module()
-    clean.guard.watch = lambda *_: None  # type: ignore[method-assign]
+    clean.guard.guard_step = lambda *_: None  # type: ignore[method-assign]
     fit_decoder(tmp_path / "a", clean, decoder_data(shards), 3)
     fit_decoder(tmp_path / "b", watched, decoder_data(shards), 3)
     for mine, other in zip(clean.model.parameters(), watched.model.parameters(), strict=True):
@@ -73,9 +73,9 @@ def test_a_gradient_that_overflows_behind_a_finite_loss_names_all_samples(
     module, batch = decoder_module(), decoder_batch(shards)
     optimizer = torch.optim.AdamW([torch.zeros(1)], fused=True)
     with caplog.at_level(logging.WARNING):
-        module.guard.saw(torch.zeros(len(batch.blocks)), batch.blocks.utterance, batch.keys)
-        module.guard.watch(optimizer, torch.tensor(torch.inf), 7)
-        module.guard.check()
+        module.guard.add_losses(torch.zeros(len(batch.blocks)), batch.blocks.utterance, batch.keys)
+        module.guard.guard_step(optimizer, torch.tensor(torch.inf), 7)
+        module.guard.check_last_step()
     assert caplog.records[0].getMessage() == (
         f"step 7 skipped: not finite: the gradient (of {', '.join(key for key in batch.keys if key)})"
     )
@@ -90,10 +90,10 @@ def test_where_gradients_accumulate_the_right_clip_of_the_right_batch_is_named(
     bad = batch.packs[0].num_blocks  # the first block of the second pack
     other = replace(batch, keys=[f"other {key}" for key in batch.keys])
     with caplog.at_level(logging.WARNING):
-        guard.saw(losses, batch.blocks.utterance, batch.keys)
+        guard.add_losses(losses, batch.blocks.utterance, batch.keys)
         poisoned = losses.index_fill(0, torch.tensor([bad]), torch.nan)
-        guard.saw(poisoned, other.blocks.utterance, other.keys)
-        guard.watch(optimizer, torch.tensor(torch.nan), 3)
-        guard.check()
+        guard.add_losses(poisoned, other.blocks.utterance, other.keys)
+        guard.guard_step(optimizer, torch.tensor(torch.nan), 3)
+        guard.check_last_step()
     key = other.keys[other.packs[0].num_utterances]
     assert caplog.records[0].getMessage() == f"step 3 skipped: not finite: the loss of {key}"

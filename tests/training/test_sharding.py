@@ -15,10 +15,10 @@ from torch import multiprocessing
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training import stop
-from sf_lightning.training.callbacks.continuation import Continuation, between
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
+from sf_lightning.training.callbacks.preemption import Preemption, stop_if_requested
 from sf_lightning.training.checkpoint import load_checkpoint
-from sf_lightning.training.saving import newest
+from sf_lightning.training.saving import newest_checkpoint
 from tests.toys.decoder import RankLosses, decoder_data, decoder_module, example_velocity
 
 
@@ -41,7 +41,7 @@ class StopInValidation(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Asks, and leaves."""
         stop.REQUESTED.set()
-        between(trainer)
+        stop_if_requested(trainer)
 
 
 def rank(
@@ -72,7 +72,7 @@ def rank(
         callbacks=[
             RankLosses(folder),
             StopAt(steps) if steps else StopInValidation(),
-            Continuation(),
+            Preemption(),
             LastCheckpoint(),
         ],
         logger=False,
@@ -82,7 +82,9 @@ def rank(
     )
     with contextlib.suppress(SystemExit):
         trainer.fit(
-            decoder_module(), decoder_data(shards, lanes=4, val_clips=5), ckpt_path=newest(folder / "checkpoints")
+            decoder_module(),
+            decoder_data(shards, lanes=4, val_clips=5),
+            ckpt_path=newest_checkpoint(folder / "checkpoints"),
         )
 
 
@@ -110,7 +112,7 @@ def test_shards_of_two_ranks_learn_as_one_process_and_go_on_with_one_and_with_tw
     one = train(tmp_path / "one", shards, 1, 6, "auto")
     run = tmp_path / "sharded"
     train(run, shards, 2, 0, val_check_interval=2, check_val_every_n_epoch=None)
-    saved = newest(run / "checkpoints")
+    saved = newest_checkpoint(run / "checkpoints")
     assert saved is not None and saved.is_dir() and len([*saved.glob("*.distcp")]) == 2
     train(run, shards, 1, 4)
     sharded = train(run, shards, 4, 6, "hsdp")
@@ -123,7 +125,7 @@ def test_an_export_of_shards_is_that_of_a_run_without(shards: ShardSet, tmp_path
     checkpoints = []
     for strategy in ("ddp", "fsdp2"):
         train(tmp_path / strategy, shards, 2, 3, strategy)
-        saved = newest(tmp_path / strategy / "checkpoints")
+        saved = newest_checkpoint(tmp_path / strategy / "checkpoints")
         assert saved is not None and saved.is_dir() == (strategy == "fsdp2")
         checkpoints.append(saved)
     whole, parts = (load_checkpoint(path) for path in checkpoints)
@@ -139,5 +141,5 @@ def test_ranks_that_validate_unequally_many_batches_still_agree_when_to_stop(
     train(tmp_path, shards, 2, 5, "ddp", val_check_interval=2, check_val_every_n_epoch=None)
     ranks = [(tmp_path / f"rank{number}.jsonl").read_text().splitlines() for number in (0, 1)]
     assert len(ranks[0]) == len(ranks[1]) == 5
-    saved = newest(tmp_path / "checkpoints")
+    saved = newest_checkpoint(tmp_path / "checkpoints")
     assert saved and torch.load(saved, weights_only=True)["global_step"] == 5

@@ -14,7 +14,7 @@ from sf_lightning.data.lanes import LaneState
 from sf_lightning.data.packing import Batch, PackShape, pack
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.layout import Layout
-from sf_lightning.training.base import require_same
+from sf_lightning.training.base import require_matching_checkpoint
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.module import StreamFlowModule
 from tests.toys.decoder import DecoderLosses, decoder_batch, decoder_data, decoder_module, fit_decoder
@@ -63,10 +63,10 @@ def test_a_checkpoint_from_before_a_setting_was_thought_of_goes_on(shards: Shard
     module = decoder_module()
     checkpoint = {"format": 1, "hyper_parameters": copy.deepcopy(dict(module.hparams))}
     del checkpoint["hyper_parameters"]["layout"]["placement"]
-    require_same(checkpoint, module)
+    require_matching_checkpoint(checkpoint, module)
     checkpoint["hyper_parameters"]["layout"]["gone"] = 3
     with pytest.raises(ValueError, match=r"--ckpt_path: its layout.gone is unknown to this version"):
-        require_same(checkpoint, module)
+        require_matching_checkpoint(checkpoint, module)
 
 
 def test_a_checkpoint_loads_by_itself_with_its_averages(shards: ShardSet, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_the_average_follows_the_weights() -> None:
 def test_gradients_are_clipped_by_norm_and_a_limit_of_zero_is_none(limit: float | None, norm: float) -> None:
     module = decoder_module()
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    module.guard.watch = lambda *args: None  # type: ignore[method-assign]
+    module.guard.guard_step = lambda *args: None  # type: ignore[method-assign]
     module.trainer = L.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
     weight = module.model.dit.to_velocity.weight
     weight.grad = torch.zeros_like(weight)
@@ -193,9 +193,9 @@ def test_a_run_that_begins_with_a_decoder_of_other_tokens_says_so(
     for digest, words in ((shards.manifest.tokenizer.digest, 0), ("another", 1)):
         module = decoder_module(init_from=str(tmp_path / "last.ckpt"))
         module.tokenizer_digest = digest
-        module.begin()
+        module.load_initial_weights()
         assert caplog.text.count("here they are of another") == words
-        assert module.begun_with == "last.ckpt (averaged weights of step 1)"
+        assert module.initialized_from == "last.ckpt (averaged weights of step 1)"
 
 
 def test_a_model_is_not_trained_on_with_tokens_of_another_fit(shards: ShardSet, tmp_path: Path) -> None:

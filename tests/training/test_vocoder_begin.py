@@ -8,7 +8,7 @@ import torch
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.training.base import require_same
+from sf_lightning.training.base import require_matching_checkpoint
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.generator import GeneratorConfig
@@ -20,7 +20,7 @@ def test_a_run_begins_with_the_networks_of_another_and_its_own_optimizers(shards
     fit_vocoder(one, vocoder_data(shards), 3).save_checkpoint(path)
     slow = replace(VOCODER_SETTINGS["optimizer"], learning_rate=1e-5)
     two = vocoder_module(init_from=str(path), optimizer=slow)
-    two.begin()
+    two.load_initial_weights()
     for name, value in one.state_dict().items():
         if name.startswith("model."):  # what is averaged is what is heard, and what is begun with
             value = one.state_dict()[name.replace("model.", "average.")]
@@ -42,7 +42,7 @@ def test_discriminators_that_have_rested_are_not_begun_with_and_may_rest_further
     fit_vocoder(one, vocoder_data(shards), 2).save_checkpoint(tmp_path / "last.ckpt")
     wider = replace(VOCODER_SETTINGS["discriminators"], width=1 / 16)
     two = vocoder_module(optimizer=resting, discriminators=wider, init_from=str(tmp_path / "last.ckpt"))
-    two.begin()
+    two.load_initial_weights()
     for ours, theirs in zip(two.model.parameters(), one.average.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -50,10 +50,10 @@ def test_discriminators_that_have_rested_are_not_begun_with_and_may_rest_further
 def test_a_run_begins_with_one_that_comes_with_the_package_by_its_name() -> None:
     sizes = GeneratorConfig(channels=256, kernel_sizes=(3, 7), dilations=(1, 3))
     module = VocoderModule(sizes, discriminators=VOCODER_SETTINGS["discriminators"], init_from="small")  # type: ignore[arg-type]
-    module.begin()
+    module.load_initial_weights()
     shipped = VocoderConfig("small").make(MelConfig())
     mel = torch.randn(1, 20, 80, generator=torch.Generator().manual_seed(0)) - 4
-    assert str(module.begun_with).startswith("small (averaged weights of step ")
+    assert str(module.initialized_from).startswith("small (averaged weights of step ")
     torch.testing.assert_close(module.model.decode(mel), shipped.decode(mel), atol=1e-5, rtol=0)
 
 
@@ -66,16 +66,16 @@ def test_discriminators_have_a_rate_of_their_own_which_a_run_that_goes_on_keeps(
     assert rates == [1e-3, 4e-3]
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    require_same(content, vocoder_module(optimizer=optimizer), goes_on=True)
+    require_matching_checkpoint(content, vocoder_module(optimizer=optimizer), resumed=True)
     said = "checkpoint has discriminator_learning_rate 0.004, this run has None: give what"
     with pytest.raises(ValueError, match=said):
-        require_same(content, vocoder_module(), goes_on=True)
+        require_matching_checkpoint(content, vocoder_module(), resumed=True)
     del content["hyper_parameters"]["optimizer"]["discriminator_learning_rate"]  # as one from before it was there
     with pytest.raises(ValueError, match=r"checkpoint has discriminator_learning_rate None, this run has 0.004"):
-        require_same(content, vocoder_module(optimizer=optimizer), goes_on=True)
-    require_same(content, vocoder_module(), goes_on=True)
+        require_matching_checkpoint(content, vocoder_module(optimizer=optimizer), resumed=True)
+    require_matching_checkpoint(content, vocoder_module(), resumed=True)
     del (
         content["hyper_parameters"]["discriminators"]["gain"],
         content["hyper_parameters"]["optimizer"]["freeze_steps"],
     )
-    require_same(content, vocoder_module(), goes_on=True)  # what it does not say is the default
+    require_matching_checkpoint(content, vocoder_module(), resumed=True)  # what it does not say is the default

@@ -41,7 +41,7 @@ from tests.toys.vocoder import (
 @pytest.mark.parametrize("losses", [LossConfig("single", 45.0), LossConfig("multi_scale", 15.0)])
 def test_it_learns_the_segments_of_a_batch_by_heart(shards: ShardSet, losses: LossConfig) -> None:
     module = vocoder_module(losses=losses, segments=SegmentConfig(frames=16, per_pack=2))
-    batch = module.draw(vocoder_batch(shards))
+    batch = module.add_random_draws(vocoder_batch(shards))
 
     def distance() -> float:
         segments = cut(batch, module.segments.frames, module.mel)
@@ -55,7 +55,7 @@ def test_it_learns_the_segments_of_a_batch_by_heart(shards: ShardSet, losses: Lo
 
 def test_the_discriminators_learn_from_their_own_loss_and_from_nothing_else(shards: ShardSet) -> None:
     module, other = vocoder_module(), vocoder_module()
-    batch = module.draw(vocoder_batch(shards))
+    batch = module.add_random_draws(vocoder_batch(shards))
     segments = cut(batch, module.segments.frames, module.mel)
     other.adversary.discriminator_loss(segments.wave, other.model.decode(segments.mel)).backward()
     for part in other.adversary.parts:
@@ -220,7 +220,7 @@ def test_gradients_are_clipped_harder_in_the_first_steps(shards: ShardSet) -> No
 def test_the_discriminators_rest_at_first_and_the_generator_follows_the_mel_alone(shards: ShardSet) -> None:
     module = vocoder_module(optimizer=replace(VOCODER_SETTINGS["optimizer"], freeze_steps=2, ema_decay=0.0))
     other = vocoder_module()
-    batch = module.draw(vocoder_batch(shards))
+    batch = module.add_random_draws(vocoder_batch(shards))
     segments = cut(batch, module.segments.frames, module.mel)
     loss = other.adversary.regression(segments.wave, other.model.decode(segments.mel)).total
     loss.backward()

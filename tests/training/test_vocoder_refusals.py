@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_network_or_of_a_decoder_is_refused(shards: Shar
     with pytest.raises(ValueError, match=r"--model.generator: the checkpoint has none: it is not of what this run"):
         fit_vocoder(vocoder_module(), vocoder_data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"--model.init_from: .*last.ckpt is no checkpoint of a vocoder"):
-        vocoder_module(init_from=str(tmp_path / "last.ckpt")).begin()
+        vocoder_module(init_from=str(tmp_path / "last.ckpt")).load_initial_weights()
 
 
 def test_networks_of_other_sizes_are_not_begun_with(shards: ShardSet, tmp_path: Path) -> None:
@@ -110,11 +110,11 @@ def test_networks_of_other_sizes_are_not_begun_with(shards: ShardSet, tmp_path: 
     fit_vocoder(vocoder_module(), vocoder_data(shards), 1).save_checkpoint(path)
     snake = replace(VOCODER_SETTINGS["generator"], activation="snake")
     with pytest.raises(ValueError, match=r"has activation snakebeta, this run snake: wanted the same"):
-        vocoder_module(init_from=str(path), generator=snake).begin()
+        vocoder_module(init_from=str(path), generator=snake).load_initial_weights()
     for change in ({"width": 1 / 16}, {"periods": (3, 2)}):  # the latter have weights of the same shapes
         others = replace(VOCODER_SETTINGS["discriminators"], **change)
         with pytest.raises(ValueError, match=r"the discriminators of .* are others: .*, this run has .*"):
-            vocoder_module(init_from=str(path), discriminators=others).begin()
+            vocoder_module(init_from=str(path), discriminators=others).load_initial_weights()
 
 
 def test_lightning_s_way_of_clipping_is_refused_with_ours(shards: ShardSet) -> None:

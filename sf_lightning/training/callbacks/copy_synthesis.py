@@ -11,9 +11,9 @@ from torch import Tensor
 from sf_lightning.evaluation.clips import kept
 from sf_lightning.metrics.speech import SpeechScores, gap
 from sf_lightning.streaming.sound import stream_mel
-from sf_lightning.training.callbacks.continuation import between
 from sf_lightning.training.callbacks.keeping import keep_clip, samples_folder
 from sf_lightning.training.callbacks.listening import Listening
+from sf_lightning.training.callbacks.preemption import stop_if_requested
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.base import Vocoder
@@ -85,14 +85,14 @@ class CopySynthesis(Listening):
         self.rows, self.heard = {way: self.rows[way] for way in same if way in self.rows}, heard
         made: dict[str, list[Tensor]] = {}
         factors: dict[str, float] = {}
-        for way, make in self._ways(pl_module, datamodule.mels_of is not None):
+        for way, make in self._ways(pl_module, datamodule.generated_mels is not None):
             began = time.perf_counter()
             # On the CPU, so that the clock has waited for the device.
             made[way] = [make(clip).cpu() for clip in clips]
             seconds = time.perf_counter() - began
             spoken = sum(len(clip.wave) for clip in clips) / pl_module.mel.config.sample_rate
             factors[way] = seconds / spoken
-            between(trainer)
+            stop_if_requested(trainer)
         mels = {way: [self._mel(pl_module, wave) for wave in waves] for way, waves in made.items()}
         for way in made:
             scores = self._score(pl_module, way, made[way], mels[way], clips)
@@ -122,17 +122,17 @@ class CopySynthesis(Listening):
         for i, drawn in enumerate(datamodule.rank_clips):
             number = trainer.global_rank + i * trainer.world_size  # the same on any number of ranks
             wave, generated = torch.from_numpy(drawn.clip.wave).to(module.device), None
-            if datamodule.mels_of is not None:
-                generated = datamodule.mels_of.teacher.mel_of(drawn, number, module.device)
+            if datamodule.generated_mels is not None:
+                generated = datamodule.generated_mels.teacher.mel_of(drawn, number, module.device)
             clips.append(_Clip(drawn.clip.key, wave, self._mel(module, wave), generated))
         return clips
 
     def _ways(self, module: VocoderModule, generated: bool) -> Iterator[tuple[str, Callable[[_Clip], Tensor]]]:
         """What makes a wave [N] of a clip, by name; Griffin-Lim unless it has been heard."""
-        yield "copy_synthesis", lambda clip: module.synthesise(clip.mel[None])[0]
+        yield "copy_synthesis", lambda clip: module.synthesize(clip.mel[None])[0]
         yield "streamed", lambda clip: self._stream(module.average.eval(), clip.mel)
         if generated:
-            yield "generated", lambda clip: module.synthesise(cast(Tensor, clip.generated)[None])[0]
+            yield "generated", lambda clip: module.synthesize(cast(Tensor, clip.generated)[None])[0]
         if self.rows:
             return
         griffin_lim = GriffinLim(module.mel.config, self.iterations).to(module.device)

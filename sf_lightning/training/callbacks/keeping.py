@@ -16,7 +16,7 @@ from sf_lightning.evaluation.pictures import Point, draw_costs, draw_frontier, d
 from sf_lightning.evaluation.report import FRONTIERS, Page, Sample
 from sf_lightning.evaluation.table import COLUMNS, Table
 from sf_lightning.streaming.latency import Latency
-from sf_lightning.training.saving import newest
+from sf_lightning.training.saving import newest_checkpoint
 
 WAYS = ("griffin_lim", "griffin_lim_streamed", "copy_synthesis", "generated", "look_up", "offline", "streamed")
 """Rows of the table, in this order, where they are there."""
@@ -91,7 +91,7 @@ def conclude(
     console.print(table)
     if more:
         console.print(more)
-    checkpoint = newest(folder / "checkpoints")
+    checkpoint = newest_checkpoint(folder / "checkpoints")
     for what, path in (
         ("hear and see", folder / "report.html"),
         ("its files", samples),

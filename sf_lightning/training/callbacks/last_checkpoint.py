@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from sf_lightning.training.saving import is_within_step, removed, saves_folders
+from sf_lightning.training.saving import is_accumulating, remove_checkpoint, saves_sharded_folders
 
 
 class LastCheckpoint(Checkpoint):
@@ -35,7 +35,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Saves every few steps."""
         every = self.every_n_train_steps
-        if every and trainer.global_step % every == 0 and not is_within_step(trainer):
+        if every and trainer.global_step % every == 0 and not is_accumulating(trainer):
             self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -44,7 +44,7 @@ class LastCheckpoint(Checkpoint):
             return
         if self.every_n_train_steps:
             self._saved = -1
-        elif not is_within_step(trainer):
+        elif not is_accumulating(trainer):
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -56,11 +56,11 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step == self._saved:
             return
         folder = Path(trainer.default_root_dir) / "checkpoints"
-        folders = saves_folders(trainer.strategy)
+        folders = saves_sharded_folders(trainer.strategy)
         path = folder / (f"last-{trainer.global_step:07d}.ckpt" if folders else "last.ckpt")
         trainer.save_checkpoint(path)
         self._saved = trainer.global_step
         if trainer.is_global_zero:
             # Also what a run that died has left half written, under a name that begins with a dot.
             for other in {*folder.glob("last*.ckpt"), *folder.glob(".last*.writing")} - {path}:
-                removed(other)
+                remove_checkpoint(other)

@@ -24,9 +24,9 @@ from sf_lightning.metrics.speech import SpeechScores, gap, within
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import measure_latency
 from sf_lightning.streaming.state import Chunk
-from sf_lightning.training.callbacks.continuation import between
 from sf_lightning.training.callbacks.keeping import keep_clip, samples_folder
 from sf_lightning.training.callbacks.listening import Listening
+from sf_lightning.training.callbacks.preemption import stop_if_requested
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.training.ranks import gather_over_ranks
@@ -96,14 +96,14 @@ class StreamingValidation(Listening):
             inputs = (torch.stack(each) for each in zip(*((c.reference, c.x_vector) for c in clips), strict=True))
             speakers = list(decoder.model.encode_speaker(*inputs))
             tokens = [clip.tokens for clip in clips]
-            between(trainer)
+            stop_if_requested(trainer)
             made["offline"] = decoder.offline(tokens, list(speakers))
-            between(trainer)
+            stop_if_requested(trainer)
             made["streamed"] = decoder.streamed(tokens, list(speakers))
-            between(trainer)
+            stop_if_requested(trainer)
             self.latency = measure_latency(decoder, tokens[0][:LATENCY_TOKENS], speakers[0])
             gaps = self._gaps(decoder, tokens, speakers, made["offline"])
-        between(trainer)
+        stop_if_requested(trainer)
         size = decoder.model.layout.block_size
         edges = [torch.tensor(decoder.config.edges(-(-len(clip.mel) // size))) * size for clip in clips]
         heard: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sf_lightning.data.packing import Batch
 from sf_lightning.model.flops import flops_per_frame
-from sf_lightning.training.base import ShardTrained
+from sf_lightning.training.base import ShardModule
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
 
@@ -66,7 +66,7 @@ class Throughput(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds what a frame costs and what the device can do, and opens the first window."""
-        assert isinstance(pl_module, ShardTrained)
+        assert isinstance(pl_module, ShardModule)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, ShardDataModule)
         self.datamodule, self.device = datamodule, pl_module.device
@@ -76,14 +76,14 @@ class Throughput(L.Callback):
         dtype = DTYPES.get(str(trainer.precision).split("-")[0], torch.float32)
         self.peak_flops = peak_flops(self.device, dtype) if self.flops_per_frame else 0.0
         self._window, self._logged_step = _Window(), trainer.global_step
-        self._since, self._waited = None, datamodule.waited_seconds
+        self._since, self._waited = None, datamodule.data_wait_seconds
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Starts the clock if it stands still, as of when the loader was asked for a batch."""
         if self._since is None:
-            self._since = perf_counter() - (self.datamodule.waited_seconds - self._waited)
+            self._since = perf_counter() - (self.datamodule.data_wait_seconds - self._waited)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -91,7 +91,7 @@ class Throughput(L.Callback):
         """Counts the frames of a batch; at a step that is logged, logs and opens the next window."""
         self._window.num_batches += 1
         self._window.num_valid += batch.num_frames
-        self._window.num_learnt += cast(ShardTrained, pl_module).learnt_frames(batch)
+        self._window.num_learnt += cast(ShardModule, pl_module).num_trained_frames(batch)
         self._window.num_frames += batch.blocks.valid.numel()
         step, cadence = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         # With accumulated gradients many batches end at the same step.
@@ -121,7 +121,7 @@ class Throughput(L.Callback):
             return
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        now, waited = perf_counter(), self.datamodule.waited_seconds
+        now, waited = perf_counter(), self.datamodule.data_wait_seconds
         self._window.seconds += now - self._since
         self._window.waited += waited - self._waited
         self._since, self._waited = now, waited

@@ -13,7 +13,7 @@ from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.checkpoint import load_trained
 
 
-class MelsOf:
+class GeneratedMels:
     """The decoder of `--data.decoder`.
 
     Args:

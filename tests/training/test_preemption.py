@@ -20,11 +20,11 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training import stop
-from sf_lightning.training.callbacks.continuation import Continuation
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
+from sf_lightning.training.callbacks.preemption import Preemption
 from sf_lightning.training.callbacks.streaming_validation import StreamingValidation
-from sf_lightning.training.loggers import ContinuingCSV, ContinuingWandb
-from sf_lightning.training.saving import WholeFiles, newest, removed, settled
+from sf_lightning.training.loggers import ResumableCSVLogger, ResumableWandbLogger
+from sf_lightning.training.saving import AtomicCheckpointIO, newest_checkpoint, remove_checkpoint, settled
 from tests.toys.decoder import decoder_data, decoder_module
 from tests.toys.tracking import wandb_records
 
@@ -39,7 +39,7 @@ def nobody_asks() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     stop.REQUESTED.clear()
-    stop.LEAVING.clear()
+    stop.EXITING.clear()
     signal.signal(signal.SIGTERM, before)
 
 
@@ -69,14 +69,14 @@ def run(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        logger=[ContinuingCSV(str(folder))],
-        callbacks=[*more, Continuation(), StreamingValidation(0), LastCheckpoint(every)],
-        plugins=[WholeFiles()],
+        logger=[ResumableCSVLogger(str(folder))],
+        callbacks=[*more, Preemption(), StreamingValidation(0), LastCheckpoint(every)],
+        plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    trainer.fit(decoder_module(), decoder_data(shards), ckpt_path=newest(folder / "checkpoints"))
+    trainer.fit(decoder_module(), decoder_data(shards), ckpt_path=newest_checkpoint(folder / "checkpoints"))
     return trainer
 
 
@@ -116,7 +116,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
 ) -> None:
     with pytest.raises(SystemExit) as left:
         run(tmp_path, shards, Ask(hook, times), every=every)
-    assert left.value.code == 75 and (newest(tmp_path / "checkpoints") is None) == (step == 0)
+    assert left.value.code == 75 and (newest_checkpoint(tmp_path / "checkpoints") is None) == (step == 0)
     if step:
         saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
         assert saved["global_step"] == step
@@ -146,7 +146,7 @@ def test_nothing_is_saved_in_the_middle_of_a_step_of_several_batches(shards: Sha
             self.there: list[bool] = []
 
         def on_train_batch_start(self, *args: Any) -> None:
-            self.there.append(newest(tmp_path / "checkpoints") is not None)
+            self.there.append(newest_checkpoint(tmp_path / "checkpoints") is not None)
 
     look = Look()
     run(tmp_path, shards, look, batches=3, steps=2, every=1)
@@ -174,7 +174,7 @@ def test_a_run_without_a_callback_that_saves_is_saved_when_it_is_stopped(shards:
         max_steps=4,
         limit_val_batches=0,
         logger=False,
-        callbacks=[Ask("on_train_batch_start", 2), Continuation()],
+        callbacks=[Ask("on_train_batch_start", 2), Preemption()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -182,7 +182,7 @@ def test_a_run_without_a_callback_that_saves_is_saved_when_it_is_stopped(shards:
     )
     with pytest.raises(SystemExit):
         trainer.fit(decoder_module(), decoder_data(shards))
-    assert newest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "last.ckpt"
+    assert newest_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "last.ckpt"
 
 
 def test_a_run_that_died_drops_the_rows_that_it_writes_again_and_repeats_the_validation_it_died_in(
@@ -214,7 +214,7 @@ def test_a_wandb_run_that_goes_on_without_a_server_keeps_its_id_and_its_steps(
     tmp_path: Path,
 ) -> None:
     for steps in ((0, 1, 2), (3, 4)):
-        logger = ContinuingWandb(str(tmp_path), id="same")
+        logger = ResumableWandbLogger(str(tmp_path), id="same")
         for step in steps:
             logger.log_metrics({"train/loss": float(step)}, step)
             logger.log_metrics({"beside": float(step)})  # as pictures are logged
@@ -239,7 +239,7 @@ def test_the_signal_is_heard_and_kills_neither_the_program_nor_its_children() ->
 import os, signal, subprocess, sys, time
 from sf_lightning.training import stop
 assert "torch" not in sys.modules
-stop.listen()
+stop.watch_signals()
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
 for process in (child.pid, os.getpid()):
     os.kill(process, signal.SIGUSR1)
@@ -250,7 +250,7 @@ assert stop.REQUESTED.wait(5) and child.wait() == 0
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    saver = WholeFiles()
+    saver = AtomicCheckpointIO()
     saver.save_checkpoint({"step": 1}, path)
 
     class Full:
@@ -268,9 +268,9 @@ def test_only_a_whole_folder_counts_as_a_checkpoint(tmp_path: Path) -> None:
     for name in ("last-0000002.ckpt", ".last-0000004.ckpt.writing", "last-0000003.ckpt"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__0_0.distcp").touch()
-    assert newest(tmp_path) is None
+    assert newest_checkpoint(tmp_path) is None
     (tmp_path / "last-0000002.ckpt" / "meta.pt").touch()
-    assert newest(tmp_path) == tmp_path / "last-0000002.ckpt"
+    assert newest_checkpoint(tmp_path) == tmp_path / "last-0000002.ckpt"
 
 
 def test_an_old_folder_that_is_half_gone_is_not_taken_for_the_newest(
@@ -283,15 +283,15 @@ def test_an_old_folder_that_is_half_gone_is_not_taken_for_the_newest(
         os.utime(tmp_path / name / "meta.pt", (1e9 - age, 1e9 - age))
     old, new = tmp_path / "last-0000002.ckpt", tmp_path / "last-0000004.ckpt"
     (old / "__0_0.distcp").unlink()  # sets the time of the folder
-    assert newest(tmp_path) == new
+    assert newest_checkpoint(tmp_path) == new
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        removed(new)
-    assert newest(tmp_path) == old
+        remove_checkpoint(new)
+    assert newest_checkpoint(tmp_path) == old
     monkeypatch.undo()
 
 

@@ -11,12 +11,12 @@ from torch.distributed import ProcessGroup, ReduceOp, Work, all_reduce, is_initi
 
 from sf_lightning.training import stop
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
-from sf_lightning.training.loggers import ContinuingCSV
+from sf_lightning.training.loggers import ResumableCSVLogger
 from sf_lightning.training.ranks import gather_over_ranks
-from sf_lightning.training.saving import is_within_step
+from sf_lightning.training.saving import is_accumulating
 
 
-class Continuation(L.Callback):
+class Preemption(L.Callback):
     """Leaves when the run is asked to stop, with everything saved; `stop.EXIT_CODE` says that it is to go on.
 
     Ranks agree, for the signal may reach them at different steps, or not all of them: they ask each other at every
@@ -46,7 +46,7 @@ class Continuation(L.Callback):
         Lightning would have the ranks talk to each other in the handler, and wait for ever; and at every step,
         where the host would wait for its device.
         """
-        signal.signal(signal.SIGTERM, stop.end)
+        signal.signal(signal.SIGTERM, stop.exit_on_sigterm)
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -79,7 +79,7 @@ class Continuation(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Saves if the ranks agree to leave."""
-        if self._agreed(self._asking) and not is_within_step(trainer):
+        if self._agreed(self._asking) and not is_accumulating(trainer):
             self._leaving = True
             self._save(trainer)
 
@@ -93,12 +93,12 @@ class Continuation(L.Callback):
         """The validation is done, and need not be repeated."""
         self._validating = False
 
-    def between(self, trainer: L.Trainer) -> None:
+    def stop_if_requested(self, trainer: L.Trainer) -> None:
         """Leaves a validation in its middle if the ranks agree to.
 
         All must ask the same number of times: not after each batch, of which a rank may have fewer than others.
         """
-        if self._validating and self._agreed() and not is_within_step(trainer):
+        if self._validating and self._agreed() and not is_accumulating(trainer):
             self._save(trainer)
             self._leave(trainer)
 
@@ -122,7 +122,7 @@ class Continuation(L.Callback):
         if trainer.is_global_zero:
             print(f"stopped as asked after step {trainer.global_step}, exit code {stop.EXIT_CODE}", flush=True)
         trainer.strategy.barrier()
-        stop.LEAVING.set()
+        stop.EXITING.set()
         # One rank says so, the one whose loggers may still write: whoever sees a rank fail kills the others.
         sys.exit(stop.EXIT_CODE if trainer.is_global_zero else 0)
 
@@ -137,7 +137,7 @@ class Continuation(L.Callback):
 
     def _forget(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, ContinuingCSV):
+            if isinstance(logger, ResumableCSVLogger):
                 logger.forget(trainer.global_step, not self._pending)
         self._pending = False
 
@@ -170,8 +170,8 @@ class Continuation(L.Callback):
         self._pending = checkpoint.get("validation_pending", False)
 
 
-def between(trainer: L.Trainer) -> None:
-    """For callbacks that take long to validate: the place to leave; see `Continuation.between`."""
+def stop_if_requested(trainer: L.Trainer) -> None:
+    """For callbacks that take long to validate: the place to leave; see `Preemption.stop_if_requested`."""
     for each in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(each, Continuation):
-            each.between(trainer)
+        if isinstance(each, Preemption):
+            each.stop_if_requested(trainer)

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sf_lightning.model.attention import BlockAttention, dense_sight
+from sf_lightning.model.attention import BlockAttention, dense_mask
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.dit import DiT, DiTConfig
 from sf_lightning.model.layout import Layout
@@ -28,7 +28,7 @@ def in_dense_masks() -> Iterator[None]:
     """Runs bounded spans on the path of the unbounded ones."""
     with (
         patch.object(BlockAttention, "_near", lambda self, *given: self._dense(*given[:4])),
-        patch("sf_lightning.model.attention.near_sight", lambda *given: dense_sight(*given[:3])),
+        patch("sf_lightning.model.attention.block_mask", lambda *given: dense_mask(*given[:3])),
     ):
         yield
 
@@ -65,7 +65,7 @@ def main() -> None:
     results: dict[str, float] = {}
     table = Table("seconds", "forward, blocks", "dense", "ratio", "step, blocks", "dense", "ratio", "difference")
     for seconds in args.seconds:
-        blocks = Blocks.of_lengths([round(100 * seconds)], layout.block_size).to(device)
+        blocks = Blocks.from_lengths([round(100 * seconds)], layout.block_size).to(device)
         x = torch.randn(len(blocks), layout.block_size, config.num_bands, device=device)
         condition = torch.randn(len(blocks), layout.block_size, config.width, device=device)
         t = torch.full((1,), 0.5, device=device)

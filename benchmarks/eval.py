@@ -50,7 +50,7 @@ def decode(group: Group, decoder: StreamingDecoder, drawn: list[Drawn], batch: i
             if way.kind == "copy_synthesis":
                 chunks = [Chunk(mel, decoder.vocoder.decode(mel[None])[0]) for mel in mels]
             else:
-                chunks = decoder.streamed(tokens, list(speakers), group.config(way))
+                chunks = decoder.decode(tokens, list(speakers), group.config(way))
             made += zip(some, mels, chunks, strict=True)
     return made
 
@@ -58,7 +58,7 @@ def decode(group: Group, decoder: StreamingDecoder, drawn: list[Drawn], batch: i
 def score(group: Group, decoder: StreamingDecoder, made: Made) -> None:
     """Scores all that was made, and does nothing else."""
     scoring, size, pending = Scoring(), group.layout.block_size, []
-    config, vocoder = group.decode.of(group.layout), decoder.vocoder
+    config, vocoder = group.decode.resolve(group.layout), decoder.vocoder
     for drawn, mel, chunk in made:
         edges = torch.tensor(config.edges(-(-len(mel) // size))) * size * vocoder.mel.hop_length
         wave = resampled(chunk.wave, vocoder.sample_rate, vocoder.mel.sample_rate)

@@ -52,8 +52,8 @@ class Clips:
 
 def row(decoder: StreamingDecoder, clips: Clips, config: DecodeConfig, offline: list[Chunk]) -> list[str]:
     """One way of streaming."""
-    decoder.config = config.of(decoder.model.layout)
-    streamed = decoder.streamed(clips.tokens, clips.speakers)
+    decoder.config = config.resolve(decoder.model.layout)
+    streamed = decoder.decode(clips.tokens, clips.speakers)
     apart = gap([chunk.mel for chunk in streamed], [chunk.mel for chunk in offline])
     account = measure_latency(decoder, clips.tokens[0], clips.speakers[0])
     values = clips.scores(streamed, decoder.vocoder.sample_rate)
@@ -80,7 +80,7 @@ def main() -> None:
     for evaluations in args.evaluations:
         config = replace(base, steps=evaluations, method="euler", mode="cached", chunk=1, first_chunk=None)
         decoder = module.decoder(decode=config)
-        offline = decoder.offline(clips.tokens, clips.speakers)
+        offline = decoder.decode_offline(clips.tokens, clips.speakers)
         values = clips.scores(offline, decoder.vocoder.sample_rate)
         cells = [FORMS.get(name, "{:.2f}").format(values[name]) for name in COLUMNS]
         print(f"| {evaluations} | offline | | | " + " | ".join(cells) + " | | | | | |", flush=True)

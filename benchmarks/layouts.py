@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from sf_lightning.evaluation.table import COLUMNS, OVER_FRAMES
 from sf_lightning.streaming.decoder import StreamingDecoder
-from sf_lightning.streaming.latency import Latency, measure_latency
+from sf_lightning.streaming.latency import LatencyReport, measure_latency
 from sf_lightning.sweeps.results import Result, read_results
 from sf_lightning.training.module import StreamFlowModule
 
@@ -163,7 +163,7 @@ def differences(groups: Mapping[str, Sequence[Run]], name: str) -> list[list[str
     return table
 
 
-def accounts(groups: Mapping[str, Sequence[Run]]) -> dict[str, tuple[StreamingDecoder, list[Latency]]]:
+def accounts(groups: Mapping[str, Sequence[Run]]) -> dict[str, tuple[StreamingDecoder, list[LatencyReport]]]:
     """Of each layout its decoder and its accounts of the same stream, one for each round."""
     decoders = {
         name: StreamFlowModule.load_from_checkpoint(runs[0].checkpoint, map_location=DEVICE).decoder()

@@ -53,7 +53,7 @@ def network() -> StreamFlow:
 def trainer(called: nn.Module, model: StreamFlow, average: StreamFlow) -> Callable[[], list[float]]:
     """Returns a training step, which returns its seconds forward, backward and updating."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    blocks = Blocks.of_lengths([FRAMES] * UTTERANCES, model.layout.block_size)
+    blocks = Blocks.from_lengths([FRAMES] * UTTERANCES, model.layout.block_size)
     x = torch.randn(len(blocks), blocks.block_size, 80)
     t = torch.full((UTTERANCES,), 0.5)
     tokens = torch.zeros(len(blocks), blocks.block_size // 4, dtype=torch.long)

@@ -60,7 +60,7 @@ class Talk:
     """A stream that is given random tokens, as many as its next chunk needs."""
 
     def __init__(self, decoder: StreamingDecoder, config: DecodeConfig) -> None:
-        self.decoder, self.config = decoder, config.of(decoder.model.layout)
+        self.decoder, self.config = decoder, config.resolve(decoder.model.layout)
         self.stream = decoder.open(config=config)
         self.random = torch.Generator().manual_seed(0)
         assert self.config.lookahead is not None
@@ -256,9 +256,9 @@ def sizes(repeats: int, console: Console) -> dict[str, float]:
             talk.chunk()
         costs = []
         for _ in range(repeats):
-            before = decoder.account.network_seconds
+            before = decoder.cost.network_seconds
             talk.chunk()
-            costs.append(decoder.account.network_seconds - before)
+            costs.append(decoder.cost.network_seconds - before)
         factor = statistics.median(costs) / BLOCK_SECONDS / config.chunk
         parameters = sum(p.numel() for p in model.dit.parameters()) / 1e6
         largest = max(largest, parameters if factor < 1 else 0.0)

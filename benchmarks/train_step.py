@@ -67,7 +67,7 @@ def sibling_forward(sibling: Any, given: Inputs) -> Tensor:
 
 def our_forward(model: StreamFlow, given: Inputs) -> Tensor:
     size = model.layout.block_size
-    blocks = Blocks.of_lengths([given.frames], size).to(device)
+    blocks = Blocks.from_lengths([given.frames], size).to(device)
     kept = torch.zeros(1, dtype=torch.bool, device=device)
     speaker = model.encoder(given.reference, given.x_vector)
     condition = model.condition(given.codes.view(-1, size // 2), speaker, blocks, kept, kept)

@@ -32,7 +32,7 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.files.records import from_plain
 from sf_lightning.metrics.spectral import stft_distance
 from sf_lightning.metrics.speech import SpeechScores
-from sf_lightning.streaming.sound import stream_mel
+from sf_lightning.streaming.vocoding import stream_mel
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder, remove_weight_norm
 from sf_lightning.vocoder.config import VocoderConfig

@@ -175,7 +175,7 @@ def wait_words(layout: Layout, decode: DecodeConfig, frame_rate: float) -> str:
     """
     if decode.mode == "offline":
         return "the last token"
-    decode = decode.of(layout)
+    decode = decode.resolve(layout)
     return f"{layout.wait_ms(decode.chunk_end(0), decode.lookahead, frame_rate):g} ms of tokens"
 
 

@@ -19,7 +19,7 @@ from sf_lightning.cli.inputs import embed, embed_speaker, find_clip, load_tokens
 from sf_lightning.cli.options import require_device
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.streaming.decoder import StreamingDecoder
-from sf_lightning.streaming.latency import latency_line, measure_latency
+from sf_lightning.streaming.latency import latency_summary, measure_latency
 from sf_lightning.streaming.pretrained import make_decoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.streaming.stream import Stream
@@ -114,7 +114,7 @@ def decode(
         spoken = torch.cat(heard)
         # Once for nothing: the first call of all is slower than any other.
         measure_latency(decoder, spoken[: 4 * decoder.tokens_per_block], who)
-        print(latency_line(measure_latency(decoder, spoken, who, token_rate)), file=sys.stderr)
+        print(latency_summary(measure_latency(decoder, spoken, who, token_rate)), file=sys.stderr)
 
 
 def _require_sense(

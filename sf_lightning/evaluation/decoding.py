@@ -16,7 +16,7 @@ from sf_lightning.evaluation.scores import Pending, Scoring
 from sf_lightning.evaluation.table import MAX_TIMED, TIMES
 from sf_lightning.metrics.speech import gap
 from sf_lightning.streaming.decoder import StreamingDecoder
-from sf_lightning.streaming.latency import Latency, measure_latency
+from sf_lightning.streaming.latency import LatencyReport, measure_latency
 from sf_lightning.streaming.state import Chunk
 
 
@@ -75,7 +75,9 @@ class Decoding:
             offline: list[Chunk] = []
             for way in self.group.ways:
                 if way.kind != "copy_synthesis" and not offline:
-                    offline = _read(self.decoder.offline([c.tokens for c in batch], [c.speaker for c in batch]))
+                    offline = _read(
+                        self.decoder.decode_offline([c.tokens for c in batch], [c.speaker for c in batch])
+                    )
                 mine = [i for i, clip in enumerate(batch) if (way.id, clip.key) in missing]
                 made = self._made(way, [batch[i] for i in mine], [offline[i] for i in mine] if offline else [])
                 for i, chunk in zip(mine, made, strict=True):
@@ -99,8 +101,8 @@ class Decoding:
 
     def _take_times(
         self, clips: Sequence[HeldClip], missing: set[tuple[str, str]]
-    ) -> dict[tuple[str, str], Latency]:
-        times = dict[tuple[str, str], Latency]()
+    ) -> dict[tuple[str, str], LatencyReport]:
+        times = dict[tuple[str, str], LatencyReport]()
         for way in (way for way in self.group.ways if way.kind == "streamed"):
             mine = [clip for clip in clips if (way.id, clip.key) in missing]
             # Not the decoder that makes the rest: on a GPU each look at the clock waits for the device.
@@ -117,15 +119,17 @@ class Decoding:
         if way.kind == "offline" or not clips:
             return offline
         inputs = [clip.tokens for clip in clips], [clip.speaker for clip in clips]
-        return _read(self.decoder.streamed(*inputs, self.group.config(way)))
+        return _read(self.decoder.decode(*inputs, self.group.config(way)))
 
     def _edges(self, clip: HeldClip) -> Tensor:
         """Where chunks meet if the clip is streamed, in frames [E]."""
         size = self.group.layout.block_size
-        config = replace(self.group.decode, mode="cached").of(self.group.layout)
+        config = replace(self.group.decode, mode="cached").resolve(self.group.layout)
         return torch.tensor(config.edges(-(-len(clip.mel) // size)), dtype=torch.long) * size
 
-    def _score(self, way: Way, clip: HeldClip, made: Chunk, offline: Chunk | None, latency: Latency | None) -> None:
+    def _score(
+        self, way: Way, clip: HeldClip, made: Chunk, offline: Chunk | None, latency: LatencyReport | None
+    ) -> None:
         vocoder = self.decoder.vocoder
         late = vocoder.right if self.group.decode.exact_vocoder else 0
         edges = self._edges(clip)

@@ -115,8 +115,8 @@ class Group:
     def config(self, way: Way) -> DecodeConfig:
         """How one of the ways is decoded, nothing left open."""
         if way.kind != "streamed":
-            return replace(self.decode, mode="offline").of(self.layout)
-        return replace(self.decode, lookahead=way.lookahead).of(self.layout)
+            return replace(self.decode, mode="offline").resolve(self.layout)
+        return replace(self.decode, lookahead=way.lookahead).resolve(self.layout)
 
 
 def plan(subjects: Sequence[Subject], options: Options) -> list[Group]:
@@ -145,7 +145,7 @@ def plan(subjects: Sequence[Subject], options: Options) -> list[Group]:
             of = (*sound, subject.path, name, nfe, float(guidance))
             ways = [Way("copy_synthesis", *sound), Way("offline", *of)]
             if own.mode != "offline":
-                aheads = options.lookaheads or (decode.of(layout).lookahead,)
+                aheads = options.lookaheads or (decode.resolve(layout).lookahead,)
                 ways += [Way("streamed", *of, replace(decode, lookahead=n).lookahead) for n in aheads]
             fresh = tuple(way for way in dict.fromkeys(ways) if way not in taken)
             taken.update(fresh)

@@ -47,7 +47,7 @@ def sway_grid(steps: int, sway: float = -1.0) -> Tensor:
 
 
 @dataclass
-class Progress:
+class SolverState:
     """How far something has come.
 
     Attributes:
@@ -102,12 +102,12 @@ class Solver:
         steps = zip(self.grid, self.grid[1:], strict=False)
         return torch.tensor([t + part * (end - t) for t, end in steps for part in TABLEAUS[self.method].times])
 
-    def point(self, progress: Progress) -> Tensor:
+    def point(self, progress: SolverState) -> Tensor:
         """Returns the x at which the next evaluation asks the network."""
         weights = TABLEAUS[self.method].stages[len(progress.slopes)]
         return self._along(progress, weights)
 
-    def advance(self, progress: Progress, velocity: Tensor) -> None:
+    def advance(self, progress: SolverState, velocity: Tensor) -> None:
         """Takes the answer of the evaluation that `point` was for."""
         tableau = TABLEAUS[self.method]
         progress.slopes.append(velocity)
@@ -118,12 +118,12 @@ class Solver:
 
     def integrate(self, velocity: Velocity, x_0: Tensor) -> Tensor:
         """Returns x at t = 1 for x_0 at t = 0, any shape."""
-        progress = Progress(x_0)
+        progress = SolverState(x_0)
         for number in range(self.num_evaluations):
             self.advance(progress, velocity(self.point(progress), number))
         return progress.x
 
-    def _along(self, progress: Progress, weights: tuple[float, ...]) -> Tensor:
+    def _along(self, progress: SolverState, weights: tuple[float, ...]) -> Tensor:
         step = progress.evaluations // len(TABLEAUS[self.method].times)
         h = self.grid[step + 1] - self.grid[step]
         x = progress.x

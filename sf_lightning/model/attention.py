@@ -67,7 +67,7 @@ class Edges(NamedTuple):
     followed: Tensor | None = None
 
 
-class Sight(NamedTuple):
+class AttentionMask(NamedTuple):
     """What the layers of one span see in one list of blocks; made once per forward call.
 
     Attributes:
@@ -82,12 +82,12 @@ class Sight(NamedTuple):
     table: Tensor
     blocks: Blocks
 
-    def of(self, some: slice) -> "Sight":
+    def of(self, some: slice) -> "AttentionMask":
         """Returns that of some blocks, for a span that does not leave the own block."""
-        return Sight(self.mask[some], {}, self.table, self.blocks.of(some))
+        return AttentionMask(self.mask[some], {}, self.table, self.blocks[some])
 
 
-def near_sight(span: Span, blocks: Blocks, head_width: int, edges: Edges | None = None) -> Sight:
+def block_mask(span: Span, blocks: Blocks, head_width: int, edges: Edges | None = None) -> AttentionMask:
     """Returns the sight of a bounded span on the list of blocks itself.
 
     Args:
@@ -99,7 +99,7 @@ def near_sight(span: Span, blocks: Blocks, head_width: int, edges: Edges | None 
     size, device = blocks.block_size, blocks.valid.device
     # A block without valid frames must attend to something or its softmax is 0 / 0.
     own = blocks.valid | (torch.arange(size, device=device) == 0)
-    there = {offset: blocks.neighbour(offset) for offset in span.offsets if offset}
+    there = {offset: blocks.has_neighbor(offset) for offset in span.offsets if offset}
     keys = [shift(blocks.valid, offset) & there[offset][:, None] if offset else own for offset in span.offsets]
     if edges is not None and span.back:
         keys[0] = keys[0] | edges.continued[:, None]
@@ -107,10 +107,10 @@ def near_sight(span: Span, blocks: Blocks, head_width: int, edges: Edges | None 
         keys[-1] = keys[-1] | edges.followed
     positions = torch.arange(span.offsets[0] * size, (span.offsets[-1] + 1) * size, device=device)
     there = {offset: each[:, None, None, None] for offset, each in there.items()}
-    return Sight(torch.cat(keys, dim=1)[:, None, None], there, rotation(positions, head_width), blocks)
+    return AttentionMask(torch.cat(keys, dim=1)[:, None, None], there, rotation(positions, head_width), blocks)
 
 
-def dense_sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
+def dense_mask(span: Span, blocks: Blocks, head_width: int) -> AttentionMask:
     """Returns the sight of any span on rows of T = longest * W frames: packs, or else utterances."""
 
     def each_frame(x: Tensor) -> Tensor:
@@ -124,14 +124,14 @@ def dense_sight(span: Span, blocks: Blocks, head_width: int) -> Sight:
     # Frames beyond an utterance's end may see nothing; they are dropped, but must not be 0 / 0.
     alone = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
     places = torch.arange(valid.shape[1], device=valid.device)
-    return Sight((seen | alone)[:, None], {}, rotation(places, head_width), blocks)
+    return AttentionMask((seen | alone)[:, None], {}, rotation(places, head_width), blocks)
 
 
-def sight(span: Span, blocks: Blocks, head_width: int, edges: Edges | None = None) -> Sight:
-    """Returns the sight of a span, on the path on which its layers run; see `near_sight`."""
+def sight(span: Span, blocks: Blocks, head_width: int, edges: Edges | None = None) -> AttentionMask:
+    """Returns the sight of a span, on the path on which its layers run; see `block_mask`."""
     if span.bounded:
-        return near_sight(span, blocks, head_width, edges)
-    return dense_sight(span, blocks, head_width)
+        return block_mask(span, blocks, head_width, edges)
+    return dense_mask(span, blocks, head_width)
 
 
 class BlockAttention(nn.Module):
@@ -151,7 +151,7 @@ class BlockAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, sight: Sight, memory: Memory | None = None) -> Tensor:
+    def forward(self, x: Tensor, sight: AttentionMask, memory: Memory | None = None) -> Tensor:
         """Attends within each block's span.
 
         Args:
@@ -169,7 +169,7 @@ class BlockAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
-    def _near(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, memory: Memory | None = None) -> Tensor:
+    def _near(self, q: Tensor, k: Tensor, v: Tensor, sight: AttentionMask, memory: Memory | None = None) -> Tensor:
         size, offsets = q.shape[2], self.span.offsets
         own = -offsets[0] * size
         if len(offsets) > 1:
@@ -179,7 +179,7 @@ class BlockAttention(nn.Module):
         q = rotate(q, sight.table[:, own : own + size], self.rope_heads)
         return attend(q, rotate(k, sight.table, self.rope_heads), v, sight.mask)
 
-    def _dense(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
+    def _dense(self, q: Tensor, k: Tensor, v: Tensor, sight: AttentionMask) -> Tensor:
         blocks = sight.blocks
         # [M, H, W, Dh] -> [rows, longest, H, W, Dh] -> [rows, H, T, Dh]
         q, k, v = (_spread(x, blocks).transpose(1, 2).flatten(2, 3) for x in (q, k, v))

@@ -36,10 +36,10 @@ class Blocks:
     packed: bool = False
 
     @classmethod
-    def of_lengths(cls, frames: Sequence[int], block_size: int, device: torch.device | None = None) -> "Blocks":
+    def from_lengths(cls, frames: Sequence[int], block_size: int, device: torch.device | None = None) -> "Blocks":
         """Lays utterances of so many frames one after the other.
 
-        >>> Blocks.of_lengths([3, 2], block_size=2).valid.int().tolist()
+        >>> Blocks.from_lengths([3, 2], block_size=2).valid.int().tolist()
         [[1, 1], [1, 0], [1, 1]]
         """
         counts = [-(-length // block_size) for length in frames]
@@ -82,9 +82,9 @@ class Blocks:
             valid=self.valid.pin_memory(),
         )
 
-    def of(self, some: slice) -> "Blocks":
-        """Returns some of the blocks, which still belong to the same utterances."""
-        return replace(self, utterance=self.utterance[some], position=self.position[some], valid=self.valid[some])
+    def __getitem__(self, part: slice) -> "Blocks":
+        """Returns a slice of the list; its blocks keep their utterances and positions."""
+        return replace(self, utterance=self.utterance[part], position=self.position[part], valid=self.valid[part])
 
     def __len__(self) -> int:
         return len(self.utterance)
@@ -94,7 +94,7 @@ class Blocks:
         """Frames of a block."""
         return self.valid.shape[1]
 
-    def neighbour(self, offset: int) -> Tensor:
+    def has_neighbor(self, offset: int) -> Tensor:
         """Says which blocks have a neighbour `offset` blocks away in the same utterance, bool [M]."""
         held = self.valid[:, 0]
         same = shift(self.utterance, offset) == self.utterance

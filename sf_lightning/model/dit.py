@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 from torch.utils.checkpoint import checkpoint
 
-from sf_lightning.model.attention import BlockAttention, Edges, Memory, Sight, sight
+from sf_lightning.model.attention import AttentionMask, BlockAttention, Edges, Memory, sight
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.embeddings import TimeEmbedding, TokenEmbedding
 from sf_lightning.model.layout import Layout, Span
@@ -199,7 +199,7 @@ class DiT(nn.Module):
         self,
         h: Tensor,
         layers: "list[_Pass]",
-        sights: dict[Span, Sight],
+        sights: dict[Span, AttentionMask],
         some: slice | None = None,
     ) -> Tensor:
         for each in layers:
@@ -230,7 +230,7 @@ class Layer(nn.Module):
         self.attention = BlockAttention(width, config.num_heads, rope_heads, span)
         self.mlp = nn.Sequential(Linear(width, inner), nn.GELU(approximate="tanh"), Linear(inner, width))
 
-    def forward(self, h: Tensor, modulation: Tensor, sight: Sight, memory: Memory | None = None) -> Tensor:
+    def forward(self, h: Tensor, modulation: Tensor, sight: AttentionMask, memory: Memory | None = None) -> Tensor:
         """Advances h [M, W, D]; the modulation [U, 6 D] is that of each utterance."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = _of_blocks(modulation, sight.blocks, 6)
         h = torch.addcmul(h, gate, self.attention(_modulated(h, scale, shift), sight, memory))

@@ -20,9 +20,9 @@ from torch import Tensor
 from sf_lightning.flow.solver import Solver
 from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.streaming.runs import Run, integrate
-from sf_lightning.streaming.sound import alike, extend, num_waiting
-from sf_lightning.streaming.state import Account, Chunk, DecodeConfig, StreamState
+from sf_lightning.streaming.state import Chunk, DecodeConfig, DecodeCost, StreamState
 from sf_lightning.streaming.stream import Stream
+from sf_lightning.streaming.vocoding import alike, extend, num_waiting
 from sf_lightning.streaming.waves import Waves, looks_fully_ahead
 from sf_lightning.vocoder.base import Vocoder
 
@@ -48,7 +48,7 @@ class StreamingDecoder:
         timed: Whether costs are added up; on a GPU reading the clock waits for the device.
 
     Attributes:
-        account: What all streams have cost.
+        cost: What all streams have cost.
 
     Raises:
         ValueError: if the vocoder was made for another mel.
@@ -58,14 +58,14 @@ class StreamingDecoder:
     vocoder: Vocoder
     config: DecodeConfig = DecodeConfig()
     timed: bool = True
-    account: Account = field(default_factory=Account, init=False)
+    cost: DecodeCost = field(default_factory=DecodeCost, init=False)
 
     _grids: dict[Solver, Grid] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.vocoder.mel != self.model.mel.config:
             raise ValueError(f"the vocoder's mel is {self.vocoder.mel}, the decoder's is {self.model.mel.config}")
-        self.config = self.config.of(self.model.layout)
+        self.config = self.config.resolve(self.model.layout)
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +90,7 @@ class StreamingDecoder:
         empty = torch.zeros(0, self.vocoder.mel.num_bands, device=self.device)
         state = StreamState(
             speaker=self._checked(speaker),
-            config=config.of(self.model.layout) if config else self.config,
+            config=config.resolve(self.model.layout) if config else self.config,
             tokens_per_block=self.tokens_per_block,
             tokens=torch.zeros(0, dtype=torch.long),
             mel=empty,
@@ -150,7 +150,7 @@ class StreamingDecoder:
         if sounding := ready + rest:
             yield from zip(sounding, self._sound([states[i] for i in sounding], mels), strict=True)
 
-    def offline(self, tokens: Sequence[Tensor], speakers: Sequence[Tensor | None]) -> list[Chunk]:
+    def decode_offline(self, tokens: Sequence[Tensor], speakers: Sequence[Tensor | None]) -> list[Chunk]:
         """Decodes whole utterances, all blocks integrated together: what streaming is held against.
 
         Args:
@@ -163,9 +163,9 @@ class StreamingDecoder:
         """
         if any(len(each) == 0 for each in tokens):
             raise ValueError("an utterance of no tokens cannot be decoded")
-        return self.streamed(tokens, speakers, replace(self.config, mode="offline"))
+        return self.decode(tokens, speakers, replace(self.config, mode="offline"))
 
-    def streamed(
+    def decode(
         self, tokens: Sequence[Tensor], speakers: Sequence[Tensor | None], config: DecodeConfig | None = None
     ) -> list[Chunk]:
         """Decodes whole utterances as streams, side by side, chunk by chunk, and joins what each emitted.
@@ -241,7 +241,7 @@ class StreamingDecoder:
         with self._timed(states, "network_seconds"):
             how = (config.solver, *self._grid(config.solver), config.guidance, config.temperature)
             mels, evaluations = integrate(self.model, runs, *how, remember=config.mode == "cached")
-        self.account.block_evaluations += evaluations
+        self.cost.block_evaluations += evaluations
         made = []
         for state, run, end, mel in zip(states, runs, ends, mels, strict=True):
             final, after = mel[: (end - state.first) * size], mel[(end - state.first) * size :]
@@ -270,7 +270,7 @@ class StreamingDecoder:
         while moving := waves.moving(states):
             with self._timed(moving, "network_seconds"):
                 layers = waves.advance(moving)
-            self.account.block_evaluations += layers / self.model.layout.num_layers
+            self.cost.block_evaluations += layers / self.model.layout.num_layers
 
     def _land(self, states: Sequence[StreamState]) -> list[tuple[Tensor, Tensor]]:
         """Returns, of each stream, the frames of a chunk that is through, and a guess at those after it, [T, F]."""
@@ -306,8 +306,8 @@ class StreamingDecoder:
         start = self._clock()
         yield
         spent = self._clock() - start
-        for account, share in [(self.account, spent), *((s.account, spent / len(states)) for s in states)]:
-            setattr(account, what, getattr(account, what) + share)
+        for cost, share in [(self.cost, spent), *((s.cost, spent / len(states)) for s in states)]:
+            setattr(cost, what, getattr(cost, what) + share)
 
     def _clock(self) -> float:
         if self.device.type == "cuda":

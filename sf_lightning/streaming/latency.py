@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from sf_lightning.streaming.decoder import StreamingDecoder
-from sf_lightning.streaming.state import Account
+from sf_lightning.streaming.state import DecodeCost
 
 
 @dataclass(frozen=True)
-class Latency:
+class LatencyReport:
     """The account of one stream, decoded alone; all but the first in milliseconds of this machine.
 
     Attributes:
@@ -40,7 +40,7 @@ class Latency:
 
 def measure_latency(
     decoder: StreamingDecoder, tokens: Tensor, speaker: Tensor | None, token_rate: float | None = None
-) -> Latency:
+) -> LatencyReport:
     """Streams tokens [L] through a decoder by themselves and accounts for the time.
 
     Args:
@@ -60,14 +60,14 @@ def measure_latency(
     if len(tokens) == 0:
         raise ValueError("a stream of no tokens has no latency: give some")
     stream = decoder.open(speaker)
-    account, first = stream.state.account, None
+    cost, first = stream.state.cost, None
     chunk_ms, samples = list[float](), 0
     # A block at a time, as they come: nobody waits for what is computed while later tokens are on their way.
     pieces = tokens.split(decoder.tokens_per_block)
-    before = _milliseconds(account)
+    before = _milliseconds(cost)
     for number, piece in enumerate(pieces, 1):
         stream.feed(piece)
-        arrived = _milliseconds(account)
+        arrived = _milliseconds(cost)
         if number == len(pieces):
             stream.end()
         emitted = -1
@@ -75,7 +75,7 @@ def measure_latency(
             emitted = stream.state.emitted
             new = len(decoder.step([stream])[0].wave)
             stream.require_sound()
-            now = _milliseconds(account)
+            now = _milliseconds(cost)
             if new and first is None:
                 wait = 1000 * min(len(tokens), number * decoder.tokens_per_block) / rate
                 first = wait, now[0] - arrived[0], now[1] - arrived[1]
@@ -84,22 +84,22 @@ def measure_latency(
                 before = now
             samples += new
     assert first is not None
-    return Latency(
+    return LatencyReport(
         wait_ms=first[0],
         network_ms=first[1],
         vocoder_ms=first[2],
         first_packet_ms=sum(first),
-        real_time_factor=sum(_milliseconds(account)) / 1000 * decoder.vocoder.sample_rate / samples,
+        real_time_factor=sum(_milliseconds(cost)) / 1000 * decoder.vocoder.sample_rate / samples,
         num_evaluations=decoder.config.num_evaluations,
         chunk_ms=tuple(chunk_ms),
     )
 
 
-def _milliseconds(account: Account) -> tuple[float, float]:
-    return 1000 * account.network_seconds, 1000 * account.vocoder_seconds
+def _milliseconds(cost: DecodeCost) -> tuple[float, float]:
+    return 1000 * cost.network_seconds, 1000 * cost.vocoder_seconds
 
 
-def latency_line(latency: Latency) -> str:
+def latency_summary(latency: LatencyReport) -> str:
     """The latency account in a sentence."""
     return (
         f"first packet {latency.first_packet_ms:.0f} ms = {latency.wait_ms:.0f} waiting for tokens "

@@ -73,7 +73,7 @@ def integrate(
     device = dit.from_mel.weight.device
     lengths = [len(run.tokens) * dit.config.frames_per_token for run in runs]
     counts = [-(-length // size) for length in lengths]
-    blocks = Blocks.of_lengths(lengths, size).to(device)
+    blocks = Blocks.from_lengths(lengths, size).to(device)
     condition = condition_of(model, runs, blocks)
     branches = 2 if guidance else 1
     trajectory = _Trajectory(model, runs, counts, branches, solver.num_evaluations) if remember else None

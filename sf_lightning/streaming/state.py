@@ -63,7 +63,7 @@ class DecodeConfig:
             raise ValueError(f"decode.lookahead is {self.lookahead}: wanted 0 or more blocks")
         Solver(self.steps, self.method, self.sway)
 
-    def of(self, layout: Layout) -> "DecodeConfig":
+    def resolve(self, layout: Layout) -> "DecodeConfig":
         """Returns the same for a layout, with nothing left open."""
         return replace(
             self,
@@ -95,7 +95,7 @@ class DecodeConfig:
 
 
 @dataclass
-class Account:
+class DecodeCost:
     """What decoding cost, added up over calls.
 
     Attributes:
@@ -129,7 +129,7 @@ class StreamState:
         emitted: Blocks whose mel is final.
         ended: Whether the last token has come.
         error: What went wrong in this stream; it cannot go on.
-        account: What it has cost.
+        cost: What it has cost.
     """
 
     speaker: Tensor | None
@@ -144,7 +144,7 @@ class StreamState:
     emitted: int = 0
     ended: bool = False
     error: Exception | None = None
-    account: Account = field(default_factory=Account)
+    cost: DecodeCost = field(default_factory=DecodeCost)
 
     @property
     def num_blocks(self) -> int:

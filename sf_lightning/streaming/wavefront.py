@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sf_lightning.flow.guidance import mix
-from sf_lightning.flow.solver import Progress, Solver
+from sf_lightning.flow.solver import Solver, SolverState
 from sf_lightning.model.attention import Edges, Memory
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.streamflow import StreamFlow
@@ -40,7 +40,7 @@ class Flight:
     condition: Tensor
     valid: Tensor
     length: int
-    progress: Progress
+    progress: SolverState
     h: Tensor | None = None
     seen: Tensor | None = None
     velocity: Tensor | None = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sf_lightning.flow.noise import block_noise
-from sf_lightning.flow.solver import Progress
+from sf_lightning.flow.solver import SolverState
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.streamflow import StreamFlow
@@ -91,7 +91,7 @@ class Waves:
             number = _front(state).arrived
             runs.append(Run(state.tokens_of(number, number + 1), number, state.speaker, state.config.seed))
         lengths = [len(run.tokens) * model.dit.config.frames_per_token for run in runs]
-        blocks = Blocks.of_lengths(lengths, size).to(device)
+        blocks = Blocks.from_lengths(lengths, size).to(device)
         conditions = [condition_of(model, runs, blocks)]
         if self.config.guidance:
             conditions.append(model.null_condition(blocks))
@@ -100,7 +100,7 @@ class Waves:
         parts = (torch.stack(conditions, dim=1), blocks.valid, lengths, noise)
         # Copies: a view would keep what belongs to the other streams.
         return [
-            Flight(condition.clone(), valid.clone(), length, Progress(x_0.to(device)))
+            Flight(condition.clone(), valid.clone(), length, SolverState(x_0.to(device)))
             for condition, valid, length, x_0 in zip(*parts, strict=True)
         ]
 

@@ -127,7 +127,7 @@ def test_batches_keep_the_packs_apart(shards: ShardSet) -> None:
     batch = Batch.of_packs(pair)
     assert len(batch.blocks) == 32 and batch.blocks.num_utterances == 12
     assert batch.blocks.utterance[16] == 6
-    assert not batch.blocks.neighbour(-1)[16]
+    assert not batch.blocks.has_neighbor(-1)[16]
     assert [(key.lane, key.pack) for key in batch.packs] == [(0, 0), (1, 0)]
 
 

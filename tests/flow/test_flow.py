@@ -9,7 +9,7 @@ from sf_lightning.flow.guidance import DropConfig, guided, mix
 from sf_lightning.flow.loss import flow_matching_loss
 from sf_lightning.flow.noise import block_noise, keyed_generator
 from sf_lightning.flow.path import draw_times, straight_path
-from sf_lightning.flow.solver import TABLEAUS, Method, Progress, Solver, sway_grid
+from sf_lightning.flow.solver import TABLEAUS, Method, Solver, SolverState, sway_grid
 from sf_lightning.model.blocks import Blocks
 
 
@@ -64,10 +64,10 @@ def test_a_solver_that_is_stopped_after_any_evaluation_goes_on_as_if_it_were_not
         return torch.sin(x) + solver.times[number]
 
     x_0 = torch.linspace(-1, 1, 5)
-    progress = Progress(x_0)
+    progress = SolverState(x_0)
     for number in range(solver.num_evaluations):
         solver.advance(progress, velocity(solver.point(progress), number))
-        progress = Progress(progress.x.clone(), [v.clone() for v in progress.slopes], progress.evaluations)
+        progress = SolverState(progress.x.clone(), [v.clone() for v in progress.slopes], progress.evaluations)
     assert torch.equal(progress.x, solver.integrate(velocity, x_0))
 
 
@@ -120,7 +120,7 @@ def test_times_lie_within_the_path_and_crowd_in_the_middle() -> None:
 
 
 def test_guidance_mixes_both_branches_in_one_call() -> None:
-    blocks, calls = Blocks.of_lengths([48, 24], 24), []
+    blocks, calls = Blocks.from_lengths([48, 24], 24), []
 
     def network(x: torch.Tensor, number: int, condition: torch.Tensor, blocks: Blocks) -> torch.Tensor:
         calls.append(len(blocks))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.blocks import in_dense_masks
 from sf_lightning.model import dit as dit_module
-from sf_lightning.model.attention import near_sight
+from sf_lightning.model.attention import block_mask
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.dit import DiT
 from sf_lightning.model.layout import Layout, Span
@@ -49,7 +49,7 @@ def run(dit: DiT, blocks: Blocks, x: Tensor, t: Tensor, tokens: Tensor, speaker:
 def test_a_changed_token_moves_exactly_the_blocks_that_see_it(name: str) -> None:
     layout = LAYOUTS[name]
     dit = small_dit(layout)
-    blocks = Blocks.of_lengths([9 * layout.block_size], layout.block_size)
+    blocks = Blocks.from_lengths([9 * layout.block_size], layout.block_size)
     given = inputs(blocks)
     before = run(dit, blocks, **given)
     assert before.abs().mean() > 0.1  # a silent network would pass everything below
@@ -67,7 +67,7 @@ def test_padding_and_neighbours_in_the_pack_change_nothing(name: str) -> None:
     size = layout.block_size
     dit = small_dit(layout)
     lengths = [2 * size + 4, 3 * size, size - 4, 4]  # partial last blocks, whole ones, less than a block
-    packed = Blocks.of_lengths(lengths, size)
+    packed = Blocks.from_lengths(lengths, size)
     given = inputs(packed)
     together = run(dit, packed, **given)
     garbage = {
@@ -79,7 +79,7 @@ def test_padding_and_neighbours_in_the_pack_change_nothing(name: str) -> None:
     assert together.isfinite().all()
     for number, length in enumerate(lengths):
         mine = packed.utterance == number
-        alone = Blocks.of_lengths([length], size)
+        alone = Blocks.from_lengths([length], size)
         own = {name: value[mine] for name, value in given.items() if name in ("x", "tokens")}
         own |= {name: given[name][number : number + 1] for name in ("t", "speaker")}
         difference = (run(dit, alone, **own) - together[mine])[alone.valid].abs().max()
@@ -88,7 +88,7 @@ def test_padding_and_neighbours_in_the_pack_change_nothing(name: str) -> None:
 
 @torch.inference_mode()
 def test_blocks_that_belong_to_nobody_change_nothing() -> None:
-    real = Blocks.of_lengths([60], 24)
+    real = Blocks.from_lengths([60], 24)
     given = inputs(real)
     # Three empty blocks after it, numbered as a pack numbers them: utterance 0, position 0.
     empty = Blocks(
@@ -109,7 +109,7 @@ def test_blocks_that_belong_to_nobody_change_nothing() -> None:
 @pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.bounded])
 def test_the_block_path_equals_the_dense_masks_and_so_do_its_gradients(name: str) -> None:
     layout = LAYOUTS[name]
-    blocks = Blocks.of_lengths([3 * layout.block_size + 4, 2 * layout.block_size], layout.block_size)
+    blocks = Blocks.from_lengths([3 * layout.block_size + 4, 2 * layout.block_size], layout.block_size)
     given = inputs(blocks)
     results = []
     for dense in (False, True):
@@ -130,7 +130,7 @@ def test_baselines_on_packs_are_what_they_are_on_utterances(name: str) -> None:
     layout = LAYOUTS[name]
     size = layout.block_size
     # Two packs of six blocks: of three utterances and a block of nobody, and of one that fills it.
-    first, second = Blocks.of_lengths([2 * size, size + 4, 20], size), Blocks.of_lengths([6 * size], size)
+    first, second = Blocks.from_lengths([2 * size, size + 4, 20], size), Blocks.from_lengths([6 * size], size)
     nobody = Blocks(
         torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), first.valid[:1] & False, 3, 6
     )
@@ -152,7 +152,7 @@ def test_baselines_on_packs_are_what_they_are_on_utterances(name: str) -> None:
 def test_training_in_bf16_on_a_cpu_attends_like_fp32() -> None:
     layout = LAYOUTS["sr"]
     dit = small_dit(layout)
-    blocks = Blocks.of_lengths([60, 40], 24)
+    blocks = Blocks.from_lengths([60, 40], 24)
     given = inputs(blocks)
     exact = run(dit, blocks, **given)
     with torch.autocast("cpu", torch.bfloat16):
@@ -162,14 +162,14 @@ def test_training_in_bf16_on_a_cpu_attends_like_fp32() -> None:
 
 def test_a_fresh_network_says_zero_for_its_gates_and_output_are_zero() -> None:
     layout = LAYOUTS["sr"]
-    blocks = Blocks.of_lengths([48], 24)
+    blocks = Blocks.from_lengths([48], 24)
     assert (run(DiT(SMALL_DIT, layout), blocks, **inputs(blocks)) == 0).all()
 
 
 @torch.inference_mode()
 def test_the_null_condition_is_not_a_real_code_and_forgets_the_speaker() -> None:
     model = small_model(LAYOUTS["sr"])
-    blocks = Blocks.of_lengths([48], 24)
+    blocks = Blocks.from_lengths([48], 24)
     given = inputs(blocks)
     yes, no = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)
     null = model.condition(given["tokens"], given["speaker"], blocks, yes, yes)
@@ -181,10 +181,10 @@ def test_the_null_condition_is_not_a_real_code_and_forgets_the_speaker() -> None
 
 
 def test_neighbours_are_found_within_an_utterance_only() -> None:
-    blocks = Blocks.of_lengths([48, 24, 30], 24)
-    assert blocks.neighbour(-1).tolist() == [False, True, False, False, True]
-    assert blocks.neighbour(1).tolist() == [True, False, False, True, False]
-    assert near_sight(Span(1, 0), blocks, 8).mask[4, 0, 0].int().tolist() == [1] * 24 + [1] * 6 + [0] * 18
+    blocks = Blocks.from_lengths([48, 24, 30], 24)
+    assert blocks.has_neighbor(-1).tolist() == [False, True, False, False, True]
+    assert blocks.has_neighbor(1).tolist() == [True, False, False, True, False]
+    assert block_mask(Span(1, 0), blocks, 8).mask[4, 0, 0].int().tolist() == [1] * 24 + [1] * 6 + [0] * 18
 
 
 def test_a_block_that_does_not_hold_whole_tokens_is_refused() -> None:
@@ -200,7 +200,7 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
 @pytest.mark.parametrize("name", ["sr", "block"])
 def test_long_lists_taken_in_slices_give_the_same_velocity_and_gradients(name: str) -> None:
     layout = LAYOUTS[name]
-    blocks = Blocks.of_lengths([60 * 24 - 4, 20, 50 * 24], 24)
+    blocks = Blocks.from_lengths([60 * 24 - 4, 20, 50 * 24], 24)
     assert len(blocks) > 2 * dit_module.BLOCKS_AT_ONCE
     given = inputs(blocks)
     results = []
@@ -223,13 +223,13 @@ def test_long_lists_taken_in_slices_give_the_same_velocity_and_gradients(name: s
 @torch.inference_mode()
 def test_any_length_from_a_token_to_half_an_hour_is_a_velocity(frames: int) -> None:
     dit = small_dit(LAYOUTS["sr"])
-    blocks = Blocks.of_lengths([frames], 24)
+    blocks = Blocks.from_lengths([frames], 24)
     given = inputs(blocks)
     y = run(dit, blocks, **given)[blocks.valid]
     assert y.shape == (frames, 80) and y.isfinite().all()
     # Its last second is what a short utterance would have had there: nothing depends on how long it has been.
     start = max(0, len(blocks) - 6)
-    short = Blocks.of_lengths([frames - 24 * start], 24)
+    short = Blocks.from_lengths([frames - 24 * start], 24)
     own = given | {"x": given["x"][start:], "tokens": given["tokens"][start:]}
     last = run(dit, short, **own)[short.valid]
     torch.testing.assert_close(y[-min(frames, 24) :], last[-min(frames, 24) :], atol=1e-5, rtol=0)

@@ -32,7 +32,7 @@ def test_it_is_what_torch_counts_but_for_the_time_of_each_utterance(unbounded: s
     near = {"backward": (0, 2), "forward": (2,)} if unbounded == "no" else {"backward": (), "forward": ()}
     dit = on_meta(SMALL_DIT, Layout(4, 8, unbounded=unbounded, **near))  # type: ignore[arg-type]
     # Whole utterances of one length: there the dense path multiplies nothing but them.
-    blocks, utterances = Blocks.of_lengths([32, 32], 8).to("meta"), 2
+    blocks, utterances = Blocks.from_lengths([32, 32], 8).to("meta"), 2
     tokens = torch.zeros(len(blocks), 2, dtype=torch.long, device="meta")
     none = torch.zeros(utterances, dtype=torch.bool, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -89,7 +89,7 @@ def our_velocity(
     """Our answer [B, T, F]."""
     batch, frames, bands = given["hidden_states"].shape
     size, repeats = model.layout.block_size, model.dit.config.frames_per_token
-    blocks = Blocks.of_lengths([frames] * batch, size)
+    blocks = Blocks.from_lengths([frames] * batch, size)
     speaker = model.encoder(given["condition_vector"], given["speaker_embedding"])
     tokens = cut(given["quantized_code"], size // repeats)
     nobody, nothing = torch.full((batch,), drop_speaker or drop), torch.full((batch,), drop)
@@ -202,7 +202,7 @@ def test_the_sibling_s_sampler_is_rk4_on_a_sway_grid_with_guidance(monkeypatch: 
     )
     monkeypatch.undo()
     size = model.layout.block_size
-    blocks = Blocks.of_lengths([frames], size)
+    blocks = Blocks.from_lengths([frames], size)
     speaker = model.encoder(given["condition_vector"], given["speaker_embedding"])
     kept = torch.zeros(1, dtype=torch.bool)
     condition = model.condition(cut(given["quantized_code"], size // 2), speaker, blocks, kept, kept)

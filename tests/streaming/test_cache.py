@@ -12,8 +12,8 @@ from sf_lightning.model.layout import Layout
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.griffin_lim import GriffinLim
-from tests.streaming.test_decoder import make, mel_of, speaker, tokens
 from tests.toys.networks import small_model
+from tests.toys.streaming import random_speaker, random_tokens, small_decoder, streamed_mel
 
 
 def drawn(seed: int) -> tuple[Layout, DecodeConfig, int]:
@@ -40,10 +40,10 @@ def test_streaming_equals_offline_at_full_lookahead(seed: int) -> None:
     layout, config, length = drawn(seed)
     full = int(layout.field.ahead) * config.num_evaluations
     decoder = StreamingDecoder(small_model(layout), GriffinLim(MelConfig(), 1), replace(config, lookahead=full))
-    given, who = tokens(length, seed), speaker(seed)
-    offline = decoder.offline([given], [who])[0].mel
+    given, who = random_tokens(length, seed), random_speaker(seed)
+    offline = decoder.decode_offline([given], [who])[0].mel
     assert offline.std() > 0.1
-    difference = (mel_of(decoder, given, who) - offline).abs().max()
+    difference = (streamed_mel(decoder, given, who) - offline).abs().max()
     assert difference < 1e-5 * offline.abs().max()
 
 
@@ -52,64 +52,66 @@ def test_below_full_lookahead_the_gap_is_there_and_closes(seed: int) -> None:
     layout, config, _ = drawn(seed)
     layout = replace(layout, backward=(0,), forward=(layout.num_layers - 1,))
     config = replace(config, steps=3, method="euler", chunk=1, first_chunk=1)
-    given, gaps = tokens(60, seed), []
+    given, gaps = random_tokens(60, seed), []
     for lookahead in (1, 2, 3):
         decoder = StreamingDecoder(
             small_model(layout), GriffinLim(MelConfig(), 1), replace(config, lookahead=lookahead)
         )
-        gaps.append(float((mel_of(decoder, given) - decoder.offline([given], [None])[0].mel).abs().mean()))
+        gaps.append(
+            float((streamed_mel(decoder, given) - decoder.decode_offline([given], [None])[0].mel).abs().mean())
+        )
     assert gaps[0] > 1e-6 and gaps[0] > gaps[1] > gaps[2] and gaps[2] < 1e-5
 
 
 def test_without_lookahead_streaming_is_exact_with_no_wait() -> None:
-    decoder = make(Layout(5, 24, (0, 3), ()), steps=5, guidance=0.5)
-    given, who = tokens(50), speaker()
+    decoder = small_decoder(Layout(5, 24, (0, 3), ()), steps=5, guidance=0.5)
+    given, who = random_tokens(50), random_speaker()
     assert decoder.config.lookahead == 0
-    offline = decoder.offline([given], [who])[0].mel
-    gap = (mel_of(decoder, given, who) - offline).abs().max()
-    windowed = make(Layout(5, 24, (0, 3), ()), steps=5, guidance=0.5, mode="windowed")
-    assert gap < 1e-5 < (mel_of(windowed, given, who) - offline).abs().max()  # the usual way is not
+    offline = decoder.decode_offline([given], [who])[0].mel
+    gap = (streamed_mel(decoder, given, who) - offline).abs().max()
+    windowed = small_decoder(Layout(5, 24, (0, 3), ()), steps=5, guidance=0.5, mode="windowed")
+    assert gap < 1e-5 < (streamed_mel(windowed, given, who) - offline).abs().max()  # the usual way is not
 
 
 @pytest.mark.parametrize("lookahead", [1, 2, 4])
 def test_a_token_beyond_the_reach_changes_nothing_and_one_within_does(lookahead: int) -> None:
-    decoder = make(Layout(4, 24, (0, 2), (1,)), lookahead=lookahead)
-    given = tokens(60)
-    before = mel_of(decoder, given)
+    decoder = small_decoder(Layout(4, 24, (0, 2), (1,)), lookahead=lookahead)
+    given = random_tokens(60)
+    before = streamed_mel(decoder, given)
     for place in (5, 7):
         given[6 * place] = (given[6 * place] + 1) % 50
-        moved = (mel_of(decoder, given) - before).abs().view(-1, 24 * 80).amax(1) > 0
+        moved = (streamed_mel(decoder, given) - before).abs().view(-1, 24 * 80).amax(1) > 0
         given[6 * place] = (given[6 * place] - 1) % 50
         assert not moved[: place - lookahead].any()
         assert moved[place]
 
 
 def test_the_chunk_size_changes_nothing_at_full_lookahead_and_little_below() -> None:
-    given = tokens(60)
+    given = random_tokens(60)
 
     def heard(chunk: int, lookahead: int) -> Tensor:
-        return mel_of(make(Layout(4, 24, (0, 2), (1,)), chunk=chunk, lookahead=lookahead), given)
+        return streamed_mel(small_decoder(Layout(4, 24, (0, 2), (1,)), chunk=chunk, lookahead=lookahead), given)
 
     assert (heard(1, 4) - heard(3, 4)).abs().max() < 1e-4
     assert (heard(1, 1) - heard(3, 1)).abs().max() > 1e-4
 
 
 def test_a_chunk_costs_its_blocks_and_their_lookahead_whatever_came_before() -> None:
-    decoder = make(Layout(4, 24, (0, 2), (1,)), chunk=2, lookahead=3)
+    decoder = small_decoder(Layout(4, 24, (0, 2), (1,)), chunk=2, lookahead=3)
     stream = decoder.open()
     costs = []
     for number in range(8):
-        before = decoder.account.block_evaluations
-        stream.push(tokens(12, number))
-        costs.append(decoder.account.block_evaluations - before)
+        before = decoder.cost.block_evaluations
+        stream.push(random_tokens(12, number))
+        costs.append(decoder.cost.block_evaluations - before)
     assert costs == [0, 0, *[4 * (2 + 3)] * 6]
 
 
 def test_what_a_stream_remembers_does_not_grow() -> None:
-    decoder = make(Layout(4, 24, (0, 2), (1,)))
+    decoder = small_decoder(Layout(4, 24, (0, 2), (1,)))
     stream, sizes = decoder.open(), []
     for number in range(10):
-        stream.push(tokens(12, number))
+        stream.push(random_tokens(12, number))
         state = stream.state
         held = [state.memory, state.tokens, state.mel, state.wave]
         sizes.append(sum(each.untyped_storage().nbytes() for each in held if each is not None))
@@ -118,27 +120,27 @@ def test_what_a_stream_remembers_does_not_grow() -> None:
 
 
 def test_streams_that_are_decoded_differently_advance_in_one_call() -> None:
-    decoder = make()
+    decoder = small_decoder()
     configs = [decoder.config, replace(decoder.config, steps=2), replace(decoder.config, guidance=0.0, chunk=2)]
-    streams = [decoder.open(speaker(i), config) for i, config in enumerate(configs)]
+    streams = [decoder.open(random_speaker(i), config) for i, config in enumerate(configs)]
     for stream in streams:
-        stream.feed(tokens(31))
+        stream.feed(random_tokens(31))
         stream.end()
     parts: list[list[Tensor]] = [[], [], []]
     while not all(stream.finished for stream in streams):
         for part, chunk in zip(parts, decoder.step(streams), strict=True):
             part.append(chunk.mel)
     for i, config in enumerate(configs):
-        alone = mel_of(make(**vars(config)), tokens(31), speaker(i))
+        alone = streamed_mel(small_decoder(**vars(config)), random_tokens(31), random_speaker(i))
         torch.testing.assert_close(torch.cat(parts[i]), alone, atol=1e-4, rtol=0)
 
 
 def test_a_first_chunk_may_be_smaller_than_the_others() -> None:
-    decoder = make(chunk=3, first_chunk=1)
+    decoder = small_decoder(chunk=3, first_chunk=1)
     stream = decoder.open()
-    assert len(stream.push(tokens(12))) == 24 * 160  # a block and one ahead
-    assert len(stream.push(tokens(12))) == 0
-    assert len(stream.push(tokens(6))) == 3 * 24 * 160
+    assert len(stream.push(random_tokens(12))) == 24 * 160  # a block and one ahead
+    assert len(stream.push(random_tokens(12))) == 0
+    assert len(stream.push(random_tokens(6))) == 3 * 24 * 160
 
 
 @pytest.mark.parametrize(
@@ -146,21 +148,21 @@ def test_a_first_chunk_may_be_smaller_than_the_others() -> None:
 )
 def test_at_full_lookahead_every_block_goes_once_through_every_evaluation(layout: Layout) -> None:
     steps = 3
-    decoder = make(layout, steps=steps, lookahead=steps * int(layout.field.ahead) + 1)
-    given = tokens(3 * layout.block_size + 1)
+    decoder = small_decoder(layout, steps=steps, lookahead=steps * int(layout.field.ahead) + 1)
+    given = random_tokens(3 * layout.block_size + 1)
     blocks = -(-len(given) * 4 // layout.block_size)
-    mel_of(decoder, given)
-    assert decoder.account.block_evaluations == pytest.approx(steps * blocks)
+    streamed_mel(decoder, given)
+    assert decoder.cost.block_evaluations == pytest.approx(steps * blocks)
 
 
 def test_the_wave_gives_the_same_however_tokens_come_and_beside_whom() -> None:
-    decoder = make(lookahead=4)
-    whos, lengths = [speaker(1), None, speaker(3)], [50, 3, 29]
-    alone = [mel_of(decoder, tokens(n, n), who) for n, who in zip(lengths, whos, strict=True)]
+    decoder = small_decoder(lookahead=4)
+    whos, lengths = [random_speaker(1), None, random_speaker(3)], [50, 3, 29]
+    alone = [streamed_mel(decoder, random_tokens(n, n), who) for n, who in zip(lengths, whos, strict=True)]
     random = np.random.default_rng(0)
     streams = [decoder.open(who) for who in whos]
     parts: list[list[Tensor]] = [[], [], []]
-    left = [list(tokens(n, n).split(1 + int(random.integers(9)))) for n in lengths]
+    left = [list(random_tokens(n, n).split(1 + int(random.integers(9)))) for n in lengths]
     while not all(stream.finished for stream in streams):
         for stream, more in zip(streams, left, strict=True):
             if more:
@@ -174,10 +176,10 @@ def test_the_wave_gives_the_same_however_tokens_come_and_beside_whom() -> None:
 
 
 def test_blocks_on_their_way_do_not_pile_up() -> None:
-    decoder = make(lookahead=4)
+    decoder = small_decoder(lookahead=4)
     stream, flying = decoder.open(), []
     for number in range(10):
-        stream.push(tokens(12, number))
+        stream.push(random_tokens(12, number))
         assert stream.state.front is not None
         flying.append(len(stream.state.front.flights))
     assert len(set(flying[4:])) == 1 and flying[-1] <= 4
@@ -185,9 +187,9 @@ def test_blocks_on_their_way_do_not_pile_up() -> None:
 
 @torch.inference_mode()
 def test_the_wave_guesses_the_frames_after_a_chunk_for_the_vocoder() -> None:
-    decoder = make(Layout(3, 24, (0,), (1,)), steps=6, lookahead=6)
-    given = tokens(90)
-    offline = decoder.offline([given], [None])[0].mel
+    decoder = small_decoder(Layout(3, 24, (0,), (1,)), steps=6, lookahead=6)
+    given = random_tokens(90)
+    offline = decoder.decode_offline([given], [None])[0].mel
     stream = decoder.open()
     stream.feed(given)
     stream.take()

@@ -15,14 +15,14 @@ from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.streaming.stream import Stream
 from sf_lightning.vocoder.griffin_lim import GriffinLim
-from tests.streaming.test_decoder import SR, make, speaker, tokens
 from tests.toys.networks import small_model
+from tests.toys.streaming import SMALL_SR, random_speaker, random_tokens, small_decoder
 
 
 def talk(decoder: StreamingDecoder, seed: int, count: int, longest: int) -> None:
     """Lets so many streams come and go at random, all of them there at once for a while, and compares each."""
     random = np.random.default_rng(seed)
-    given = [tokens(int(random.integers(1, longest)), seed + i) for i in range(count)]
+    given = [random_tokens(int(random.integers(1, longest)), seed + i) for i in range(count)]
     heard: list[list[Tensor]] = [[] for _ in given]
     left: dict[int, list[Tensor]] = {}
     live: dict[int, Stream] = {}
@@ -30,7 +30,7 @@ def talk(decoder: StreamingDecoder, seed: int, count: int, longest: int) -> None
     while coming or live:
         while coming and random.random() < 0.97:
             i = coming.pop()
-            live[i] = decoder.open(speaker(i), replace(decoder.config, seed=i))
+            live[i] = decoder.open(random_speaker(i), replace(decoder.config, seed=i))
             left[i] = list(given[i].split(int(random.integers(1, 13))))
         for i, stream in live.items():
             if left[i] and random.random() < 0.9:
@@ -41,14 +41,14 @@ def talk(decoder: StreamingDecoder, seed: int, count: int, longest: int) -> None
             heard[i].append(chunk.wave)
         live = {i: stream for i, stream in live.items() if not stream.finished}
     for i, mine in enumerate(given):
-        (alone,) = decoder.streamed([mine], [speaker(i)], replace(decoder.config, seed=i))
+        (alone,) = decoder.decode([mine], [random_speaker(i)], replace(decoder.config, seed=i))
         assert len(mine) * 640 == len(alone.wave) and alone.wave.std() > 1e-4
         torch.testing.assert_close(torch.cat(heard[i]), alone.wave, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("lookahead", [1, 4])
 def test_a_hundred_streams_that_come_and_go_sound_as_each_does_alone(lookahead: int) -> None:
-    talk(make(lookahead=lookahead), lookahead, count=100, longest=20)
+    talk(small_decoder(lookahead=lookahead), lookahead, count=100, longest=20)
 
 
 @pytest.mark.slow
@@ -56,19 +56,19 @@ def test_a_hundred_streams_that_come_and_go_sound_as_each_does_alone(lookahead: 
 def test_a_hundred_streams_sound_as_each_does_alone_for_two_minutes(lookahead: int) -> None:
     end, seed = time.monotonic() + 120, 0
     while time.monotonic() < end:
-        talk(make(lookahead=lookahead), seed, count=100, longest=120)
+        talk(small_decoder(lookahead=lookahead), seed, count=100, longest=120)
         seed += 1000
 
 
 @pytest.mark.parametrize("config", [{"lookahead": 1}, {"lookahead": 4}, {"mode": "windowed"}])
 def test_a_stream_that_meets_nan_is_stopped_and_its_neighbours_are_untouched(config: dict) -> None:
-    decoder = make(**config)
-    given = [tokens(30, i) % 49 for i in range(3)]
+    decoder = small_decoder(**config)
+    given = [random_tokens(30, i) % 49 for i in range(3)]
     given[1][20] = 49
-    alone = [decoder.streamed([given[i]], [speaker(i)])[0].wave for i in (0, 2)]
+    alone = [decoder.decode([given[i]], [random_speaker(i)])[0].wave for i in (0, 2)]
     with torch.no_grad():
         decoder.model.dit.tokens.table.weight[49] = torch.nan
-    streams = [decoder.open(speaker(i)) for i in range(3)]
+    streams = [decoder.open(random_speaker(i)) for i in range(3)]
     for stream, each in zip(streams, given, strict=True):
         stream.feed(each)
         stream.end()
@@ -84,7 +84,7 @@ def test_a_stream_that_meets_nan_is_stopped_and_its_neighbours_are_untouched(con
 
 
 def test_a_stream_in_two_threads_is_refused_and_goes_on_in_one() -> None:
-    decoder = make()
+    decoder = small_decoder()
     stream, alone = decoder.open(), decoder.open()
     inside, go = threading.Event(), threading.Event()
     advance = decoder.advance
@@ -96,22 +96,22 @@ def test_a_stream_in_two_threads_is_refused_and_goes_on_in_one() -> None:
 
     decoder.advance = slow  # type: ignore[method-assign]
     waves: list[Tensor] = []
-    thread = threading.Thread(target=lambda: waves.append(stream.push(tokens(12))))
+    thread = threading.Thread(target=lambda: waves.append(stream.push(random_tokens(12))))
     thread.start()
     assert inside.wait(10)
-    for call in (lambda: stream.push(tokens(6)), stream.flush, lambda: decoder.step([alone, stream])):
+    for call in (lambda: stream.push(random_tokens(6)), stream.flush, lambda: decoder.step([alone, stream])):
         with pytest.raises(RuntimeError, match="in use by another thread"):
             call()
     go.set()
     thread.join()
     decoder.advance = advance  # type: ignore[method-assign]
     waves.append(stream.flush())
-    assert torch.equal(torch.cat(waves), torch.cat([alone.push(tokens(12)), alone.flush()]))
+    assert torch.equal(torch.cat(waves), torch.cat([alone.push(random_tokens(12)), alone.flush()]))
 
 
 def test_tokens_may_be_fed_in_one_thread_while_another_decodes() -> None:
-    decoder = make()
-    given = tokens(240)
+    decoder = small_decoder()
+    given = random_tokens(240)
     stream = decoder.open()
 
     def feed() -> None:
@@ -125,19 +125,19 @@ def test_tokens_may_be_fed_in_one_thread_while_another_decodes() -> None:
     while not stream.finished:
         heard.append(decoder.step([stream])[0].wave)
     thread.join()
-    assert torch.equal(torch.cat(heard), decoder.streamed([given], [None])[0].wave)
+    assert torch.equal(torch.cat(heard), decoder.decode([given], [None])[0].wave)
 
 
 def test_a_stream_given_twice_or_of_another_decoder_is_refused_before_anything_moves() -> None:
-    decoder = make(lookahead=4)
+    decoder = small_decoder(lookahead=4)
     stream = decoder.open()
-    stream.feed(tokens(60))
+    stream.feed(random_tokens(60))
     with pytest.raises(RuntimeError, match="given twice"):
         decoder.step([stream, stream])
     with pytest.raises(ValueError, match="of another decoder"):
-        make().step([stream])
+        small_decoder().step([stream])
     stream.end()
-    alone = decoder.streamed([tokens(60)], [None])[0].wave
+    alone = decoder.decode([random_tokens(60)], [None])[0].wave
     assert torch.equal(stream.flush(), alone)
 
 
@@ -159,28 +159,28 @@ class Loud(GriffinLim):
 def test_what_was_good_is_heard_before_the_error_is_raised(how: str, error: str) -> None:
     vocoder = Loud(MelConfig(), 2)
     vocoder.how = how
-    decoder = StreamingDecoder(small_model(SR), vocoder, DecodeConfig(steps=2))
+    decoder = StreamingDecoder(small_model(SMALL_SR), vocoder, DecodeConfig(steps=2))
     stream = decoder.open()
-    assert len(stream.push(tokens(60))) == 24 * 160
+    assert len(stream.push(random_tokens(60))) == 24 * 160
     assert stream.finished
-    for call in (lambda: stream.push(tokens(6)), stream.flush):
+    for call in (lambda: stream.push(random_tokens(6)), stream.flush):
         with pytest.raises((RuntimeError, FloatingPointError), match=error):
             call()
     with pytest.raises((RuntimeError, FloatingPointError)):
         vocoder.calls = 0
-        decoder.streamed([tokens(60)], [None])
+        decoder.decode([random_tokens(60)], [None])
 
 
 def test_streams_that_are_decoded_otherwise_go_on_where_some_fail() -> None:
     vocoder = Loud(MelConfig(), 2)
-    decoder = StreamingDecoder(small_model(SR), vocoder, DecodeConfig(steps=2))
+    decoder = StreamingDecoder(small_model(SMALL_SR), vocoder, DecodeConfig(steps=2))
     vocoder.calls = 9
-    alone = decoder.streamed([tokens(30)], [None], DecodeConfig(steps=3))[0].wave
+    alone = decoder.decode([random_tokens(30)], [None], DecodeConfig(steps=3))[0].wave
     vocoder.calls = 0
     streams = [decoder.open(None, DecodeConfig(steps=steps)) for steps in (3, 2)]
     heard = []
     for stream in streams:
-        stream.feed(tokens(30))
+        stream.feed(random_tokens(30))
         stream.end()
     while not all(stream.finished for stream in streams):
         heard.append(decoder.step(streams)[0].wave)
@@ -189,11 +189,11 @@ def test_streams_that_are_decoded_otherwise_go_on_where_some_fail() -> None:
 
 @pytest.mark.parametrize("lookahead", [1, 4])
 def test_a_stream_in_a_crowd_keeps_nothing_of_the_others(lookahead: int) -> None:
-    decoder, held = make(lookahead=lookahead), []
+    decoder, held = small_decoder(lookahead=lookahead), []
     for crowd in (1, 30):
-        streams = [decoder.open(speaker(i)) for i in range(crowd)]
+        streams = [decoder.open(random_speaker(i)) for i in range(crowd)]
         for stream in streams:
-            stream.feed(tokens(48))
+            stream.feed(random_tokens(48))
         decoder.step(streams)
         state = streams[0].state
         flights = state.front.flights.values() if state.front else ()

@@ -8,93 +8,69 @@ import pytest
 import torch
 from torch import Tensor
 
-from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.layout import Layout
-from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import measure_latency
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.vocoder.griffin_lim import GriffinLim
-from tests.toys.networks import SMALL_DIT, small_model
-
-SR = Layout(4, 24, (0, 2), (1,))
-
-
-def make(layout: Layout = SR, **config: object) -> StreamingDecoder:
-    """A small decoder, four evaluations."""
-    vocoder = GriffinLim(MelConfig(), iterations=2)
-    return StreamingDecoder(small_model(layout), vocoder, DecodeConfig(**{"steps": 4, **config}))  # type: ignore[arg-type]
-
-
-def tokens(length: int, seed: int = 0) -> Tensor:
-    """Random tokens [L]."""
-    return torch.randint(0, SMALL_DIT.vocabulary, (length,), generator=torch.Generator().manual_seed(seed))
-
-
-def speaker(seed: int = 0) -> Tensor:
-    """A random speaker [S]."""
-    return torch.randn(SMALL_DIT.speaker_width, generator=torch.Generator().manual_seed(seed))
-
-
-def mel_of(decoder: StreamingDecoder, given: Tensor, who: Tensor | None = None) -> Tensor:
-    """The streamed mel of an utterance."""
-    return decoder.streamed([given], [who])[0].mel
+from tests.toys.streaming import SMALL_SR, random_speaker, random_tokens, small_decoder, streamed_mel
 
 
 @pytest.mark.parametrize("length", [1, 5, 6, 37, 48])
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_any_way_of_cutting_the_pushes_gives_the_same_wave(length: int, chunk: int) -> None:
-    decoder = make(chunk=chunk)
-    given = tokens(length)
-    stream = decoder.open(speaker())
+    decoder = small_decoder(chunk=chunk)
+    given = random_tokens(length)
+    stream = decoder.open(random_speaker())
     whole = torch.cat([stream.push(given), stream.flush()])
     assert len(whole) == length * 640
     assert whole.abs().mean() > 1e-4
     random = np.random.default_rng(0)
     for _ in range(3):
         cuts = np.sort(random.integers(0, length + 1, 5))
-        stream = decoder.open(speaker())
+        stream = decoder.open(random_speaker())
         waves = [stream.push(part) for part in torch.tensor_split(given, torch.from_numpy(cuts))]
         assert torch.equal(torch.cat([*waves, stream.flush()]), whole)
 
 
 def test_sound_comes_as_soon_as_the_chunk_and_its_lookahead_are_there() -> None:
-    decoder = make()
+    decoder = small_decoder()
     stream = decoder.open()
-    assert len(stream.push(tokens(11))) == 0
-    assert len(stream.push(tokens(1))) == 24 * 160  # two blocks of tokens: one to say, one ahead
-    assert len(stream.push(tokens(6))) == 24 * 160
+    assert len(stream.push(random_tokens(11))) == 0
+    assert len(stream.push(random_tokens(1))) == 24 * 160  # two blocks of tokens: one to say, one ahead
+    assert len(stream.push(random_tokens(6))) == 24 * 160
     assert len(stream.flush()) == 24 * 160
 
 
 def test_a_layout_that_never_looks_ahead_or_back_streams_exactly_offline() -> None:
-    given, who = tokens(40), speaker()
-    decoder = make(Layout(3, 24, (), ()))
+    given, who = random_tokens(40), random_speaker()
+    decoder = small_decoder(Layout(3, 24, (), ()))
     torch.testing.assert_close(
-        mel_of(decoder, given, who), decoder.offline([given], [who])[0].mel, atol=1e-4, rtol=0
+        streamed_mel(decoder, given, who), decoder.decode_offline([given], [who])[0].mel, atol=1e-4, rtol=0
     )
 
 
 def test_one_evaluation_streams_exactly_offline_for_the_field_is_the_whole_dependence() -> None:
-    given, who = tokens(64), speaker()
-    for layout in (SR, Layout(4, 24, (0, 1, 3), (0, 2)), Layout(2, 24, (), (), "past")):
-        decoder = make(layout, steps=1)
-        difference = mel_of(decoder, given, who) - decoder.offline([given], [who])[0].mel
+    given, who = random_tokens(64), random_speaker()
+    for layout in (SMALL_SR, Layout(4, 24, (0, 1, 3), (0, 2)), Layout(2, 24, (), (), "past")):
+        decoder = small_decoder(layout, steps=1)
+        difference = streamed_mel(decoder, given, who) - decoder.decode_offline([given], [who])[0].mel
         assert difference.abs().max() < 1e-4
 
 
 def test_several_evaluations_differ_from_offline_and_less_with_more_lookahead() -> None:
-    given, who = tokens(64), speaker()
+    given, who = random_tokens(64), random_speaker()
     gaps = []
     for lookahead in (1, 4):
-        decoder = make(Layout(4, 24, (), (1,)), lookahead=lookahead)
-        gaps.append(float((mel_of(decoder, given, who) - decoder.offline([given], [who])[0].mel).abs().mean()))
+        decoder = small_decoder(Layout(4, 24, (), (1,)), lookahead=lookahead)
+        gaps.append(
+            float((streamed_mel(decoder, given, who) - decoder.decode_offline([given], [who])[0].mel).abs().mean())
+        )
     assert gaps[0] > 10 * gaps[1]
 
 
 def test_streams_side_by_side_give_what_each_gives_alone() -> None:
-    decoder = make()
-    given = [tokens(20, 1), tokens(33, 2), tokens(6, 3)]
-    whos = [speaker(1), None, speaker(3)]
+    decoder = small_decoder()
+    given = [random_tokens(20, 1), random_tokens(33, 2), random_tokens(6, 3)]
+    whos = [random_speaker(1), None, random_speaker(3)]
     streams = [decoder.open(who, replace(decoder.config, seed=i)) for i, who in enumerate(whos)]
     for stream, each in zip(streams, given, strict=True):
         stream.feed(each)
@@ -114,8 +90,8 @@ def test_streams_side_by_side_give_what_each_gives_alone() -> None:
 
 
 def test_what_was_heard_does_not_depend_on_what_comes_later() -> None:
-    decoder = make()
-    first, others = tokens(24), [tokens(12, 5), tokens(12, 6)]
+    decoder = small_decoder()
+    first, others = random_tokens(24), [random_tokens(12, 5), random_tokens(12, 6)]
     heard = []
     for other in others:
         stream = decoder.open()
@@ -125,21 +101,21 @@ def test_what_was_heard_does_not_depend_on_what_comes_later() -> None:
 
 
 def test_speaker_seed_and_tokens_all_change_the_sound() -> None:
-    decoder = make()
-    base = mel_of(decoder, tokens(12), speaker())
-    assert not torch.allclose(base, mel_of(decoder, tokens(12, 9), speaker()), atol=1e-2)
-    assert not torch.allclose(base, mel_of(decoder, tokens(12), speaker(9)), atol=1e-2)
-    assert not torch.allclose(base, mel_of(decoder, tokens(12), None), atol=1e-2)
-    other_seed = make(seed=1)
-    assert not torch.allclose(base, mel_of(other_seed, tokens(12), speaker()), atol=1e-2)
+    decoder = small_decoder()
+    base = streamed_mel(decoder, random_tokens(12), random_speaker())
+    assert not torch.allclose(base, streamed_mel(decoder, random_tokens(12, 9), random_speaker()), atol=1e-2)
+    assert not torch.allclose(base, streamed_mel(decoder, random_tokens(12), random_speaker(9)), atol=1e-2)
+    assert not torch.allclose(base, streamed_mel(decoder, random_tokens(12), None), atol=1e-2)
+    other_seed = small_decoder(seed=1)
+    assert not torch.allclose(base, streamed_mel(other_seed, random_tokens(12), random_speaker()), atol=1e-2)
 
 
 def test_a_long_stream_keeps_no_more_than_a_short_one() -> None:
-    decoder = make()
+    decoder = small_decoder()
     stream = decoder.open()
     sizes = []
     for i in range(12):
-        stream.push(tokens(18, i))
+        stream.push(random_tokens(18, i))
         state = stream.state
         sizes.append((len(state.tokens), len(state.mel), len(state.wave)))
     assert len(set(sizes[3:])) == 1
@@ -147,23 +123,23 @@ def test_a_long_stream_keeps_no_more_than_a_short_one() -> None:
 
 
 def test_block_evaluations_are_those_of_the_windows() -> None:
-    decoder = make(mode="windowed")
-    mel_of(decoder, tokens(30))
+    decoder = small_decoder(mode="windowed")
+    streamed_mel(decoder, random_tokens(30))
     # Five blocks, p = 2, q = 1: windows of 2, 3, 4, 4 and, at the end without a future, 3.
-    assert decoder.account.block_evaluations == 4 * (2 + 3 + 4 + 4 + 3)
+    assert decoder.cost.block_evaluations == 4 * (2 + 3 + 4 + 4 + 3)
 
 
 def test_a_stream_shorter_than_a_block_still_gives_its_sound_and_an_empty_one_gives_none() -> None:
-    decoder = make()
+    decoder = small_decoder()
     stream = decoder.open()
-    assert len(stream.push(tokens(2))) == 0
+    assert len(stream.push(random_tokens(2))) == 0
     assert len(stream.flush()) == 2 * 640
     assert len(decoder.open().flush()) == 0
 
 
 def test_the_latency_account_adds_up() -> None:
-    decoder = make(chunk=2)
-    account = measure_latency(decoder, tokens(40), None)
+    decoder = small_decoder(chunk=2)
+    account = measure_latency(decoder, random_tokens(40), None)
     assert account.wait_ms == 720  # two blocks and one ahead
     assert account.first_packet_ms == pytest.approx(account.wait_ms + account.network_ms + account.vocoder_ms)
     assert account.num_evaluations == 4 and account.real_time_factor > 0
@@ -179,28 +155,28 @@ def test_the_latency_account_adds_up() -> None:
     ],
 )
 def test_tokens_that_cannot_be_are_refused_and_the_stream_lives_on(given: Tensor, said: str) -> None:
-    decoder = make()
+    decoder = small_decoder()
     stream = decoder.open()
-    stream.push(tokens(12))
+    stream.push(random_tokens(12))
     with pytest.raises(ValueError, match=said):
         stream.push(given)
     assert len(stream.flush()) == 24 * 160
 
 
 def test_a_push_after_the_flush_and_a_wrong_speaker_are_refused() -> None:
-    decoder = make()
+    decoder = small_decoder()
     stream = decoder.open()
     stream.flush()
     with pytest.raises(ValueError, match="was flushed: open a new one"):
-        stream.push(tokens(1))
+        stream.push(random_tokens(1))
     with pytest.raises(ValueError, match=r"shape \[3\]: wanted \[8\]"):
         decoder.open(torch.zeros(3))
     with pytest.raises(ValueError, match=r"shape \[3\]: wanted \[8\]"):
-        decoder.offline([tokens(6)], [torch.zeros(3)])
+        decoder.decode_offline([random_tokens(6)], [torch.zeros(3)])
     with pytest.raises(ValueError, match="NaN or infinity"):
         decoder.open(torch.full((8,), float("nan")))
     with pytest.raises(ValueError, match="no tokens"):
-        decoder.offline([tokens(0)], [None])
+        decoder.decode_offline([random_tokens(0)], [None])
 
 
 @pytest.mark.parametrize(
@@ -224,5 +200,5 @@ def test_decoding_that_cannot_be_is_refused(change: dict, said: str) -> None:
 def test_baselines_without_bound_stream_too() -> None:
     for unbounded in ("past", "all"):
         layout = Layout(2, 24, (), (), unbounded)
-        mel = mel_of(make(layout), tokens(40))
+        mel = streamed_mel(small_decoder(layout), random_tokens(40))
         assert mel.shape == (160, 80) and math.isfinite(float(mel.sum()))

@@ -103,7 +103,7 @@ class RankLosses(L.Callback):
 def example_velocity(model: StreamFlow) -> Tensor:
     """Returns the velocity that a model predicts for a fixed random input."""
     random = torch.Generator().manual_seed(0)
-    blocks = Blocks.of_lengths([30, 48], 24)
+    blocks = Blocks.from_lengths([30, 48], 24)
     x = torch.randn(len(blocks), 24, 80, generator=random)
     tokens = torch.randint(0, 50, (len(blocks), 6), generator=random)
     speaker = model.encode_speaker(torch.from_numpy(np.stack([synthetic_voice(0.25), synthetic_voice(0.25, 200)])))

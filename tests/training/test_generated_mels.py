@@ -62,7 +62,7 @@ def test_its_mels_are_of_the_pack_and_of_the_settings_it_decodes_with(shards: Sh
         wave=batch.wave[second:],
         tokens=batch.tokens[second:],
         blocks=replace(
-            batch.blocks.of(slice(second, None)),
+            batch.blocks[second:],
             utterance=batch.blocks.utterance[second:] - batch.packs[0].num_utterances,
             num_utterances=batch.packs[1].num_utterances,
         ),

@@ -33,7 +33,7 @@ def test_the_loss_of_packs_is_that_of_their_pieces_alone_weighted_by_frames(shar
             batch,
             wave=batch.wave[mine],
             tokens=batch.tokens[mine],
-            blocks=Blocks.of_lengths([frames], 24),
+            blocks=Blocks.from_lengths([frames], 24),
             reference=batch.reference[u : u + 1],
             x_vector=batch.x_vector[u : u + 1],
         )

@@ -194,9 +194,9 @@ def test_a_stream_is_24_khz_and_its_real_time_factor_counts_its_seconds(vocoder:
     stream = decoder.open()
     wave = torch.cat([stream.push(tokens), stream.flush()])
     assert len(wave) == 20 * 960  # 40 ms a token
-    assert len(decoder.offline([tokens], [None])[0].wave) == 20 * 960
+    assert len(decoder.decode_offline([tokens], [None])[0].wave) == 20 * 960
     assert len(stream.state.wave) == len(stream.state.mel) * 240
-    account = decoder.account
+    account = decoder.cost
     before = account.network_seconds + account.vocoder_seconds
     latency = measure_latency(decoder, tokens, None)
     spent = account.network_seconds + account.vocoder_seconds - before

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sf_lightning.evaluation.clips import kept
 from sf_lightning.metrics.speech import SpeechScores, gap
-from sf_lightning.streaming.sound import stream_mel
+from sf_lightning.streaming.vocoding import stream_mel
 from sf_lightning.training.callbacks.keeping import keep_clip, samples_folder
 from sf_lightning.training.callbacks.listening import Listening
 from sf_lightning.training.callbacks.preemption import stop_if_requested

@@ -15,7 +15,7 @@ from sf_lightning.audio.wave import write_wave
 from sf_lightning.evaluation.pictures import Point, draw_costs, draw_frontier, draw_mels
 from sf_lightning.evaluation.report import FRONTIERS, Page, Sample
 from sf_lightning.evaluation.table import COLUMNS, Table
-from sf_lightning.streaming.latency import Latency
+from sf_lightning.streaming.latency import LatencyReport
 from sf_lightning.training.saving import newest_checkpoint
 
 WAYS = ("griffin_lim", "griffin_lim_streamed", "copy_synthesis", "generated", "look_up", "offline", "streamed")
@@ -72,7 +72,7 @@ def conclude(
     rows: dict[str, dict[str, float]],
     more: str,
     samples: Path | None,
-    latency: Latency | None = None,
+    latency: LatencyReport | None = None,
 ) -> None:
     """Prints the table of the last validation and what to open; keeps table and page in the run's folder.
 
@@ -108,7 +108,7 @@ def conclude(
 
 
 def run_page(
-    name: str, rows: dict[str, dict[str, float]], more: str, samples: Path | None, latency: Latency | None
+    name: str, rows: dict[str, dict[str, float]], more: str, samples: Path | None, latency: LatencyReport | None
 ) -> Page:
     """Returns the page of a run: its last table, where it lies between latency and quality, its last sounds.
 

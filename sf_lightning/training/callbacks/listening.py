@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from sf_lightning.metrics.pool import shared_pool
 from sf_lightning.metrics.speech import SpeechScores
-from sf_lightning.streaming.latency import Latency, latency_line
+from sf_lightning.streaming.latency import LatencyReport, latency_summary
 from sf_lightning.training.callbacks.keeping import conclude
 from sf_lightning.training.datamodule import ShardDataModule
 
@@ -28,7 +28,7 @@ class Listening(L.Callback, ABC):
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, float]] = {}
-        self.latency: Latency | None = None
+        self.latency: LatencyReport | None = None
         self.samples: Path | None = None
 
     def ready(self, sample_rate: int, copies: bool = False) -> None:
@@ -58,7 +58,7 @@ class Listening(L.Callback, ABC):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the table of the last validation and what to open."""
         if trainer.is_global_zero and self.rows:
-            said = latency_line(self.latency) if self.latency else ""
+            said = latency_summary(self.latency) if self.latency else ""
             conclude(trainer, self.rows, said, self.samples, self.latency)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -74,5 +74,5 @@ class Listening(L.Callback, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it back."""
         self.rows = state_dict["rows"]
-        self.latency = Latency(**state_dict["latency"]) if state_dict.get("latency") else None
+        self.latency = LatencyReport(**state_dict["latency"]) if state_dict.get("latency") else None
         self.samples = Path(state_dict["samples"]) if state_dict["samples"] else None

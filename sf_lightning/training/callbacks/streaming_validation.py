@@ -97,9 +97,9 @@ class StreamingValidation(Listening):
             speakers = list(decoder.model.encode_speaker(*inputs))
             tokens = [clip.tokens for clip in clips]
             stop_if_requested(trainer)
-            made["offline"] = decoder.offline(tokens, list(speakers))
+            made["offline"] = decoder.decode_offline(tokens, list(speakers))
             stop_if_requested(trainer)
-            made["streamed"] = decoder.streamed(tokens, list(speakers))
+            made["streamed"] = decoder.decode(tokens, list(speakers))
             stop_if_requested(trainer)
             self.latency = measure_latency(decoder, tokens[0][:LATENCY_TOKENS], speakers[0])
             gaps = self._gaps(decoder, tokens, speakers, made["offline"])
@@ -165,7 +165,7 @@ class StreamingValidation(Listening):
         doubled = [2**i for i in range(evaluations.bit_length()) if 2**i < evaluations]
         found = {}
         for blocks in (layout.lookahead * factor for factor in [*doubled, evaluations]):
-            streamed = decoder.streamed(*given, replace(decoder.config, lookahead=blocks))
+            streamed = decoder.decode(*given, replace(decoder.config, lookahead=blocks))
             found[blocks] = gap([chunk.mel for chunk in streamed], [offline[i].mel for i in some])
         return found
 

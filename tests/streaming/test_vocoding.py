@@ -10,26 +10,25 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import measure_latency
-from sf_lightning.streaming.sound import stream_mel
 from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.streaming.vocoding import stream_mel
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.griffin_lim import GriffinLim
-from tests.streaming.test_decoder import SR, make, speaker, tokens
 from tests.toys.networks import randomize_weights, small_model
 from tests.toys.recipes import recipe_config, vocoder_sizes
+from tests.toys.streaming import SMALL_SR, random_speaker, random_tokens, small_decoder
 
 
 def with_bigvgan(path: Path, layout: Layout, **config: object) -> StreamingDecoder:
-    """A small decoder with BigVGAN, four evaluations."""
-    vocoder = BigVGANVocoder.from_checkpoint(path, MelConfig())
-    return StreamingDecoder(small_model(layout), vocoder, DecodeConfig(**{"steps": 4, **config}))  # type: ignore[arg-type]
+    """Returns a small decoder with the small BigVGAN of a checkpoint."""
+    return small_decoder(layout, BigVGANVocoder.from_checkpoint(path, MelConfig()), **config)
 
 
 @pytest.mark.parametrize(
     ("layout", "config"),
     [
-        (SR, {"lookahead": 4}),
-        (SR, {"lookahead": 6, "chunk": 2, "first_chunk": 1}),
+        (SMALL_SR, {"lookahead": 4}),
+        (SMALL_SR, {"lookahead": 6, "chunk": 2, "first_chunk": 1}),
         (Layout(4, 24, (0, 2), ()), {}),
         (Layout(4, 8, (0, 2), (1,)), {"lookahead": 4}),
     ],
@@ -42,8 +41,8 @@ def test_tokens_to_bigvgan_s_sound_streamed_equals_offline(
     length: int,
 ) -> None:
     decoder = with_bigvgan(bigvgan, layout, exact_vocoder=True, **config)
-    given, who = tokens(length), speaker()
-    offline = decoder.offline([given], [who])[0].wave
+    given, who = random_tokens(length), random_speaker()
+    offline = decoder.decode_offline([given], [who])[0].wave
     stream = decoder.open(who)
     streamed = torch.cat([*(stream.push(part) for part in given.split(5)), stream.flush()])
     assert offline.abs().mean() > 1e-3
@@ -77,11 +76,12 @@ def test_every_size_of_vocoder_streams_as_the_whole_or_sooner(repository: Path, 
     assert isinstance(vocoder, BigVGANVocoder)
     config = DecodeConfig(steps=2, guidance=0.0, lookahead=2, exact_vocoder=True)
     exact, soon = (
-        StreamingDecoder(small_model(SR), vocoder, replace(config, exact_vocoder=each)) for each in (True, False)
+        StreamingDecoder(small_model(SMALL_SR), vocoder, replace(config, exact_vocoder=each))
+        for each in (True, False)
     )
-    given = tokens(40)
-    offline = exact.offline([given], [None])[0].wave
-    streamed, early = (each.streamed([given], [None])[0].wave for each in (exact, soon))
+    given = random_tokens(40)
+    offline = exact.decode_offline([given], [None])[0].wave
+    streamed, early = (each.decode([given], [None])[0].wave for each in (exact, soon))
     scale = float(offline.abs().max())
     torch.testing.assert_close(streamed, offline, atol=1e-4 * scale, rtol=0)
     assert len(early) == len(offline) and 0 < (early - offline).abs().max() < scale
@@ -92,18 +92,20 @@ def test_every_size_of_vocoder_streams_as_the_whole_or_sooner(repository: Path, 
 def test_a_provisional_right_context_is_heard_sooner_and_is_close(bigvgan: Path) -> None:
     layout = Layout(4, 8, (0, 2), (1,))  # the vocoder can use more than a block
     exact, soon = (with_bigvgan(bigvgan, layout, lookahead=2, exact_vocoder=which) for which in (True, False))
-    given = tokens(61)
+    given = random_tokens(61)
     waits = [measure_latency(decoder, given, None).wait_ms for decoder in (exact, soon)]
     assert waits[1] == 3 * 80 and waits[0] > waits[1]
-    waves = [decoder.streamed([given], [None])[0].wave for decoder in (exact, soon)]
+    waves = [decoder.decode([given], [None])[0].wave for decoder in (exact, soon)]
     assert 0 < (waves[0] - waves[1]).abs().mean() < 0.2 * waves[0].abs().mean()
 
 
 def test_a_stream_that_is_decoded_offline_is_heard_at_its_end() -> None:
-    decoder = make(mode="offline")
-    stream = decoder.open(speaker())
-    assert len(stream.push(tokens(60))) == 0
-    assert torch.equal(stream.flush(), make().offline([tokens(60)], [speaker()])[0].wave)
+    decoder = small_decoder(mode="offline")
+    stream = decoder.open(random_speaker())
+    assert len(stream.push(random_tokens(60))) == 0
+    assert torch.equal(
+        stream.flush(), small_decoder().decode_offline([random_tokens(60)], [random_speaker()])[0].wave
+    )
 
 
 def test_edges_are_where_chunks_meet() -> None:
@@ -112,28 +114,28 @@ def test_edges_are_where_chunks_meet() -> None:
 
 
 def test_the_first_packet_at_full_lookahead_waits_for_its_last_block_alone() -> None:
-    full = measure_latency(make(lookahead=4), tokens(60), None)
+    full = measure_latency(small_decoder(lookahead=4), random_tokens(60), None)
     assert full.wait_ms == 5 * 240 and len(full.chunk_ms) == 10
     assert full.network_ms < full.chunk_ms[0]  # most of it was computed while tokens were still coming
-    assert measure_latency(make(), tokens(3), None).wait_ms == 120  # no stream waits beyond its end
+    assert measure_latency(small_decoder(), random_tokens(3), None).wait_ms == 120  # no stream waits beyond its end
 
 
 def test_an_empty_push_is_no_push() -> None:
-    stream, other = (make().open() for _ in range(2))
+    stream, other = (small_decoder().open() for _ in range(2))
     nothing = torch.zeros(0, dtype=torch.long)
-    pushed = [stream.push(nothing), stream.push(tokens(12)), stream.push(nothing), stream.flush()]
+    pushed = [stream.push(nothing), stream.push(random_tokens(12)), stream.push(nothing), stream.flush()]
     assert [len(wave) for wave in pushed] == [0, 24 * 160, 0, 24 * 160]
-    assert torch.equal(torch.cat(pushed), torch.cat([other.push(tokens(12)), other.flush()]))
+    assert torch.equal(torch.cat(pushed), torch.cat([other.push(random_tokens(12)), other.flush()]))
 
 
 @pytest.mark.parametrize("lookahead", [1, 4])
 def test_weights_in_bf16_sound_like_those_in_fp32(lookahead: int) -> None:
-    given, who = tokens(40), speaker()
+    given, who = random_tokens(40), random_speaker()
     mels = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = small_model(SR)
+        model = small_model(SMALL_SR)
         model.dit.to(dtype)
         decoder = StreamingDecoder(model, GriffinLim(MelConfig(), 2), DecodeConfig(steps=4, lookahead=lookahead))
-        mels.append(decoder.streamed([given], [who])[0].mel)
+        mels.append(decoder.decode([given], [who])[0].mel)
     assert mels[1].dtype == torch.float32
     assert 0 < (mels[0] - mels[1]).abs().mean() < 0.02 * mels[0].std()

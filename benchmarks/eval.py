@@ -20,7 +20,7 @@ import torch
 from sf_lightning.audio.wave import resampled
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.eval import _subject
-from sf_lightning.data.lanes import Drawn
+from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.evaluation.clips import open_clips
 from sf_lightning.evaluation.grid import Group, Options, plan
 from sf_lightning.evaluation.report import page_of
@@ -32,12 +32,12 @@ from sf_lightning.metrics.pool import gather, shared_pool
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import Chunk
 
-Made = list[tuple[Drawn, torch.Tensor, Chunk]]
+Made = list[tuple[DrawnClip, torch.Tensor, Chunk]]
 """Clips, their mels, and what was made of them."""
 
 
 @torch.inference_mode()
-def decode(group: Group, decoder: StreamingDecoder, drawn: list[Drawn], batch: int) -> Made:
+def decode(group: Group, decoder: StreamingDecoder, drawn: list[DrawnClip], batch: int) -> Made:
     """Decodes all clips in all ways, and does nothing else."""
     model, made = decoder.model, Made()
     for start in range(0, len(drawn), batch):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from sf_lightning.audio.wave import resampled
-from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.held_out import evenly_spaced_clips
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.metrics.speech import SpeechScores, gap
 from sf_lightning.streaming.decoder import StreamingDecoder
@@ -31,7 +31,7 @@ class Clips:
     def __init__(self, module: StreamFlowModule, shards: ShardSet, count: int) -> None:
         model = module.average
         mel = model.mel.config
-        drawn = list(first_clips(shards, count, module.clip_requirements))
+        drawn = list(evenly_spaced_clips(shards, count, module.clip_requirements))
         self.waves = [torch.from_numpy(each.clip.wave) for each in drawn]
         self.tokens = [torch.from_numpy(each.clip.tokens) for each in drawn]
         self.rate, self.hop, self.edge = mel.sample_rate, mel.hop_length, model.layout.block_size

@@ -30,10 +30,10 @@ from torch.utils.data import DataLoader, Dataset
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import AUDIO_SUFFIXES, read_wave
 from sf_lightning.data.build import build
-from sf_lightning.data.corpus import find_units
+from sf_lightning.data.build_config import BuildConfig
+from sf_lightning.data.corpus import find_parts
 from sf_lightning.data.lanes import Lane, LaneConfig, LaneState
-from sf_lightning.data.packing import PackShape, pack
-from sf_lightning.data.recipe import Recipe
+from sf_lightning.data.packing import PackShape, pack_clips
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import read_tokens
 from sf_lightning.data.shards import ShardSet
@@ -90,14 +90,14 @@ def loose(folder: Path, kind: str) -> Iterator[float]:
 def ours(shards: ShardSet, _: str) -> Iterator[float]:
     """Lanes and packs, with a reference crop for every piece: seconds of each pack of an epoch."""
     lane = Lane([shards], 0, LaneConfig(0, 1, ClipRequirements(crop_samples=round(CROP_SECONDS * RATE))))
-    for each in pack(islice(lane.draws(LaneState()), shards.samples), SHAPE):
+    for each in pack_clips(islice(lane.draw_clips(LaneState()), shards.samples), SHAPE):
         yield int(each.blocks.valid.sum()) / 100
 
 
 def tokens_only(shards: ShardSet, _: str) -> Iterator[float]:
     """Tokens without sound: seconds of each clip."""
     for number in range(len(shards.manifest.shards)):
-        for raw in shards.read(number):
+        for raw in shards.read_samples(number):
             yield len(read_tokens(raw["tokens.npy"], SPEC.vocabulary)) / 25
 
 
@@ -116,7 +116,7 @@ def packing_lost(shards: ShardSet) -> float:
     """Share of frames of the packs of an epoch that are padding."""
     held = total = 0
     lane = Lane([shards], 0, LaneConfig(0, 1, ClipRequirements(crop_samples=RATE)))
-    for each in pack(lane.draws(LaneState()), SHAPE):
+    for each in pack_clips(lane.draw_clips(LaneState()), SHAPE):
         if each.state.places[0].epoch:
             break
         held, total = held + int(each.blocks.valid.sum()), total + each.blocks.valid.numel()
@@ -138,13 +138,13 @@ def main() -> None:
         # Emilia is mp3 at 24 kHz, which is resampled as well.
         write_audio(args.audio, Path(folder) / "mp3_24k", "mp3", 24000, args.seconds)
         resampled = ShardSet(Path(folder) / "set-mp3_24k")
-        build(find_units(Path(folder) / "mp3_24k", 100), Path(resampled.folder), Recipe(SPEC))
+        build(find_parts(Path(folder) / "mp3_24k", 100), Path(resampled.folder), BuildConfig(SPEC))
         results |= rates({"rate_mp3_24k": partial(ours, resampled, "")}, args.repeats)
         table.add_row("mp3, 24 kHz", "ours", f"{results['rate_mp3_24k']:.0f}")
         for kind in ("mp3", "flac"):
             files = Path(folder) / kind
             write_audio(args.audio, files, kind, RATE, args.seconds)
-            build(find_units(files, 100), Path(folder) / f"set-{kind}", Recipe(SPEC))
+            build(find_parts(files, 100), Path(folder) / f"set-{kind}", BuildConfig(SPEC))
             shards = ShardSet(Path(folder) / f"set-{kind}")
             if kind == "flac":
                 spoken = sum(info.seconds for info in shards.manifest.shards)

@@ -18,11 +18,12 @@ import soundfile
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import AUDIO_SUFFIXES, read_wave
-from sf_lightning.data.corpus import Source
-from sf_lightning.data.lanes import Lane, LaneConfig, LaneState, Place
+from sf_lightning.data.corpus import CorpusClip
+from sf_lightning.data.lanes import Lane, LaneConfig, LaneState, SetPosition
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import Manifest, ShardInfo, ShardSet
-from sf_lightning.data.writer import Sample, ShardWriter, replace_file
+from sf_lightning.data.writer import Sample, ShardWriter
+from sf_lightning.files.atomic import write_atomically
 from sf_lightning.tokens.base import TokenizerSpec
 
 SHARDS, SAMPLES, GROUP, COPIES = 2000, 1000, 4, 4
@@ -48,12 +49,14 @@ def write_shard(folder: Path, name: str, clips: list[bytes], seconds: float, sam
     """A shard of so many samples, the clips over and over, from voices of ten clips each."""
     writer, tokens = ShardWriter(folder, name), np.zeros(round(25 * seconds), np.int64)
     for i in range(samples):
-        source = Source(f"clip{i:05d}", "mp3", clips[i % len(clips)], {"id": str(i), "speaker": f"voice{i // 10}"})
+        source = CorpusClip(
+            f"clip{i:05d}", "mp3", clips[i % len(clips)], {"id": str(i), "speaker": f"voice{i // 10}"}
+        )
         writer.add(Sample(source, tokens, b"", seconds))
     return writer.close({})
 
 
-def draw(folder: Path, lanes: int, place: Place) -> str:
+def draw(folder: Path, lanes: int, place: SetPosition) -> str:
     """Says what the first sample at a place costs, from nothing but the folder."""
     for path in folder.glob("real*"):
         with path.open("rb") as file:
@@ -64,7 +67,7 @@ def draw(folder: Path, lanes: int, place: Place) -> str:
         [ShardSet(folder)], 0, LaneConfig(0, lanes, ClipRequirements(crop_samples=CROP_SAMPLES), group=GROUP)
     )
     opened = time.perf_counter()
-    drawn = next(lane.draws(LaneState((place,))))
+    drawn = next(lane.draw_clips(LaneState((place,))))
     took, read = time.perf_counter() - opened, read_so_far() - before
     assert drawn.state.places == (place,)
     return f"sample {place.sample:,} of epoch {place.epoch}, {lanes} lanes: {opened - began:.2f} s to open, " + (
@@ -93,17 +96,21 @@ def main() -> None:
             infos.append(replace(real[i % COPIES], name=f"shard-{i:06d}.tar"))
             for suffix in (".tar", ".json"):
                 (large / f"shard-{i:06d}{suffix}").symlink_to(f"real{i % COPIES}{suffix}")
-        replace_file(large / "manifest.json", Manifest(MelConfig(), spec, tuple(infos), {}).as_json())
+        write_atomically(large / "manifest.json", Manifest(MelConfig(), spec, tuple(infos), {}).as_json())
         print(
             f"{SHARDS:,} shards of {SAMPLES:,} clips of 10 s, {real[0].bytes / 1e6:.0f} MB each, {GROUP} in a group"
         )
-        for lanes, place in ((1, Place(3, 10**6)), (1, Place(3, 10**6 + 3999)), (64, Place(32, 31_000))):
+        for lanes, place in (
+            (1, SetPosition(3, 10**6)),
+            (1, SetPosition(3, 10**6 + 3999)),
+            (64, SetPosition(32, 31_000)),
+        ):
             print(draw(large, lanes, place))
         info = write_shard(long, "real0", encoded(audio, 1.0, 40), 1.0, 10_000)
-        replace_file(long / "manifest.json", Manifest(MelConfig(), spec, (info,), {}).as_json())
+        write_atomically(long / "manifest.json", Manifest(MelConfig(), spec, (info,), {}).as_json())
         print(f"one shard of 10,000 clips of 1 s, {info.bytes / 1e6:.0f} MB")
         for lanes in (1, 8):
-            print(draw(long, lanes, Place(7, 10_000 // lanes - 10)))
+            print(draw(long, lanes, SetPosition(7, 10_000 // lanes - 10)))
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from sf_lightning.cli.configs import with_bases
 from sf_lightning.data.lanes import Lane, LaneConfig, LaneState
-from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.packing import Batch, PackShape, pack_clips
 from sf_lightning.data.requirements import ClipRequirements
-from sf_lightning.data.segments import BLOCK_FRAMES, cut
+from sf_lightning.data.segments import BLOCK_FRAMES, slice_segments
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import skip_unless_finite
@@ -72,14 +72,14 @@ def batch_of(shards: ShardSet, config: Any) -> Batch:
     )
     reading = LaneConfig(0, data.lanes, ClipRequirements(min_frames=config.model.segments.frames))
     lanes = [Lane([shards], number, reading) for number in range(data.lanes)]
-    return Batch.of_packs([next(pack(lane.draws(LaneState()), shape, lane.lane)) for lane in lanes])
+    return Batch.from_packs([next(pack_clips(lane.draw_clips(LaneState()), shape, lane.lane)) for lane in lanes])
 
 
 class Theirs:
     """The loop of bigvgan/train.py, its names kept."""
 
     def __init__(self, module: VocoderModule, batch: Batch) -> None:
-        segments, config = cut(batch, module.segments.frames, module.mel), module.optimizer
+        segments, config = slice_segments(batch, module.segments.frames, module.mel), module.optimizer
         self.x, self.y, self.mel = segments.mel.transpose(1, 2), segments.wave[:, None], module.mel.config
         self.y_mel = module.mel(segments.wave).transpose(1, 2)
         self.generator, (self.mpd, self.mrd) = module.model.generator, module.adversary.parts
@@ -132,7 +132,7 @@ class Bare:
     def step(self) -> float:
         """Takes one; returns the generator's loss."""
         module, limit = self.module, self.module.optimizer.early_clip_norm
-        segments = cut(self.batch, module.segments.frames, module.mel)
+        segments = slice_segments(self.batch, module.segments.frames, module.mel)
         made = module.model.decode(segments.mel)
         loss = module.adversary.discriminator_loss(segments.wave, made)
         self.discriminators.zero_grad()

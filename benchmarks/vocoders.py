@@ -26,7 +26,7 @@ from torch import Tensor
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.wave import resampled
 from sf_lightning.cli.configs import with_bases
-from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.held_out import evenly_spaced_clips
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.files.records import from_plain
@@ -68,13 +68,13 @@ def parts_of(
     shards: ShardSet, train: ShardSet | None, groups: dict[str, str], keys: list[str]
 ) -> dict[str, Tensor]:
     """Which clips belong to which part of the table, bool [clips]."""
-    speakers = {row.key: row.speaker for i in range(len(shards.manifest.shards)) for row in shards.index(i)}
+    speakers = {row.key: row.speaker for i in range(len(shards.manifest.shards)) for row in shards.read_index(i)}
     whose = [speakers[key] for key in keys]
     parts = {"all": torch.ones(len(keys), dtype=torch.bool)}
     for name, expression in groups.items():
         parts[name] = torch.tensor([bool(re.match(expression, each)) for each in whose])
     if train is not None:
-        heard = {row.speaker for i in range(len(train.manifest.shards)) for row in train.index(i)}
+        heard = {row.speaker for i in range(len(train.manifest.shards)) for row in train.read_index(i)}
         new = torch.tensor([each not in heard for each in whose])
         parts |= {f"{name}, new speakers": which & new for name, which in parts.items()}
     return {name: which for name, which in parts.items() if which.any()}
@@ -85,7 +85,7 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """Scores of each part of the set, by way."""
     shards = ShardSet(args.shards)
     config = shards.manifest.mel
-    clips = [each.clip for each in first_clips(shards, args.clips or shards.samples, ClipRequirements())]
+    clips = [each.clip for each in evenly_spaced_clips(shards, args.clips or shards.samples, ClipRequirements())]
     references = [torch.from_numpy(clip.wave) for clip in clips]
     to_mel = MelSpectrogram(config).to(device)
     mels = [to_mel(wave[None].to(device))[0] for wave in references]

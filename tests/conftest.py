@@ -14,8 +14,8 @@ from bigvgan.env import AttrDict
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.build import build, fit_tokenizer
-from sf_lightning.data.corpus import find_units
-from sf_lightning.data.recipe import Recipe
+from sf_lightning.data.build_config import BuildConfig
+from sf_lightning.data.corpus import find_parts
 from sf_lightning.data.shards import ShardSet
 from tests.toys.audio import write_corpus
 from tests.toys.networks import SMALL_BIGVGAN
@@ -30,10 +30,10 @@ os.environ["WANDB_MODE"] = "offline"
 def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """A shard set of 23 clips in 5 shards, with k-means tokens of 50 codes."""
     folder = tmp_path_factory.mktemp("shards")
-    units = find_units(write_corpus(folder / "audio", clips=23), 5)
-    tokenizer = fit_tokenizer(units, 50, MelConfig())
+    parts = find_parts(write_corpus(folder / "audio", clips=23), 5)
+    tokenizer = fit_tokenizer(parts, 50, MelConfig())
     tokenizer.save(folder / "kmeans-50.npz")
-    build(units, folder / "set", Recipe(tokenizer, shard_samples=5))
+    build(parts, folder / "set", BuildConfig(tokenizer, shard_samples=5))
     return ShardSet(folder / "set")
 
 

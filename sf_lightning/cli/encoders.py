@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.build import fit_tokenizer
-from sf_lightning.data.corpus import Unit
-from sf_lightning.data.recipe import SpeakerEncoder, SpeakerSpec
+from sf_lightning.data.build_config import SpeakerEncoder, SpeakerSpec
+from sf_lightning.data.corpus import CorpusPart
 from sf_lightning.tokens.base import Tokenizer, TokenizerSpec
 from sf_lightning.tokens.load import load_tokenizer
 
@@ -24,10 +24,10 @@ def choose_tokenizer(
     path: str | None,
     vocabulary: int | None,
     tokens_by: str,
-    units: Sequence[Unit],
+    parts: Sequence[CorpusPart],
     target: Path,
     mel: MelConfig,
-    parts: int,
+    num_slices: int,
     device: str,
     of_set: TokenizerSpec | None = None,
 ) -> Tokenizer | TokenizerSpec:
@@ -37,10 +37,10 @@ def choose_tokenizer(
         path: As `--tokenizer` has it.
         vocabulary: As `--vocabulary` has it.
         tokens_by: What made precomputed tokens.
-        units: Of the corpus, for k-means to be fitted on.
+        parts: Of the corpus, for k-means to be fitted on.
         target: The set to be made; k-means tokens lie beside it.
         mel: Of the models to be trained.
-        parts: Jobs that share the work.
+        num_slices: Jobs that share the work.
         device: Where S3 tokens are made.
         of_set: What made the tokens of a set that is there already: nothing is fitted for it again.
 
@@ -73,12 +73,12 @@ def choose_tokenizer(
         return made
     if of_set is not None:
         return replace(of_set, name="kmeans", vocabulary=codes)
-    if parts > 1:
+    if num_slices > 1:
         raise FileNotFoundError(
             f"no tokenizer at {beside}: jobs that share the work must share it too; make it first with `sf-shards "
             f"fit --audio AUDIO --out {beside}`, or give --tokenizer"
         )
-    fitted = fit_tokenizer(units, codes, mel)
+    fitted = fit_tokenizer(parts, codes, mel)
     fitted.save(beside)
     print(f"tokens: {codes} k-means codes fitted on this audio, saved in {beside}")
     return fitted

@@ -106,7 +106,7 @@ def judge(
     groups = plan(subjects, options)
     drawing = Drawing(held, clips)
     # What is wrong with them is said before anything is written.
-    alone = {each.clip.key: each.is_alone for group in groups for each in drawing.of(group)}
+    alone = {each.clip.key: each.is_own_reference for group in groups for each in drawing.of(group)}
     scoring, voices, facts = _scoring(similarity, device)
     facts |= {
         "data": (data,),

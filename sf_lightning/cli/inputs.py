@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sf_lightning.audio.wave import Wave
-from sf_lightning.data.held_out import first_clips
-from sf_lightning.data.lanes import Drawn
+from sf_lightning.data.held_out import evenly_spaced_clips
+from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.data.shards import ShardSet
@@ -46,7 +46,7 @@ def read_stdin(stdin_format: str) -> Iterator[Tensor]:
         raise ValueError("--stdin: an odd number of bytes came: wanted two for each token (--stdin_format=int16)")
 
 
-def find_clip(shards: ShardSet, key: str | None, trained: Pretrained) -> Drawn:
+def find_clip(shards: ShardSet, key: str | None, trained: Pretrained) -> DrawnClip:
     """Returns a clip of a shard set that fits the model, by default its first, and a crop of its speaker.
 
     Raises:
@@ -55,7 +55,7 @@ def find_clip(shards: ShardSet, key: str | None, trained: Pretrained) -> Drawn:
     requirements = ClipRequirements.from_config(trained.description.model, trained.description.tokenizer)
     requirements.check_set(shards)
     samples = shards.samples if key is not None else 1
-    for drawn in first_clips(shards, samples, requirements):
+    for drawn in evenly_spaced_clips(shards, samples, requirements):
         if key in (None, drawn.clip.key):
             return drawn
     raise ValueError(f"--clip: {shards.folder} has no clip {key} that can be decoded")

@@ -28,11 +28,11 @@ def part_of(text: str) -> tuple[int, int]:
     try:
         number, of = (int(each) for each in text.split("/"))
     except ValueError:
-        raise ValueError(f"--part is {text!r}: wanted two numbers, such as 3/64") from None
+        raise ValueError(f"--slice is {text!r}: wanted two numbers, such as 3/64") from None
     if of < 1:
-        raise ValueError(f"--part is {text}: wanted at least one part, such as 1/1")
+        raise ValueError(f"--slice is {text}: wanted at least one part, such as 1/1")
     if not 1 <= number <= of:
-        raise ValueError(f"--part is {text}: wanted 1/{of} to {of}/{of}")
+        raise ValueError(f"--slice is {text}: wanted 1/{of} to {of}/{of}")
     return number, of
 
 

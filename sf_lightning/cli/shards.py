@@ -10,13 +10,13 @@ from jsonargparse import auto_cli
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli.encoders import choose_speaker, choose_tokenizer, runs_on_device
 from sf_lightning.cli.errors import one_line_errors
-from sf_lightning.cli.looks import describe, inspect, sample
+from sf_lightning.cli.inspection import describe, inspect, sample
 from sf_lightning.cli.options import listed, names_in, part_of, require_device, require_positive
 from sf_lightning.data.build import build as build_set
 from sf_lightning.data.build import fit_tokenizer
-from sf_lightning.data.corpus import Filters, find_units
+from sf_lightning.data.build_config import BuildConfig
+from sf_lightning.data.corpus import Filters, find_parts
 from sf_lightning.data.provenance import made_before
-from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.verify import repair as repair_set
 from sf_lightning.data.verify import verify as verify_set
@@ -91,17 +91,17 @@ def build(
     require_device(device)
     # Before any tokenizer is fitted: that takes a while, and a mistake here is said at once.
     filters = Filters(listed(languages), min_seconds, max_seconds, min_dnsmos, names_in(blocked_speakers))
-    units = find_units(Path(audio), shard_samples)
+    parts = find_parts(Path(audio), shard_samples)
     spec = TokenizerSpec(**made["tokenizer"]) if made else None
-    recipe = Recipe(
-        choose_tokenizer(tokenizer, vocabulary, tokens_by or "precomputed", units, target, mel, of, device, spec),
+    recipe = BuildConfig(
+        choose_tokenizer(tokenizer, vocabulary, tokens_by or "precomputed", parts, target, mel, of, device, spec),
         mel,
         choose_speaker(speaker_encoder, x_vectors, x_vector_width or 192, device),
         filters,
         shard_samples,
         at_once,
     )
-    manifest = build_set(units, target, recipe, (number, of), processes)
+    manifest = build_set(parts, target, recipe, (number, of), processes)
     if made:
         print(f"{target} is there already, made by this same build: nothing was done")
     if manifest is None:
@@ -126,7 +126,7 @@ def fit(audio: str, out: str, vocabulary: int = 1024) -> None:
             f"{out} is there already, and sets may have been built with it: delete it to fit anew, or give "
             "another --out"
         )
-    fit_tokenizer(find_units(Path(audio), 100), vocabulary, MelConfig()).save(Path(out))
+    fit_tokenizer(find_parts(Path(audio), 100), vocabulary, MelConfig()).save(Path(out))
     print(f"{out}: {vocabulary} k-means codes")
 
 
@@ -163,8 +163,8 @@ def verify(shards: str, repair: bool = False, part: str = "1/1", processes: int 
     require_positive(processes=processes)
     if repair and of > 1:
         raise ValueError(
-            f"--repair with --part {part}: jobs would undo each other's manifest: verify in parts, then repair in "
-            "one job without --part (--processes makes it quicker)"
+            f"--repair with --slice {part}: jobs would undo each other's manifest: verify in parts, then repair in "
+            "one job without --slice (--processes makes it quicker)"
         )
     mine = held.manifest.shards[number - 1 :: of]
     problems = verify_set(held, (number, of), processes)

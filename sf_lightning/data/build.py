@@ -1,9 +1,9 @@
 """Builds a shard set from a corpus. Audio bytes are kept as they came.
 
-Every unit of a corpus makes its own shards, each from a fixed run of its clips, whatever was skipped in
-others. So units go to any number of processes and jobs, a build that was killed goes on after the last whole
+Every part of a corpus makes its own shards, each from a fixed run of its clips, whatever was skipped in
+others. So parts go to any number of processes and jobs, a build that was killed goes on after the last whole
 shard, and the bytes are the same each time. All is written into a folder beside the target, and renamed when
-the last unit is there: a set that looks whole is whole.
+the last part is there: a set that looks whole is whole.
 """
 
 import errno
@@ -22,25 +22,30 @@ from rich.console import Console
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import Wave
 from sf_lightning.data import lookup, provenance
-from sf_lightning.data.corpus import Source, Unit
-from sf_lightning.data.lookup import MAX_FIT_SECONDS, look_up
-from sf_lightning.data.recipe import Recipe, samples_of
+from sf_lightning.data.build_config import BuildConfig, samples_of
+from sf_lightning.data.corpus import CorpusClip, CorpusPart
+from sf_lightning.data.jobs import ProgressCounter, run_jobs
+from sf_lightning.data.lookup import MAX_FIT_SECONDS, mean_token_mels
 from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.data.shards import Manifest, ShardInfo, ShardSet
-from sf_lightning.data.work import Tally, work
-from sf_lightning.data.writer import ShardWriter, npy, replace_file
+from sf_lightning.data.writer import ShardWriter, npy_bytes
+from sf_lightning.files.atomic import write_atomically
 from sf_lightning.tokens.kmeans import KMeansTokenizer
 
 
 def build(
-    units: Sequence[Unit], out: Path, recipe: Recipe, part: tuple[int, int] = (1, 1), processes: int = 1
+    parts: Sequence[CorpusPart],
+    out: Path,
+    config: BuildConfig,
+    job_slice: tuple[int, int] = (1, 1),
+    processes: int = 1,
 ) -> Manifest | None:
     """Writes a shard set, or goes on with one; one that this very build has made is left as it is.
 
     Args:
-        units: Of the corpus, the same for every part.
+        parts: Of the corpus, the same for every part.
         out: The folder to make.
-        recipe: How.
+        config: How.
         part: Which part of how many this job does, (1, 1) being all.
         processes: That work side by side.
 
@@ -51,30 +56,30 @@ def build(
         FileExistsError: if `out` is there already, and not made by this build.
         ValueError: if the build that is to be continued was another one, or not one clip could be used.
     """
-    if (manifest := _made(out, units, recipe)) is not None:
+    if (manifest := _made(out, parts, config)) is not None:
         return manifest
     partial = out.with_name(out.name + ".partial")
-    number, of = part
+    number, of = job_slice
     try:
-        _begin(partial, units, recipe)
+        _begin(partial, parts, config)
         if out.exists():  # another job has given it its name, before this one began the folder anew
             raise FileExistsError(out)
-        mine = [unit for unit in units[number - 1 :: of] if not _mark(partial, unit).is_file()]
-        do = functools.partial(build_unit, partial=partial, recipe=recipe)
-        work(do, mine, sum(unit.bytes for unit in mine), processes, f"writing {out}")
-        if all(_mark(partial, unit).is_file() for unit in units):
-            manifest = _gather(partial, out, units, recipe)
-            _tidy(out, units, manifest)
+        mine = [part for part in parts[number - 1 :: of] if not _mark(partial, part).is_file()]
+        do = functools.partial(build_part, partial=partial, config=config)
+        run_jobs(do, mine, sum(part.bytes for part in mine), processes, f"writing {out}")
+        if all(_mark(partial, part).is_file() for part in parts):
+            manifest = _gather(partial, out, parts, config)
+            _tidy(out, parts, manifest)
             return manifest
     except OSError as error:
         # Of jobs that end at the same time one is the quicker, and takes the folder away from under the others.
         if not out.exists():
             raise _explained(error, partial) from error
         shutil.rmtree(partial, ignore_errors=True)
-    return _made(out, units, recipe)
+    return _made(out, parts, config)
 
 
-def _made(out: Path, units: Sequence[Unit], recipe: Recipe) -> Manifest | None:
+def _made(out: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> Manifest | None:
     """Returns the manifest of the set, if this very build has made it, tidied up; None if there is no set yet.
 
     Raises:
@@ -82,13 +87,13 @@ def _made(out: Path, units: Sequence[Unit], recipe: Recipe) -> Manifest | None:
     """
     if (made := provenance.made_before(out)) is None:
         return None
-    if different := provenance.differences(made, provenance.describe(units, recipe)):
+    if different := provenance.differences(made, provenance.describe(parts, config)):
         raise FileExistsError(
             f"{out} is there already, made by another build ({different}): delete it to build it anew, or give "
             "another --out"
         )
     manifest = Manifest.load(out)
-    _tidy(out, units, manifest)
+    _tidy(out, parts, manifest)
     return manifest
 
 
@@ -107,15 +112,15 @@ def _explained(error: OSError, partial: Path) -> OSError:
     return error
 
 
-def fit_tokenizer(units: Sequence[Unit], vocabulary: int, mel: MelConfig) -> KMeansTokenizer:
-    """Fits k-means tokens on at most `MAX_FIT_SECONDS` of a corpus, a little of every unit."""
-    share = max(10.0, MAX_FIT_SECONDS / len(units))
+def fit_tokenizer(parts: Sequence[CorpusPart], vocabulary: int, mel: MelConfig) -> KMeansTokenizer:
+    """Fits k-means tokens on at most `MAX_FIT_SECONDS` of a corpus, a little of every part."""
+    share = max(10.0, MAX_FIT_SECONDS / len(parts))
 
     def waves() -> Iterator[Wave]:
         total = 0.0
-        for i in np.random.default_rng(0).permutation(len(units)):
+        for i in np.random.default_rng(0).permutation(len(parts)):
             seconds = 0.0
-            for source in units[i].read():
+            for source in parts[i].read():
                 if seconds >= share or total >= MAX_FIT_SECONDS:
                     break
                 try:
@@ -130,9 +135,9 @@ def fit_tokenizer(units: Sequence[Unit], vocabulary: int, mel: MelConfig) -> KMe
         return KMeansTokenizer.fit(waves(), vocabulary)
 
 
-def _begin(partial: Path, units: Sequence[Unit], recipe: Recipe) -> None:
+def _begin(partial: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> None:
     """Makes the folder, or checks that the build begun there is this one."""
-    build = provenance.describe(units, recipe)
+    build = provenance.describe(parts, config)
     if (begun := provenance.load(partial)) is not None:
         if different := provenance.differences(begun, build):
             raise ValueError(
@@ -144,46 +149,48 @@ def _begin(partial: Path, units: Sequence[Unit], recipe: Recipe) -> None:
     provenance.save(partial, build)
 
 
-def _mark(partial: Path, unit: Unit) -> Path:
-    """The file that says that a unit is done, and names its shards."""
-    return partial / f"{unit.name}.done"
+def _mark(partial: Path, part: CorpusPart) -> Path:
+    """The file that says that a part is done, and names its shards."""
+    return partial / f"{part.name}.done"
 
 
-def build_unit(unit: Unit, tally: Tally, partial: Path, recipe: Recipe) -> list[str]:
-    """Writes the shards of a unit, but for those that are there, and marks it done.
+def build_part(part: CorpusPart, counter: ProgressCounter, partial: Path, config: BuildConfig) -> list[str]:
+    """Writes the shards of a part, but for those that are there, and marks it done.
 
     Args:
-        unit: Of the corpus.
-        tally: Counts its bytes after every shard, and the speech that was written after every clip.
+        part: Of the corpus.
+        counter: Counts its bytes after every shard, and the speech that was written after every clip.
         partial: The folder of the build.
-        recipe: How.
+        config: How.
 
     Returns:
         A line about each clip that was left out.
     """
-    said, names, seen, sources = list[str](), list[str](), 0, unit.read()
-    while run := list(islice(sources, recipe.shard_samples)):
-        name = f"{unit.name}-{len(names):04d}" if names else unit.name
+    said, names, seen, sources = list[str](), list[str](), 0, part.read()
+    while run := list(islice(sources, config.shard_samples)):
+        name = f"{part.name}-{len(names):04d}" if names else part.name
         names.append(name)
         size = sum(len(source.audio) for source in run)
         seen += size
         if (partial / f"{name}.json").is_file():
-            tally.add(passed=size)
+            counter.add(passed=size)
             continue
-        said += [f"skipped for {name}: {line}" for line in _write(run, tally, partial, name, recipe)]
-        tally.add(made=size)
-    tally.add(passed=max(0, unit.bytes - seen))  # texts, headers, padding
-    replace_file(_mark(partial, unit), json.dumps(names).encode())
+        said += [f"skipped for {name}: {line}" for line in _write(run, counter, partial, name, config)]
+        counter.add(made=size)
+    counter.add(passed=max(0, part.bytes - seen))  # texts, headers, padding
+    write_atomically(_mark(partial, part), json.dumps(names).encode())
     return said
 
 
-def _write(run: Sequence[Source], tally: Tally, partial: Path, name: str, recipe: Recipe) -> list[str]:
+def _write(
+    run: Sequence[CorpusClip], counter: ProgressCounter, partial: Path, name: str, config: BuildConfig
+) -> list[str]:
     """Writes a shard, and says which of its clips were left out."""
     writer, skipped, said = ShardWriter(partial, name), Counter[str](), list[str]()
     try:
-        for sample in samples_of(run, recipe, skipped, said):
+        for sample in samples_of(run, config, skipped, said):
             writer.add(sample)
-            tally.add(seconds=sample.seconds)
+            counter.add(seconds=sample.seconds)
         writer.close(skipped)
     except BaseException:
         writer.abandon()
@@ -191,15 +198,15 @@ def _write(run: Sequence[Source], tally: Tally, partial: Path, name: str, recipe
     return said
 
 
-def _gather(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> Manifest:
-    """Writes the manifest of a build whose units are all there, and gives the set its name.
+def _gather(partial: Path, out: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> Manifest:
+    """Writes the manifest of a build whose parts are all there, and gives the set its name.
 
     Nothing is taken away before: a job that is killed here, or is not alone, finds all it needs.
 
     Raises:
         ValueError: if not one clip could be used.
     """
-    names = [name for unit in units for name in json.loads(_mark(partial, unit).read_text())]
+    names = [name for part in parts for name in json.loads(_mark(partial, part).read_text())]
     indices = [json.loads((partial / f"{name}.json").read_text()) for name in names]
     skipped = Counter[str]()
     for index in indices:
@@ -209,17 +216,17 @@ def _gather(partial: Path, out: Path, units: Sequence[Unit], recipe: Recipe) -> 
         shutil.rmtree(partial)
         counts = ", ".join(f"{cause}: {count}" for cause, count in skipped.items()) or "there were none"
         raise ValueError(f"not one clip could be used ({counts}): nothing was written")
-    manifest = Manifest(recipe.mel, recipe.spec, infos, dict(skipped), recipe.speaker.name, recipe.speaker.width)
-    replace_file(partial / "manifest.json", manifest.as_json())
-    replace_file(partial / lookup.NAME, npy(look_up(ShardSet(partial))))
+    manifest = Manifest(config.mel, config.spec, infos, dict(skipped), config.speaker.name, config.speaker.width)
+    write_atomically(partial / "manifest.json", manifest.as_json())
+    write_atomically(partial / lookup.NAME, npy_bytes(mean_token_mels(ShardSet(partial))))
     partial.rename(out)
     return manifest
 
 
-def _tidy(out: Path, units: Sequence[Unit], manifest: Manifest) -> None:
+def _tidy(out: Path, parts: Sequence[CorpusPart], manifest: Manifest) -> None:
     """Takes away what a build needed and a set does not: marks, shards of no samples, what killed jobs left."""
     kept = {info.name for info in manifest.shards}
-    marks = [mark for unit in units if (mark := _mark(out, unit)).is_file()]
+    marks = [mark for part in parts if (mark := _mark(out, part)).is_file()]
     for path in out.glob(".*") if marks else ():
         path.unlink(missing_ok=True)
     for mark in marks:

@@ -1,7 +1,7 @@
 """Where speech comes from: folders of audio, and tars as Emilia and Emilia-YODAS are distributed.
 
-A corpus is a list of *units*. A unit is read by one process and always gives the same sources in the same
-order, so that units can be dealt to processes and jobs, and a build that was killed can go on.
+A corpus is a list of *parts*. A part is read by one process and always gives the same sources in the same
+order, so that parts can be dealt to processes and jobs, and a build that was killed can go on.
 """
 
 import json
@@ -18,7 +18,7 @@ from webdataset.tariterators import group_by_keys
 
 from sf_lightning.audio.wave import AUDIO_SUFFIXES
 
-MADE_ELSEWHERE = ("tokens.npy", "speaker.npy")
+PRECOMPUTED = ("tokens.npy", "speaker.npy")
 """What may lie beside the audio: tokens, and the speaker's x-vector."""
 
 RESERVED = ("manifest", "build")
@@ -26,7 +26,7 @@ RESERVED = ("manifest", "build")
 
 
 @dataclass(frozen=True)
-class Source:
+class CorpusClip:
     """A clip on its way into a shard.
 
     Attributes:
@@ -34,7 +34,7 @@ class Source:
         suffix: Of the audio file, such as "mp3"; empty where there is no audio.
         audio: Its bytes as they came.
         fields: What is known of it: `id`, `speaker`, and what its JSON file says (`language`, `text`, `dnsmos`).
-        made: Bytes of what was made elsewhere, by name; see `MADE_ELSEWHERE`.
+        made: Bytes of what was made elsewhere, by name; see `PRECOMPUTED`.
         damage: Why the corpus gives no more after it; such a source is no clip, it is there to be counted.
     """
 
@@ -51,7 +51,7 @@ class Source:
         return f"{self.key}.{self.suffix}" if self.suffix else self.key
 
 
-class Unit(Protocol):
+class CorpusPart(Protocol):
     """A part of a corpus."""
 
     @property
@@ -64,13 +64,13 @@ class Unit(Protocol):
         """Size of its files: another one says that they are not what they were."""
         ...
 
-    def read(self) -> Iterator[Source]:
+    def read(self) -> Iterator[CorpusClip]:
         """Yields its sources, the same ones every time."""
         ...
 
 
 @dataclass(frozen=True)
-class FileUnit:
+class FilesPart:
     """Audio files under a folder; the folder that holds a file names its speaker, unless a JSON file does."""
 
     name: str
@@ -80,22 +80,22 @@ class FileUnit:
     @property
     def bytes(self) -> int:
         """Size of its audio, and of what lies beside it."""
-        beside = (path.with_suffix(f".{suffix}") for path in self.paths for suffix in ("json", *MADE_ELSEWHERE))
+        beside = (path.with_suffix(f".{suffix}") for path in self.paths for suffix in ("json", *PRECOMPUTED))
         return sum(path.stat().st_size for path in [*self.paths, *(each for each in beside if each.is_file())])
 
-    def read(self) -> Iterator[Source]:
+    def read(self) -> Iterator[CorpusClip]:
         """Yields one source for each file, with what lies beside it under the same name."""
         for path in self.paths:
             inside = path.relative_to(self.folder)
             key = file_key(inside)
-            raw = {suffix: _read_beside(path, suffix) for suffix in ("json", *MADE_ELSEWHERE)}
+            raw = {suffix: _read_beside(path, suffix) for suffix in ("json", *PRECOMPUTED)}
             fields = {"speaker": "_".join(inside.parent.parts) or key} | _read_fields(raw.pop("json"))
             made = {suffix: data for suffix, data in raw.items() if data}
-            yield Source(key, path.suffix[1:].lower(), path.read_bytes(), {"id": key} | fields, made)
+            yield CorpusClip(key, path.suffix[1:].lower(), path.read_bytes(), {"id": key} | fields, made)
 
 
 @dataclass(frozen=True)
-class TarUnit:
+class TarPart:
     """A WebDataset tar: `KEY.mp3` (or another audio suffix) and `KEY.json` of each clip, in any order."""
 
     name: str
@@ -106,7 +106,7 @@ class TarUnit:
         """Size of the tar."""
         return self.path.stat().st_size
 
-    def read(self) -> Iterator[Source]:
+    def read(self) -> Iterator[CorpusClip]:
         """Yields its clips; of a damaged tar those before the damage, and a last source that says so."""
         damage: list[str] = []
 
@@ -121,10 +121,10 @@ class TarUnit:
             # Emilia-YODAS says `_id`; its keys hold ids of videos with underscores, and end in _W and a number.
             fields["id"] = str(fields.pop("_id", None) or fields.get("id") or key)
             fields.setdefault("speaker", re.sub(r"_W\d+$", "", key))
-            made = {name: raw[name] for name in MADE_ELSEWHERE if name in raw}
-            yield Source(key, suffix, raw.get(suffix, b""), fields, made)
+            made = {name: raw[name] for name in PRECOMPUTED if name in raw}
+            yield CorpusClip(key, suffix, raw.get(suffix, b""), fields, made)
         if damage:
-            yield Source(self.path.name, "", b"", {}, damage=f"ends early: {damage[0]}")
+            yield CorpusClip(self.path.name, "", b"", {}, damage=f"ends early: {damage[0]}")
 
     def _members(self, damage: list[str]) -> Iterator[dict[str, Any]]:
         """Yields its files as WebDataset does; says what keeps it from going on to the end."""
@@ -151,15 +151,15 @@ def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     tar.members = []  # type: ignore[attr-defined]
     held = tar.extractfile(info)
     assert held is not None
-    return held.read()
+    return held.read_samples()
 
 
-def find_units(corpus: Path, shard_samples: int) -> list[Unit]:
-    """Lists the units of a corpus, in order.
+def find_parts(corpus: Path, shard_samples: int) -> list[CorpusPart]:
+    """Lists the parts of a corpus, in order.
 
     Args:
         corpus: A folder of audio files, or of tars, searched through; or one tar.
-        shard_samples: Files of a unit; a tar is a unit, however many clips it holds.
+        shard_samples: Files of a part; a tar is a part, however many clips it holds.
 
     Raises:
         FileNotFoundError: if there is nothing, or no speech in it.
@@ -180,12 +180,12 @@ def find_units(corpus: Path, shard_samples: int) -> list[Unit]:
         named = [(clean_key(path.stem), path) for path in tars]
         _require_unique(named)
         _require_shards_apart(dict(named))
-        return [TarUnit(name, path) for name, path in named]
+        return [TarPart(name, path) for name, path in named]
     if not paths:
         raise FileNotFoundError(f"no audio under {corpus}: wanted files ending in {', '.join(AUDIO_SUFFIXES)}")
     _require_unique([(file_key(path.relative_to(corpus)), path) for path in paths])
     runs = [tuple(paths[i : i + shard_samples]) for i in range(0, len(paths), shard_samples)]
-    return [FileUnit(f"shard-{number:06d}", corpus, run) for number, run in enumerate(runs)]
+    return [FilesPart(f"shard-{number:06d}", corpus, run) for number, run in enumerate(runs)]
 
 
 def file_key(inside: Path) -> str:

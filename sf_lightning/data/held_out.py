@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sf_lightning.data.lanes import Drawn
+from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, decode_clip, reference_crop
 from sf_lightning.data.shards import ShardSet
@@ -13,7 +13,7 @@ from sf_lightning.data.shards import ShardSet
 log = logging.getLogger(__name__)
 
 
-def first_clips(shards: ShardSet, count: int, requirements: ClipRequirements) -> Iterator[Drawn]:
+def evenly_spaced_clips(shards: ShardSet, count: int, requirements: ClipRequirements) -> Iterator[DrawnClip]:
     """Yields up to `count` clips spread evenly over a set, in a fixed order: what validation listens to.
 
     A broken sample is left out; the reference is a crop of another clip of the same speaker in the same
@@ -28,10 +28,11 @@ def first_clips(shards: ShardSet, count: int, requirements: ClipRequirements) ->
         start += info.samples
         if not wanted:
             continue
-        index = shards.index(number)
+        index = shards.read_index(number)
         speakers = {index[i].speaker for i in wanted}
         raws = {
-            raw["__key__"]: raw for raw in shards.read(number, [row for row in index if row.speaker in speakers])
+            raw["__key__"]: raw
+            for raw in shards.read_samples(number, [row for row in index if row.speaker in speakers])
         }
         for i in wanted:
             key, speaker = index[i].key, index[i].speaker
@@ -50,6 +51,6 @@ def first_clips(shards: ShardSet, count: int, requirements: ClipRequirements) ->
                     raws[key], mel, spec.vocabulary, spec.frames_per_token, requirements.x_vector_width
                 )
                 reference = reference_crop(raws[[*same, key][0]], mel, requirements.crop_samples, where)
-                yield Drawn(clip, reference, language=index[i].language, is_alone=not same)
+                yield DrawnClip(clip, reference, language=index[i].language, is_own_reference=not same)
             except BadSample as error:
                 log.warning("left %s of %s in %s out: %s", key, info.name, shards.folder, error)

@@ -16,15 +16,15 @@ import numpy as np
 
 from sf_lightning.audio.wave import Wave
 from sf_lightning.data.perturb import Perturbation
-from sf_lightning.data.references import Name, References
+from sf_lightning.data.references import References, SampleName
 from sf_lightning.data.requirements import ClipRequirements
-from sf_lightning.data.sample import BadSample, Clip, Raw, decode_clip
+from sf_lightning.data.sample import BadSample, Clip, RawSample, decode_clip
 from sf_lightning.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
+class SetPosition(NamedTuple):
     """Where a lane stands in one set.
 
     Attributes:
@@ -47,14 +47,14 @@ class LaneState:
         pack: Packs made so far; it keys the noise of training.
     """
 
-    places: tuple[Place, ...] = ()
+    places: tuple[SetPosition, ...] = ()
     turn: int = 0
     block: int = 0
     pack: int = 0
 
 
 @dataclass
-class Drawn:
+class DrawnClip:
     """A clip that a lane has drawn, and a crop of the same speaker from another clip where there is one.
 
     Attributes:
@@ -63,7 +63,7 @@ class Drawn:
         state: Where the lane stood before it.
         after: Where the lane stands when the clip is used up.
         language: Of the clip, where it was asked for and is known.
-        is_alone: Whether the crop is of the clip itself, there being no other, where it was asked for.
+        is_own_reference: Whether the crop is of the clip itself, there being no other, where it was asked for.
     """
 
     clip: Clip
@@ -71,7 +71,7 @@ class Drawn:
     state: LaneState = LaneState()
     after: LaneState = LaneState()
     language: str = ""
-    is_alone: bool = False
+    is_own_reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,32 +133,32 @@ class Lane:
     ) -> None:
         self.lane, self.config = lane, config
         self.skipped: Counter[str] = Counter()
-        self.strands = [_Strand(each, i, lane, config, self.skipped) for i, each in enumerate(sets)]
+        self.readers = [_SetReader(each, i, lane, config, self.skipped) for i, each in enumerate(sets)]
         weighed = np.asarray(weights or [1.0] * len(sets), np.float64)
         self.chances = weighed / weighed.sum()
 
-    def draws(self, state: LaneState) -> Iterator[Drawn]:
+    def draw_clips(self, state: LaneState) -> Iterator[DrawnClip]:
         """Yields clips without end, from a state on.
 
         Raises:
             RuntimeError: if too many samples are broken.
         """
-        places = list(state.places) or [Place()] * len(self.strands)
-        streams = [strand.draws(place) for strand, place in zip(self.strands, places, strict=True)]
+        places = list(state.places) or [SetPosition()] * len(self.readers)
+        streams = [reader.draw_clips(place) for reader, place in zip(self.readers, places, strict=True)]
         turn, block = state.turn, state.block
         while True:
             which = self._turn(turn) if len(streams) > 1 else 0
             found = next(streams[which])
             places[which] = found.place
             before = replace(state, places=tuple(places), turn=turn, block=block)
-            places[which], turn, block = Place(found.place.epoch, found.place.sample + 1), turn + 1, 0
+            places[which], turn, block = SetPosition(found.place.epoch, found.place.sample + 1), turn + 1, 0
             after = replace(before, places=tuple(places), turn=turn, block=0)
-            yield Drawn(found.clip, found.reference, before, after)
+            yield DrawnClip(found.clip, found.reference, before, after)
 
     def _turn(self, turn: int) -> int:
         """Which set is drawn from."""
         random = np.random.default_rng([self.config.seed, self.lane, turn, 2])
-        return int(random.choice(len(self.strands), p=self.chances))
+        return int(random.choice(len(self.readers), p=self.chances))
 
 
 class _Found(NamedTuple):
@@ -166,11 +166,11 @@ class _Found(NamedTuple):
 
     clip: Clip
     reference: Wave
-    place: Place
+    place: SetPosition
 
 
 @dataclass
-class _Strand:
+class _SetReader:
     """A lane's way through one set."""
 
     shards: ShardSet
@@ -190,7 +190,7 @@ class _Strand:
                 "lower --data.lanes or build a larger set"
             )
 
-    def draws(self, place: Place) -> Iterator[_Found]:
+    def draw_clips(self, place: SetPosition) -> Iterator[_Found]:
         """Yields clips without end; what is broken is passed over, unless it is too much."""
         epoch, sample = place
         while True:
@@ -221,13 +221,15 @@ class _Strand:
 
     def _draw_group(self, group: list[_Part], key: tuple[int, int], start: int, sample: int) -> Iterator[_Found]:
         epoch, number = key
-        raws: dict[Name, Raw] = {}
-        rows, tokens = list[tuple[Name, str]](), list[int]()
+        raws: dict[SampleName, RawSample] = {}
+        rows, tokens = list[tuple[SampleName, str]](), list[int]()
         for part in group:
-            mine = self.shards.index(part.shard)[part.part :: part.of]
-            rows += [(Name(part.shard, row.key), row.speaker) for row in mine]
+            mine = self.shards.read_index(part.shard)[part.part :: part.of]
+            rows += [(SampleName(part.shard, row.key), row.speaker) for row in mine]
             tokens += [row.tokens for row in mine]
-            raws |= {Name(part.shard, raw["__key__"]): raw for raw in self.shards.read(part.shard, mine)}
+            raws |= {
+                SampleName(part.shard, raw["__key__"]): raw for raw in self.shards.read_samples(part.shard, mine)
+            }
         random = self._random(epoch, self.lane, number)
         order = random.permutation(len(rows))
         references = References(
@@ -245,16 +247,16 @@ class _Strand:
                 if name not in raws:
                     raise BadSample("damaged", "not in the tar as the index has it")
                 clip = self._decode(raws[name])
-                reference = references.of(place, clip)
+                reference = references.crop_for(place, clip)
                 clip = self._perturbed(clip, epoch, start + place)
                 self.seen += 1
             except BadSample as error:
                 self._skip(name, error)
             else:
                 if not self._too_short(len(clip.tokens), name):  # made faster, it may have become so
-                    yield _Found(clip, reference, Place(epoch, start + place))
+                    yield _Found(clip, reference, SetPosition(epoch, start + place))
 
-    def _too_short(self, tokens: int, name: Name) -> bool:
+    def _too_short(self, tokens: int, name: SampleName) -> bool:
         """Whether a clip of so many tokens is passed over, which is said of the first.
 
         Raises:
@@ -276,19 +278,19 @@ class _Strand:
         return True
 
     def _perturbed(self, clip: Clip, epoch: int, sample: int) -> Clip:
-        if not self.config.perturbation.changes:
+        if not self.config.perturbation.is_active:
             return clip
         manifest, random = self.shards.manifest, self._random(epoch, self.lane, sample, 3)
-        return self.config.perturbation.of(clip, manifest.mel, manifest.tokenizer.frames_per_token, random)
+        return self.config.perturbation.apply(clip, manifest.mel, manifest.tokenizer.frames_per_token, random)
 
-    def _decode(self, raw: Raw) -> Clip:
+    def _decode(self, raw: RawSample) -> Clip:
         manifest = self.shards.manifest
         spec = manifest.tokenizer
         return decode_clip(
             raw, manifest.mel, spec.vocabulary, spec.frames_per_token, self.config.requirements.x_vector_width
         )
 
-    def _skip(self, name: Name, error: BadSample) -> None:
+    def _skip(self, name: SampleName, error: BadSample) -> None:
         self.seen += 1
         self.bad[error.cause] += 1
         self.skipped[error.cause] += 1

@@ -17,7 +17,7 @@ MAX_FIT_SECONDS = 2 * 3600
 """K-means is fitted, and the look-up table made, on no more speech than this, spread over the corpus."""
 
 
-def look_up(shards: ShardSet) -> NDArray[np.float32]:
+def mean_token_mels(shards: ShardSet) -> NDArray[np.float32]:
     """Returns the mean mel of each token, [vocabulary, frames_per_token, F]; tokens never seen get the mean of all.
 
     Made of at most `MAX_FIT_SECONDS` of the set.
@@ -29,7 +29,7 @@ def look_up(shards: ShardSet) -> NDArray[np.float32]:
     for number in np.random.default_rng(0).permutation(len(manifest.shards)):
         if seconds >= MAX_FIT_SECONDS:
             break
-        for raw in shards.read(int(number)):
+        for raw in shards.read_samples(int(number)):
             clip = decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token)
             with torch.inference_mode():
                 mel = to_mel(torch.from_numpy(clip.wave)[None])[0].numpy()

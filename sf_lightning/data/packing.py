@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import Wave
-from sf_lightning.data.lanes import Drawn, LaneState
+from sf_lightning.data.lanes import DrawnClip, LaneState
 from sf_lightning.model.blocks import Blocks
 
 
@@ -82,7 +82,7 @@ class Batch:
     starts: Tensor | None = None
 
     @classmethod
-    def of_packs(cls, packs: Sequence[Pack]) -> "Batch":
+    def from_packs(cls, packs: Sequence[Pack]) -> "Batch":
         """Lays packs one after the other."""
         return cls(
             torch.cat([pack.wave for pack in packs]),
@@ -160,7 +160,7 @@ class _Filling:
         self.tokens = np.zeros((count, shape.block_size // shape.frames_per_token), np.int64)
         self.utterance, self.position = np.zeros((2, count), np.int64)
         self.valid = np.zeros((count, shape.block_size), np.bool_)
-        self.pieces: list[Drawn] = []
+        self.pieces: list[DrawnClip] = []
         self.used = 0
 
     @property
@@ -168,7 +168,7 @@ class _Filling:
         """Blocks that it can still take."""
         return self.shape.num_blocks - self.used if len(self.pieces) < self.shape.max_pieces else 0
 
-    def add(self, drawn: Drawn, first: int, end: int) -> None:
+    def add(self, drawn: DrawnClip, first: int, end: int) -> None:
         """Takes the blocks of a clip from `first` up to but without `end`."""
         shape, here = self.shape, slice(self.used, self.used + end - first)
         at = self.used
@@ -232,7 +232,9 @@ def _stretch(wave: Wave, start: int, stop: int, pad: int) -> Wave:
     return out
 
 
-def pack(draws: Iterable[Drawn], shape: PackShape, lane: int = 0, state: LaneState | None = None) -> Iterator[Pack]:
+def pack_clips(
+    draws: Iterable[DrawnClip], shape: PackShape, lane: int = 0, state: LaneState | None = None
+) -> Iterator[Pack]:
     """Packs clips; what remains at the end of a finite stream makes a last pack with padding.
 
     Args:

@@ -29,11 +29,11 @@ class Perturbation:
             )
 
     @property
-    def changes(self) -> bool:
+    def is_active(self) -> bool:
         """Whether it does anything."""
         return bool(self.speed or self.level_db)
 
-    def of(self, clip: Clip, mel: MelConfig, frames_per_token: int, random: np.random.Generator) -> Clip:
+    def apply(self, clip: Clip, mel: MelConfig, frames_per_token: int, random: np.random.Generator) -> Clip:
         """Returns a changed clip; the clip itself where nothing is to be changed."""
         if self.speed:
             factor = 1 + random.uniform(-self.speed, self.speed)

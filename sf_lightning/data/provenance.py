@@ -1,4 +1,4 @@
-"""What a build was, as `build.json` in its folder has it: the recipe and the corpus, and what two builds differ in.
+"""What a build was, as `build.json` in its folder has it: the config and the corpus, and what two builds differ in.
 
 It is written when a build begins and stays in the set: with it a job that is started again knows its own work.
 Knows nothing of how shards are made.
@@ -10,24 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sf_lightning.data.corpus import Unit
-from sf_lightning.data.recipe import Recipe
-from sf_lightning.data.writer import replace_file
+from sf_lightning.data.build_config import BuildConfig
+from sf_lightning.data.corpus import CorpusPart
+from sf_lightning.files.atomic import write_atomically
 
 NAME = "build.json"
 
-MAX_UNITS_NAMED = 3
+MAX_PARTS_NAMED = 3
 """Of the units that are other ones than before, so many are named in a line."""
 
 
-def describe(units: Sequence[Unit], recipe: Recipe) -> dict[str, Any]:
+def describe(units: Sequence[CorpusPart], config: BuildConfig) -> dict[str, Any]:
     """Returns what two builds of one set have in common; of the corpus each unit and its size in bytes."""
-    return recipe.as_dict() | {"units": {unit.name: unit.bytes for unit in units}}
+    return config.as_dict() | {"units": {unit.name: unit.bytes for unit in units}}
 
 
 def save(folder: Path, build: dict[str, Any]) -> None:
     """Writes what a build is."""
-    replace_file(folder / NAME, (json.dumps(build, indent=1) + "\n").encode())
+    write_atomically(folder / NAME, (json.dumps(build, indent=1) + "\n").encode())
 
 
 def load(folder: Path) -> dict[str, Any] | None:
@@ -90,6 +90,6 @@ def _changed(was: dict[str, int], now: dict[str, int]) -> list[str]:
             said.append(f"unit {name} is new")
         elif size != was[name]:
             said.append(f"unit {name} had {was[name]} bytes and has {size}")
-    if len(said) > MAX_UNITS_NAMED:
-        said[MAX_UNITS_NAMED:] = [f"and more, {len(said)} units in all"]
+    if len(said) > MAX_PARTS_NAMED:
+        said[MAX_PARTS_NAMED:] = [f"and more, {len(said)} units in all"]
     return said

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sf_lightning.audio.wave import Wave
-from sf_lightning.data.sample import BadSample, Clip, Raw, crop_of
+from sf_lightning.data.sample import BadSample, Clip, RawSample, crop_wave
 
 
-class Name(NamedTuple):
+class SampleName(NamedTuple):
     """Which sample of a set."""
 
     shard: int
@@ -34,9 +34,9 @@ class References:
 
     def __init__(
         self,
-        raws: Mapping[Name, Raw],
-        decode: Callable[[Raw], Clip],
-        order: Sequence[tuple[Name, str]],
+        raws: Mapping[SampleName, RawSample],
+        decode: Callable[[RawSample], Clip],
+        order: Sequence[tuple[SampleName, str]],
         where: NDArray[np.float64],
         crop_samples: int,
     ) -> None:
@@ -47,7 +47,7 @@ class References:
             self.places[speaker].append(place)
         self.last: dict[str, Wave] = {}
 
-    def of(self, place: int, clip: Clip) -> Wave:
+    def crop_for(self, place: int, clip: Clip) -> Wave:
         """Returns the crop for the clip at a place, and keeps one of the clip for the speaker's next."""
         speaker = self.order[place][1]
         own = self._crop(clip.wave, place)
@@ -69,4 +69,4 @@ class References:
             return None
 
     def _crop(self, wave: Wave, place: int) -> Wave:
-        return crop_of(wave, self.crop_samples, float(self.where[place]))
+        return crop_wave(wave, self.crop_samples, float(self.where[place]))

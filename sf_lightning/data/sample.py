@@ -21,7 +21,7 @@ PEAK = 0.7
 MAX_FRAMES_APART = 3
 """Tokens may cover up to 3 frames more or fewer than the mel has; the wave is trimmed or padded to them."""
 
-Raw = dict[str, Any]
+RawSample = dict[str, Any]
 """A sample as WebDataset reads it: `__key__`, and bytes by suffix."""
 
 
@@ -56,7 +56,7 @@ class Clip:
     x_vector: NDArray[np.float32]
 
 
-def audio_of(raw: Raw) -> tuple[str, bytes]:
+def find_audio(raw: RawSample) -> tuple[str, bytes]:
     """Returns suffix and bytes of the sample's audio file.
 
     Raises:
@@ -91,7 +91,9 @@ def read_speech(source: bytes, mel: MelConfig) -> Wave:
     return wave
 
 
-def decode_clip(raw: Raw, mel: MelConfig, vocabulary: int, frames_per_token: int, x_vector_width: int = 0) -> Clip:
+def decode_clip(
+    raw: RawSample, mel: MelConfig, vocabulary: int, frames_per_token: int, x_vector_width: int = 0
+) -> Clip:
     """Decodes a sample; the wave is trimmed or zero-padded to whole tokens.
 
     Raises:
@@ -99,7 +101,7 @@ def decode_clip(raw: Raw, mel: MelConfig, vocabulary: int, frames_per_token: int
     """
     tokens = read_tokens(raw.get("tokens.npy", b""), vocabulary)
     x_vector = read_x_vector(raw.get("speaker.npy", b""), x_vector_width)
-    wave = fit_to_tokens(read_speech(audio_of(raw)[1], mel), tokens, mel, frames_per_token)
+    wave = fit_to_tokens(read_speech(find_audio(raw)[1], mel), tokens, mel, frames_per_token)
     return Clip(str(raw["__key__"]), wave, tokens, x_vector)
 
 
@@ -178,16 +180,16 @@ def read_tokens(data: bytes, vocabulary: int) -> Tokens:
     return tokens.astype(np.int64)
 
 
-def reference_crop(raw: Raw, mel: MelConfig, samples: int, where: float) -> Wave:
-    """Returns a crop [samples] of a sample's audio; see `crop_of`.
+def reference_crop(raw: RawSample, mel: MelConfig, samples: int, where: float) -> Wave:
+    """Returns a crop [samples] of a sample's audio; see `crop_wave`.
 
     Raises:
         BadSample: as `read_speech`.
     """
-    return crop_of(read_speech(audio_of(raw)[1], mel), samples, where)
+    return crop_wave(read_speech(find_audio(raw)[1], mel), samples, where)
 
 
-def crop_of(wave: Wave, samples: int, where: float) -> Wave:
+def crop_wave(wave: Wave, samples: int, where: float) -> Wave:
     """Returns a crop [samples] of a wave, repeated if the wave is shorter.
 
     Args:

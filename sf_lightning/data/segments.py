@@ -84,7 +84,7 @@ def draw_starts(batch: Batch, config: SegmentConfig, seed: int) -> Tensor:
     return torch.cat(starts)
 
 
-def cut(batch: Batch, frames: int, mel: MelSpectrogram) -> Segments:
+def slice_segments(batch: Batch, frames: int, mel: MelSpectrogram) -> Segments:
     """Cuts segments of so many frames out of a batch, which knows where they begin; on its device."""
     assert batch.starts is not None, "draw_starts comes first"
     blocks, hop, pad = batch.blocks, mel.config.hop_length, mel.config.pad

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.index import IndexRow, checksum, parse_index
-from sf_lightning.data.sample import Raw
+from sf_lightning.data.sample import RawSample
 from sf_lightning.data.store import Store
 from sf_lightning.tokens.base import TokenizerSpec
 
@@ -168,7 +168,7 @@ class ShardSet:
         """Samples in all shards."""
         return sum(shard.samples for shard in self.manifest.shards)
 
-    def index(self, shard: int) -> list[IndexRow]:
+    def read_index(self, shard: int) -> list[IndexRow]:
         """Reads the index of a shard: its samples in the order of the tar.
 
         Raises:
@@ -188,7 +188,7 @@ class ShardSet:
         except ValueError as error:
             raise ValueError(f"{self.folder}: {name} is damaged ({error}): {remedy}") from error
 
-    def read(self, shard: int, rows: Iterable[IndexRow] | None = None) -> Iterator[Raw]:
+    def read_samples(self, shard: int, rows: Iterable[IndexRow] | None = None) -> Iterator[RawSample]:
         """Yields the samples of a shard in order; one that is not what was written, to the byte, is left out.
 
         Args:
@@ -198,8 +198,8 @@ class ShardSet:
         info = self.manifest.shards[shard]
         with self.open(info.name, info.bytes) as file:
             # Not as a tar: the index knows where the bytes lie, and a damaged header then costs nothing.
-            for row in self.index(shard) if rows is None else rows:
-                raw: Raw = {}
+            for row in self.read_index(shard) if rows is None else rows:
+                raw: RawSample = {}
                 for name, (offset, size) in row.files.items():
                     file.seek(offset)
                     raw[name] = file.read(size)

@@ -12,8 +12,8 @@ Letters: U utterances, M blocks, W frames of a block, T frames, F mel bands.
 import torch
 from torch import Tensor
 
-from sf_lightning.data.lanes import Drawn
-from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.lanes import DrawnClip
+from sf_lightning.data.packing import Batch, PackShape, pack_clips
 from sf_lightning.flow.guidance import guided
 from sf_lightning.flow.noise import keyed_generator
 from sf_lightning.flow.path import straight_path
@@ -37,7 +37,7 @@ class Teacher:
         self.model, self.guidance, self.seed = model.eval().requires_grad_(False), guidance, seed
 
     @torch.no_grad()
-    def mels(self, batch: Batch) -> Tensor:
+    def predict_mels(self, batch: Batch) -> Tensor:
         """Returns the log-mels [M, W, F] of a batch, on its device; what is under padding means nothing."""
         model, blocks, device = self.model.to(batch.wave.device), batch.blocks, batch.wave.device
         x_0, t = self._draw(batch)
@@ -66,11 +66,11 @@ class Teacher:
             times.append(torch.rand(each.num_utterances, generator=random, device=device))
         return torch.cat(noise), torch.cat(times)
 
-    def mel_of(self, drawn: Drawn, number: int, device: torch.device) -> Tensor:
+    def predict_clip_mel(self, drawn: DrawnClip, number: int, device: torch.device) -> Tensor:
         """Returns the log-mel [T, F] of a whole clip; noise and time follow its number."""
         model = self.model
         block, config = model.layout.block_size, model.mel.config
         count = -(-len(drawn.clip.wave) // (block * config.hop_length))
         shape = PackShape(count, block, model.dit.config.frames_per_token, 1, config)
-        batch = Batch.of_packs([next(pack([drawn], shape, lane=number))]).to(device)
-        return self.mels(batch)[batch.blocks.valid]
+        batch = Batch.from_packs([next(pack_clips([drawn], shape, lane=number))]).to(device)
+        return self.predict_mels(batch)[batch.blocks.valid]

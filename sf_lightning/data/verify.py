@@ -12,12 +12,13 @@ from pathlib import Path
 from webdataset.tariterators import tarfile_samples
 
 from sf_lightning.data import lookup
-from sf_lightning.data.corpus import Source
+from sf_lightning.data.corpus import CorpusClip
 from sf_lightning.data.index import parse_index
-from sf_lightning.data.sample import BadSample, Raw, audio_of, decode_clip, read_tokens
+from sf_lightning.data.jobs import ProgressCounter, run_jobs
+from sf_lightning.data.sample import BadSample, RawSample, decode_clip, find_audio, read_tokens
 from sf_lightning.data.shards import ShardInfo, ShardSet, index_name
-from sf_lightning.data.work import Tally, work
-from sf_lightning.data.writer import Sample, ShardWriter, npy, replace_file
+from sf_lightning.data.writer import Sample, ShardWriter, npy_bytes
+from sf_lightning.files.atomic import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Problem:
         return ": ".join(filter(None, (self.file, self.key, self.what)))
 
 
-def verify(shards: ShardSet, part: tuple[int, int] = (1, 1), processes: int = 1) -> list[Problem]:
+def verify(shards: ShardSet, job_slice: tuple[int, int] = (1, 1), processes: int = 1) -> list[Problem]:
     """Reads a set, or a part of it, says how far it is, and prints and returns what is wrong.
 
     Args:
@@ -50,22 +51,22 @@ def verify(shards: ShardSet, part: tuple[int, int] = (1, 1), processes: int = 1)
         part: Which part of its shards of how many, (1, 1) being all; the look-up table belongs to the first.
         processes: That read side by side.
     """
-    number, of = part
+    number, of = job_slice
     manifest = shards.manifest
     numbers = range(len(manifest.shards))[number - 1 :: of]
     # A set as new: its manifest, already read, would go to every process.
     do = functools.partial(_verify, shards=ShardSet(shards.folder, shards.cache_gb))
     total = sum(manifest.shards[each].bytes for each in numbers)
     items = [*([None] if number == 1 else []), *numbers]
-    return work(do, items, total, processes, f"verifying {shards.folder}")
+    return run_jobs(do, items, total, processes, f"verifying {shards.folder}")
 
 
-def _verify(number: int | None, tally: Tally, shards: ShardSet) -> list[Problem]:
+def _verify(number: int | None, counter: ProgressCounter, shards: ShardSet) -> list[Problem]:
     """Checks and counts a shard, or the look-up table, which has no number."""
     if number is None:
         return verify_table(shards)
     problems, info = verify_shard(shards, number), shards.manifest.shards[number]
-    tally.add(info.bytes, info.seconds)
+    counter.add(info.bytes, info.seconds)
     return problems
 
 
@@ -83,7 +84,7 @@ def verify_shard(shards: ShardSet, number: int) -> list[Problem]:
         problems.append(Problem(number, info.name, key, what))
 
     try:
-        rows = shards.index(number)
+        rows = shards.read_index(number)
         digest = _digest(shards, info)
     except (OSError, ValueError) as error:
         note("", f"cannot be read: {error}")
@@ -93,7 +94,7 @@ def verify_shard(shards: ShardSet, number: int) -> list[Problem]:
     if (came := sum(row.tokens for row in rows)) != info.tokens:
         note("", f"{came} tokens in the index, the manifest has {info.tokens}")
     found: Counter[str] = Counter()
-    for raw in shards.read(number):
+    for raw in shards.read_samples(number):
         found[raw["__key__"]] += 1
         if reason := _reason_against(shards, raw):
             note(raw["__key__"], reason)
@@ -107,7 +108,7 @@ def _digest(shards: ShardSet, info: ShardInfo) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _reason_against(shards: ShardSet, raw: Raw) -> str | None:
+def _reason_against(shards: ShardSet, raw: RawSample) -> str | None:
     manifest = shards.manifest
     spec, width = manifest.tokenizer, manifest.x_vector_width
     try:
@@ -117,7 +118,7 @@ def _reason_against(shards: ShardSet, raw: Raw) -> str | None:
     return None
 
 
-def _known(shards: ShardSet, number: int) -> Iterator[Raw]:
+def _known(shards: ShardSet, number: int) -> Iterator[RawSample]:
     """Yields the samples that are what was written: the index knows what was, or else the digest of the tar."""
     info = shards.manifest.shards[number]
     tar, index = (Path(shards.folder, name) for name in (info.name, index_name(info)))
@@ -130,7 +131,7 @@ def _known(shards: ShardSet, number: int) -> Iterator[Raw]:
         else:
             log.warning("%s is given up, for nothing says what was in it: %s", info.name, error)
     else:
-        yield from shards.read(number, rows)
+        yield from shards.read_samples(number, rows)
 
 
 def _skipped(folder: Path, info: ShardInfo) -> dict[str, int]:
@@ -148,9 +149,9 @@ def _write_again(shards: ShardSet, number: int) -> ShardInfo:
     try:
         for raw in _known(shards, number):
             if not _reason_against(shards, raw):
-                (suffix, audio), fields = audio_of(raw), json.loads(raw["json"])
+                (suffix, audio), fields = find_audio(raw), json.loads(raw["json"])
                 tokens = read_tokens(raw["tokens.npy"], manifest.tokenizer.vocabulary)
-                source = Source(raw["__key__"], suffix, audio, fields)
+                source = CorpusClip(raw["__key__"], suffix, audio, fields)
                 writer.add(Sample(source, tokens, raw.get("speaker.npy", b""), fields["duration"]))
         return writer.close(skipped)
     except BaseException:
@@ -182,10 +183,10 @@ def repair(shards: ShardSet, numbers: Iterable[int]) -> int:
     left = tuple(info for info in infos if info.samples)
     if not left:
         raise ValueError(f"{folder}: not one sample is good: build the set again")
-    replace_file(folder / "manifest.json", replace(manifest, shards=left).as_json())
+    write_atomically(folder / "manifest.json", replace(manifest, shards=left).as_json())
     for info in infos:
         if not info.samples:  # the manifest does not have it any more
             for name in (info.name, index_name(info)):
                 (folder / name).unlink(missing_ok=True)
-    replace_file(folder / lookup.NAME, npy(lookup.look_up(ShardSet(folder))))
+    write_atomically(folder / lookup.NAME, npy_bytes(lookup.mean_token_mels(ShardSet(folder))))
     return shards.samples - sum(info.samples for info in left)

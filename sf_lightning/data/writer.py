@@ -15,7 +15,7 @@ import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
-from sf_lightning.data.corpus import Source
+from sf_lightning.data.corpus import CorpusClip
 from sf_lightning.data.index import IndexRow, checksum
 from sf_lightning.data.shards import ShardInfo
 from sf_lightning.tokens.base import Tokens
@@ -25,28 +25,28 @@ from sf_lightning.tokens.base import Tokens
 class Sample:
     """A clip that is ready to be written."""
 
-    source: Source
+    source: CorpusClip
     tokens: Tokens
     x_vector: bytes
     seconds: float
 
 
-def npy(array: NDArray) -> bytes:
+def npy_bytes(array: NDArray) -> bytes:
     """Returns an array as the bytes of a `.npy`."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
 
 
-def fresh_name(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """Returns where a file is written before it gets its name: hidden, and no other job's."""
     # Not the process id: jobs in containers, each on a node of its own, may all have the same one.
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file that is either whole or not there."""
-    fresh = fresh_name(path)
+    fresh = temporary_path(path)
     try:
         fresh.write_bytes(data)
         fresh.replace(path)
@@ -60,7 +60,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}.tar"
-        self.fresh = fresh_name(self.path)
+        self.fresh = temporary_path(self.path)
         self.file = self.fresh.open("wb")
         self.tar = webdataset.TarWriter(self.file, mtime=0, user="", group="")
         self.rows: list[IndexRow] = []
@@ -72,7 +72,7 @@ class ShardWriter:
         fields = source.fields | {"duration": round(sample.seconds, 3)}
         files = {
             source.suffix: source.audio,
-            "tokens.npy": npy(sample.tokens.astype(np.int32)),
+            "tokens.npy": npy_bytes(sample.tokens.astype(np.int32)),
             "json": _as_json(fields),
         }
         if sample.x_vector:
@@ -102,7 +102,7 @@ class ShardWriter:
         )
         self.fresh.replace(self.path)
         index = {"info": asdict(info), "skipped": dict(skipped), "rows": [list(row) for row in self.rows]}
-        replace_file(self.path.with_suffix(".json"), _as_json(index) + b"\n")
+        write_atomically(self.path.with_suffix(".json"), _as_json(index) + b"\n")
         return info
 
     def abandon(self) -> None:

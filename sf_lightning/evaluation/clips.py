@@ -9,14 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
-from sf_lightning.data.corpus import MADE_ELSEWHERE, FileUnit, Source, find_units
-from sf_lightning.data.held_out import first_clips
-from sf_lightning.data.lanes import Drawn
+from sf_lightning.data.corpus import PRECOMPUTED, CorpusClip, FilesPart, find_parts
+from sf_lightning.data.held_out import evenly_spaced_clips
+from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.data.requirements import ClipRequirements
-from sf_lightning.data.sample import BadSample, Raw, decode_clip, read_speech, reference_crop
+from sf_lightning.data.sample import BadSample, RawSample, decode_clip, read_speech, reference_crop
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.store import Store
-from sf_lightning.data.writer import npy
+from sf_lightning.data.writer import npy_bytes
 from sf_lightning.tokens.base import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Clips(Protocol):
         """Raises ValueError with both values if these are no clips for a checkpoint."""
         ...
 
-    def draw(self, requirements: ClipRequirements, count: int) -> list[Drawn]:
+    def draw(self, requirements: ClipRequirements, count: int) -> list[DrawnClip]:
         """Returns up to `count` clips, spread evenly, the same ones every time; broken ones are left out."""
         ...
 
@@ -79,9 +79,9 @@ class SetClips:
         """See `Clips.require`; two tokenizers of one name are told apart by their digests."""
         requirements.check_set(self.shards)
 
-    def draw(self, requirements: ClipRequirements, count: int) -> list[Drawn]:
+    def draw(self, requirements: ClipRequirements, count: int) -> list[DrawnClip]:
         """See `Clips.draw`."""
-        return list(first_clips(self.shards, count, requirements))
+        return list(evenly_spaced_clips(self.shards, count, requirements))
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class FolderClips:
     @property
     def version(self) -> str:
         """Of names, sizes and times of its audio, and of what lies beside it."""
-        beside = (path.with_suffix(f".{suffix}") for path in self._paths() for suffix in ("json", *MADE_ELSEWHERE))
+        beside = (path.with_suffix(f".{suffix}") for path in self._paths() for suffix in ("json", *PRECOMPUTED))
         files = [*self._paths(), *(path for path in beside if path.is_file())]
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         made = self.tokenizer.spec.digest if self.tokenizer else ""
@@ -118,7 +118,7 @@ class FolderClips:
                 "%d of %d clips have their tokens beside them: --tokenizer is not used for them", having, len(paths)
             )
 
-    def draw(self, requirements: ClipRequirements, count: int) -> list[Drawn]:
+    def draw(self, requirements: ClipRequirements, count: int) -> list[DrawnClip]:
         """See `Clips.draw`."""
         paths = self._paths()
         self._name_those_without_audio(paths)
@@ -129,15 +129,15 @@ class FolderClips:
         if not any(each.is_file() for each in self.folder.rglob("*")):
             raise FileNotFoundError(f"--data: {self.folder} is empty: give a shard set or a folder of audio")
         try:
-            (unit,) = find_units(self.folder, 10**9)
+            (part,) = find_parts(self.folder, 10**9)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"--data: no audio under {self.folder}: without reference audio nothing can be compared; "
                 "sf-decode makes sound of tokens alone"
             ) from None
-        if not isinstance(unit, FileUnit):
+        if not isinstance(part, FilesPart):
             raise ValueError(f"--data: {self.folder} holds tars: make a shard set of them with sf-shards build")
-        return unit.paths
+        return part.paths
 
     def _name_those_without_audio(self, paths: Sequence[Path]) -> None:
         having = {path.with_suffix("") for path in paths}
@@ -152,7 +152,7 @@ class FolderClips:
 
     def _read(
         self, chosen: Sequence[Path], paths: Sequence[Path], requirements: ClipRequirements
-    ) -> Iterator[Drawn]:
+    ) -> Iterator[DrawnClip]:
         tokens = requirements.tokens
         assert tokens is not None
         for number, path in enumerate(chosen):
@@ -172,16 +172,16 @@ class FolderClips:
                 log.warning("left %s out: %s", path, error)
             else:
                 language = str(source.fields.get("language", ""))
-                yield Drawn(clip, crop, language=language, is_alone=other is source)
+                yield DrawnClip(clip, crop, language=language, is_own_reference=other is source)
 
-    def _source(self, path: Path) -> Source:
-        (source,) = FileUnit("", self.folder, (path,)).read()
+    def _source(self, path: Path) -> CorpusClip:
+        (source,) = FilesPart("", self.folder, (path,)).read()
         return source
 
-    def _audio(self, source: Source) -> Raw:
+    def _audio(self, source: CorpusClip) -> RawSample:
         return {"__key__": source.key, source.suffix: source.audio}
 
-    def _raw(self, source: Source, requirements: ClipRequirements) -> Raw:
+    def _raw(self, source: CorpusClip, requirements: ClipRequirements) -> RawSample:
         """As a sample of a shard would be read."""
         raw = self._audio(source) | source.made
         if "tokens.npy" not in raw:
@@ -193,10 +193,10 @@ class FolderClips:
                     f"the checkpoint's {name}" + (f" (digest {digest})" if digest else "")
                 )
             (tokens,) = self.tokenizer.encode([read_speech(source.audio, requirements.mel)])
-            raw["tokens.npy"] = npy(tokens)
+            raw["tokens.npy"] = npy_bytes(tokens)
         return raw
 
-    def _other(self, source: Source, path: Path, paths: Sequence[Path]) -> Source:
+    def _other(self, source: CorpusClip, path: Path, paths: Sequence[Path]) -> CorpusClip:
         """Another clip of the same speaker in the same folder, or the clip itself."""
         beside = [each for each in paths if each.parent == path.parent and each != path]
         others = (self._source(each) for each in beside[:MAX_LOOKED_AT])

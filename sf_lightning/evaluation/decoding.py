@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sf_lightning.audio.wave import resampled, write_wave
-from sf_lightning.data.lanes import Drawn
+from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.evaluation.grid import Group, Way
 from sf_lightning.evaluation.pictures import draw_mels
 from sf_lightning.evaluation.results import Line, Results
@@ -23,7 +23,7 @@ from sf_lightning.streaming.state import Chunk
 class HeldClip(NamedTuple):
     """What was drawn, its wave [N] and mel [T, F] on the CPU, the embedding [S] of its speaker on the device."""
 
-    drawn: Drawn
+    drawn: DrawnClip
     wave: Tensor
     mel: Tensor
     speaker: Tensor
@@ -64,7 +64,7 @@ class Decoding:
     heard: Callable[[], None]
 
     @torch.inference_mode()
-    def run(self, drawn: Sequence[Drawn], missing: set[tuple[str, str]]) -> None:
+    def run(self, drawn: Sequence[DrawnClip], missing: set[tuple[str, str]]) -> None:
         """Decodes what is missing, by way and clip, and scores what has no line yet."""
         wanted, unscored = {key for _, key in missing}, missing - self.results.lines.keys()
         longest = sorted(drawn, key=lambda each: -len(each.clip.tokens))[:MAX_TIMED]
@@ -89,7 +89,7 @@ class Decoding:
                     else:
                         self.heard()
 
-    def _clips(self, drawn: Sequence[Drawn]) -> list[HeldClip]:
+    def _clips(self, drawn: Sequence[DrawnClip]) -> list[HeldClip]:
         if not drawn:
             return []
         model, device = self.decoder.model, self.decoder.device
@@ -151,7 +151,7 @@ class Decoding:
             path = self.results.sample(clip.key, f"{way.id}.webp")
             draw_mels(mels, self._edges(clip), vocoder.mel.frame_rate, path, width=8.0)
         sounds = {self.results.sample(clip.key, "reference.flac"): (clip.wave, vocoder.mel.sample_rate)}
-        if not clip.drawn.is_alone:
+        if not clip.drawn.is_own_reference:
             path = self.results.sample(clip.key, "voice.flac")
             sounds[path] = torch.from_numpy(clip.drawn.reference), vocoder.mel.sample_rate
         sounds[self.results.sound(way, clip.key)] = made.wave, vocoder.sample_rate

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from sf_lightning.data.lanes import Drawn
+from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.evaluation.clips import Clips, spread
 from sf_lightning.evaluation.decoding import Decoding
@@ -165,9 +165,9 @@ class Drawing:
 
     def __init__(self, clips: Clips, count: int) -> None:
         self.clips, self.count = clips, count
-        self.known: dict[ClipRequirements, list[Drawn]] = {}
+        self.known: dict[ClipRequirements, list[DrawnClip]] = {}
 
-    def of(self, group: Group) -> list[Drawn]:
+    def of(self, group: Group) -> list[DrawnClip]:
         """Returns the clips of a group.
 
         Raises:
@@ -186,7 +186,9 @@ class Drawing:
         drawn = self.of(group)
         return {
             each.clip.key
-            for each in sorted((drawn[i] for i in spread(len(drawn))), key=lambda each: each.is_alone)[:keep]
+            for each in sorted((drawn[i] for i in spread(len(drawn))), key=lambda each: each.is_own_reference)[
+                :keep
+            ]
         }
 
     def undone(self, group: Group, results: Results, keep: int) -> set[tuple[str, str]]:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
-from sf_lightning.data.held_out import first_clips
-from sf_lightning.data.lanes import Drawn, Lane, LaneConfig, LaneState, Place
-from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.held_out import evenly_spaced_clips
+from sf_lightning.data.lanes import DrawnClip, Lane, LaneConfig, LaneState, SetPosition
+from sf_lightning.data.packing import Batch, PackShape, pack_clips
 from sf_lightning.data.perturb import Perturbation
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
@@ -87,7 +87,7 @@ class ShardDataModule(L.LightningDataModule):
         self.states: dict[int, LaneState] = {}
         self.skipped: dict[int, dict[str, int]] = {}
         self.generated_mels = GeneratedMels(decoder, seed) if decoder is not None else None
-        self.clips: list[Drawn] = []
+        self.clips: list[DrawnClip] = []
         self.steps: StepLoader | None = None
 
     @property
@@ -138,7 +138,7 @@ class ShardDataModule(L.LightningDataModule):
         self.check(module)
         self.requirements, world = self._requirements_with(module), self.trainer.world_size
         self.shape = self.pack_shape(module, world)
-        self.clips = list(first_clips(self.val, self.val_clips, self.requirements))
+        self.clips = list(evenly_spaced_clips(self.val, self.val_clips, self.requirements))
         if len(self.clips) < world:
             raise ValueError(
                 f"{self.val.folder} gives {len(self.clips)} clips that can be decoded, each of {world} processes "
@@ -203,10 +203,10 @@ class ShardDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> "BatchList":
         """The clips of validation, packed, a share for each rank."""
-        return BatchList([Batch.of_packs([each]) for each in pack(self.rank_clips, self.shape)])
+        return BatchList([Batch.from_packs([each]) for each in pack_clips(self.rank_clips, self.shape)])
 
     @property
-    def rank_clips(self) -> list[Drawn]:
+    def rank_clips(self) -> list[DrawnClip]:
         """The clips that this rank listens to."""
         assert self.trainer is not None
         return self.clips[self.trainer.global_rank :: self.trainer.world_size]
@@ -230,7 +230,7 @@ class ShardDataModule(L.LightningDataModule):
         assert self.trainer is not None
         if self.generated_mels is None or not self.trainer.training:
             return batch
-        return replace(batch, mels=self.generated_mels.teacher.mels(batch))
+        return replace(batch, mels=self.generated_mels.teacher.predict_mels(batch))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copies a batch without waiting for it where its memory is pinned."""
@@ -295,5 +295,5 @@ class ShardDataModule(L.LightningDataModule):
         require_order(*orders)
         warn_of_order(*orders)
         for lane, values in state["states"].items():
-            places = tuple(Place(*place) for place in values["places"])
+            places = tuple(SetPosition(*place) for place in values["places"])
             self.states[int(lane)] = LaneState(**(values | {"places": places}))

@@ -7,7 +7,7 @@ from time import perf_counter
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sf_lightning.data.lanes import Lane, LaneState
-from sf_lightning.data.packing import Batch, Pack, PackShape, pack
+from sf_lightning.data.packing import Batch, Pack, PackShape, pack_clips
 
 
 class LaneDataset(IterableDataset):
@@ -30,7 +30,8 @@ class LaneDataset(IterableDataset):
         lanes = self.lanes[worker.id :: worker.num_workers] if worker else self.lanes
         states = [self.states.get(lane.lane, LaneState()) for lane in lanes]
         streams = [
-            pack(lane.draws(state), self.shape, lane.lane, state) for lane, state in zip(lanes, states, strict=True)
+            pack_clips(lane.draw_clips(state), self.shape, lane.lane, state)
+            for lane, state in zip(lanes, states, strict=True)
         ]
         while True:
             for lane, stream in zip(lanes, streams, strict=True):
@@ -66,7 +67,7 @@ class StepLoader:
             asked = perf_counter()
             step = [next(packs) for _ in range(self.packs_per_step)]
             self.data_wait_seconds += perf_counter() - asked
-            batch = Batch.of_packs(step)
+            batch = Batch.from_packs(step)
             yield batch.pin_memory() if self.pin_memory else batch
 
 

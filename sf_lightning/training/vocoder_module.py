@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.packing import Batch
 from sf_lightning.data.requirements import ClipRequirements
-from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, cut, draw_starts
+from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, draw_starts, slice_segments
 from sf_lightning.files.records import from_plain
 from sf_lightning.files.torch_files import read_torch
 from sf_lightning.training.base import ShardModule, plain
@@ -183,7 +183,7 @@ class VocoderModule(ShardModule):
         What is not finite changes no weight: if it is the discriminators' gradient, none of either; if it is the
         generator's alone, none of its own, for they have stepped by then.
         """
-        segments = cut(batch, self.segments.frames, self.mel)
+        segments = slice_segments(batch, self.segments.frames, self.mel)
         generator, discriminators = self._optimizers()
         with torch.autocast(self.device.type, enabled=False):
             made = self.model.decode(segments.mel)  # in 16 bits its noise is 38 dB below it (LOG.md)

@@ -83,7 +83,7 @@ def test_a_listener_who_leaves_and_a_ctrl_c_end_it_without_a_traceback(checkpoin
 def test_a_clip_of_a_shard_set_is_spoken_in_its_own_voice(
     checkpoint: Path, shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    row = shards.index(2)[1]
+    row = shards.read_index(2)[1]
     args = [f"--ckpt={checkpoint}", f"--tokens={shards.folder}", f"--clip={row.key}", f"--out={tmp_path}/a.wav"]
     decode.main([*args, "--latency", "--token_rate=100"])
     assert soundfile.info(tmp_path / "a.wav").frames == row.tokens * 640

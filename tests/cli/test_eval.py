@@ -20,8 +20,8 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli import eval as command
 from sf_lightning.cli import export
 from sf_lightning.data.build import build, fit_tokenizer
-from sf_lightning.data.corpus import find_units
-from sf_lightning.data.recipe import Recipe
+from sf_lightning.data.build_config import BuildConfig
+from sf_lightning.data.corpus import find_parts
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.evaluation import run
@@ -278,9 +278,9 @@ def test_ratings_become_opinions_and_join_the_page(evaluation: Path, tmp_path: P
 def test_mistakes_are_one_clear_line_each(
     evaluation: Path, checkpoint: Path, shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    units = find_units(write_corpus(tmp_path / "other" / "audio", clips=6), 6)
+    units = find_parts(write_corpus(tmp_path / "other" / "audio", clips=6), 6)
     tokenizer = fit_tokenizer(units[:1], 50, MelConfig())
-    build(units, tmp_path / "other" / "set", Recipe(tokenizer, shard_samples=6))
+    build(units, tmp_path / "other" / "set", BuildConfig(tokenizer, shard_samples=6))
     other = tokenizer.spec.digest
     (tmp_path / "empty").mkdir()
     (tmp_path / "tokens").mkdir()

@@ -2,12 +2,12 @@
 
 import pytest
 
-from sf_lightning.data.recipe import Recipe
+from sf_lightning.data.build_config import BuildConfig
 from sf_lightning.data.shards import ShardSet
 from tests.toys.shards import tokenizer_beside
 
 
 @pytest.fixture
-def recipe(shards: ShardSet) -> Recipe:
+def config(shards: ShardSet) -> BuildConfig:
     """Shards of three clips with the k-means tokens of the fixture."""
-    return Recipe(tokenizer_beside(shards), shard_samples=3)
+    return BuildConfig(tokenizer_beside(shards), shard_samples=3)

@@ -16,154 +16,154 @@ import pytest
 from sf_lightning.cli import encoders
 from sf_lightning.cli.shards import main
 from sf_lightning.data import build as building
-from sf_lightning.data.build import build, build_unit
-from sf_lightning.data.corpus import Filters, find_units
-from sf_lightning.data.recipe import Recipe
+from sf_lightning.data.build import build, build_part
+from sf_lightning.data.build_config import BuildConfig
+from sf_lightning.data.corpus import Filters, find_parts
+from sf_lightning.data.jobs import ProgressCounter
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.data.work import Tally
 from sf_lightning.data.writer import Sample, ShardWriter
 from tests.toys.audio import write_corpus
 from tests.toys.corpora import emilia, files, mp3
 
 
-def test_parts_give_the_bytes_of_one_job(recipe: Recipe, tmp_path: Path) -> None:
-    units = find_units(emilia(tmp_path / "emilia"), 3)
-    build(units, tmp_path / "one", recipe)
-    assert build(units, tmp_path / "parts", recipe, part=(2, 2)) is None
+def test_parts_give_the_bytes_of_one_job(config: BuildConfig, tmp_path: Path) -> None:
+    parts = find_parts(emilia(tmp_path / "emilia"), 3)
+    build(parts, tmp_path / "one", config)
+    assert build(parts, tmp_path / "parts", config, job_slice=(2, 2)) is None
     assert not (tmp_path / "parts").exists()
-    assert build(units, tmp_path / "parts", recipe, part=(1, 2)) is not None
+    assert build(parts, tmp_path / "parts", config, job_slice=(1, 2)) is not None
     assert files(tmp_path / "one") == files(tmp_path / "parts")
 
 
 @pytest.mark.slow
-def test_processes_give_the_bytes_of_one(recipe: Recipe, tmp_path: Path) -> None:
-    units = find_units(emilia(tmp_path / "emilia"), 3)
-    build(units, tmp_path / "one", recipe)
-    build(units, tmp_path / "two", recipe, processes=2)
+def test_processes_give_the_bytes_of_one(config: BuildConfig, tmp_path: Path) -> None:
+    parts = find_parts(emilia(tmp_path / "emilia"), 3)
+    build(parts, tmp_path / "one", config)
+    build(parts, tmp_path / "two", config, processes=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_a_build_that_was_stopped_goes_on_after_the_last_whole_shard(recipe: Recipe, tmp_path: Path) -> None:
-    units = find_units(emilia(tmp_path / "emilia"), 3)
-    build(units, tmp_path / "whole", recipe)
+def test_a_build_that_was_stopped_goes_on_after_the_last_whole_shard(config: BuildConfig, tmp_path: Path) -> None:
+    parts = find_parts(emilia(tmp_path / "emilia"), 3)
+    build(parts, tmp_path / "whole", config)
     partial = tmp_path / "set.partial"
-    assert build(units, tmp_path / "set", recipe, part=(1, 2)) is None
-    # Killed while its last shard was written, before the unit was marked.
+    assert build(parts, tmp_path / "set", config, job_slice=(1, 2)) is None
+    # Killed while its last shard was written, before the part was marked.
     (partial / "EN-B000000.done").unlink()
     (partial / "EN-B000000-0002.json").unlink()
     (partial / ".EN-B000000-0002.tar.77").write_bytes(b"half")
     before = (partial / "EN-B000000-0001.tar").stat().st_mtime_ns
-    tally = Tally()
-    build_unit(units[0], tally, partial, recipe)
-    made, seconds, passed = tally.read()
+    counter = ProgressCounter()
+    build_part(parts[0], counter, partial, config)
+    made, seconds, passed = counter.read()
     assert seconds == pytest.approx(1.4, abs=0.1) and made == len(mp3(1.4, 6))  # the last clip alone
-    assert made + passed == units[0].bytes
+    assert made + passed == parts[0].bytes
     assert (partial / "EN-B000000-0001.tar").stat().st_mtime_ns == before
-    assert build(units, tmp_path / "set", recipe) is not None
+    assert build(parts, tmp_path / "set", config) is not None
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
-def test_progress_moves_with_every_shard_of_a_tar(recipe: Recipe, tmp_path: Path) -> None:
-    (unit,) = find_units(emilia(tmp_path / "emilia") / "EN-B000000.tar", 3)
+def test_progress_moves_with_every_shard_of_a_tar(config: BuildConfig, tmp_path: Path) -> None:
+    (part,) = find_parts(emilia(tmp_path / "emilia") / "EN-B000000.tar", 3)
     (tmp_path / "set").mkdir()
     seen: list[tuple[float, float, float]] = []
 
-    class Watched(Tally):
+    class Watched(ProgressCounter):
         def add(self, made: int = 0, seconds: float = 0.0, passed: int = 0) -> None:
             super().add(made, seconds, passed)
             seen.append(self.read())
 
-    build_unit(unit, Watched(), tmp_path / "set", recipe)
+    build_part(part, Watched(), tmp_path / "set", config)
     sizes = [len(mp3(0.8 + 0.1 * i, i)) for i in range(7)]
     assert sorted({made for made, _, _ in seen}) == [0, sum(sizes[:3]), sum(sizes[:6]), sum(sizes)]
     assert len({seconds for _, seconds, _ in seen}) == 7 and seen[-1][1] == pytest.approx(7.7, abs=0.4)
-    assert sum(seen[-1][::2]) == unit.bytes
+    assert sum(seen[-1][::2]) == part.bytes
 
 
 def test_jobs_that_end_at_the_same_time_are_both_content(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    units, look_up = find_units(emilia(tmp_path / "emilia"), 3), building.look_up
+    parts, mean_token_mels = find_parts(emilia(tmp_path / "emilia"), 3), building.mean_token_mels
 
     def slow(shards: ShardSet) -> np.ndarray:
         # While this job makes the table, another one ends the set.
-        monkeypatch.setattr(building, "look_up", look_up)
-        assert build(units, tmp_path / "set", recipe) is not None
-        return look_up(shards)
+        monkeypatch.setattr(building, "mean_token_mels", mean_token_mels)
+        assert build(parts, tmp_path / "set", config) is not None
+        return mean_token_mels(shards)
 
-    monkeypatch.setattr(building, "look_up", slow)
-    assert build(units, tmp_path / "set", recipe) == ShardSet(tmp_path / "set").manifest
+    monkeypatch.setattr(building, "mean_token_mels", slow)
+    assert build(parts, tmp_path / "set", config) == ShardSet(tmp_path / "set").manifest
     assert not (tmp_path / "set.partial").exists()
-    build(units, tmp_path / "alone", recipe)
+    build(parts, tmp_path / "alone", config)
     assert files(tmp_path / "set") == files(tmp_path / "alone")
 
 
 def test_a_job_that_looked_just_before_another_one_ended_begins_nothing(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    units, begin = find_units(emilia(tmp_path / "emilia"), 3), building._begin
+    parts, begin = find_parts(emilia(tmp_path / "emilia"), 3), building._begin
 
     def late(*args: Any) -> None:
         # This job has seen that there is no set. Now another one ends it, and only then the folder is begun.
         monkeypatch.setattr(building, "_begin", begin)
-        assert build(units, tmp_path / "set", recipe) is not None
+        assert build(parts, tmp_path / "set", config) is not None
         begin(*args)
 
     monkeypatch.setattr(building, "_begin", late)
-    assert build(units, tmp_path / "set", recipe, part=(2, 2)) == ShardSet(tmp_path / "set").manifest
+    assert build(parts, tmp_path / "set", config, job_slice=(2, 2)) == ShardSet(tmp_path / "set").manifest
     assert not (tmp_path / "set.partial").exists()
 
 
 def test_a_job_that_works_where_another_one_ends_is_content(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The same part, started twice: the slower one is still writing when the folder gets its name.
-    units, write = find_units(emilia(tmp_path / "emilia"), 3), building._write
+    parts, write = find_parts(emilia(tmp_path / "emilia"), 3), building._write
 
     def slow(*args: Any) -> list[str]:
         monkeypatch.setattr(building, "_write", write)
-        assert build(units, tmp_path / "set", recipe) is not None
+        assert build(parts, tmp_path / "set", config) is not None
         return write(*args)
 
     monkeypatch.setattr(building, "_write", slow)
-    assert build(units, tmp_path / "set", recipe) == ShardSet(tmp_path / "set").manifest
+    assert build(parts, tmp_path / "set", config) == ShardSet(tmp_path / "set").manifest
     assert not (tmp_path / "set.partial").exists() and not list((tmp_path / "set").glob(".*"))
 
 
-@pytest.mark.parametrize("killed", ["replace_file", "rename", "_tidy"])
+@pytest.mark.parametrize("killed", ["write_atomically", "rename", "_tidy"])
 def test_a_build_killed_at_its_very_end_ends_when_it_is_started_again(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+    config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
 ) -> None:
     # With a shard of no samples, which is in no set.
-    units = find_units(emilia(tmp_path / "emilia"), 3)
-    filtered = Recipe(recipe.tokenizer, filters=Filters(min_dnsmos=3.12), shard_samples=3)
-    build(units, tmp_path / "whole", filtered)
+    parts = find_parts(emilia(tmp_path / "emilia"), 3)
+    filtered = BuildConfig(config.tokenizer, filters=Filters(min_dnsmos=3.12), shard_samples=3)
+    build(parts, tmp_path / "whole", filtered)
     assert len(ShardSet(tmp_path / "whole").manifest.shards) == 4
 
     def kill(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    assert build(units, tmp_path / "set", filtered, part=(1, 2)) is None
-    build_unit(units[1], Tally(), tmp_path / "set.partial", filtered)
+    assert build(parts, tmp_path / "set", filtered, job_slice=(1, 2)) is None
+    build_part(parts[1], ProgressCounter(), tmp_path / "set.partial", filtered)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path if killed == "rename" else building, killed, kill)
-        build(units, tmp_path / "set", filtered)
-    assert build(units, tmp_path / "set", filtered, part=(2, 2)) is not None
+        build(parts, tmp_path / "set", filtered)
+    assert build(parts, tmp_path / "set", filtered, job_slice=(2, 2)) is not None
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
-def test_more_parts_than_units_are_no_mistake(recipe: Recipe, tmp_path: Path) -> None:
-    units = find_units(emilia(tmp_path / "emilia"), 3)
-    assert build(units, tmp_path / "set", recipe, part=(5, 5)) is None
-    made = [build(units, tmp_path / "set", recipe, part=(part, 5)) for part in (4, 2, 1, 3, 5)]
+def test_more_parts_than_units_are_no_mistake(config: BuildConfig, tmp_path: Path) -> None:
+    parts = find_parts(emilia(tmp_path / "emilia"), 3)
+    assert build(parts, tmp_path / "set", config, job_slice=(5, 5)) is None
+    made = [build(parts, tmp_path / "set", config, job_slice=(part, 5)) for part in (4, 2, 1, 3, 5)]
     assert [manifest is not None for manifest in made] == [False, False, True, True, True]
 
 
 def test_a_full_disk_says_where_and_how_to_go_on_and_leaves_nothing_half_written(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    units = find_units(emilia(tmp_path / "emilia"), 3)
-    build(units, tmp_path / "whole", recipe)
+    parts = find_parts(emilia(tmp_path / "emilia"), 3)
+    build(parts, tmp_path / "whole", config)
 
     def full(self: ShardWriter, sample: Sample) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -173,75 +173,75 @@ def test_a_full_disk_says_where_and_how_to_go_on_and_leaves_nothing_half_written
         with pytest.raises(
             OSError, match=r"set.partial: No space left on device: make room and start the same comm"
         ):
-            build(units, tmp_path / "set", recipe)
+            build(parts, tmp_path / "set", config)
     assert [path.name for path in (tmp_path / "set.partial").iterdir()] == ["build.json"]
-    build(units, tmp_path / "set", recipe)
+    build(parts, tmp_path / "set", config)
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
-def test_the_order_of_languages_makes_no_other_build(recipe: Recipe, tmp_path: Path) -> None:
-    units = find_units(emilia(tmp_path / "emilia"), 3)
+def test_the_order_of_languages_makes_no_other_build(config: BuildConfig, tmp_path: Path) -> None:
+    parts = find_parts(emilia(tmp_path / "emilia"), 3)
     one, same, other = (
-        Recipe(recipe.tokenizer, filters=Filters(languages=languages), shard_samples=3)
+        BuildConfig(config.tokenizer, filters=Filters(languages=languages), shard_samples=3)
         for languages in (("en", "zh"), ("ZH", "en"), ("en",))
     )
-    manifest = build(units, tmp_path / "set", one)
-    assert build(units, tmp_path / "set", same) == manifest
+    manifest = build(parts, tmp_path / "set", one)
+    assert build(parts, tmp_path / "set", same) == manifest
     with pytest.raises(FileExistsError, match=r"languages was \['en', 'zh'\] and is \['en'\]"):
-        build(units, tmp_path / "set", other)
+        build(parts, tmp_path / "set", other)
 
 
-def test_a_build_cannot_go_on_with_other_options(recipe: Recipe, tmp_path: Path) -> None:
-    units = find_units(emilia(tmp_path / "emilia"), 3)
-    build(units, tmp_path / "set", recipe, part=(1, 2))
-    other = Recipe(recipe.tokenizer, filters=Filters(min_dnsmos=3.0), shard_samples=3)
+def test_a_build_cannot_go_on_with_other_options(config: BuildConfig, tmp_path: Path) -> None:
+    parts = find_parts(emilia(tmp_path / "emilia"), 3)
+    build(parts, tmp_path / "set", config, job_slice=(1, 2))
+    other = BuildConfig(config.tokenizer, filters=Filters(min_dnsmos=3.0), shard_samples=3)
     said = r"set.partial holds another build \(min_dnsmos was None and is 3.0\): give the same options"
     with pytest.raises(ValueError, match=said):
-        build(units, tmp_path / "set", other, part=(2, 2))
+        build(parts, tmp_path / "set", other, job_slice=(2, 2))
 
 
-def test_a_corpus_that_changed_under_the_same_names_is_noticed(recipe: Recipe, tmp_path: Path) -> None:
-    units = find_units(emilia(tmp_path / "emilia"), 3)
-    build(units, tmp_path / "set", recipe, part=(1, 2))
+def test_a_corpus_that_changed_under_the_same_names_is_noticed(config: BuildConfig, tmp_path: Path) -> None:
+    parts = find_parts(emilia(tmp_path / "emilia"), 3)
+    build(parts, tmp_path / "set", config, job_slice=(1, 2))
     tar = tmp_path / "emilia" / "ZH-B000001.tar"
     size = tar.stat().st_size
     tar.write_bytes(tar.read_bytes() + bytes(512))
-    said = rf"\(unit ZH-B000001 had {size} bytes and has {size + 512}\): give the same options and files"
+    said = rf"\(part ZH-B000001 had {size} bytes and has {size + 512}\): give the same options and files"
     with pytest.raises(ValueError, match=said):
-        build(units, tmp_path / "set", recipe, part=(2, 2))
+        build(parts, tmp_path / "set", config, job_slice=(2, 2))
 
 
-def test_of_audio_files_what_lies_beside_them_counts_as_well(recipe: Recipe, tmp_path: Path) -> None:
+def test_of_audio_files_what_lies_beside_them_counts_as_well(config: BuildConfig, tmp_path: Path) -> None:
     audio = write_corpus(tmp_path / "audio", clips=12)
-    build(find_units(audio, 3), tmp_path / "set", recipe)
+    build(find_parts(audio, 3), tmp_path / "set", config)
     (audio / "voice0" / "clip002.json").write_text('{"language": "en"}')
-    with pytest.raises(FileExistsError, match=r"build \(unit shard-000000 had \d+ bytes and has \d+\): delete"):
-        build(find_units(audio, 3), tmp_path / "set", recipe)
+    with pytest.raises(FileExistsError, match=r"build \(part shard-000000 had \d+ bytes and has \d+\): delete"):
+        build(find_parts(audio, 3), tmp_path / "set", config)
     for path in audio.rglob("*.wav"):
         path.write_bytes(path.read_bytes() + b"longer")
     write_corpus(audio / "more", clips=1)
-    with pytest.raises(FileExistsError, match=r"unit shard-000002 had .* has \d+, and more, 5 units in all"):
-        build(find_units(audio, 3), tmp_path / "set", recipe)
+    with pytest.raises(FileExistsError, match=r"part shard-000002 had .* has \d+, and more, 5 parts in all"):
+        build(find_parts(audio, 3), tmp_path / "set", config)
 
 
 def test_a_set_that_is_there_is_content_with_its_own_build_and_refuses_another(
-    recipe: Recipe, tmp_path: Path
+    config: BuildConfig, tmp_path: Path
 ) -> None:
-    units = find_units(emilia(tmp_path / "emilia"), 3)
-    manifest = build(units, tmp_path / "set", recipe)
+    parts = find_parts(emilia(tmp_path / "emilia"), 3)
+    manifest = build(parts, tmp_path / "set", config)
     before = files(tmp_path / "set")
-    assert build(units, tmp_path / "set", recipe) == manifest
-    assert build(units, tmp_path / "set", recipe, part=(2, 3)) == manifest  # a job that is started once more
-    other = Recipe(recipe.tokenizer, filters=Filters(languages=("zh",)), shard_samples=4)
+    assert build(parts, tmp_path / "set", config) == manifest
+    assert build(parts, tmp_path / "set", config, job_slice=(2, 3)) == manifest  # a job that is started once more
+    other = BuildConfig(config.tokenizer, filters=Filters(languages=("zh",)), shard_samples=4)
     said = r"another build \(languages was \[\] and is \['zh'\], shard_samples was 3 and is 4\): .* another --out"
     with pytest.raises(FileExistsError, match=said):
-        build(units, tmp_path / "set", other)
-    with pytest.raises(FileExistsError, match=r"another build \(unit ZH-B000001 is gone\)"):
-        build(units[:1], tmp_path / "set", recipe)
+        build(parts, tmp_path / "set", other)
+    with pytest.raises(FileExistsError, match=r"another build \(part ZH-B000001 is gone\)"):
+        build(parts[:1], tmp_path / "set", config)
     assert files(tmp_path / "set") == before and not (tmp_path / "set.partial").exists()
     (tmp_path / "set" / "build.json").unlink()
     with pytest.raises(FileExistsError, match="set is there already: delete it or give another --out"):
-        build(units, tmp_path / "set", recipe)
+        build(parts, tmp_path / "set", config)
 
 
 def test_the_same_command_again_fits_nothing_and_describes_the_set(
@@ -252,7 +252,7 @@ def test_the_same_command_again_fits_nothing_and_describes_the_set(
     monkeypatch.setattr(encoders, "fit_tokenizer", None)
     for _ in range(2):
         capsys.readouterr()
-        main([*say, "--vocabulary=40", "--part=2/3"])
+        main([*say, "--vocabulary=40", "--slice=2/3"])
         assert re.search("made by this same build: nothing was done\n.*set: 14 clips", capsys.readouterr().out)
     with pytest.raises(SystemExit):
         main([*say, "--vocabulary=50"])

@@ -13,24 +13,26 @@ import soundfile
 
 from sf_lightning.cli.shards import main
 from sf_lightning.data.build import build
-from sf_lightning.data.corpus import Filters, TarUnit, clean_key, find_units
+from sf_lightning.data.build_config import BuildConfig
+from sf_lightning.data.corpus import Filters, TarPart, clean_key, find_parts
 from sf_lightning.data.index import checksum
-from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.base import TokenizerSpec
 from tests.toys.audio import synthetic_voice, write_corpus
 from tests.toys.corpora import emilia, mp3, mutate, write_tar
 
 
-def test_emilia_and_yodas_tars_become_shards_with_their_fields_and_bytes(recipe: Recipe, tmp_path: Path) -> None:
-    build(find_units(emilia(tmp_path / "emilia"), 3), tmp_path / "set", recipe)
+def test_emilia_and_yodas_tars_become_shards_with_their_fields_and_bytes(
+    config: BuildConfig, tmp_path: Path
+) -> None:
+    build(find_parts(emilia(tmp_path / "emilia"), 3), tmp_path / "set", config)
     made = ShardSet(tmp_path / "set")
     names = [info.name for info in made.manifest.shards]
     assert names == [f"{tar}{run}.tar" for tar in ("EN-B000000", "ZH-B000001") for run in ("", "-0001", "-0002")]
-    rows = [row for number in range(6) for row in made.index(number)]
+    rows = [row for number in range(6) for row in made.read_index(number)]
     assert len(rows) == 14 and {row.language for row in rows} == {"en", "zh"}
     assert rows[0].speaker == "EN_B00000_S00000" and rows[-1].speaker == "ZH_a_b-3"
-    (first, *_) = made.read(0)
+    (first, *_) = made.read_samples(0)
     assert first["mp3"] == mp3(0.8, 0)
     fields = json.loads(first["json"])
     assert fields["text"] == "sentence 0" and fields["dnsmos"] == 3.0 and fields["id"] == first["__key__"]
@@ -47,10 +49,10 @@ def test_emilia_and_yodas_tars_become_shards_with_their_fields_and_bytes(recipe:
     ],
 )
 def test_filters_leave_clips_out_and_count_them(
-    recipe: Recipe, tmp_path: Path, filters: Filters, left: int, causes: dict
+    config: BuildConfig, tmp_path: Path, filters: Filters, left: int, causes: dict
 ) -> None:
-    units = find_units(emilia(tmp_path / "emilia"), 3)
-    manifest = build(units, tmp_path / "set", Recipe(recipe.tokenizer, filters=filters))
+    parts = find_parts(emilia(tmp_path / "emilia"), 3)
+    manifest = build(parts, tmp_path / "set", BuildConfig(config.tokenizer, filters=filters))
     assert manifest is not None and manifest.skipped == causes
     assert sum(info.samples for info in manifest.shards) == left
 
@@ -71,10 +73,10 @@ def test_tokens_made_elsewhere_are_taken_as_they_are_and_checked(tmp_path: Path)
         if length:
             np.save(tmp_path / f"clip{i}.tokens.npy", np.full(length, 60 if i == 1 else 7))
     spec = TokenizerSpec("s3", 50, 4, "s3")
-    manifest = build(find_units(tmp_path, 9), tmp_path.with_name("made"), Recipe(spec))
+    manifest = build(find_parts(tmp_path, 9), tmp_path.with_name("made"), BuildConfig(spec))
     assert manifest is not None and manifest.tokenizer == spec
     assert manifest.skipped == {"token count": 2, "incomplete": 1}
-    (raw,) = ShardSet(tmp_path.with_name("made")).read(0)
+    (raw,) = ShardSet(tmp_path.with_name("made")).read_samples(0)
     assert np.load(io.BytesIO(raw["tokens.npy"])).tolist() == [7] * 25
 
 
@@ -90,56 +92,56 @@ class FakeECAPA:
 
 
 def test_x_vectors_are_made_a_few_clips_at_once_and_stored_beside_their_own_clip(
-    recipe: Recipe, tmp_path: Path
+    config: BuildConfig, tmp_path: Path
 ) -> None:
-    units = find_units(emilia(tmp_path / "emilia"), 3)
-    made = Recipe(recipe.tokenizer, speaker=FakeECAPA(), shard_samples=5, at_once=2)
-    build(units, tmp_path / "set", made)
+    parts = find_parts(emilia(tmp_path / "emilia"), 3)
+    made = BuildConfig(config.tokenizer, speaker=FakeECAPA(), shard_samples=5, at_once=2)
+    build(parts, tmp_path / "set", made)
     held = ShardSet(tmp_path / "set")
     assert (held.manifest.x_vectors, held.manifest.x_vector_width) == ("fake", 2)
-    for raw in held.read(0):
+    for raw in held.read_samples(0):
         x_vector = np.load(io.BytesIO(raw["speaker.npy"]))
         assert x_vector.dtype == np.float16
         assert x_vector[0] == pytest.approx(json.loads(raw["json"])["duration"], abs=2e-3)
 
 
-def test_names_that_would_leave_the_folder_or_hide_are_made_harmless(recipe: Recipe, tmp_path: Path) -> None:
+def test_names_that_would_leave_the_folder_or_hide_are_made_harmless(config: BuildConfig, tmp_path: Path) -> None:
     assert clean_key("../../etc/passwd.d") == "--_--_etc_passwd-d"
     assert clean_key("__meta__") == "_meta__" and clean_key("./a b") == "a_b"
     write_tar(tmp_path / "in" / "a.tar", [("../../evil/clip.mp3", mp3(1.0)), ("../../evil/clip.json", b"[1]")])
-    build(find_units(tmp_path / "in", 3), tmp_path / "set", recipe)
-    assert [row.key for row in ShardSet(tmp_path / "set").index(0)] == ["--_--_evil_clip"]
+    build(find_parts(tmp_path / "in", 3), tmp_path / "set", config)
+    assert [row.key for row in ShardSet(tmp_path / "set").read_index(0)] == ["--_--_evil_clip"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "set"]
 
 
 def test_a_damaged_tar_gives_what_lies_before_the_damage_and_twins_are_counted(
-    recipe: Recipe, tmp_path: Path
+    config: BuildConfig, tmp_path: Path
 ) -> None:
     twin = [("a.mp3", mp3(1.0)), ("b.mp3", mp3(1.0, 1)), ("a.mp3", mp3(1.0))]
     tar = write_tar(tmp_path / "in" / "a.tar", twin)
-    manifest = build(find_units(tmp_path / "in", 9), tmp_path / "set", recipe)
+    manifest = build(find_parts(tmp_path / "in", 9), tmp_path / "set", config)
     assert manifest is not None and manifest.skipped == {"duplicate key": 1}
     with tarfile.open(tar) as members:
         cut = members.getmembers()[2].offset_data + 1000
     tar.write_bytes(tar.read_bytes()[:cut])
-    assert [source.key for source in TarUnit("a", tar).read()] == ["a", "b", "a.tar"]
+    assert [source.key for source in TarPart("a", tar).read()] == ["a", "b", "a.tar"]
 
 
 @pytest.mark.parametrize("where", ["before a header", "within a header", "in a header", "in a file"])
 def test_a_tar_that_ends_early_is_counted_wherever_it_is_cut_or_broken(
-    recipe: Recipe, tmp_path: Path, where: str, capsys: pytest.CaptureFixture
+    config: BuildConfig, tmp_path: Path, where: str, capsys: pytest.CaptureFixture
 ) -> None:
     tar = write_tar(tmp_path / "in" / "a.tar", [(f"{i}.mp3", mp3(1.0, i)) for i in range(4)])
-    build(find_units(tmp_path / "in", 9), tmp_path / "whole", recipe)
+    build(find_parts(tmp_path / "in", 9), tmp_path / "whole", config)
     data = tar.read_bytes()
     with tarfile.open(tar) as members:
         info = members.getmembers()[2]
     at = info.offset
     cut = {"before a header": at, "within a header": at + 100, "in a file": info.offset_data + 1000}
     tar.write_bytes(data[: cut[where]] if where in cut else data[:at] + b"?" + data[at + 1 :])
-    manifest = build(find_units(tmp_path / "in", 9), tmp_path / "set", recipe)
+    manifest = build(find_parts(tmp_path / "in", 9), tmp_path / "set", config)
     assert manifest is not None and manifest.skipped == {"damaged tar": 1}
-    assert [row.key for row in ShardSet(tmp_path / "set").index(0)] == ["0", "1"]
+    assert [row.key for row in ShardSet(tmp_path / "set").read_index(0)] == ["0", "1"]
     assert re.search(r"skipped for a: a\.tar: damaged tar: ends early: .+", capsys.readouterr().out)
 
 
@@ -150,7 +152,7 @@ def test_whatever_happens_to_a_tar_of_a_corpus_it_is_read_to_an_end(tmp_path: Pa
     data = tar.read_bytes()
     for seed in range(count):
         tar.write_bytes(mutate(data, np.random.default_rng(seed)))
-        sources = list(TarUnit("a", tar).read())
+        sources = list(TarPart("a", tar).read())
         assert all(not source.damage for source in sources[:-1])
         assert sum(len(source.audio) for source in sources) <= 2 * len(data)
 
@@ -165,27 +167,29 @@ def test_tars_whose_shards_would_have_one_name_are_refused(tmp_path: Path) -> No
         for name in pair:
             write_tar(folder / f"{name}.tar", [])
         with pytest.raises(ValueError, match=said):
-            find_units(folder, 3)
+            find_parts(folder, 3)
 
 
-def test_text_that_is_no_unicode_and_speakers_without_a_name_do_no_harm(recipe: Recipe, tmp_path: Path) -> None:
+def test_text_that_is_no_unicode_and_speakers_without_a_name_do_no_harm(
+    config: BuildConfig, tmp_path: Path
+) -> None:
     audio = write_corpus(tmp_path / "audio", clips=2, speakers=2)
     (audio / "voice0" / "clip000.json").write_text('{"text": "\\ud800 half", "speaker": null, "language": null}')
     os.rename(audio / "voice1" / "clip001.wav", os.fsencode(audio / "voice1") + b"/caf\xe9.wav")
-    build(find_units(audio, 9), tmp_path / "set", recipe)
+    build(find_parts(audio, 9), tmp_path / "set", config)
     held = ShardSet(tmp_path / "set")
-    assert [(row.key, row.speaker, row.language) for row in held.index(0)] == [
+    assert [(row.key, row.speaker, row.language) for row in held.read_index(0)] == [
         ("voice0_clip000", "voice0", ""),
         ("voice1_caf_", "voice1", ""),
     ]
-    assert json.loads(next(held.read(0))["json"])["text"] == "\ud800 half"
+    assert json.loads(next(held.read_samples(0))["json"])["text"] == "\ud800 half"
 
 
 def test_mixed_folders_and_twins_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "x" / "a.tar", [])
     write_tar(tmp_path / "y" / "a.tar", [])
     with pytest.raises(ValueError, match="would both have the key a: rename one"):
-        find_units(tmp_path, 3)
+        find_parts(tmp_path, 3)
     soundfile.write(tmp_path / "a.wav", synthetic_voice(0.5), 16000)
     with pytest.raises(ValueError, match=r"holds tars .* and audio .*: give a folder of one kind"):
-        find_units(tmp_path, 3)
+        find_parts(tmp_path, 3)

@@ -11,9 +11,9 @@ import pytest
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.build import build
-from sf_lightning.data.corpus import find_units
+from sf_lightning.data.build_config import BuildConfig
+from sf_lightning.data.corpus import find_parts
 from sf_lightning.data.lanes import LaneState
-from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.base import TokenizerSpec
 from tests.toys.audio import synthetic_voice
@@ -30,7 +30,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
         (folder / f"clip{i}.wav").parent.mkdir(exist_ok=True)
         (folder / f"clip{i}.wav").write_bytes(raw["wav"])
         (folder / f"clip{i}.tokens.npy").write_bytes(raw["tokens.npy"])
-    build(find_units(folder, 8), folder.with_name(folder.name + "-set"), Recipe(TokenizerSpec("any", 50, 4, "any")))
+    build(
+        find_parts(folder, 8),
+        folder.with_name(folder.name + "-set"),
+        BuildConfig(TokenizerSpec("any", 50, 4, "any")),
+    )
     return ShardSet(folder.with_name(folder.name + "-set"))
 
 
@@ -40,12 +44,12 @@ def test_whatever_happens_to_a_tar_every_sample_read_is_one_that_was_written(
 ) -> None:
     shutil.copytree(small.folder, tmp_path / "set")
     path = tmp_path / "set" / small.manifest.shards[0].name
-    data, written = path.read_bytes(), {raw["__key__"]: raw for raw in small.read(0)}
+    data, written = path.read_bytes(), {raw["__key__"]: raw for raw in small.read_samples(0)}
     assert len(written) == 8
     lost, memory = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for seed in range(count):
         path.write_bytes(mutate(data, np.random.default_rng(seed)))
-        read = list(ShardSet(tmp_path / "set").read(0))
+        read = list(ShardSet(tmp_path / "set").read_samples(0))
         keys = [raw["__key__"] for raw in read]
         assert len(set(keys)) == len(keys)
         for raw in read:
@@ -64,10 +68,10 @@ def test_every_sample_that_is_lost_is_counted_under_a_cause(small: ShardSet, tmp
     for seed in range(60):
         path.write_bytes(mutate(data, np.random.default_rng(seed)))
         lane = make_lane(ShardSet(tmp_path / "set"), crop_samples=1000, max_bad_share=0.99)
-        (strand,) = lane.strands
-        left = len(list(strand.shards.read(0)))
-        (group,) = strand._groups(0)
-        drawn = list(strand._draw_group(group, (0, 0), 0, 0))
+        (reader,) = lane.readers
+        left = len(list(reader.shards.read_samples(0)))
+        (group,) = reader._groups(0)
+        drawn = list(reader._draw_group(group, (0, 0), 0, 0))
         assert len(drawn) == left and lane.skipped == ({"damaged": 8 - left} if left < 8 else {})
 
 
@@ -78,7 +82,7 @@ def test_token_counts_that_are_off_are_counted_when_the_set_is_built(tmp_path: P
     for name in ("wav", "tokens.npy"):
         (tmp_path / f"clip.{name}").write_bytes(raw[name])
     with pytest.raises(ValueError, match=r"not one clip could be used \(token count: 1\)"):
-        build(find_units(tmp_path, 8), tmp_path / "set", Recipe(TokenizerSpec("any", 50, 4, "any")))
+        build(find_parts(tmp_path, 8), tmp_path / "set", BuildConfig(TokenizerSpec("any", 50, 4, "any")))
 
 
 def test_stereo_and_8_khz_and_clipping_are_read(tmp_path: Path) -> None:
@@ -92,10 +96,10 @@ def test_stereo_and_8_khz_and_clipping_are_read(tmp_path: Path) -> None:
         buffer = io.BytesIO()
         np.save(buffer, np.zeros(25, np.int32))
         (tmp_path / f"{name}.tokens.npy").write_bytes(buffer.getvalue())
-    manifest = build(find_units(tmp_path, 8), tmp_path / "set", Recipe(TokenizerSpec("any", 50, 4, "any")))
+    manifest = build(find_parts(tmp_path, 8), tmp_path / "set", BuildConfig(TokenizerSpec("any", 50, 4, "any")))
     assert manifest is not None and manifest.skipped == {} and manifest.shards[0].samples == 3
     lane = make_lane(ShardSet(tmp_path / "set"), crop_samples=1000)
-    for _, each in zip(range(3), lane.draws(LaneState()), strict=False):
+    for _, each in zip(range(3), lane.draw_clips(LaneState()), strict=False):
         assert np.abs(each.clip.wave).max() == pytest.approx(0.7, abs=1e-4)
 
 

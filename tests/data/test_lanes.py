@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
-from sf_lightning.data.held_out import first_clips
-from sf_lightning.data.lanes import Drawn, LaneState, Place
-from sf_lightning.data.packing import Batch, pack
+from sf_lightning.data.held_out import evenly_spaced_clips
+from sf_lightning.data.lanes import DrawnClip, LaneState, SetPosition
+from sf_lightning.data.packing import Batch, pack_clips
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import Clip, decode_clip
 from sf_lightning.data.shards import ShardSet
@@ -27,7 +27,7 @@ from tests.toys.shards import PACK_SHAPE, copy_shards, make_lane, packs_equal, s
 def epoch(shards: ShardSet, number: int, of: int, wanted: int = 0) -> list[str]:
     """The keys that a lane draws in one of its epochs."""
     keys = []
-    for drawn in make_lane(shards, number, of).draws(LaneState()):
+    for drawn in make_lane(shards, number, of).draw_clips(LaneState()):
         if drawn.state.places[0].epoch > wanted:
             return keys
         if drawn.state.places[0].epoch == wanted:
@@ -45,7 +45,9 @@ def test_in_an_epoch_every_clip_is_in_exactly_one_lane(shards: ShardSet, of: int
 def test_the_order_is_a_function_of_seed_epoch_and_lane(shards: ShardSet) -> None:
     assert epoch(shards, 0, 2) == epoch(shards, 0, 2)
     assert epoch(shards, 0, 1) != epoch(shards, 0, 1, wanted=1)
-    assert [d.clip.key for d in islice(make_lane(shards, seed=1).draws(LaneState()), 23)] != epoch(shards, 0, 1)
+    assert [d.clip.key for d in islice(make_lane(shards, seed=1).draw_clips(LaneState()), 23)] != epoch(
+        shards, 0, 1
+    )
     assert sorted(epoch(shards, 0, 1)) == sorted(epoch(shards, 0, 1, wanted=1))
 
 
@@ -69,7 +71,7 @@ def test_no_frame_is_lost_or_said_twice_by_packing(shards: ShardSet) -> None:
             tokens.setdefault(key, []).extend(each.tokens[mine][valid].tolist())
     checked = 0
     for shard in range(len(shards.manifest.shards)):
-        for raw in shards.read(shard):
+        for raw in shards.read_samples(shard):
             clip = decode_clip(raw, MelConfig(), 50, 4)
             heard = torch.cat(said.get(clip.key, [torch.zeros(0, 80)]))
             if len(heard) == 4 * len(clip.tokens):  # the packs above end within the last clips
@@ -90,7 +92,7 @@ def test_the_blocks_of_a_piece_are_those_of_the_clip_reflected_at_its_edges(toke
     for first in range(count):
         for end in range(first + 1, count + 1):
             some = dataclasses.replace(PACK_SHAPE, num_blocks=end - first)
-            made = next(pack([Drawn(clip, wave, LaneState(block=first))], some))
+            made = next(pack_clips([DrawnClip(clip, wave, LaneState(block=first))], some))
             assert np.array_equal(made.wave.numpy(), wanted[first:end])
             held = [each if each <= tokens else 0 for each in range(6 * first + 1, 6 * end + 1)]
             assert made.tokens.flatten().tolist() == held
@@ -109,14 +111,14 @@ def test_packs_have_one_shape_and_pad_nothing_but_last_blocks(shards: ShardSet) 
 
 def test_a_pack_with_too_many_pieces_is_padded_and_goes_on_with_the_next_clip(shards: ShardSet) -> None:
     few = dataclasses.replace(PACK_SHAPE, num_blocks=64, max_pieces=2)
-    made = list(islice(pack(make_lane(shards).draws(LaneState()), few), 4))
+    made = list(islice(pack_clips(make_lane(shards).draw_clips(LaneState()), few), 4))
     assert all(len(each.keys) == 2 for each in made)
     assert [key for each in made for key in each.keys] == epoch(shards, 0, 1)[:8]
     assert not made[0].blocks.valid[-1].any()
 
 
 def test_the_reference_is_another_clip_of_the_same_speaker(shards: ShardSet) -> None:
-    for drawn in islice(make_lane(shards).draws(LaneState()), 23):
+    for drawn in islice(make_lane(shards).draw_clips(LaneState()), 23):
         assert drawn.reference.shape == (4000,)
         own = np.lib.stride_tricks.sliding_window_view(drawn.clip.wave, 4000)[::1]
         assert not any(np.array_equal(row, drawn.reference) for row in own[:: len(own) // 50])
@@ -124,7 +126,7 @@ def test_the_reference_is_another_clip_of_the_same_speaker(shards: ShardSet) -> 
 
 def test_batches_keep_the_packs_apart(shards: ShardSet) -> None:
     pair = [set_packs(shards, 1, number=number, num_lanes=2)[0] for number in (0, 1)]
-    batch = Batch.of_packs(pair)
+    batch = Batch.from_packs(pair)
     assert len(batch.blocks) == 32 and batch.blocks.num_utterances == 12
     assert batch.blocks.utterance[16] == 6
     assert not batch.blocks.has_neighbor(-1)[16]
@@ -136,9 +138,9 @@ def test_a_truncated_tar_costs_the_samples_it_lost_and_no_more(shards: ShardSet,
     tar = broken.folder / "shard-000001.tar"
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size * 6 // 10])
     mine = make_lane(broken, max_bad_share=0.5)
-    keys = [drawn.clip.key for drawn in islice(mine.draws(LaneState()), 40)]
+    keys = [drawn.clip.key for drawn in islice(mine.draw_clips(LaneState()), 40)]
     assert 1 <= mine.skipped["damaged"] and set(mine.skipped) == {"damaged"}
-    lost = {row.key for row in shards.index(1)} - set(keys)
+    lost = {row.key for row in shards.read_index(1)} - set(keys)
     assert 1 <= len(lost) <= 4
 
 
@@ -148,7 +150,7 @@ def test_an_index_that_is_damaged_stops_the_run_with_the_remedy(shards: ShardSet
     for said in (index.read_text()[:300], "{}", '{"rows": [[1]]}'):
         index.write_text(said)
         with pytest.raises(ValueError, match=r"shard-000001.json is damaged .* --repair=true"):
-            list(islice(make_lane(broken).draws(LaneState()), 40))
+            list(islice(make_lane(broken).draw_clips(LaneState()), 40))
 
 
 def test_too_many_broken_samples_stop_the_run_with_causes_and_knob(shards: ShardSet, tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_too_many_broken_samples_stop_the_run_with_causes_and_knob(shards: Shard
     for info in broken.manifest.shards[:3]:
         (broken.folder / info.name).write_bytes(b"")
     with pytest.raises(RuntimeError, match=r"damaged: \d+.*raise --data.max_bad_share above 0.1"):
-        list(islice(make_lane(broken).draws(LaneState()), 100))
+        list(islice(make_lane(broken).draw_clips(LaneState()), 100))
 
 
 def test_a_share_that_would_never_stop_a_run_is_refused(shards: ShardSet) -> None:
@@ -169,7 +171,7 @@ def test_a_set_without_one_good_sample_stops_too(shards: ShardSet, tmp_path: Pat
     for info in broken.manifest.shards:
         (broken.folder / info.name).write_bytes(b"")
     with pytest.raises(RuntimeError, match="20 of 20 samples"):
-        next(make_lane(broken).draws(LaneState()))
+        next(make_lane(broken).draw_clips(LaneState()))
 
 
 def test_validation_names_the_clips_that_a_truncated_tar_lost(
@@ -178,7 +180,7 @@ def test_validation_names_the_clips_that_a_truncated_tar_lost(
     broken = copy_shards(shards, tmp_path / "set")
     tar = broken.folder / "shard-000001.tar"
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size * 6 // 10])
-    clips = list(first_clips(broken, 23, ClipRequirements(crop_samples=4000)))
+    clips = list(evenly_spaced_clips(broken, 23, ClipRequirements(crop_samples=4000)))
     assert 19 <= len(clips) < 23
     named = [message for message in caplog.messages if message.startswith("left ")]
     assert len(named) == 23 - len(clips) and all("of shard-000001.tar" in message for message in named)
@@ -203,26 +205,30 @@ def test_shards_of_no_samples_are_passed_over(shards: ShardSet, tmp_path: Path) 
 
 
 def test_validation_listens_to_clips_spread_over_the_set_in_a_fixed_order(shards: ShardSet) -> None:
-    clips: list[Drawn] = list(first_clips(shards, 8, ClipRequirements(crop_samples=4000)))
+    clips: list[DrawnClip] = list(evenly_spaced_clips(shards, 8, ClipRequirements(crop_samples=4000)))
     keys = [drawn.clip.key for drawn in clips]
-    assert keys == [drawn.clip.key for drawn in first_clips(shards, 8, ClipRequirements(crop_samples=4000))]
-    everything = [row.key for number in range(5) for row in shards.index(number)]
+    assert keys == [drawn.clip.key for drawn in evenly_spaced_clips(shards, 8, ClipRequirements(crop_samples=4000))]
+    everything = [row.key for number in range(5) for row in shards.read_index(number)]
     places = [everything.index(key) for key in keys]
     assert places == sorted(places) and max(places) - min(places) > 15
-    assert len(list(first_clips(shards, 100, ClipRequirements(crop_samples=4000)))) == 23
+    assert len(list(evenly_spaced_clips(shards, 100, ClipRequirements(crop_samples=4000)))) == 23
 
 
 def test_a_clip_whose_speaker_has_no_other_says_that_its_reference_is_its_own(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not any(drawn.is_alone for drawn in first_clips(shards, 4, ClipRequirements(crop_samples=4000)))
-    index = ShardSet.index
+    assert not any(
+        drawn.is_own_reference for drawn in evenly_spaced_clips(shards, 4, ClipRequirements(crop_samples=4000))
+    )
+    index = ShardSet.read_index
 
     def strangers(self: ShardSet, number: int) -> list:
         return [row._replace(speaker=f"{number}-{i}") for i, row in enumerate(index(self, number))]
 
-    monkeypatch.setattr(ShardSet, "index", strangers)
-    assert all(drawn.is_alone for drawn in first_clips(shards, 4, ClipRequirements(crop_samples=4000)))
+    monkeypatch.setattr(ShardSet, "read_index", strangers)
+    assert all(
+        drawn.is_own_reference for drawn in evenly_spaced_clips(shards, 4, ClipRequirements(crop_samples=4000))
+    )
 
 
 def test_a_position_is_refused_in_other_lanes_and_warned_of_in_another_order(
@@ -236,7 +242,7 @@ def test_a_position_is_refused_in_other_lanes_and_warned_of_in_another_order(
         return made
 
     begun = module(shards.folder)
-    begun.states = {0: LaneState((Place(1, 3),), turn=4)}
+    begun.states = {0: LaneState((SetPosition(1, 3),), turn=4)}
     saved = begun.state_dict()
     again = module(shards.folder)
     again.load_state_dict(saved)

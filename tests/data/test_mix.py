@@ -28,12 +28,12 @@ def mixed(sets: list[ShardSet], weights: list[float]) -> Lane:
 
 
 def test_sets_are_drawn_from_by_weight_and_each_in_its_own_order(shards: ShardSet, other: ShardSet) -> None:
-    drawn = list(islice(mixed([shards, other], [3, 1]).draws(LaneState()), 400))
+    drawn = list(islice(mixed([shards, other], [3, 1]).draw_clips(LaneState()), 400))
     before = [each.state.places for each in drawn]
     after = [each.after.places for each in drawn]
     whose = [int(a[1] != b[1]) for a, b in zip(before, after, strict=True)]
     assert 0.18 < np.mean(whose) < 0.32
-    alone = [each.clip.key for each in islice(mixed([shards], [1]).draws(LaneState()), 100)]
+    alone = [each.clip.key for each in islice(mixed([shards], [1]).draw_clips(LaneState()), 100)]
     mine = [each.clip.key for each, which in zip(drawn, whose, strict=True) if which == 0]
     assert mine[:100] == alone  # another set beside it changes nothing in its order
     theirs = Counter(each.clip.key for each, which in zip(drawn, whose, strict=True) if which == 1)
@@ -63,13 +63,13 @@ def envelope(wave: np.ndarray) -> np.ndarray:
 
 def test_nothing_is_changed_unless_asked_for() -> None:
     one = clip(1.0)
-    assert Perturbation().of(one, MelConfig(), 4, np.random.default_rng(0)) is one
+    assert Perturbation().apply(one, MelConfig(), 4, np.random.default_rng(0)) is one
 
 
 def test_faster_speech_is_shorter_and_its_tokens_are_those_spoken_at_that_moment() -> None:
     one, lengths = clip(2.0), set()
     for seed in range(20):
-        changed = Perturbation(speed=0.2).of(one, MelConfig(), 4, np.random.default_rng(seed))
+        changed = Perturbation(speed=0.2).apply(one, MelConfig(), 4, np.random.default_rng(seed))
         length = len(changed.tokens)
         lengths.add(length)
         assert len(changed.wave) == 640 * length and 41 <= length <= 63
@@ -89,7 +89,7 @@ def test_faster_speech_is_shorter_and_its_tokens_are_those_spoken_at_that_moment
 def test_levels_go_down_by_no_more_than_was_said() -> None:
     one = clip(1.0)
     gains = [
-        np.abs(Perturbation(level_db=12).of(one, MelConfig(), 4, np.random.default_rng(seed)).wave).max() / 0.7
+        np.abs(Perturbation(level_db=12).apply(one, MelConfig(), 4, np.random.default_rng(seed)).wave).max() / 0.7
         for seed in range(40)
     ]
     assert 10 ** (-12 / 20) <= min(gains) < 0.35 and 0.85 < max(gains) <= 1 + 1e-6

@@ -8,11 +8,11 @@ import pytest
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.index import IndexRow
-from sf_lightning.data.lanes import Lane, LaneConfig, LaneState, Place
+from sf_lightning.data.lanes import Lane, LaneConfig, LaneState, SetPosition
 from sf_lightning.data.requirements import ClipRequirements
-from sf_lightning.data.sample import Raw
+from sf_lightning.data.sample import RawSample
 from sf_lightning.data.shards import Manifest, ShardInfo, ShardSet
-from sf_lightning.data.writer import replace_file
+from sf_lightning.files.atomic import write_atomically
 
 SHARDS, SAMPLES, LANES = 2000, 1000, 64
 
@@ -25,7 +25,9 @@ def large(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ShardInfo(f"shard-{i:06d}.tar", SAMPLES, 250 * SAMPLES, 10.0 * SAMPLES, 80_000_000, 64 * "0")
         for i in range(SHARDS)
     )
-    replace_file(folder / "manifest.json", Manifest(MelConfig(), shards.manifest.tokenizer, infos, {}).as_json())
+    write_atomically(
+        folder / "manifest.json", Manifest(MelConfig(), shards.manifest.tokenizer, infos, {}).as_json()
+    )
     return folder
 
 
@@ -39,7 +41,7 @@ def test_an_epoch_is_planned_from_the_manifest_alone_in_little_memory(
     lanes = [
         Lane([held], number, LaneConfig(0, LANES, ClipRequirements(crop_samples=4000))) for number in range(LANES)
     ]
-    plans = [lane.strands[0]._groups(7) for lane in lanes]
+    plans = [lane.readers[0]._groups(7) for lane in lanes]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert read == [] and peak < 200e6
@@ -56,21 +58,21 @@ def test_a_lane_deep_in_an_epoch_opens_only_the_group_it_is_in(
     opened: list[tuple[str, int]] = []
 
     # A clip of the fixture stands for every clip of the large set.
-    row, raw = shards.index(0)[0], next(shards.read(0))
+    row, raw = shards.read_index(0)[0], next(shards.read_samples(0))
 
     def index(self: ShardSet, shard: int) -> list[IndexRow]:
         opened.append(("index", shard))
         return [row._replace(key=f"{row.key}-{i}") for i in range(SAMPLES)]
 
-    def read(self: ShardSet, shard: int, rows: list[IndexRow]) -> list[Raw]:
+    def read(self: ShardSet, shard: int, rows: list[IndexRow]) -> list[RawSample]:
         opened.append(("read", shard))
         return [raw | {"__key__": row.key} for row in rows]
 
-    monkeypatch.setattr(ShardSet, "index", index)
-    monkeypatch.setattr(ShardSet, "read", read)
+    monkeypatch.setattr(ShardSet, "read_index", index)
+    monkeypatch.setattr(ShardSet, "read_samples", read)
     lane = Lane([ShardSet(large)], 0, LaneConfig(0, lanes, ClipRequirements(crop_samples=4000), group=4))
-    drawn = next(lane.draws(LaneState((Place(3, sample),))))
-    assert drawn.state.places == (Place(3, sample),) and drawn.after.places == (Place(3, sample + 1),)
-    group = lane.strands[0]._groups(3)[sample // (4 * SAMPLES)]
+    drawn = next(lane.draw_clips(LaneState((SetPosition(3, sample),))))
+    assert drawn.state.places == (SetPosition(3, sample),) and drawn.after.places == (SetPosition(3, sample + 1),)
+    group = lane.readers[0]._groups(3)[sample // (4 * SAMPLES)]
     assert len(group) <= 4
     assert sorted(opened) == sorted((what, part.shard) for part in group for what in ("index", "read"))

@@ -3,9 +3,9 @@
 import torch
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
-from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.held_out import evenly_spaced_clips
 from sf_lightning.data.lanes import LaneState
-from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.packing import Batch, PackShape, pack_clips
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig
 from sf_lightning.data.shards import ShardSet
@@ -19,7 +19,8 @@ def test_a_segment_is_the_wave_of_its_clip_and_has_the_mel_of_the_whole_clip_the
     found = cut_segments(batch, config)
     assert found.wave.shape == (180, 100 * 160) and found.mel.shape == (180, 100, 80)
     clips = {
-        each.clip.key: torch.from_numpy(each.clip.wave) for each in first_clips(shards, 23, ClipRequirements())
+        each.clip.key: torch.from_numpy(each.clip.wave)
+        for each in evenly_spaced_clips(shards, 23, ClipRequirements())
     }
     at_the_edge = 0
     for wave, frames, utterance in zip(*found, strict=True):
@@ -36,9 +37,12 @@ def test_a_segment_is_the_wave_of_its_clip_and_has_the_mel_of_the_whole_clip_the
 def test_segments_follow_the_pack_and_not_the_rank_or_what_was_drawn_before(shards: ShardSet) -> None:
     config = SegmentConfig(frames=20, per_pack=4)
     shape = PackShape(8, BLOCK_FRAMES, 4, 8, shards.manifest.mel)
-    packs = [next(pack(make_lane(shards, n, 2, crop_samples=0).draws(LaneState()), shape, n)) for n in range(2)]
-    both = cut_segments(Batch.of_packs(packs), config)
+    packs = [
+        next(pack_clips(make_lane(shards, n, 2, crop_samples=0).draw_clips(LaneState()), shape, n))
+        for n in range(2)
+    ]
+    both = cut_segments(Batch.from_packs(packs), config)
     torch.rand(100)
-    alone = cut_segments(Batch.of_packs(packs[1:]), config)
+    alone = cut_segments(Batch.from_packs(packs[1:]), config)
     assert torch.equal(both.wave[4:], alone.wave)
-    assert not torch.equal(cut_segments(Batch.of_packs(packs[1:]), config, seed=1).wave, alone.wave)
+    assert not torch.equal(cut_segments(Batch.from_packs(packs[1:]), config, seed=1).wave, alone.wave)

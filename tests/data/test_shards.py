@@ -14,16 +14,17 @@ import webdataset
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.build import build
-from sf_lightning.data.corpus import find_units
-from sf_lightning.data.recipe import Recipe
+from sf_lightning.data.build_config import BuildConfig
+from sf_lightning.data.corpus import find_parts
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, decode_clip, read_npy, read_speech, read_tokens, reference_crop
 from sf_lightning.data.shards import Manifest, ShardSet
-from sf_lightning.data.writer import npy
+from sf_lightning.data.writer import npy_bytes
 from sf_lightning.tokens.base import TokenizerSpec
 from tests.toys.audio import synthetic_voice, write_corpus
 from tests.toys.shards import raw_sample, tokenizer_beside
 
+GOOD_ARRAY = npy_bytes(np.arange(7))
 TOKENS = TokenizerSpec("kmeans", 50, 4, "")
 
 
@@ -45,16 +46,16 @@ def test_manifest_and_indices_say_what_the_tars_hold(shards: ShardSet) -> None:
     for number, info in enumerate(manifest.shards):
         with tarfile.open(shards.folder / info.name) as tar:
             places = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
-        index = shards.index(number)
-        assert [row.key for row in index] == [raw["__key__"] for raw in shards.read(number)]
+        index = shards.read_index(number)
+        assert [row.key for row in index] == [raw["__key__"] for raw in shards.read_samples(number)]
         said = {f"{row.key}.{name}": tuple(place) for row in index for name, place in row.files.items()}
         assert said == places
         assert info.tokens == sum(row.tokens for row in index)
 
 
 def test_the_same_audio_gives_the_same_bytes(shards: ShardSet, tmp_path: Path) -> None:
-    units = find_units(shards.folder.parent / "audio", 5)
-    again = build(units, tmp_path / "again", Recipe(tokenizer_beside(shards), shard_samples=5))
+    parts = find_parts(shards.folder.parent / "audio", 5)
+    again = build(parts, tmp_path / "again", BuildConfig(tokenizer_beside(shards), shard_samples=5))
     assert again == shards.manifest
 
 
@@ -65,7 +66,7 @@ def test_the_look_up_table_is_the_mean_mel_of_each_token(shards: ShardSet) -> No
     import torch
 
     for number in range(len(shards.manifest.shards)):
-        for raw in shards.read(number):
+        for raw in shards.read_samples(number):
             clip = decode_clip(raw, MelConfig(), 50, 4)
             frames = mel(torch.from_numpy(clip.wave)[None])[0].view(-1, 4, 80)
             patches += [frames[i].numpy() for i in np.flatnonzero(clip.tokens == 7)]
@@ -84,7 +85,7 @@ def test_broken_files_are_left_out_counted_and_named(
     soundfile.write(bad / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
     (bad / "garbage.flac").write_bytes(b"garbage")
     (bad / "notes.txt").write_text("no audio")
-    manifest = build(find_units(folder, 100), tmp_path / "set", Recipe(tokenizer_beside(shards)))
+    manifest = build(find_parts(folder, 100), tmp_path / "set", BuildConfig(tokenizer_beside(shards)))
     assert manifest.skipped == {"silent": 1, "too short": 1, "not finite": 1, "undecodable": 1}
     assert manifest.shards[0].samples == 3
     said = capsys.readouterr().out
@@ -95,7 +96,7 @@ def test_a_corpus_of_nothing_but_silence_writes_nothing(shards: ShardSet, tmp_pa
     (tmp_path / "audio").mkdir()
     soundfile.write(tmp_path / "audio" / "silent.wav", np.zeros(16000), 16000)
     with pytest.raises(ValueError, match=r"not one clip could be used \(silent: 1\): nothing was written"):
-        build(find_units(tmp_path / "audio", 100), tmp_path / "set", Recipe(tokenizer_beside(shards)))
+        build(find_parts(tmp_path / "audio", 100), tmp_path / "set", BuildConfig(tokenizer_beside(shards)))
     assert not list(tmp_path.glob("set*"))
 
 
@@ -104,17 +105,17 @@ def test_what_is_there_is_never_overwritten(shards: ShardSet) -> None:
     with pytest.raises(
         FileExistsError, match=r"is there already, made by another build \(shard_samples was 5 and is 100"
     ):
-        build(find_units(shards.folder.parent / "audio", 5), shards.folder, Recipe(tokenizer_beside(shards)))
+        build(find_parts(shards.folder.parent / "audio", 5), shards.folder, BuildConfig(tokenizer_beside(shards)))
     assert (shards.folder / "manifest.json").read_bytes() == before
 
 
 def test_dots_in_names_do_not_cut_keys(tmp_path: Path) -> None:
     for name in ("a.mic1.wav", "a.mic2.wav"):
         soundfile.write(tmp_path / name, synthetic_voice(0.5), 16000)
-    assert [source.key for unit in find_units(tmp_path, 100) for source in unit.read()] == ["a-mic1", "a-mic2"]
+    assert [source.key for part in find_parts(tmp_path, 100) for source in part.read()] == ["a-mic1", "a-mic2"]
     soundfile.write(tmp_path / "a-mic1.wav", synthetic_voice(0.5), 16000)
     with pytest.raises(ValueError, match="would both have the key a-mic1"):
-        find_units(tmp_path, 100)
+        find_parts(tmp_path, 100)
 
 
 @pytest.mark.parametrize(("make", "said"), [(False, "no folder"), (True, "no audio under")])
@@ -122,16 +123,16 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path, make: bool, said: st
     if make:
         (tmp_path / "audio").mkdir()
     with pytest.raises(FileNotFoundError, match=said):
-        find_units(tmp_path / "audio", 100)
+        find_parts(tmp_path / "audio", 100)
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(shards: ShardSet, tmp_path: Path) -> None:
     (tmp_path / "clip.wav").write_bytes(b"")
     with pytest.raises(NotADirectoryError, match=r"clip.wav is a file: give the folder that it lies in"):
-        find_units(tmp_path / "clip.wav", 100)
-    units = find_units(shards.folder.parent / "audio", 5)
+        find_parts(tmp_path / "clip.wav", 100)
+    parts = find_parts(shards.folder.parent / "audio", 5)
     with pytest.raises(FileExistsError, match=r"clip.wav is there already: delete it or give another --out"):
-        build(units, tmp_path / "clip.wav", Recipe(tokenizer_beside(shards)))
+        build(parts, tmp_path / "clip.wav", BuildConfig(tokenizer_beside(shards)))
 
 
 @pytest.mark.parametrize(
@@ -216,10 +217,10 @@ def test_a_damaged_index_is_refused_before_it_is_believed(
     with pytest.raises(
         ValueError, match=rf"shard-000000.json is damaged \(.*{said}.*--repair=true` makes it again"
     ):
-        ShardSet(tmp_path).index(0)
+        ShardSet(tmp_path).read_index(0)
     index.unlink()
     with pytest.raises(FileNotFoundError, match=r"shard-000000.json is missing: .* makes it again"):
-        ShardSet(tmp_path).index(0)
+        ShardSet(tmp_path).read_index(0)
 
 
 def test_headers_that_lie_about_rate_and_length_are_undecodable() -> None:
@@ -284,7 +285,14 @@ def test_an_array_is_read_as_numpy_reads_it(array: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\x93NUMPY", npy(np.arange(7))[:-1], npy(np.arange(7)) + b"x", npy(np.array([None])), b"RIFF" * 40],
+    [
+        b"",
+        b"\x93NUMPY",
+        npy_bytes(np.arange(7))[:-1],
+        npy_bytes(np.arange(7)) + b"x",
+        npy_bytes(np.array([None])),
+        b"RIFF" * 40,
+    ],
 )
 def test_a_broken_array_is_a_bad_sample(data: bytes) -> None:
     with pytest.raises(BadSample, match=r"incomplete|undecodable"):

@@ -12,8 +12,8 @@ from typing import ClassVar
 import pytest
 
 from sf_lightning.data.build import build
-from sf_lightning.data.corpus import find_units
-from sf_lightning.data.recipe import Recipe
+from sf_lightning.data.build_config import BuildConfig
+from sf_lightning.data.corpus import find_parts
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.store import Store
 from tests.toys.shards import packs_equal, set_packs, tokenizer_beside
@@ -95,8 +95,8 @@ def test_a_set_that_is_built_again_is_read_again(shards: ShardSet, tmp_path: Pat
     before = set_packs(ShardSet(f"pipe:cat '{place}/{{}}'"), 3)
     assert packs_equal(before[0], set_packs(shards, 1)[0])
     shutil.rmtree(place)
-    units = find_units(Path(shards.folder).parent / "audio", 5)[1:]
-    build(units, place, Recipe(tokenizer_beside(shards), shard_samples=5))
+    parts = find_parts(Path(shards.folder).parent / "audio", 5)[1:]
+    build(parts, place, BuildConfig(tokenizer_beside(shards), shard_samples=5))
     after, wanted = (
         set_packs(ShardSet(f"pipe:cat '{place}/{{}}'"), 3),
         set_packs(ShardSet(place), 3),

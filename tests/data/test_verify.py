@@ -10,10 +10,10 @@ import pytest
 
 from sf_lightning.cli.shards import main
 from sf_lightning.data import lookup
-from sf_lightning.data.lookup import look_up
+from sf_lightning.data.lookup import mean_token_mels
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.verify import repair, verify, verify_shard, verify_table
-from sf_lightning.data.writer import npy
+from sf_lightning.data.writer import npy_bytes
 from tests.toys.shards import copy_shards
 
 
@@ -32,7 +32,7 @@ def test_damage_is_named_and_repaired(shards: ShardSet, tmp_path: Path, capsys: 
     folder = Path(broken.folder)
     tar = folder / "shard-000001.tar"
     data = bytearray(tar.read_bytes())
-    row = broken.index(1)[2]
+    row = broken.read_index(1)[2]
     with tarfile.open(tar) as members:
         data[members.getmember(f"{row.key}.wav").offset_data + 1000] ^= 1
     tar.write_bytes(data)
@@ -47,7 +47,7 @@ def test_damage_is_named_and_repaired(shards: ShardSet, tmp_path: Path, capsys: 
     mended = ShardSet(folder)
     assert mended.samples == 17 and len(mended.manifest.shards) == 4
     assert not any(verify_shard(mended, number) for number in range(4))
-    good, whole = list(mended.read(1)), [raw for raw in shards.read(1) if raw["__key__"] != row.key]
+    good, whole = list(mended.read_samples(1)), [raw for raw in shards.read_samples(1) if raw["__key__"] != row.key]
     assert good == whole and len(good) == 4
     # In the same order, and of the shard that is gone nothing lies there any more.
     names = [info.name for info in shards.manifest.shards]
@@ -101,7 +101,7 @@ def test_a_repair_that_was_killed_between_shards_and_manifest_loses_nothing_when
     broken = copy_shards(shards, tmp_path / "set")
     folder = Path(broken.folder)
     (folder / "shard-000003.tar").write_bytes((folder / "shard-000003.tar").read_bytes()[:60_000])
-    left = len(list(broken.read(3)))
+    left = len(list(broken.read_samples(3)))
     assert 0 < left < 5
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Manifest, "as_json", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
@@ -117,7 +117,7 @@ def test_parts_read_every_shard_once_and_the_table_too(
 ) -> None:
     folder = Path(copy_shards(shards, tmp_path / "set").folder)
     for part, said in (("1/2", "13 samples in 3 shards"), ("2/2", "10 samples in 2 shards"), ("6/6", "0 samples")):
-        say("verify", f"--shards={folder}", f"--part={part}")
+        say("verify", f"--shards={folder}", f"--slice={part}")
         assert f"set, part {part}: {said}" in capsys.readouterr().out
     (folder / "shard-000001.tar").write_bytes(b"")
     (folder / "lookup.npy").unlink()
@@ -125,7 +125,7 @@ def test_parts_read_every_shard_once_and_the_table_too(
     assert [{problem.file for problem in part} for part in parts] == [{"lookup.npy"}, {"shard-000001.tar"}, set()]
     assert sorted(str(problem) for part in parts for problem in part) == sorted(map(str, verify(ShardSet(folder))))
     with pytest.raises(SystemExit):
-        say("verify", f"--shards={folder}", "--part=2/3")
+        say("verify", f"--shards={folder}", "--slice=2/3")
     assert "set, part 2/3: 6 problems, in 1 of 2 shards" in capsys.readouterr().err
 
 
@@ -134,8 +134,8 @@ def test_repair_is_refused_in_parts(shards: ShardSet, tmp_path: Path, capsys: py
     (folder / "shard-000001.tar").write_bytes(b"")
     before = (folder / "manifest.json").read_bytes()
     for args, said in (
-        (["--repair=true", "--part=2/2"], "--repair with --part 2/2: jobs would undo each other's manifest"),
-        (["--part=3/2"], "wanted 1/2 to 2/2"),
+        (["--repair=true", "--slice=2/2"], "--repair with --slice 2/2: jobs would undo each other's manifest"),
+        (["--slice=3/2"], "wanted 1/2 to 2/2"),
         (["--processes=0"], "--processes is 0: wanted 1 or more"),
     ):
         with pytest.raises(SystemExit):
@@ -176,7 +176,7 @@ def test_a_look_up_table_that_is_no_table_of_this_set_is_named_and_made_again(
     before = path.read_bytes()
     path.unlink()
     if table is not None:
-        path.write_bytes(table if isinstance(table, bytes) else npy(table))
+        path.write_bytes(table if isinstance(table, bytes) else npy_bytes(table))
     with pytest.raises(SystemExit):
         say("verify", f"--shards={path.parent}")
     heard = capsys.readouterr()
@@ -192,7 +192,7 @@ def test_a_repaired_set_has_the_table_of_what_is_left(shards: ShardSet, tmp_path
         (folder / f"shard-00000{number}.tar").write_bytes(b"")
     repair(broken, range(4))
     table = np.load(folder / "lookup.npy")
-    assert np.array_equal(table, look_up(ShardSet(folder)))
+    assert np.array_equal(table, mean_token_mels(ShardSet(folder)))
     assert not np.array_equal(table, np.load(Path(shards.folder) / "lookup.npy"))
 
 
@@ -205,7 +205,7 @@ def test_a_repair_that_is_killed_leaves_no_table_of_samples_that_are_gone(
     def kill(shards: ShardSet) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lookup, "look_up", kill)
+    monkeypatch.setattr(lookup, "mean_token_mels", kill)
     with pytest.raises(KeyboardInterrupt):
         repair(broken, [1])
     assert str(*verify_table(ShardSet(broken.folder))) == "lookup.npy: missing"
@@ -243,11 +243,11 @@ def test_the_command_builds_in_parts_and_asks_for_what_it_needs(
 ) -> None:
     audio = Path(shards.folder).parent / "audio"
     for args, said in (
-        (["--part=3"], "--part is '3': wanted two numbers, such as 3/64"),
-        (["--part=3/2"], "wanted 1/2 to 2/2"),
-        (["--part=1/0"], "wanted at least one part"),
+        (["--slice=3"], "--slice is '3': wanted two numbers, such as 3/64"),
+        (["--slice=3/2"], "wanted 1/2 to 2/2"),
+        (["--slice=1/0"], "wanted at least one part"),
         (["--vocabulary=0"], "--vocabulary is 0: wanted 1 or more"),
-        (["--part=1/2"], "jobs that share the work must share it too"),
+        (["--slice=1/2"], "jobs that share the work must share it too"),
         (["--tokenizer=precomputed"], "needs --vocabulary"),
         (["--processes=0"], "--processes is 0: wanted 1 or more"),
         (["--tokens_by=s3"], "--tokens_by says something only beside --tokenizer=precomputed"),
@@ -274,7 +274,7 @@ def test_the_command_builds_in_parts_and_asks_for_what_it_needs(
             f"--audio={audio}",
             f"--out={tmp_path}/set",
             "--vocabulary=40",
-            f"--part={part}",
+            f"--slice={part}",
             "--shard_samples=5",
         )
     said = capsys.readouterr().out

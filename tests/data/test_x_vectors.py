@@ -7,10 +7,10 @@ import pytest
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.build import build, fit_tokenizer
-from sf_lightning.data.corpus import find_units
+from sf_lightning.data.build_config import BuildConfig, SpeakerSpec
+from sf_lightning.data.corpus import find_parts
 from sf_lightning.data.lanes import Lane, LaneConfig, LaneState
-from sf_lightning.data.packing import Batch, PackShape, pack
-from sf_lightning.data.recipe import Recipe, SpeakerSpec
+from sf_lightning.data.packing import Batch, PackShape, pack_clips
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.speaker import SpeakerConfig
@@ -29,10 +29,10 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     for i, path in enumerate(sorted(audio.rglob("*.wav"))[:7]):
         x_vector = random.standard_normal(WIDTH) if i < 6 else np.full(WIDTH, np.nan)
         np.save(path.with_suffix(".speaker.npy"), x_vector.astype(np.float16))
-    units = find_units(audio, 4)
-    tokenizer = fit_tokenizer(units, 50, MelConfig())
-    recipe = Recipe(tokenizer, speaker=SpeakerSpec("elsewhere", WIDTH), shard_samples=4)
-    build(units, folder / "set", recipe)
+    parts = find_parts(audio, 4)
+    tokenizer = fit_tokenizer(parts, 50, MelConfig())
+    config = BuildConfig(tokenizer, speaker=SpeakerSpec("elsewhere", WIDTH), shard_samples=4)
+    build(parts, folder / "set", config)
     return ShardSet(folder / "set")
 
 
@@ -45,11 +45,11 @@ def test_clips_without_a_good_x_vector_are_left_out_and_counted(stored: ShardSet
 def test_each_piece_of_a_pack_has_the_x_vector_of_its_clip(stored: ShardSet) -> None:
     expected = {}
     for shard in range(2):
-        for drawn in stored.read(shard):
+        for drawn in stored.read_samples(shard):
             expected[drawn["__key__"]] = drawn["speaker.npy"]
     lane = Lane([stored], 0, LaneConfig(0, 1, ClipRequirements(crop_samples=4000, x_vector_width=WIDTH)))
-    stream = pack(lane.draws(LaneState()), PackShape(10, 24, 4, 4, MelConfig()))
-    batch = Batch.of_packs([next(stream), next(stream)])
+    stream = pack_clips(lane.draw_clips(LaneState()), PackShape(10, 24, 4, 4, MelConfig()))
+    batch = Batch.from_packs([next(stream), next(stream)])
     assert batch.x_vector.shape == (8, WIDTH)
     for key, x_vector in zip(batch.keys, batch.x_vector.numpy(), strict=True):
         if key:

@@ -160,7 +160,7 @@ def test_every_row_has_a_name_of_its_own_whatever_tells_it_apart() -> None:
 
 
 def test_sound_is_kept_of_clips_whose_speaker_has_another_before_all_others() -> None:
-    clips = [SimpleNamespace(clip=SimpleNamespace(key=f"c{i}"), is_alone=i not in (3, 6)) for i in range(8)]
+    clips = [SimpleNamespace(clip=SimpleNamespace(key=f"c{i}"), is_own_reference=i not in (3, 6)) for i in range(8)]
     drawing = Drawing(None, 8)  # type: ignore[arg-type]
     drawing.of = lambda group: clips  # type: ignore[assignment,return-value,method-assign]
     assert drawing.shown(None, 2) == {"c3", "c6"}  # type: ignore[arg-type]

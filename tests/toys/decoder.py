@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sf_lightning.data.lanes import LaneState
-from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.packing import Batch, PackShape, pack_clips
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.layout import Layout
@@ -82,8 +82,8 @@ def fit_decoder(
 def decoder_batch(shards: ShardSet, lanes: int = 2) -> Batch:
     """Returns the first batch of a run."""
     shape = PackShape(8, 24, 4, 8, shards.manifest.mel)
-    streams = [pack(make_lane(shards, n, lanes).draws(LaneState()), shape, n) for n in range(lanes)]
-    return Batch.of_packs([next(stream) for stream in streams])
+    streams = [pack_clips(make_lane(shards, n, lanes).draw_clips(LaneState()), shape, n) for n in range(lanes)]
+    return Batch.from_packs([next(stream) for stream in streams])
 
 
 class RankLosses(L.Callback):

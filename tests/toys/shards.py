@@ -12,9 +12,9 @@ import torch
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.lanes import Lane, LaneConfig, LaneState
-from sf_lightning.data.packing import Pack, PackShape, pack
+from sf_lightning.data.packing import Pack, PackShape, pack_clips
 from sf_lightning.data.requirements import ClipRequirements
-from sf_lightning.data.sample import Raw
+from sf_lightning.data.sample import RawSample
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.base import Tokenizer
 from sf_lightning.tokens.load import load_tokenizer
@@ -33,7 +33,7 @@ def copy_shards(shards: ShardSet, folder: Path) -> ShardSet:
     return ShardSet(folder)
 
 
-def raw_sample(wave: np.ndarray, tokens: int, rate: int = 16000) -> Raw:
+def raw_sample(wave: np.ndarray, tokens: int, rate: int = 16000) -> RawSample:
     """Returns a sample as WebDataset reads it: a wave [N], and zeros for its tokens."""
     audio, array = io.BytesIO(), io.BytesIO()
     soundfile.write(audio, wave, rate, format="WAV", subtype="FLOAT")
@@ -51,7 +51,7 @@ def make_lane(
 
 def lane_packs(lane: Lane, count: int, state: LaneState = LaneState(), shape: PackShape = PACK_SHAPE) -> list[Pack]:
     """Returns the next packs of a lane after a state."""
-    return list(islice(pack(lane.draws(state), shape, lane.lane, state), count))
+    return list(islice(pack_clips(lane.draw_clips(state), shape, lane.lane, state), count))
 
 
 def set_packs(shards: ShardSet, count: int, state: LaneState = LaneState(), **change: Any) -> list[Pack]:

@@ -9,8 +9,8 @@ import torch
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.lanes import LaneState
-from sf_lightning.data.packing import Batch, PackShape, pack
-from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, Segments, cut, draw_starts
+from sf_lightning.data.packing import Batch, PackShape, pack_clips
+from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, Segments, draw_starts, slice_segments
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.optimizer import GANOptimizerConfig
@@ -57,8 +57,8 @@ class RepeatedBatch:
 def vocoder_batch(shards: ShardSet, packs: int = 1, lane: int = 0) -> Batch:
     """Returns the first packs of a lane as one batch."""
     shape = PackShape(8, BLOCK_FRAMES, 4, 8, shards.manifest.mel)
-    stream = pack(make_lane(shards, lane, 2, crop_samples=0).draws(LaneState()), shape, lane)
-    return Batch.of_packs([next(stream) for _ in range(packs)])
+    stream = pack_clips(make_lane(shards, lane, 2, crop_samples=0).draw_clips(LaneState()), shape, lane)
+    return Batch.from_packs([next(stream) for _ in range(packs)])
 
 
 class VocoderLosses(L.Callback):
@@ -89,4 +89,6 @@ def fit_vocoder(
 
 def cut_segments(batch: Batch, config: SegmentConfig, seed: int = 0) -> Segments:
     """Returns the segments of a batch, with the default mel spectrogram."""
-    return cut(replace(batch, starts=draw_starts(batch, config, seed)), config.frames, MelSpectrogram(MelConfig()))
+    return slice_segments(
+        replace(batch, starts=draw_starts(batch, config, seed)), config.frames, MelSpectrogram(MelConfig())
+    )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
-from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.held_out import evenly_spaced_clips
 from sf_lightning.data.packing import Batch
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.segments import SegmentConfig
@@ -89,11 +89,11 @@ def test_a_segment_has_the_wave_of_the_clip_and_the_mel_of_the_decoder(shards: S
 
 def test_a_clip_is_heard_whole_and_the_same_every_time(shards: ShardSet) -> None:
     teacher = Teacher(small_model(LAYOUT), 0.5, seed=0)
-    for number, drawn in enumerate(first_clips(shards, 3, ClipRequirements(crop_samples=4000))):
-        made = teacher.mel_of(drawn, number, torch.device("cpu"))
+    for number, drawn in enumerate(evenly_spaced_clips(shards, 3, ClipRequirements(crop_samples=4000))):
+        made = teacher.predict_clip_mel(drawn, number, torch.device("cpu"))
         assert made.shape == (len(drawn.clip.wave) // 160, 80)
-        assert torch.equal(made, teacher.mel_of(drawn, number, torch.device("cpu")))
-        assert not torch.equal(made, teacher.mel_of(drawn, number + 1, torch.device("cpu")))
+        assert torch.equal(made, teacher.predict_clip_mel(drawn, number, torch.device("cpu")))
+        assert not torch.equal(made, teacher.predict_clip_mel(drawn, number + 1, torch.device("cpu")))
 
 
 def test_a_run_on_generated_mels_goes_on_with_the_very_same_losses(

@@ -4,8 +4,8 @@ import dataclasses
 from collections import Counter
 from itertools import islice
 
-from sf_lightning.data.lanes import LaneState, Place
-from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.lanes import LaneState, SetPosition
+from sf_lightning.data.packing import Batch, PackShape, pack_clips
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.flow.path import straight_path
 from sf_lightning.model.blocks import Blocks
@@ -18,8 +18,8 @@ def test_the_loss_of_packs_is_that_of_their_pieces_alone_weighted_by_frames(shar
     module = decoder_module()
     randomize_weights(module.model)
     lane = make_lane(shards, 0, 1)
-    stream = pack(lane.draws(LaneState()), PackShape(10, 24, 4, 4, shards.manifest.mel))
-    batch = Batch.of_packs(list(islice(stream, 3)))
+    stream = pack_clips(lane.draw_clips(LaneState()), PackShape(10, 24, 4, 4, shards.manifest.mel))
+    batch = Batch.from_packs(list(islice(stream, 3)))
     assert max(Counter(filter(None, batch.keys)).values()) > 1  # a clip is cut, its tail is a piece of its own
     draws = module._draw(batch)
     packed = float(module._losses(module.model, batch, draws).detach().mean())
@@ -60,7 +60,7 @@ def test_two_ranks_never_see_the_same_clip_in_an_epoch_and_together_they_see_all
         for rank in range(world):
             mine = set()
             for number in range(rank, lanes, world):
-                for drawn in make_lane(shards, number, lanes).draws(LaneState((Place(epoch),))):
+                for drawn in make_lane(shards, number, lanes).draw_clips(LaneState((SetPosition(epoch),))):
                     if drawn.state.places[0].epoch > epoch:
                         break
                     mine.add(drawn.clip.key)

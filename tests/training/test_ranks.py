@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sf_lightning.data.build import build
-from sf_lightning.data.corpus import FileUnit, Unit
+from sf_lightning.data.build_config import BuildConfig
+from sf_lightning.data.corpus import CorpusPart, FilesPart
 from sf_lightning.data.packing import Batch
-from sf_lightning.data.recipe import Recipe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.load import load_tokenizer
 from tests.toys.decoder import RankLosses, decoder_data, decoder_module
@@ -68,11 +68,11 @@ def test_shards_of_any_size_and_fewer_than_workers_never_let_a_rank_wait(
     shards: ShardSet, tmp_path: Path, samples: list[int]
 ) -> None:
     audio = sorted((Path(shards.folder).parent / "audio").rglob("*.wav"))
-    units: list[Unit] = [
-        FileUnit(f"shard-{i:06d}", audio[0].parents[1], tuple(audio[:n])) for i, n in enumerate(samples)
+    parts: list[CorpusPart] = [
+        FilesPart(f"shard-{i:06d}", audio[0].parents[1], tuple(audio[:n])) for i, n in enumerate(samples)
     ]
     tokenizer = load_tokenizer(Path(shards.folder).parent / "kmeans-50.npz")
-    build(units, tmp_path / "set", Recipe(tokenizer, shard_samples=10))
+    build(parts, tmp_path / "set", BuildConfig(tokenizer, shard_samples=10))
     steps = train(tmp_path / "run", ShardSet(tmp_path / "set"), 2, 6, lanes=4, num_workers=2)
     assert len(steps) == 6 and all(math.isfinite(step["loss"]) for step in steps)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sf_lightning.data.lanes import LaneState
-from sf_lightning.data.packing import Batch, PackShape, pack
+from sf_lightning.data.packing import Batch, PackShape, pack_clips
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.layout import Layout
 from sf_lightning.training.base import require_matching_checkpoint
@@ -91,7 +91,9 @@ def test_the_loss_of_a_step_is_the_mean_of_its_packs_alone(shards: ShardSet) -> 
     alone = []
     for number in range(2):
         shape = PackShape(8, 24, 4, 8, shards.manifest.mel)
-        one = Batch.of_packs([next(pack(make_lane(shards, number, 2).draws(LaneState()), shape, number))])
+        one = Batch.from_packs(
+            [next(pack_clips(make_lane(shards, number, 2).draw_clips(LaneState()), shape, number))]
+        )
         alone.append(module._losses(module.model, one, module._draw(one)).mean())
     together = module._losses(module.model, both, module._draw(both)).mean()
     torch.testing.assert_close(together, (alone[0] + alone[1]) / 2, atol=1e-5, rtol=1e-5)

@@ -17,10 +17,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.build import build, fit_tokenizer
-from sf_lightning.data.corpus import find_units
+from sf_lightning.data.build_config import BuildConfig
+from sf_lightning.data.corpus import find_parts
 from sf_lightning.data.packing import Batch
-from sf_lightning.data.recipe import Recipe
-from sf_lightning.data.segments import SegmentConfig, cut
+from sf_lightning.data.segments import SegmentConfig, slice_segments
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.vocoder.adversary import DiscriminatorConfig, LossConfig
@@ -44,7 +44,7 @@ def test_it_learns_the_segments_of_a_batch_by_heart(shards: ShardSet, losses: Lo
     batch = module.add_random_draws(vocoder_batch(shards))
 
     def distance() -> float:
-        segments = cut(batch, module.segments.frames, module.mel)
+        segments = slice_segments(batch, module.segments.frames, module.mel)
         return float(module.adversary.mel_loss(segments.wave, module.model.decode(segments.mel)).detach())
 
     before = distance()
@@ -56,7 +56,7 @@ def test_it_learns_the_segments_of_a_batch_by_heart(shards: ShardSet, losses: Lo
 def test_the_discriminators_learn_from_their_own_loss_and_from_nothing_else(shards: ShardSet) -> None:
     module, other = vocoder_module(), vocoder_module()
     batch = module.add_random_draws(vocoder_batch(shards))
-    segments = cut(batch, module.segments.frames, module.mel)
+    segments = slice_segments(batch, module.segments.frames, module.mel)
     other.adversary.discriminator_loss(segments.wave, other.model.decode(segments.mel)).backward()
     for part in other.adversary.parts:
         clip_grad_norm_(part.parameters(), other.optimizer.early_clip_norm)
@@ -189,9 +189,9 @@ def test_stereo_at_another_rate_is_learnt_as_mono_at_the_mel_s(tmp_path: Path) -
         for number in range(3):
             wave = soxr.resample(synthetic_voice(1.5, seed=number), 16000, rate)
             soundfile.write(audio / f"{number}.wav", np.stack([wave] * channels, 1), rate)
-        units = find_units(tmp_path / name, 3)
+        units = find_parts(tmp_path / name, 3)
         tokenizer = fit_tokenizer(units, 8, MelConfig())
-        build(units, tmp_path / f"{name}-set", Recipe(tokenizer, shard_samples=3))
+        build(units, tmp_path / f"{name}-set", BuildConfig(tokenizer, shard_samples=3))
         batches.append(vocoder_batch(ShardSet(tmp_path / f"{name}-set")))
     (mono, stereo) = (cut_segments(each, SegmentConfig(40, 4)) for each in batches)
     assert batches[0].keys == batches[1].keys
@@ -221,7 +221,7 @@ def test_the_discriminators_rest_at_first_and_the_generator_follows_the_mel_alon
     module = vocoder_module(optimizer=replace(VOCODER_SETTINGS["optimizer"], freeze_steps=2, ema_decay=0.0))
     other = vocoder_module()
     batch = module.add_random_draws(vocoder_batch(shards))
-    segments = cut(batch, module.segments.frames, module.mel)
+    segments = slice_segments(batch, module.segments.frames, module.mel)
     loss = other.adversary.regression(segments.wave, other.model.decode(segments.mel)).total
     loss.backward()
     clip_grad_norm_(other.model.parameters(), other.optimizer.early_clip_norm)

@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.data.held_out import first_clips
+from sf_lightning.data.held_out import evenly_spaced_clips
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.segments import SegmentConfig
 from sf_lightning.data.shards import ShardSet
@@ -89,7 +89,9 @@ def test_clips_shorter_than_a_segment_are_passed_over_and_every_pack_holds_one(
     fit_vocoder(module, datamodule, 6, notes)
     assert caplog.text.count("clips of less than 180 frames are passed over") == 1
     assert not any(datamodule.skipped.values())  # they are not broken
-    lengths = {each.clip.key: len(each.clip.wave) // 160 for each in first_clips(shards, 23, ClipRequirements())}
+    lengths = {
+        each.clip.key: len(each.clip.wave) // 160 for each in evenly_spaced_clips(shards, 23, ClipRequirements())
+    }
     assert all(lengths[key] >= 180 for _, _, keys in notes.steps for key in keys if key)
 
 

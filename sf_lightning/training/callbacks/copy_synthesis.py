@@ -123,7 +123,7 @@ class CopySynthesis(Listening):
             number = trainer.global_rank + i * trainer.world_size  # the same on any number of ranks
             wave, generated = torch.from_numpy(drawn.clip.wave).to(module.device), None
             if datamodule.generated_mels is not None:
-                generated = datamodule.generated_mels.teacher.mel_of(drawn, number, module.device)
+                generated = datamodule.generated_mels.teacher.predict_clip_mel(drawn, number, module.device)
             clips.append(_Clip(drawn.clip.key, wave, self._mel(module, wave), generated))
         return clips
 

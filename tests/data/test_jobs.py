@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sf_lightning.data import work as working
-from sf_lightning.data.work import Tally, how_far, work
+from sf_lightning.data.jobs import ProgressCounter, progress_line, work
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def wait_for(seen: Callable[[], bool]) -> None:
 
 
 def test_the_log_of_one_long_job_shows_it_move(quick: None, capsys: pytest.CaptureFixture) -> None:
-    def do(item: int, tally: Tally) -> list[str]:
+    def do(item: int, counter: ProgressCounter) -> list[str]:
         for share in (25, 50):
-            tally.add(made=250, seconds=3600.0)
+            counter.add(made=250, seconds=3600.0)
             log = ""
 
             def is_said(share: int = share) -> bool:
@@ -48,17 +48,17 @@ def test_the_log_of_one_long_job_shows_it_move(quick: None, capsys: pytest.Captu
 
 
 def test_a_job_that_is_done_already_does_not_make_the_rest_look_quick() -> None:
-    tally = Tally()
-    assert how_far(tally, 1000, 1.0) == "0% of 1.0 kB, 0.0 h of speech, 0 x real time, time left unknown"
-    tally.add(passed=900)
-    assert "90% of 1.0 kB" in how_far(tally, 1000, 1.0) and "unknown" in how_far(tally, 1000, 1.0)
-    tally.add(made=10, seconds=60.0)
-    assert how_far(tally, 1000, 3600.0).endswith("9.0 h left")
+    counter = ProgressCounter()
+    assert progress_line(counter, 1000, 1.0) == "0% of 1.0 kB, 0.0 h of speech, 0 x real time, time left unknown"
+    counter.add(passed=900)
+    assert "90% of 1.0 kB" in progress_line(counter, 1000, 1.0) and "unknown" in progress_line(counter, 1000, 1.0)
+    counter.add(made=10, seconds=60.0)
+    assert progress_line(counter, 1000, 3600.0).endswith("9.0 h left")
 
 
-def say(item: int, tally: Tally, folder: Path) -> list[str]:
+def say(item: int, counter: ProgressCounter, folder: Path) -> list[str]:
     """A job that ends when the parent has seen how far it is."""
-    tally.add(made=10)
+    counter.add(made=10)
     (folder / str(item)).touch()
     wait_for(lambda: (folder / "seen").exists())
     return [f"[{item}]"] * (item % 3)
@@ -70,19 +70,19 @@ def test_processes_count_together_and_speak_in_order(
 ) -> None:
     said: list[str] = []
 
-    def listen(tally: Tally, total: int, elapsed: float) -> str:
-        said.append(how_far(tally, total, elapsed))
+    def listen(counter: ProgressCounter, total: int, elapsed: float) -> str:
+        said.append(progress_line(counter, total, elapsed))
         if "40% of 50 bytes" in said[-1]:  # two processes, each with a first job
             (tmp_path / "seen").touch()
         return said[-1]
 
-    monkeypatch.setattr(working, "how_far", listen)
+    monkeypatch.setattr(working, "progress_line", listen)
     found = work(functools.partial(say, folder=tmp_path), range(5), 50, 2, "going")
     assert found == ["[1]", "[2]", "[2]", "[4]"]
     assert re.findall(r"^\[\d\]$", capsys.readouterr().out, re.MULTILINE) == found
 
 
-def die(item: int, tally: Tally) -> list[str]:
+def die(item: int, counter: ProgressCounter) -> list[str]:
     """A job that uses up the memory."""
     os.kill(os.getpid(), signal.SIGKILL)
     return []

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import Wave
-from sf_lightning.data.corpus import Filters, Source
+from sf_lightning.data.corpus import CorpusClip, Filters
 from sf_lightning.data.sample import BadSample, fit_to_tokens, read_speech, read_tokens, read_x_vector
 from sf_lightning.data.shards import FORMAT
-from sf_lightning.data.writer import Sample, npy
+from sf_lightning.data.writer import Sample, npy_bytes
 from sf_lightning.tokens.base import Tokenizer, TokenizerSpec
 
 
@@ -44,7 +44,7 @@ class SpeakerSpec:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BuildConfig:
     """How every clip becomes a sample.
 
     Args:
@@ -86,23 +86,25 @@ class Recipe:
         return json.loads(json.dumps(said))
 
 
-def samples_of(run: Sequence[Source], recipe: Recipe, skipped: Counter[str], said: list[str]) -> Iterator[Sample]:
+def samples_of(
+    run: Sequence[CorpusClip], config: BuildConfig, skipped: Counter[str], said: list[str]
+) -> Iterator[Sample]:
     """Yields what can be used of a run of clips, a few at once; counts and names what cannot."""
     taken: set[str] = set()
 
-    def usable(source: Source) -> Iterator[tuple[Source, Wave]]:
+    def usable(source: CorpusClip) -> Iterator[tuple[CorpusClip, Wave]]:
         try:
             if source.damage:
                 raise BadSample("damaged tar", source.damage)
-            if reason := recipe.filters.reason_against(source.fields):
+            if reason := config.filters.reason_against(source.fields):
                 skipped[f"filtered: {reason}"] += 1
                 return
             if source.key in taken:
                 raise BadSample("duplicate key", source.key)
             if not source.audio:
                 raise BadSample("incomplete", "no audio")
-            wave = read_speech(source.audio, recipe.mel)
-            if not recipe.filters.takes(len(wave) / recipe.mel.sample_rate):
+            wave = read_speech(source.audio, config.mel)
+            if not config.filters.takes(len(wave) / config.mel.sample_rate):
                 skipped["filtered: duration"] += 1
                 return
             taken.add(source.key)
@@ -112,33 +114,33 @@ def samples_of(run: Sequence[Source], recipe: Recipe, skipped: Counter[str], sai
             said.append(f"{source.file}: {error}")
 
     pairs = (pair for source in run for pair in usable(source))
-    while batch := list(islice(pairs, recipe.at_once)):
+    while batch := list(islice(pairs, config.at_once)):
         sources, waves = [source for source, _ in batch], [wave for _, wave in batch]
-        codes, x_vectors = _tokens_of(sources, waves, recipe), _x_vectors_of(sources, waves, recipe)
+        codes, x_vectors = _tokens_of(sources, waves, config), _x_vectors_of(sources, waves, config)
         for source, wave, code, x_vector in zip(sources, waves, codes, x_vectors, strict=True):
             try:
                 # What training would refuse has no place in a set.
-                tokens = read_tokens(code, recipe.spec.vocabulary)
-                fit_to_tokens(wave, tokens, recipe.mel, recipe.spec.frames_per_token)
-                read_x_vector(x_vector, recipe.speaker.width)
+                tokens = read_tokens(code, config.spec.vocabulary)
+                fit_to_tokens(wave, tokens, config.mel, config.spec.frames_per_token)
+                read_x_vector(x_vector, config.speaker.width)
             except BadSample as error:
                 skipped[error.cause] += 1
                 said.append(f"{source.file}: {error}")
             else:
-                yield Sample(source, tokens, x_vector, len(wave) / recipe.mel.sample_rate)
+                yield Sample(source, tokens, x_vector, len(wave) / config.mel.sample_rate)
 
 
-def _tokens_of(sources: Sequence[Source], waves: Sequence[Wave], recipe: Recipe) -> list[bytes]:
+def _tokens_of(sources: Sequence[CorpusClip], waves: Sequence[Wave], config: BuildConfig) -> list[bytes]:
     """The bytes of `tokens.npy` of each clip; empty where it was to be made elsewhere and is not there."""
-    if isinstance(recipe.tokenizer, TokenizerSpec):
+    if isinstance(config.tokenizer, TokenizerSpec):
         return [source.made.get("tokens.npy", b"") for source in sources]
-    return [npy(tokens.astype(np.int32)) for tokens in recipe.tokenizer.encode(waves)]
+    return [npy_bytes(tokens.astype(np.int32)) for tokens in config.tokenizer.encode(waves)]
 
 
-def _x_vectors_of(sources: Sequence[Source], waves: Sequence[Wave], recipe: Recipe) -> list[bytes]:
+def _x_vectors_of(sources: Sequence[CorpusClip], waves: Sequence[Wave], config: BuildConfig) -> list[bytes]:
     """The bytes of `speaker.npy` of each clip; empty where none are wanted, or one is not there."""
-    if not recipe.speaker.name:
+    if not config.speaker.name:
         return [b""] * len(sources)
-    if isinstance(recipe.speaker, SpeakerSpec):
+    if isinstance(config.speaker, SpeakerSpec):
         return [source.made.get("speaker.npy", b"") for source in sources]
-    return [npy(x_vector.astype(np.float16)) for x_vector in recipe.speaker.encode(waves)]
+    return [npy_bytes(x_vector.astype(np.float16)) for x_vector in config.speaker.encode(waves)]

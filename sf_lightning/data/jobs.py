@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 Said = TypeVar("Said")
 
 
-class Tally:
+class ProgressCounter:
     """What is done so far, counted by all processes together.
 
     Args:
@@ -57,8 +57,8 @@ class Tally:
             return self.counts[0], self.counts[1], self.counts[2]
 
 
-def work(
-    do: Callable[[Item, Tally], list[Said]], items: Sequence[Item], total: int, processes: int, title: str
+def run_jobs(
+    do: Callable[[Item, ProgressCounter], list[Said]], items: Sequence[Item], total: int, processes: int, title: str
 ) -> list[Said]:
     """Does jobs, says how far they are, and prints what each has to say when it ends.
 
@@ -72,25 +72,25 @@ def work(
     Returns:
         What all had to say, in the order of the jobs.
     """
-    tally, said = Tally(processes), list[Said]()
-    with _shown(title, total, tally) as console:
-        for each in _results(do, items, processes, tally):
+    counter, said = ProgressCounter(processes), list[Said]()
+    with _shown(title, total, counter) as console:
+        for each in _results(do, items, processes, counter):
             for line in each:
                 console.print(str(line), markup=False, highlight=False, soft_wrap=True)
             said += each
     return said
 
 
-def how_far(tally: Tally, total: int, elapsed: float) -> str:
+def progress_line(counter: ProgressCounter, total: int, elapsed: float) -> str:
     """Says what share is done, how much speech, how fast, and how long the rest will take.
 
-    >>> tally = Tally()
-    >>> tally.add(made=100, seconds=3600.0)
-    >>> tally.add(passed=500)
-    >>> how_far(tally, 1000, elapsed=60.0)
+    >>> counter = ProgressCounter()
+    >>> counter.add(made=100, seconds=3600.0)
+    >>> counter.add(passed=500)
+    >>> progress_line(counter, 1000, elapsed=60.0)
     '60% of 1.0 kB, 1.0 h of speech, 60 x real time, 4 min left'
     """
-    made, seconds, passed = tally.read()
+    made, seconds, passed = counter.read()
     share, hours, rate = min(1.0, (made + passed) / max(1, total)), seconds / 3600, seconds / elapsed
     if made:
         left = elapsed * max(0.0, total - made - passed) / made
@@ -101,8 +101,8 @@ def how_far(tally: Tally, total: int, elapsed: float) -> str:
 
 
 @contextmanager
-def _shown(title: str, total: int, tally: Tally) -> Iterator[Console]:
-    """Shows how far a tally is while the block runs; what is printed meanwhile goes to the console given."""
+def _shown(title: str, total: int, counter: ProgressCounter) -> Iterator[Console]:
+    """Shows how far a counter is while the block runs; what is printed meanwhile goes to the console given."""
     columns = (TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[said]}"))
     stop, began = threading.Event(), time.monotonic()
     console = Console()
@@ -113,8 +113,8 @@ def _shown(title: str, total: int, tally: Tally) -> Iterator[Console]:
         def watch() -> None:
             said_at = began
             while not stop.wait(SECONDS_BETWEEN_LOOKS):
-                now, (made, _, passed) = time.monotonic(), tally.read()
-                said = how_far(tally, total, now - began)
+                now, (made, _, passed) = time.monotonic(), counter.read()
+                said = progress_line(counter, total, now - began)
                 progress.update(task, completed=made + passed, said=said)
                 # The log of a job shows no bar: a line a minute instead.
                 if in_log and now - said_at >= SECONDS_BETWEEN_LINES:
@@ -131,16 +131,19 @@ def _shown(title: str, total: int, tally: Tally) -> Iterator[Console]:
 
 
 def _results(
-    do: Callable[[Item, Tally], list[Said]], items: Sequence[Item], processes: int, tally: Tally
+    do: Callable[[Item, ProgressCounter], list[Said]],
+    items: Sequence[Item],
+    processes: int,
+    counter: ProgressCounter,
 ) -> Iterator[list[Said]]:
     """Yields what each job has to say, in order."""
     if processes == 1:
         for item in items:
-            yield do(item, tally)
+            yield do(item, counter)
         return
     # Not forked: torch's threads do not survive a fork.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, _begin_process, (do, tally)) as pool:
+    with ProcessPoolExecutor(processes, spawn, _begin_process, (do, counter)) as pool:
         futures = [pool.submit(_do_here, item) for item in items]
         try:
             for future in futures:
@@ -155,20 +158,20 @@ def _results(
             raise
 
 
-_mine: tuple[Callable[[Any, Tally], list[Any]], Tally]
+_mine: tuple[Callable[[Any, ProgressCounter], list[Any]], ProgressCounter]
 """What a process of the pool does, and where it counts: sent once, for a tokenizer is slow to load."""
 
 
-def _begin_process(do: Callable[[Any, Tally], list[Any]], tally: Tally) -> None:
+def _begin_process(do: Callable[[Any, ProgressCounter], list[Any]], counter: ProgressCounter) -> None:
     global _mine
-    _mine = do, tally
+    _mine = do, counter
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _do_here(item: Any) -> list[Any]:
-    do, tally = _mine
-    return do(item, tally)
+    do, counter = _mine
+    return do(item, counter)
 
 
 def _end_with_parent() -> None:

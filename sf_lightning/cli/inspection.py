@@ -9,7 +9,7 @@ from rich.table import Table
 
 from sf_lightning.cli.options import require_positive
 from sf_lightning.data.corpus import clean_key
-from sf_lightning.data.sample import audio_of, read_tokens
+from sf_lightning.data.sample import find_audio, read_tokens
 from sf_lightning.data.shards import Manifest, ShardSet
 
 
@@ -45,9 +45,9 @@ def sample(shards: str, out: str, count: int = 5, seed: int = 0) -> None:
         wanted = [i - start for i in range(start, start + info.samples) if i in drawn]
         start += info.samples
         # Only the shards that hold one are asked for, index and all.
-        rows = held.index(number) if wanted else []
-        for raw in held.read(number, [rows[i] for i in wanted]) if wanted else ():
-            suffix, audio = audio_of(raw)
+        rows = held.read_index(number) if wanted else []
+        for raw in held.read_samples(number, [rows[i] for i in wanted]) if wanted else ():
+            suffix, audio = find_audio(raw)
             key = clean_key(raw["__key__"])  # a set made by others may have keys that leave the folder
             for name, data in ((suffix, audio), ("json", raw.get("json", b"{}"))):
                 (folder / f"{key}.{name}").write_bytes(data)
@@ -78,7 +78,7 @@ def inspect(shards: str, read: int = 4) -> None:
     console.print(table)
     if len(manifest.shards) > 20:
         print(f"and {len(manifest.shards) - 20} more")
-    rows = [row for number in range(len(manifest.shards)) for row in held.index(number)]
+    rows = [row for number in range(len(manifest.shards)) for row in held.read_index(number)]
     rate = manifest.mel.frame_rate / manifest.tokenizer.frames_per_token
     seconds = np.array([row.tokens for row in rows]) / rate
     counts, edges = np.histogram(seconds, bins=min(10, max(1, len(set(seconds.tolist())))))
@@ -92,7 +92,7 @@ def inspect(shards: str, read: int = 4) -> None:
     used = np.zeros(manifest.tokenizer.vocabulary, np.int64)
     chosen = range(len(manifest.shards))[:: max(1, len(manifest.shards) // read)][:read]
     for number in chosen:
-        for raw in held.read(number):
+        for raw in held.read_samples(number):
             np.add.at(used, read_tokens(raw["tokens.npy"], len(used)), 1)
     share = used[used > 0] / max(1, used.sum())
     print(

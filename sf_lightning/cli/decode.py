@@ -1,7 +1,6 @@
 """`sf-decode`: tokens to sound with a trained checkpoint, streaming."""
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,13 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from sf_lightning.audio.wave import open_wave, to_pcm
-from sf_lightning.cli.errors import one_line, one_line_errors
+from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.inputs import embed, embed_speaker, find_clip, load_tokens, read_stdin
 from sf_lightning.cli.options import require_device
+from sf_lightning.cli.parser import command_parser
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import latency_summary, measure_latency
@@ -201,20 +200,10 @@ def _noted(pushes: Iterator[Tensor], heard: list[Tensor]) -> Iterator[Tensor]:
         yield push
 
 
-FLAGS = ("stdin", "stdout", "latency", "bf16")
-
-
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = ArgumentParser(
-        allow_abbrev=False, prog="sf-decode", description=one_line(ValueError(decode.__doc__)).split(" Args:")[0]
-    )
-    parser.add_function_arguments(decode, as_group=False, skip=set(FLAGS))
-    helps = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", decode.__doc__ or "", re.MULTILINE)
-    for flag in FLAGS:
-        parser.add_argument(f"--{flag}", action="store_true", help=" ".join(dict(helps)[flag].split()))
-    parser.exit_on_error = False
+    parser = command_parser("sf-decode", decode, flags=("stdin", "stdout", "latency", "bf16"))
     try:
         decode(**vars(parser.parse_args(args)))
     except BrokenPipeError:

@@ -1,18 +1,17 @@
-"""A user's mistake ends in one line that says what came, what was wanted and which knob to turn."""
+"""Errors of a command: one line instead of a traceback."""
 
 import os
-import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from sf_lightning.cli.parser import UsageError
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a command so that a mistake prints one line and exits with 2; SF_TRACEBACK=1 shows where."""
+    """Wraps a command so that an error prints one line and exits with 2; SF_TRACEBACK=1 shows the traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -20,36 +19,16 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
             sys.exit(130)
-        except Exception as error:  # the boundary of the command: whatever it is, the user gets one line
+        except Exception as error:  # the boundary of the command: any error becomes one line
             if os.environ.get("SF_TRACEBACK"):
                 raise
             kinds = ArgumentError | ValueError | OSError | RuntimeError | ImportError | ArithmeticError
             expected = isinstance(error, kinds)
-            hint = "" if expected else f" ({type(error).__name__}; SF_TRACEBACK=1 shows where)"
+            hint = "" if expected else f" ({type(error).__name__}; SF_TRACEBACK=1 shows the traceback)"
             print(f"error: {one_line(error)}{hint}", file=sys.stderr)
             sys.exit(2)
 
     return wrapped
-
-
-def parsed(parser: ArgumentParser, args: list[str] | None, usage: str) -> Namespace:
-    """Parses arguments of which some have places instead of names.
-
-    Args:
-        parser: Of the command.
-        args: As they were given.
-        usage: What is said where one of those is missing.
-
-    Raises:
-        ValueError: if one is missing.
-        ArgumentError: if something else is wrong.
-    """
-    try:
-        return parser.parse_args(args)
-    except ArgumentError as error:
-        if "arguments are required" in str(error):
-            raise ValueError(f"wanted {usage}") from error
-        raise
 
 
 def one_line(error: BaseException) -> str:
@@ -58,46 +37,34 @@ def one_line(error: BaseException) -> str:
     >>> one_line(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\\nOriginal Traceback\\n"
     ...     "  File x\\nRuntimeError: all broken"))
     'all broken'
-    >>> one_line(ArgumentError(None, "Parser key \\"width\\": Does not validate against any of the Union\\n"
-    ...     "subtypes\\nSubtypes: [<class 'int'>, <class 'NoneType'>]\\nErrors:\\n  - Expected a <class 'int'>\\n"
-    ...     "  - Expected a <class 'NoneType'>\\nGiven value type: <class 'str'>\\nGiven value: wide"))
-    '--width is wide: wanted int'
-    >>> one_line(ArgumentError(None, "Parser key \\"kind\\": Expected a typing.Literal['a', 'b']. Got value: c"))
-    '--kind is c: wanted a or b'
-    >>> one_line(ArgumentError(None, "Parser key \\"layout\\": Unable to load config 'no' - and so on"))
-    '--layout: no: wanted a file of settings that can be read, or settings'
-    >>> one_line(ArgumentError(None, "the following arguments are required: build.audio, fit.data.train"))
-    'missing: --audio, --data.train'
-    >>> one_line(ArgumentError(None, "unrecognized arguments: --nfe 3"))
-    'no such option: --nfe 3: --help lists those that there are'
+    >>> one_line(FileNotFoundError(2, "No such file or directory", "a.npy"))
+    'a.npy: no such file or directory'
     """
+    if isinstance(error, ArgumentError):
+        return _usage(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    if lines[0].startswith("Caught ") and "worker" in lines[0]:
+    if lines[0].startswith("Caught ") and "worker" in lines[0]:  # as PyTorch's DataLoader wraps errors
         return lines[-1].split(": ", 1)[-1]
-    return _of_parser(" ".join(lines)) or " ".join(lines)
+    return " ".join(lines)
 
 
-def _of_parser(text: str) -> str | None:
-    """Says in a few words what jsonargparse says in many of a value or a file that it cannot take."""
-    if file := re.match(r"""Parser key "(.+?)": Unable to load config ['"](.+?)['"]""", text):
-        return f"--{file[1]}: {file[2]}: wanted a file of settings that can be read, or settings"
-    if needed := re.fullmatch(r"the following arguments are required: (.+)", text):
-        commands = r"^(fit|validate|build|verify|inspect|sample|demo)\."
-        return "missing: " + ", ".join(f"--{re.sub(commands, '', name)}" for name in needed[1].split(", "))
-    if unknown := re.fullmatch(r"unrecognized arguments: (.+)", text):
-        return f"no such option: {unknown[1]}: --help lists those that there are"
-    if option := re.match(
-        r"""Parser key "(.+?)": .*?given class_path '(.+?)': Option '(.+?)' is not accepted""", text
-    ):
-        return f"--{option[1]}: {option[2].rpartition('.')[2]} has no option {option[3]}"
-    found = re.fullmatch(r'Parser key "(.+?)": (Expected a .+?)\. Got value: (.*)', text) or re.fullmatch(
-        r'Parser key "(.+?)": Does not validate .* Errors: - (.*) Given value type: .*: (.*)', text
-    )
-    if found is None or not all(re.match("Expected (a |<)", each) for each in found[2].split(" - ")):
-        return None
-    kinds = re.findall(r"<class '(?!NoneType)(.+?)'>", found[2])
-    for choices in re.findall(r"Literal\[(.+?)\]", found[2]):
-        kinds += [each.strip(" '") for each in choices.split(",")]
-    return f"--{found[1]} is {found[3]}: wanted {' or '.join(kinds)}"
+def _usage(error: ArgumentError) -> str:
+    """Returns what a parser reports: the innermost mistake, with the option in which it is nested."""
+    mistakes = [cause for cause in _causes(error) if isinstance(cause, UsageError)]
+    if not mistakes:
+        named = [cause for cause in _causes(error) if isinstance(cause, ArgumentError) and cause.argument_name]
+        if named:
+            return f"{str(named[-1].argument_name).partition('/')[0]}: {named[-1].message}"
+        return " ".join(str(error).split())
+    outer, inner = mistakes[0].option, mistakes[-1]
+    return f"{outer}: {str(inner).removeprefix('--')}" if outer and outer not in str(inner) else str(inner)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

@@ -3,17 +3,15 @@
 import inspect
 import os
 import platform
-import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 
 from sf_lightning import __version__
-from sf_lightning.cli.errors import one_line, one_line_errors
+from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.options import require_device, require_positive
+from sf_lightning.cli.parser import command_parser
 from sf_lightning.cli.showing import Bar, log_table, show
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.evaluation.clips import Clips, open_clips
@@ -214,30 +212,11 @@ def _write_report(folder: Path, found: Findings) -> None:
         print(f"{'tables:':16}{folder / 'table.md'}, {folder / 'table.csv'}")
 
 
-LISTS: dict[str, type] = {
-    "ckpt": str,
-    "layout": str,
-    "lookahead": int,
-    "nfe": int,
-    "guidance": float,
-    "vocoder": str,
-    "ratings": str,
-}
-"""Options that take several values."""
-
-
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
-    said: Any = judge.__doc__
-    parser = ArgumentParser(
-        allow_abbrev=False, prog="sf-eval", description=one_line(ValueError(said)).split(" Args:")[0]
-    )
-    parser.add_function_arguments(judge, as_group=False, skip=set(LISTS))
-    helps = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", said, re.MULTILINE))
-    for name, kind in LISTS.items():
-        parser.add_argument(f"--{name}", type=kind, nargs="+", action="extend", help=" ".join(helps[name].split()))
-    parser.exit_on_error = False
+    lists = ("ckpt", "layout", "lookahead", "nfe", "guidance", "vocoder", "ratings")
+    parser = command_parser("sf-eval", judge, lists=lists)
     judge(**vars(parser.parse_args(args)))
 
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from sf_lightning.cli.card import missing_vocoder, model_card, read_scores
-from sf_lightning.cli.errors import one_line, one_line_errors, parsed
+from sf_lightning.cli.errors import one_line_errors
+from sf_lightning.cli.parser import command_parser
 from sf_lightning.cli.vocoder_card import vocoder_card
 from sf_lightning.files.atomic import refuse_existing
 from sf_lightning.model.pretrained import CARD, save_pretrained
@@ -60,12 +59,7 @@ def _read_all(files: list[str]) -> str:
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = ArgumentParser(
-        allow_abbrev=False, prog="sf-export", description=one_line(ValueError(export.__doc__)).split(" Args:")[0]
-    )
-    parser.add_function_arguments(export, as_group=False, as_positional=True)
-    parser.exit_on_error = False
-    export(**vars(parsed(parser, args, "sf-export CKPT OUT, and options")))
+    export(**vars(command_parser("sf-export", export, as_positional=True).parse_args(args)))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from wandb.sdk.lib.runid import generate_id
 
+from sf_lightning import __version__
 from sf_lightning.cli.configs import with_bases, with_presets
 from sf_lightning.cli.errors import one_line_errors
+from sf_lightning.cli.parser import PlainErrors
 from sf_lightning.cli.tracking import offline_without_key
 from sf_lightning.training.base import ShardModule, plain, require_matching_checkpoint
 from sf_lightning.training.callbacks.preemption import Preemption
@@ -84,6 +86,10 @@ def _commit() -> str:
 
 MODULES: dict[str, type[ShardModule]] = {"decoder": StreamFlowModule, "vocoder": VocoderModule}
 """What can be trained, by its name in `trains`."""
+
+
+class FitParser(PlainErrors, LightningArgumentParser):
+    """Lightning's parser with errors that name option, value and expectation."""
 
 
 class FitCLI(LightningCLI):
@@ -267,11 +273,15 @@ def model_kind(args: list[str]) -> str:
     return trains
 
 
+GLOBAL_OPTIONS = ("-h", "--help", "--version", "--print_completion")
+"""Options in front of which no subcommand is inserted."""
+
+
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
     args = sys.argv[1:] if args is None else args
-    if not args or args[0] not in (*FitCLI.subcommands(), "-h", "--help"):
+    if not args or args[0].partition("=")[0] not in (*FitCLI.subcommands(), *GLOBAL_OPTIONS):
         args = ["fit", *args]
     offline_without_key()
     OmegaConf.register_resolver("best_precision", best_precision, replace=True)
@@ -284,7 +294,8 @@ def main(args: list[str] | None = None) -> None:
         MODULES[model_kind(args)],
         ShardDataModule,
         args=args,
-        parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False},
+        parser_class=FitParser,
+        parser_kwargs={"prog": "sf-fit", "parser_mode": "omegaconf", "version": __version__},
         save_config_callback=RecordRun,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"callbacks": [Preemption()]},

@@ -7,11 +7,13 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
+from sf_lightning import __version__
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli.encoders import choose_speaker, choose_tokenizer, runs_on_device
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.inspection import describe, inspect, sample
 from sf_lightning.cli.options import listed, names_in, part_of, require_device, require_positive
+from sf_lightning.cli.parser import PlainErrors
 from sf_lightning.data.build import build as build_set
 from sf_lightning.data.build import fit_tokenizer
 from sf_lightning.data.build_config import BuildConfig
@@ -189,7 +191,9 @@ def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
     args = sys.argv[1:] if args is None else args
     commands: list[Callable[..., Any] | type] = [build, fit, demo, verify, inspect, sample]
-    auto_cli(commands, args=args, as_positional=False, exit_on_error=False, allow_abbrev=False)
+    auto_cli(
+        commands, args=args, as_positional=False, parser_class=PlainErrors, prog="sf-shards", version=__version__
+    )
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from sf_lightning.cli.errors import one_line, one_line_errors, parsed
+from sf_lightning.cli.errors import one_line, one_line_errors
 from sf_lightning.cli.options import require_positive
+from sf_lightning.cli.parser import command_parser
 from sf_lightning.sweeps.file import SweepFile
 from sf_lightning.sweeps.results import WAIT, Results, write_results
 from sf_lightning.sweeps.study import JOURNAL, Sweep
@@ -19,7 +19,7 @@ from sf_lightning.training import stop
 
 IDLE_SECONDS = 2.0
 
-OPTIONS = ("-h", "--help", "--dir", "--trials", "--jobs", "--stay", "--patience")
+OPTIONS = ("-h", "--help", "--version", "--print_completion", "--dir", "--trials", "--jobs", "--stay", "--patience")
 """Of this command; all others are those of sf-fit."""
 
 
@@ -132,15 +132,11 @@ def _conclude(results: Results, folder: Path) -> None:
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = ArgumentParser(
-        allow_abbrev=False, prog="sf-sweep", description=one_line(ValueError(sweep.__doc__)).split(" Args:")[0]
-    )
-    parser.add_function_arguments(sweep, as_group=False, as_positional=True, skip={"arguments"})
-    parser.exit_on_error = False
+    parser = command_parser("sf-sweep", sweep, as_positional=True, skip={"arguments"})
     ours, theirs = list[str](), list[str]()
     into = ours
     for each in sys.argv[1:] if args is None else args:
         if each.startswith("-"):
             into = ours if each.partition("=")[0] in OPTIONS else theirs
         into.append(each)
-    sweep(**vars(parsed(parser, ours, "sf-sweep FILE, and options")), arguments=theirs)
+    sweep(**vars(parser.parse_args(ours)), arguments=theirs)

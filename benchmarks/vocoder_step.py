@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.utils import clip_grad_norm_
 
-from sf_lightning.cli.configs import with_bases
+from sf_lightning.cli.configs import expand_configs
 from sf_lightning.data.lanes import Lane, LaneConfig, LaneState
 from sf_lightning.data.packing import Batch, PackShape, pack_clips
 from sf_lightning.data.requirements import ClipRequirements
@@ -228,7 +228,7 @@ def main() -> None:
     args, given = parser.parse_known_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    laid = [OmegaConf.load(each.removeprefix("--config=")) for each in with_bases([f"--config={args.config}"])]
+    laid = [OmegaConf.load(each.removeprefix("--config=")) for each in expand_configs([f"--config={args.config}"])]
     config = OmegaConf.merge(*laid, OmegaConf.from_dotlist([each.removeprefix("--") for each in given]))
     config.model.optimizer.freeze_steps = 0  # whole steps
     config.model.discriminators.gain = 1.0  # the package has none

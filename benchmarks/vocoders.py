@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.wave import resampled
-from sf_lightning.cli.configs import with_bases
+from sf_lightning.cli.configs import expand_configs
 from sf_lightning.data.held_out import evenly_spaced_clips
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
@@ -119,7 +119,7 @@ def sizes(seconds: float = 3.0) -> dict[str, dict[str, float]]:
     found = {}
     for name in RECIPES:
         path = Path(__file__).parents[1] / "experiments" / f"{name}.yaml"
-        laid = [OmegaConf.load(each.removeprefix("--config=")) for each in with_bases([f"--config={path}"])]
+        laid = [OmegaConf.load(each.removeprefix("--config=")) for each in expand_configs([f"--config={path}"])]
         given = OmegaConf.to_container(OmegaConf.merge(*laid).model.generator)
         tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
         config = from_plain(GeneratorConfig, tuples, "generator")

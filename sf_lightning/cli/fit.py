@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from wandb.sdk.lib.runid import generate_id
 
 from sf_lightning import __version__
-from sf_lightning.cli.configs import with_bases, with_presets
+from sf_lightning.cli.configs import expand_configs, expand_presets
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.parser import PlainErrors
 from sf_lightning.cli.tracking import offline_without_key
@@ -102,7 +102,7 @@ class FitCLI(LightningCLI):
         return {name: ours[name] for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `base`, which `with_bases` reads, and `trains`, which `model_kind` reads."""
+        """Adds `base`, which `expand_configs` reads, and `trains`, which `model_kind` reads."""
         parser.add_argument("--base", type=str | None, help="config, beside this one, that this one is laid over")
         trains = next(name for name, module in MODULES.items() if module is self.model_class)
         parser.add_argument("--trains", type=Literal[*MODULES], default=trains, help="what --model is")
@@ -264,7 +264,7 @@ def model_kind(args: list[str]) -> str:
     trains = "decoder"
     for arg, after in zip(args, [*args[1:], ""], strict=True):
         name, equals, value = arg.partition("=")
-        if name == "--config":  # with an equals sign, for `with_bases` has been here
+        if name == "--config":  # with an equals sign, for `expand_configs` has been here
             trains = OmegaConf.select(OmegaConf.load(value), "trains") or trains
         elif name == "--trains":
             trains = value if equals else after
@@ -289,7 +289,7 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     # The package's spectrograms at three resolutions have none.
     warnings.filterwarnings("ignore", "A window was not provided")
-    args = with_presets(with_bases(args))
+    args = expand_presets(expand_configs(args))
     FitCLI(
         MODULES[model_kind(args)],
         ShardDataModule,

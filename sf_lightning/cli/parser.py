@@ -4,6 +4,8 @@ jsonargparse reports errors as text. The parsers here attach what was parsed at 
 `sf_lightning.cli.errors` turns into one line.
 """
 
+import os
+import sys
 import types
 import typing
 from argparse import Action, ArgumentError
@@ -38,6 +40,11 @@ class PlainErrors(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **({"allow_abbrev": False, "exit_on_error": False} | kwargs))
         self._current: tuple[Action, Any] | None = None
+
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Parses arguments; a value that begins with ~ is a path in the home directory, also behind "="."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_args([_expand_home(argument) for argument in given], *rest, **kwargs)
 
     def _parse_known_args_internal(  # type: ignore[override]
         self, args: Any = None, namespace: Any = None, *, argcomplete: bool = False
@@ -137,6 +144,11 @@ def command_parser(
         element = next(typing.get_args(kind)[0] for kind in typing.get_args(hints[name]) if typing.get_args(kind))
         parser.add_argument(f"--{name}", type=element, nargs="+", action="extend", help=helps[name])
     return parser
+
+
+def _expand_home(argument: str) -> str:
+    option, equals, value = argument.partition("=")
+    return f"{option}{equals}{os.path.expanduser(value)}" if value.startswith("~/") else argument
 
 
 def _wrong_value(action: Action, value: Any) -> UsageError:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sf_lightning.cli.configs import RECIPES, find_recipe
 from sf_lightning.cli.errors import one_line, one_line_errors
 from sf_lightning.cli.options import require_positive
 from sf_lightning.cli.parser import command_parser
@@ -38,7 +39,7 @@ def sweep(
     whose worker is gone, trials that have failed. It ends with results.csv, results.md and frontier.png.
 
     Args:
-        file: Sweep file, such as `experiments/sweeps/mask_layouts.yaml`.
+        file: Sweep file, or the name of one that comes with the package, such as `mask_layouts`.
         dir: Folder of the sweep, which all its workers see; by default `sweeps/NAME`.
         trials: How many; by default all points of a grid, or the file's `run_cap`.
         jobs: Trials that this worker runs side by side.
@@ -49,7 +50,7 @@ def sweep(
     require_positive(trials=trials, jobs=jobs)
     if not patience > 0:
         raise ValueError(f"--patience is {patience}: wanted seconds, more than 0")
-    read = SweepFile.read(Path(file))
+    read = SweepFile.read(find_recipe(file, "FILE", RECIPES / "sweeps"))
     folder = Path(dir or f"sweeps/{read.name}")
     _check_arguments(read, arguments, folder)
     works = [Sweep(read, folder, arguments, patience) for _ in range(jobs)]

@@ -23,7 +23,7 @@ EXPORT = Path(__file__).parents[1] / "model" / "exports" / "format-1"
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--model.layout.blok_size=12"], "blok_size"),
+        (["--model.layout.blok_size=12"], "blok_size is no option; did you mean --model.layout.block_size[?]"),
         (
             ["--model.dit.vocabulary=60"],
             "has vocabulary 50, the model requires 60: .* or train with --model.dit.vocabulary=50",
@@ -45,10 +45,10 @@ EXPORT = Path(__file__).parents[1] / "model" / "exports" / "format-1"
         (["--trainer.max_steps=-1"], "--trainer.max_steps is -1"),
         (["--model.dit.speaker_width=0"], "speaker_width 0"),
         (["--model.optimizer.learning_rat=1"], "learning_rat"),
-        (["--model.decode.method=heun"], "--model.decode.method is heun: wanted euler or midpoint or rk4$"),
-        (["--model.layout=streamflow"], "--model.layout: streamflow: wanted a file of settings"),
-        (["--trainer.max_stps=5"], "no such option: --trainer.max_stps=5: --help lists those"),
-        (["--trainer.gradient_clip_algorithm=value"], "--trainer.gradient_clip_algorithm is value: wanted norm"),
+        (["--model.decode.method=heun"], "--model.decode.method is heun; expected euler, midpoint or rk4$"),
+        (["--model.layout=streamflow"], "--model.layout is streamflow; expected .*streamflow_sr.*, a YAML file or"),
+        (["--trainer.max_stps=5"], "--trainer.max_stps is no option; did you mean --trainer.max_steps[?]"),
+        (["--trainer.gradient_clip_algorithm=value"], "--trainer.gradient_clip_algorithm is value"),
         ([f"--model.vocoder.checkpoint={EXPORT}"], "format-1 is the export of a decoder, wanted a vocoder"),
         ([f"--model.init_from={SHIPPED}/small"], "is the folder of a vocoder, wanted a decoder"),
         (["--data.lanes=0"], "data.lanes is 0: wanted 1 or more"),
@@ -120,8 +120,8 @@ def test_shards_that_do_not_fit_are_refused_before_anything_is_written(
         (["build", "--audio=OUT", "--out=OUT"], "is there already"),
         (["build", "--audio=OUT/audio", "--out=OUT/x", "--tokenizer=/nowhere.npz"], "no file /nowhere.npz"),
         (["inspect", "--shards=OUT"], "no shard set at"),
-        (["build", "--vocabulary=a"], "--vocabulary is a: wanted int"),
-        (["build"], "missing: --audio, --out"),
+        (["build", "--vocabulary=a"], "--vocabulary is a; expected an integer"),
+        (["build"], "required: --audio, --out; see --help"),
         (["inspect", "--shards=SETS"], "no shard set at .*did you mean .*/set[?]"),
         (["build", "--audio=x", "--out=OUT/x", "--audi0=x"], "audi0"),
         (
@@ -150,13 +150,13 @@ def test_a_mistake_with_shards_is_one_line(
 @pytest.mark.parametrize(
     ("command", "args", "said"),
     [
-        (export.main, [], "wanted sf-export CKPT OUT, and options"),
-        (export.main, ["a", "b", "--average=x"], "--average is x: wanted bool"),
-        (export.main, ["a", "b", "--licence=mit"], "no such option: --licence=mit"),
+        (export.main, [], "required: CKPT, OUT; see --help"),
+        (export.main, ["a", "b", "--average=x"], "--average is x; expected true or false"),
+        (export.main, ["a", "b", "--licence=mit"], "--licence is no option; did you mean --license[?]"),
         (export.main, [str(EXPORT), "OUT"], "the folder .*format-1 is an export, which cannot be gone on with"),
         (export.main, ["RUN", "OUT"], "the folder .* is that of a run, whose checkpoints lie in checkpoints/"),
-        (sweep.main, [], "wanted sf-sweep FILE, and options"),
-        (fit.main, [], "missing: --data.train, --data.val"),
+        (sweep.main, [], "required: FILE; see --help"),
+        (fit.main, [], "required: --data.train, --data.val; see --help"),
     ],
 )
 def test_a_mistake_with_a_command_is_one_line(
@@ -173,7 +173,7 @@ def test_a_mistake_with_a_command_is_one_line(
         (np.array([3, 50]), [], "token 50 is outside the vocabulary of 50 codes"),
         (np.array([0.5]), [], "holds float64: wanted whole numbers"),
         (np.arange(0), [], "no sound: no token came"),
-        (np.arange(5), ["--mode=stream"], "--mode is stream: wanted cached or windowed or offline$"),
+        (np.arange(5), ["--mode=stream"], "--mode is stream; expected cached, windowed or offline$"),
         (np.arange(5), ["--tokens=GARBAGE"], "GARBAGE is a file: wanted a .npy of whole numbers, or the folder"),
         (np.arange(5), ["--vocoder=/nowhere"], "/nowhere.* is missing: .*; or a name: griffin_lim"),
         (np.array(["a"]), [], "wanted whole numbers"),
@@ -181,7 +181,7 @@ def test_a_mistake_with_a_command_is_one_line(
         (np.arange(5), ["--ckpt=GARBAGE"], "GARBAGE is no readable file of torch weights"),
         (np.arange(5), ["--ckpt=SMALL"], "small is the folder of a vocoder, wanted a decoder: .* to --vocoder"),
         (np.arange(5), [f"--vocoder={EXPORT}"], "is the export of a decoder, wanted a vocoder"),
-        (np.arange(5), ["--look=2"], "no such option: --look=2"),
+        (np.arange(5), ["--look=2"], "--look is no option"),
         (np.arange(5), ["--speaker=SILENT"], "SILENT is no voice to speak in: silent"),
         (None, [], "--tokens: no file"),
         (np.arange(5), ["--speaker=/nowhere.wav"], "--speaker: no file /nowhere.wav"),

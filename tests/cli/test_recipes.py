@@ -9,7 +9,6 @@ from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.cli.configs import with_bases, with_presets
 from sf_lightning.data.segments import BLOCK_FRAMES
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
@@ -89,45 +88,3 @@ def test_a_recipe_builds_the_vocoder_that_it_names_and_its_packs_hold_segments(r
         model = BigVGANVocoder(generator.hyperparameters(MelConfig()), MelConfig())
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(VOCODERS[name], rel=0.01)
     assert config.data.pack_frames >= 2 * (segments.frames + BLOCK_FRAMES)
-
-
-def test_a_base_that_is_missing_is_named(tmp_path: Path) -> None:
-    (tmp_path / "over.yaml").write_text("base: under.yaml\n")
-    with pytest.raises(FileNotFoundError, match=r"under.yaml is missing"):
-        with_bases(["--config", str(tmp_path / "over.yaml")])
-
-
-def test_bases_that_go_round_in_a_circle_and_a_base_as_an_argument_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
-    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
-    with pytest.raises(ValueError, match=r"b.yaml is laid over a.yaml, which is laid over it"):
-        with_bases([f"-c={tmp_path}/a.yaml"])
-    with pytest.raises(ValueError, match="--base is for config files"):
-        with_bases([f"--base={tmp_path}/a.yaml"])
-
-
-def test_bases_come_before_what_is_laid_over_them_and_other_arguments_stay(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("x: 1\n")
-    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
-    (tmp_path / "c.yaml").write_text("base: b.yaml\n")
-    for name in ("--config", "-c"):
-        given = ["fit", name, str(tmp_path / "c.yaml"), "--data.lanes=2"]
-        assert with_bases(given) == ["fit", *(f"--config={tmp_path / n}.yaml" for n in "abc"), "--data.lanes=2"]
-
-
-def test_a_sweep_is_no_config(repository: Path) -> None:
-    with pytest.raises(ValueError, match=r"table.yaml is a sweep: sf-sweep "):
-        with_bases([f"--config={repository}/experiments/sweeps/table.yaml"])
-
-
-def test_a_layout_may_be_given_by_its_name(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = str(repository / "experiments" / "layouts" / "block_only.yaml")
-    monkeypatch.chdir(tmp_path)
-    assert with_presets(["--model.layout=block_only"]) == [f"--model.layout={file}"]
-    assert with_presets(["--model.layout", "block_only", "--x=full"]) == ["--model.layout", file, "--x=full"]
-    for own in ("{num_layers: 2}", "nameless", "own.yaml"):
-        assert with_presets([f"--model.layout={own}"]) == [f"--model.layout={own}"]
-    Path("block_only").touch()  # a file of that name goes before
-    assert with_presets(["--model.layout=block_only"]) == ["--model.layout=block_only"]

@@ -51,7 +51,7 @@ def test_every_point_of_a_grid_is_accepted_by_sf_fit_and_is_a_layout(
         env, program, *args = file.command([*file.arguments(point), "--print_config"])
         assert (env, program) == ("/usr/bin/env", "sf-fit")
         with pytest.raises(SystemExit) as exit_:
-            parser.parse_args(["fit", *fit.with_bases(args)])
+            parser.parse_args(["fit", *fit.expand_configs(args)])
         assert exit_.value.code == 0
         said = yaml.safe_load(capsys.readouterr().out)
         layout = from_plain(Layout, said["model"]["layout"], "layout")

@@ -6,7 +6,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 
-from sf_lightning.cli.configs import with_bases
+from sf_lightning.cli.configs import expand_configs
 from sf_lightning.data.segments import SegmentConfig
 from sf_lightning.files.records import from_plain
 from sf_lightning.training.vocoder_module import VocoderModule
@@ -16,7 +16,7 @@ from sf_lightning.vocoder.generator import GeneratorConfig
 def recipe_config(repository: Path, *names: str) -> Any:
     """Returns the merged config of a recipe, its bases and its overlays."""
     paths = [repository / "experiments" / f"{name}.yaml" for name in names]
-    args = with_bases([f"--config={path}" for path in paths])
+    args = expand_configs([f"--config={path}" for path in paths])
     return OmegaConf.merge(*(OmegaConf.load(arg.removeprefix("--config=")) for arg in args))
 
 

@@ -1,1 +1,1 @@
-"""The commands: sf-fit, sf-shards, sf-decode. A user's mistake ends in one line, not a traceback."""
+"""The commands sf-fit, sf-shards, sf-decode, sf-eval, sf-export and sf-sweep; errors are one line each."""

@@ -1,4 +1,4 @@
-"""The programs `sf-fit` and `sf-sweep`: they listen for signals before anything is imported that takes long."""
+"""Entry points of `sf-fit` and `sf-sweep`: signal handlers are installed before slow imports."""
 
 import signal
 import sys
@@ -8,30 +8,30 @@ from sf_lightning.training import stop
 
 
 def main() -> None:
-    """Listens, then runs the command line."""
+    """Installs the signal handlers, then runs `sf-fit`."""
     stop.watch_signals()
-    from sf_lightning.cli.fit import main as fit
+    from sf_lightning.cli.fit import main as run_fit
 
     try:
-        fit()
+        run_fit()
     finally:
-        if stop.EXITING.is_set():  # a handler would be gone before the interpreter is
+        if stop.EXITING.is_set():  # the interpreter removes handlers before it exits
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def sweep() -> None:
-    """Listens, then runs `sf-sweep`; whatever asks it to stop, its trials save themselves first."""
-    heard = [0]
+    """Installs the signal handlers, then runs `sf-sweep`; on SIGINT and SIGTERM its trials save a checkpoint first."""
+    received = [0]
 
-    def hear(number: int, _: Any) -> None:
-        heard[0] = number
+    def request_stop(number: int, _: Any) -> None:
+        received[0] = number
         stop.REQUESTED.set()
 
     stop.watch_signals()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, hear)
-    from sf_lightning.cli.sweep import main as sweeps
+        signal.signal(number, request_stop)
+    from sf_lightning.cli.sweep import main as run_sweep
 
-    sweeps()
+    run_sweep()
     if stop.REQUESTED.is_set():
-        sys.exit(128 + heard[0] if heard[0] else stop.EXIT_CODE)
+        sys.exit(128 + received[0] if received[0] else stop.EXIT_CODE)

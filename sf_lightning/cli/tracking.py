@@ -1,4 +1,4 @@
-"""Where W&B runs go: to its server if a key is known, else to the run's folder, to be sent later."""
+"""W&B mode: online if an API key is configured, else offline, to be uploaded later with `wandb sync`."""
 
 import os
 from netrc import NetrcParseError, netrc
@@ -6,16 +6,16 @@ from urllib.parse import urlparse
 
 
 def offline_without_key() -> None:
-    """Keeps the runs of this process offline unless a key is known or WANDB_MODE says what to do.
+    """Sets WANDB_MODE=offline unless it is set already or an API key is configured.
 
-    W&B reads its environment once: to be called before the first run of the process.
+    W&B reads its environment once, so this must be called before the first W&B run of the process.
     """
-    if not _key_is_known():
+    if not _has_key():
         os.environ.setdefault("WANDB_MODE", "offline")
 
 
-def _key_is_known() -> bool:
-    """Whether W&B could upload: a key in the environment or in ~/.netrc."""
+def _has_key() -> bool:
+    """Returns whether the environment or ~/.netrc has an API key for W&B's server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname

@@ -20,15 +20,15 @@ from sf_lightning.data.shards import ShardSet
 from tests.toys.audio import write_corpus
 from tests.toys.networks import SMALL_BIGVGAN
 
-# Where tests are started in the background, shells have Ctrl-C ignored, and so would the programs under test.
+# A shell that starts tests in the background ignores SIGINT, and the programs under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Whoever runs the tests may have a key: nothing is to be sent with it. W&B reads this once in a process.
+# Nothing may be uploaded, even if an API key is configured. W&B reads this once per process.
 os.environ["WANDB_MODE"] = "offline"
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    """A shard set of 23 clips in 5 shards, with k-means tokens of 50 codes."""
+    """Returns a shard set of 23 clips in 5 shards, with k-means tokens of 50 codes."""
     folder = tmp_path_factory.mktemp("shards")
     parts = find_parts(write_corpus(folder / "audio", clips=23), 5)
     tokenizer = fit_tokenizer(parts, 50, MelConfig())
@@ -39,13 +39,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 @pytest.fixture
 def repository() -> Path:
-    """The root of the repository."""
+    """Returns the root of the repository."""
     return Path(__file__).parents[1]
 
 
 @pytest.fixture
 def bigvgan(tmp_path: Path) -> Path:
-    """A small generator in the package's own format, with weights that say something."""
+    """Returns the folder of a small BigVGAN in its package's own format, with weights far from silence."""
     torch.manual_seed(0)
     generator = BigVGAN(AttrDict(SMALL_BIGVGAN))
     with torch.no_grad():
@@ -58,13 +58,13 @@ def bigvgan(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def time_limit() -> Iterator[None]:
-    """Kills ranks that wait for each other, so that a hang is a failure."""
+    """Kills child processes after 240 s, so that a deadlock of ranks is a failure."""
 
-    def end(*_: object) -> None:
+    def kill_children(*_: object) -> None:
         for rank in multiprocessing.active_children():
             rank.kill()
 
-    before = signal.signal(signal.SIGALRM, end)
+    before = signal.signal(signal.SIGALRM, kill_children)
     signal.alarm(240)
     yield
     signal.alarm(0)

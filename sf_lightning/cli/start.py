@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def sweep() -> None:
-    """Installs the signal handlers, then runs `sf-sweep`; on SIGINT and SIGTERM its trials save a checkpoint first."""
+    """Installs the signal handlers, then runs `sf-sweep`; on SIGINT or SIGTERM its trials save first."""
     received = [0]
 
     def request_stop(number: int, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""The commands, run as a user would run them."""
+"""The commands, run as users run them."""
 
 import csv
 import json
@@ -18,11 +18,11 @@ from tests.toys.cli import DEMO, decoder_arguments, error_line
 from tests.toys.tracking import wandb_records
 
 
-def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
+def test_a_run_writes_metrics_audio_pictures_and_checkpoints(run: Path) -> None:
     csv = (run / "csv" / "metrics.csv").read_text()
-    for way in ("streamed", "offline", "copy_synthesis", "look_up"):
+    for system in ("streamed", "offline", "copy_synthesis", "look_up"):
         for name in ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db", "no_score"):
-            assert f"{way}/{name}" in csv
+            assert f"{system}/{name}" in csv
     for name in (
         "streamed/gap",
         "latency/first_packet_ms",
@@ -35,31 +35,31 @@ def test_a_run_leaves_metrics_sound_pictures_and_checkpoints(run: Path) -> None:
     assert (run / "checkpoints" / "last.ckpt").is_file() and list(run.glob("checkpoints/best-*.ckpt"))
     assert list(run.glob("wandb/offline-run-*/*.wandb"))
     samples = run / "samples" / "step-000004"
-    assert len(list(samples.glob("*.png"))) == 3  # two clips, and what streaming costs and loses
+    assert len(list(samples.glob("*.png"))) == 3  # two clips, and cost and gap against position
     for path in samples.glob("*.wav"):
         assert soundfile.info(path).samplerate == 16000
     page = (run / "report.html").read_text()
     assert page.count("<audio") == 2 * 3 and page.count("data:image/png") == 2 and page.count("<svg") == 4
     assert "Held-out clips" in page and "Cost against position" in page
     summary = (run / "summary.md").read_text()
-    assert all(way in summary for way in ("copy-synthesis", "look-up", "offline", "streamed", "first packet"))
+    assert all(row in summary for row in ("copy-synthesis", "look-up", "offline", "streamed", "first packet"))
 
 
-def test_a_checkpoint_is_listened_to_again_under_its_own_step(
+def test_validate_writes_samples_and_metrics_under_the_step_of_the_checkpoint(
     run: Path, fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    given = ["validate", *decoder_arguments(fitted, tmp_path, f"--model.layout={run.with_name('layout.yaml')}")]
-    fit.main([*given, f"--ckpt_path={run}/checkpoints/last.ckpt"])
+    args = ["validate", *decoder_arguments(fitted, tmp_path, f"--model.layout={run.with_name('layout.yaml')}")]
+    fit.main([*args, f"--ckpt_path={run}/checkpoints/last.ckpt"])
     wandb.finish()
-    there = tmp_path / "validate"  # beside what the run itself has written
-    assert [*tmp_path.iterdir()] == [there]
-    assert [path.name for path in (there / "samples").iterdir()] == ["step-000004"]
-    with (there / "csv" / "metrics.csv").open(newline="") as file:
+    folder = tmp_path / "validate"  # files of the run itself stay as they are
+    assert [*tmp_path.iterdir()] == [folder]
+    assert [path.name for path in (folder / "samples").iterdir()] == ["step-000004"]
+    with (folder / "csv" / "metrics.csv").open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["3"]
-    again, first = ((folder / "summary.md").read_text().splitlines() for folder in (there, run))
+    again, first = ((path / "summary.md").read_text().splitlines() for path in (folder, run))
     assert again[2:6] == first[2:6]
-    said = capsys.readouterr().out
-    assert all(title.strip() in said for title in again[0].split("|"))  # the table is not cut, no terminal is there
+    output = capsys.readouterr().out
+    assert all(title.strip() in output for title in again[0].split("|"))  # not cut, although this is no terminal
     assert "--model.layout: the checkpoint has" in error_line(
         capsys,
         fit.main,
@@ -87,16 +87,16 @@ def test_each_clip_has_its_scores_and_the_log_their_means(run: Path) -> None:
     assert json.loads((samples / "latency.json").read_text())["wait_ms"] == 480
 
 
-def test_quality_counts_if_the_wait_for_tokens_lies_within_the_bound(run: Path) -> None:
+def test_quality_within_a_bound_counts_only_if_the_wait_for_tokens_is_below_it(run: Path) -> None:
     with (run / "csv" / "metrics.csv").open() as file:
         last = [row for row in csv.DictReader(file) if row["streamed/stoi"]][-1]
     for name, worst in (("stoi", 0.0), ("pesq_wb", 1.0), ("visqol", 1.0)):
-        assert float(last[f"streamed_within_250_ms/{name}"]) == worst  # it waits for 480
+        assert float(last[f"streamed_within_250_ms/{name}"]) == worst  # this layout waits for 480 ms
         for bound in (500, 1000):
             assert last[f"streamed_within_{bound}_ms/{name}"] == last[f"streamed/{name}"]
 
 
-def test_runs_of_wandbs_agent_lie_in_folders_of_their_own_under_the_ids_that_it_gives(
+def test_runs_of_a_wandb_agent_have_their_own_folders_under_the_ids_of_the_agent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, str]] = []
@@ -116,23 +116,23 @@ def test_runs_of_wandbs_agent_lie_in_folders_of_their_own_under_the_ids_that_it_
 
 
 @pytest.mark.parametrize("config", ["demo", "vocoder_small"])
-def test_one_seed_draws_everything_anew(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[int] = []
+def test_seed_sets_the_seeds_of_trainer_model_and_data(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
 
     def look(self: fit.FitCLI) -> None:
-        drawn.extend(each.seed for each in (self.config.fit.model, self.config.fit.data))
-        drawn.append(self.config.fit.seed_everything)
+        seeds.extend(part.seed for part in (self.config.fit.model, self.config.fit.data))
+        seeds.append(self.config.fit.seed_everything)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fit.FitCLI, "before_instantiate_classes", look)
-    for more, seeds in (["--seed=3"], [3, 3, 3]), (["--seed_everything=4", "--data.seed=5"], [0, 5, 4]):
-        drawn.clear()
+    for more, expected in (["--seed=3"], [3, 3, 3]), (["--seed_everything=4", "--data.seed=5"], [0, 5, 4]):
+        seeds.clear()
         with pytest.raises(SystemExit):
             fit.main(["--config", str(DEMO.with_name(f"{config}.yaml")), *more])
-        assert drawn == seeds
+        assert seeds == expected
 
 
-def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Path, shards: ShardSet) -> None:
+def test_the_logged_config_has_commit_shards_layout_field_and_latency(run: Path, shards: ShardSet) -> None:
     record = yaml.safe_load((run / "csv" / "hparams.yaml").read_text())
     assert record["shards"][str(shards.folder)] == [shard.digest for shard in shards.manifest.shards]
     assert "back 1, ahead 1" in record["layout_picture"] and (record["field_back"], record["field_ahead"]) == (1, 1)
@@ -140,7 +140,7 @@ def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Pa
     layout = record["config"]["model"]["layout"]
     assert (layout["backward"], layout["num_layers"]) == (1, 2) and "__path__" not in layout
     assert record["config"]["model"]["dit"]["width"] == 32 and record["config"]["trainer"]["max_steps"] == 4
-    kept = b"".join(wandb_records(next(run.glob("wandb/offline-run-*/*.wandb"))))
+    records = b"".join(wandb_records(next(run.glob("wandb/offline-run-*/*.wandb"))))
     for name in (
         "commit",
         "layout_picture",
@@ -150,10 +150,10 @@ def test_the_config_of_a_run_says_commit_shards_layout_field_and_latency(run: Pa
         "streamed/visqol",
         "train/loss",
     ):
-        assert name.encode() in kept, name
+        assert name.encode() in records, name
 
 
-def test_shards_are_built_and_shown_and_the_second_set_takes_the_tokenizer_of_the_first(
+def test_shards_are_built_and_shown_and_a_second_set_reuses_the_tokenizer_of_the_first(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     audio = write_corpus(tmp_path / "audio", clips=6)
@@ -161,7 +161,7 @@ def test_shards_are_built_and_shown_and_the_second_set_takes_the_tokenizer_of_th
     shards.main([*common, f"--out={tmp_path}/sets/train"])
     shards.main([*common, f"--out={tmp_path}/sets/dev"])
     assert "fitted before" in capsys.readouterr().out
-    shards.main(["build", f"--audio={audio}", f"--out={tmp_path}/sets/other"])  # says no vocabulary
+    shards.main(["build", f"--audio={audio}", f"--out={tmp_path}/sets/other"])  # without --vocabulary
     digests = {ShardSet(tmp_path / "sets" / name).manifest.tokenizer.digest for name in ("train", "dev", "other")}
     assert len(digests) == 1
     shards.main(["inspect", f"--shards={tmp_path}/sets/dev"])
@@ -175,10 +175,10 @@ def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture)
     with pytest.raises(SystemExit) as exit_:
         main(args)
     assert exit_.value.code == 0
-    said = capsys.readouterr().out
-    ours = re.findall(r"^  (--(?:model|data)\.[\w.]+|--[a-z_]+) [A-Z{\[].*?(?=^  -|\Z)", said, re.M | re.S)
+    page = capsys.readouterr().out
+    ours = re.findall(r"^  (--(?:model|data)\.[\w.]+|--[a-z_]+) [A-Z{\[].*?(?=^  -|\Z)", page, re.M | re.S)
     assert len(ours) > 4
-    for name, body in re.findall(r"^  (--(?:model|data)\.[\w.]+) (.*?)(?=^  -|^\S|\Z)", said, re.M | re.S):
+    for name, body in re.findall(r"^  (--(?:model|data)\.[\w.]+) (.*?)(?=^  -|^\S|\Z)", page, re.M | re.S):
         words = re.sub(r"\(type:.*|\(required.*", "", body, flags=re.S)
         assert len(words.split()) > 3 or "CONFIG" in body, f"{name} is not explained: {body}"
 

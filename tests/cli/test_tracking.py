@@ -1,4 +1,4 @@
-"""Where W&B runs go."""
+"""W&B mode of the commands."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("given", "mode"),
+    ("variables", "mode"),
     [
         ({}, "offline"),
         ({"WANDB_API_KEY": "x"}, ""),
@@ -18,8 +18,8 @@ import pytest
         ({"WANDB_MODE": "online"}, "online"),
     ],
 )
-def test_runs_stay_offline_unless_a_key_is_known_or_somebody_says_else(
-    tmp_path: Path, given: dict[str, str], mode: str
+def test_runs_are_offline_without_an_api_key_unless_wandb_mode_is_set(
+    tmp_path: Path, variables: dict[str, str], mode: str
 ) -> None:
     (tmp_path / ".netrc").write_text("machine here.org login user password x\n")
     (tmp_path / ".netrc").chmod(0o600)
@@ -28,13 +28,13 @@ def test_runs_stay_offline_unless_a_key_is_known_or_somebody_says_else(
         "import os; from sf_lightning.cli.tracking import offline_without_key as f; f(); "
         "print(os.environ.get('WANDB_MODE', ''))"
     )
-    env = clean | {"HOME": str(tmp_path)} | given
-    said = subprocess.run([sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True)
-    assert said.stdout.strip() == mode
+    env = clean | {"HOME": str(tmp_path)} | variables
+    done = subprocess.run([sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == mode
 
 
 def test_one_process_may_evaluate_and_then_train(tmp_path: Path) -> None:
-    """W&B reads its environment once: whoever is first decides for all that follow."""
+    """W&B reads its environment once: the first run of a process decides for all later ones."""
     program = """
 import sys, wandb
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Options of commands: read, checked, and named where they are wrong."""
+"""Checks and conversions of option values, with the option named in every error."""
 
 from pathlib import Path
 
@@ -6,52 +6,64 @@ import torch
 
 
 def require_positive(**values: int | None) -> None:
-    """Refuses an option that is given and below 1."""
+    """Raises ValueError for an option that is given and below 1.
+
+    Args:
+        values: Values by option name; None for an option that was not given.
+    """
     for name, value in values.items():
         if value is not None and value < 1:
-            raise ValueError(f"--{name} is {value}: wanted 1 or more")
+            raise ValueError(f"--{name} is {value}; expected 1 or more")
 
 
 def require_device(device: str) -> None:
-    """Refuses a device that is not there."""
+    """Raises ValueError for a device that this machine does not have."""
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without CUDA
         reason = str(error).partition(". ")[0]
-        raise ValueError(
-            f"--device is {device}: wanted cpu, or a device that this machine has ({reason})"
-        ) from error
+        raise ValueError(f"--device is {device}; expected cpu or a device of this machine ({reason})") from error
 
 
-def part_of(text: str) -> tuple[int, int]:
-    """Reads which part of how many, such as 3/64."""
+def parse_slice(text: str) -> tuple[int, int]:
+    """Returns number and count of a slice such as 3/64: the third of 64.
+
+    Raises:
+        ValueError: If it is not of this form, or the number exceeds the count.
+    """
     try:
-        number, of = (int(each) for each in text.split("/"))
+        number, count = map(int, text.split("/"))
     except ValueError:
-        raise ValueError(f"--slice is {text!r}: wanted two numbers, such as 3/64") from None
-    if of < 1:
-        raise ValueError(f"--slice is {text}: wanted at least one part, such as 1/1")
-    if not 1 <= number <= of:
-        raise ValueError(f"--slice is {text}: wanted 1/{of} to {of}/{of}")
-    return number, of
+        raise ValueError(f"--slice is {text!r}; expected two integers such as 3/64") from None
+    if not 1 <= number <= count:
+        last = f"1/{count} to {count}/{count}" if count > 0 else "at least one slice, such as 1/1"
+        raise ValueError(f"--slice is {text}; expected {last}")
+    return number, count
 
 
-def listed(names: list[str] | str | None) -> tuple[str, ...]:
-    """A list that was given as one, or as words with commas between them."""
+def split_list(names: list[str] | str | None) -> tuple[str, ...]:
+    """Returns the names in a list, or in a text with commas between them."""
     given = names.split(",") if isinstance(names, str) else names or []
     return tuple(name.strip() for name in given if name.strip())
 
 
-def names_in(path: str | None) -> frozenset[str]:
-    """Reads the speakers that are left out."""
+def read_names(path: str | None, option: str) -> frozenset[str]:
+    """Returns the lines of a text file in UTF-8, empty ones left out; without a path none.
+
+    Args:
+        path: Path of the file.
+        option: Option that the user gave it with.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not text in UTF-8.
+    """
     if path is None:
         return frozenset()
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}: give speakers, one to a line, with --blocked_speakers")
+        raise FileNotFoundError(f"{option} {path}: no such file; expected a text file, one name a line")
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"--blocked_speakers {path}: wanted text in UTF-8, one speaker to a line ({error})"
-        ) from error
+        raise ValueError(f"{option} {path} is not UTF-8 text; expected one name a line ({error})") from error
     return frozenset(line.strip() for line in lines if line.strip())

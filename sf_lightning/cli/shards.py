@@ -12,7 +12,7 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli.encoders import choose_speaker, choose_tokenizer, runs_on_device
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.inspection import describe, inspect, sample
-from sf_lightning.cli.options import listed, names_in, part_of, require_device, require_positive
+from sf_lightning.cli.options import parse_slice, read_names, require_device, require_positive, split_list
 from sf_lightning.cli.parser import PlainErrors
 from sf_lightning.data.build import build as build_set
 from sf_lightning.data.build import fit_tokenizer
@@ -74,7 +74,7 @@ def build(
         at_once: Clips that go through tokenizer and speaker encoder together.
         device: Where those two run, such as "cpu" or "cuda".
     """
-    target, mel, (number, of) = Path(out), MelConfig(), part_of(part)
+    target, mel, (number, of) = Path(out), MelConfig(), parse_slice(part)
     made = made_before(target)
     require_positive(
         shard_samples=shard_samples,
@@ -92,7 +92,13 @@ def build(
             raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
     require_device(device)
     # Before any tokenizer is fitted: that takes a while, and a mistake here is said at once.
-    filters = Filters(listed(languages), min_seconds, max_seconds, min_dnsmos, names_in(blocked_speakers))
+    filters = Filters(
+        split_list(languages),
+        min_seconds,
+        max_seconds,
+        min_dnsmos,
+        read_names(blocked_speakers, "--blocked_speakers"),
+    )
     parts = find_parts(Path(audio), shard_samples)
     spec = TokenizerSpec(**made["tokenizer"]) if made else None
     recipe = BuildConfig(
@@ -161,7 +167,7 @@ def verify(shards: str, repair: bool = False, part: str = "1/1", processes: int 
         part: Which part of the shards this job reads, such as 3/64.
         processes: Processes that read side by side.
     """
-    (number, of), held = part_of(part), ShardSet(shards)
+    (number, of), held = parse_slice(part), ShardSet(shards)
     require_positive(processes=processes)
     if repair and of > 1:
         raise ValueError(

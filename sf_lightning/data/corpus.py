@@ -151,7 +151,7 @@ def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     tar.members = []  # type: ignore[attr-defined]
     held = tar.extractfile(info)
     assert held is not None
-    return held.read_samples()
+    return held.read()
 
 
 def find_parts(corpus: Path, shard_samples: int) -> list[CorpusPart]:

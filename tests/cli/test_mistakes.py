@@ -186,7 +186,7 @@ def test_a_mistake_with_a_command_is_one_line(
         (None, [], "--tokens: no file"),
         (np.arange(5), ["--speaker=/nowhere.wav"], "--speaker: no file /nowhere.wav"),
         (np.arange(5), ["--steps=0"], "steps is 0"),
-        (np.arange(5), ["--device=gpu"], "--device is gpu: wanted cpu, or a device that this machine has"),
+        (np.arange(5), ["--device=gpu"], "--device is gpu; expected cpu or a device of this machine"),
     ],
 )
 def test_a_mistake_in_decoding_is_one_line(

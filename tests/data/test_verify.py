@@ -136,7 +136,7 @@ def test_repair_is_refused_in_parts(shards: ShardSet, tmp_path: Path, capsys: py
     for args, said in (
         (["--repair=true", "--slice=2/2"], "--repair with --slice 2/2: jobs would undo each other's manifest"),
         (["--slice=3/2"], "wanted 1/2 to 2/2"),
-        (["--processes=0"], "--processes is 0: wanted 1 or more"),
+        (["--processes=0"], "--processes is 0; expected 1 or more"),
     ):
         with pytest.raises(SystemExit):
             say("verify", f"--shards={folder}", *args)
@@ -243,13 +243,13 @@ def test_the_command_builds_in_parts_and_asks_for_what_it_needs(
 ) -> None:
     audio = Path(shards.folder).parent / "audio"
     for args, said in (
-        (["--slice=3"], "--slice is '3': wanted two numbers, such as 3/64"),
+        (["--slice=3"], "--slice is '3'; expected two integers such as 3/64"),
         (["--slice=3/2"], "wanted 1/2 to 2/2"),
         (["--slice=1/0"], "wanted at least one part"),
-        (["--vocabulary=0"], "--vocabulary is 0: wanted 1 or more"),
+        (["--vocabulary=0"], "--vocabulary is 0; expected 1 or more"),
         (["--slice=1/2"], "jobs that share the work must share it too"),
         (["--tokenizer=precomputed"], "needs --vocabulary"),
-        (["--processes=0"], "--processes is 0: wanted 1 or more"),
+        (["--processes=0"], "--processes is 0; expected 1 or more"),
         (["--tokens_by=s3"], "--tokens_by says something only beside --tokenizer=precomputed"),
         (["--x_vector_width=4"], "--x_vector_width says something only beside --x_vectors"),
         (["--device=cuda"], "--device says something only beside S3 tokens or --speaker_encoder"),

@@ -40,7 +40,7 @@ def build(
     max_seconds: float = 60.0,
     min_dnsmos: float | None = None,
     blocked_speakers: str | None = None,
-    part: str = "1/1",
+    slice: str = "1/1",
     processes: int = 1,
     at_once: int = 16,
     device: str = "cpu",
@@ -69,12 +69,12 @@ def build(
         max_seconds: Longest clip.
         min_dnsmos: Least predicted quality, as Emilia has it.
         blocked_speakers: File of speakers that are left out, one to a line.
-        part: Which part of the work this job does, such as 3/64; the last one to end writes the manifest.
+        slice: Slice of the corpus that this job builds, such as 3/64; the last job writes the manifest.
         processes: Processes that work side by side.
         at_once: Clips that go through tokenizer and speaker encoder together.
         device: Where those two run, such as "cpu" or "cuda".
     """
-    target, mel, (number, of) = Path(out), MelConfig(), parse_slice(part)
+    target, mel, (number, of) = Path(out), MelConfig(), parse_slice(slice)
     made = made_before(target)
     require_positive(
         shard_samples=shard_samples,
@@ -113,7 +113,7 @@ def build(
     if made:
         print(f"{target} is there already, made by this same build: nothing was done")
     if manifest is None:
-        print(f"{target}: part {part} is done; the set is whole when all parts are")
+        print(f"{target}: slice {slice} is done; the set is complete when all slices are")
     else:
         describe(target, manifest)
 
@@ -157,27 +157,27 @@ def demo(out: str = "shards/demo", minutes: float = 24.0, vocabulary: int = 1024
             build(str(folder / "corpus" / split), str(folder / split), vocabulary=vocabulary)
 
 
-def verify(shards: str, repair: bool = False, part: str = "1/1", processes: int = 1) -> None:
+def verify(shards: str, repair: bool = False, slice: str = "1/1", processes: int = 1) -> None:
     """Reads a whole set and checks it: digests, counts, every sample's bytes, audio and tokens, the look-up table.
 
     Args:
         shards: Folder of the set, or its place elsewhere.
         repair: Write shards with broken samples again without them, and the look-up table anew; not in parts, for
             there is one manifest.
-        part: Which part of the shards this job reads, such as 3/64.
+        slice: Slice of the shards that this job reads, such as 3/64.
         processes: Processes that read side by side.
     """
-    (number, of), held = parse_slice(part), ShardSet(shards)
+    (number, of), held = parse_slice(slice), ShardSet(shards)
     require_positive(processes=processes)
     if repair and of > 1:
         raise ValueError(
-            f"--repair with --slice {part}: jobs would undo each other's manifest: verify in parts, then repair in "
-            "one job without --slice (--processes makes it quicker)"
+            f"--repair with --slice {slice}: jobs would undo each other's manifest: verify in slices, then repair "
+            "in one job without --slice (--processes makes it quicker)"
         )
     mine = held.manifest.shards[number - 1 :: of]
     problems = verify_set(held, (number, of), processes)
     broken = {problem.shard for problem in problems if problem.shard is not None}
-    name = shards if of == 1 else f"{shards}, part {part}"
+    name = shards if of == 1 else f"{shards}, slice {slice}"
     if problems and repair:
         lost = repair_set(held, sorted(broken))
         print(f"{shards}: repaired; {lost} samples are gone")

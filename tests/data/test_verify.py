@@ -118,7 +118,7 @@ def test_parts_read_every_shard_once_and_the_table_too(
     folder = Path(copy_shards(shards, tmp_path / "set").folder)
     for part, said in (("1/2", "13 samples in 3 shards"), ("2/2", "10 samples in 2 shards"), ("6/6", "0 samples")):
         say("verify", f"--shards={folder}", f"--slice={part}")
-        assert f"set, part {part}: {said}" in capsys.readouterr().out
+        assert f"set, slice {part}: {said}" in capsys.readouterr().out
     (folder / "shard-000001.tar").write_bytes(b"")
     (folder / "lookup.npy").unlink()
     parts = [verify(ShardSet(folder), (number, 3)) for number in (1, 2, 3)]
@@ -126,7 +126,7 @@ def test_parts_read_every_shard_once_and_the_table_too(
     assert sorted(str(problem) for part in parts for problem in part) == sorted(map(str, verify(ShardSet(folder))))
     with pytest.raises(SystemExit):
         say("verify", f"--shards={folder}", "--slice=2/3")
-    assert "set, part 2/3: 6 problems, in 1 of 2 shards" in capsys.readouterr().err
+    assert "set, slice 2/3: 6 problems, in 1 of 2 shards" in capsys.readouterr().err
 
 
 def test_repair_is_refused_in_parts(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -135,7 +135,7 @@ def test_repair_is_refused_in_parts(shards: ShardSet, tmp_path: Path, capsys: py
     before = (folder / "manifest.json").read_bytes()
     for args, said in (
         (["--repair=true", "--slice=2/2"], "--repair with --slice 2/2: jobs would undo each other's manifest"),
-        (["--slice=3/2"], "wanted 1/2 to 2/2"),
+        (["--slice=3/2"], "expected 1/2 to 2/2"),
         (["--processes=0"], "--processes is 0; expected 1 or more"),
     ):
         with pytest.raises(SystemExit):
@@ -244,8 +244,8 @@ def test_the_command_builds_in_parts_and_asks_for_what_it_needs(
     audio = Path(shards.folder).parent / "audio"
     for args, said in (
         (["--slice=3"], "--slice is '3'; expected two integers such as 3/64"),
-        (["--slice=3/2"], "wanted 1/2 to 2/2"),
-        (["--slice=1/0"], "wanted at least one part"),
+        (["--slice=3/2"], "expected 1/2 to 2/2"),
+        (["--slice=1/0"], "expected at least one slice"),
         (["--vocabulary=0"], "--vocabulary is 0; expected 1 or more"),
         (["--slice=1/2"], "jobs that share the work must share it too"),
         (["--tokenizer=precomputed"], "needs --vocabulary"),
@@ -278,7 +278,7 @@ def test_the_command_builds_in_parts_and_asks_for_what_it_needs(
             "--shard_samples=5",
         )
     said = capsys.readouterr().out
-    assert "part 1/2 is done; the set is whole when all parts are" in said
+    assert "slice 1/2 is done; the set is complete when all slices are" in said
     assert "23 clips" in said and "5 shards" in said
     with pytest.raises(SystemExit):
         say("fit", f"--audio={audio}", f"--out={tmp_path}/kmeans-40.npz", "--vocabulary=40")

@@ -1,10 +1,11 @@
-"""What sf-eval costs over decoding and metrics measured apart: one evaluation, and the same work in two parts.
+"""Time of sf-eval compared with decoding and scoring measured apart.
 
     python benchmarks/eval.py --ckpt runs/demo/checkpoints/last.ckpt --shards shards/demo/dev [--clips 125] [--json]
 
-The parts: every clip is decoded as `sf-eval` does it, copy-synthesis, offline and streamed, in its batches, with
-nothing else going on; then all that was made is scored, in the pool, with nothing else going on. The whole: an
-evaluation into an empty folder, with what it takes to load, to keep and to time, tables and page. The pool is warm.
+Apart: all clips are decoded as `sf-eval` does, copy-synthesis, offline and streamed, in the same batches, while
+    nothing
+else runs; then all are scored in the pool, while nothing else runs. Together: an evaluation into an empty folder,
+including loading, sounds and pictures, latency, tables and page. The pool is warm.
 """
 
 import argparse
@@ -17,106 +18,96 @@ from pathlib import Path
 
 import torch
 
-from sf_lightning.audio.wave import resampled
 from sf_lightning.cli.errors import one_line_errors
-from sf_lightning.cli.eval import _subject
+from sf_lightning.cli.eval import open_candidate
 from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.evaluation.clips import open_clips
-from sf_lightning.evaluation.grid import Group, Options, plan
-from sf_lightning.evaluation.report import page_of
+from sf_lightning.evaluation.decoding import ClipEvaluator, HeldOutClip
+from sf_lightning.evaluation.report import evaluation_page
 from sf_lightning.evaluation.results import Identity, Results
-from sf_lightning.evaluation.run import Drawing, Settings, digests_of, evaluate
-from sf_lightning.evaluation.scores import Scoring
+from sf_lightning.evaluation.run import RunSettings, evaluate, input_digests
+from sf_lightning.evaluation.scores import ClipScorer
+from sf_lightning.evaluation.selection import ClipSelection
+from sf_lightning.evaluation.systems import DecodingGrid, SystemGroup, plan_systems
 from sf_lightning.evaluation.table import Findings, markdown
 from sf_lightning.metrics.pool import gather, shared_pool
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import Chunk
 
-Made = list[tuple[DrawnClip, torch.Tensor, Chunk]]
-"""Clips, their mels, and what was made of them."""
+Decoded = list[tuple[HeldOutClip, Chunk]]
 
 
 @torch.inference_mode()
-def decode(group: Group, decoder: StreamingDecoder, drawn: list[DrawnClip], batch: int) -> Made:
-    """Decodes all clips in all ways, and does nothing else."""
-    model, made = decoder.model, Made()
+def decode(group: SystemGroup, evaluator: ClipEvaluator, drawn: list[DrawnClip], batch: int) -> Decoded:
+    """Decodes all clips with all systems, and does nothing else."""
+    decoded = Decoded()
     for start in range(0, len(drawn), batch):
-        some = drawn[start : start + batch]
-        crops = torch.stack([torch.from_numpy(each.reference) for each in some])
-        speakers = list(model.encode_speaker(crops, torch.stack([torch.from_numpy(d.clip.x_vector) for d in some])))
-        mels = [model.mel(torch.from_numpy(each.clip.wave)[None])[0] for each in some]
-        tokens = [torch.from_numpy(each.clip.tokens) for each in some]
-        for way in group.ways:
-            if way.kind == "copy_synthesis":
-                chunks = [Chunk(mel, decoder.vocoder.decode(mel[None])[0]) for mel in mels]
+        clips = evaluator.prepare(drawn[start : start + batch])
+        for system in group.systems:
+            if system.kind == "copy_synthesis":
+                chunks = evaluator.vocode([clip.mel for clip in clips])
             else:
-                chunks = decoder.decode(tokens, list(speakers), group.config(way))
-            made += zip(some, mels, chunks, strict=True)
-    return made
+                chunks = evaluator.stream(clips, group.decode_config(system))
+            decoded += zip(clips, chunks, strict=True)
+    return decoded
 
 
-def score(group: Group, decoder: StreamingDecoder, made: Made) -> None:
-    """Scores all that was made, and does nothing else."""
-    scoring, size, pending = Scoring(), group.layout.block_size, []
-    config, vocoder = group.decode.resolve(group.layout), decoder.vocoder
-    for drawn, mel, chunk in made:
-        edges = torch.tensor(config.edges(-(-len(mel) // size))) * size * vocoder.mel.hop_length
-        wave = resampled(chunk.wave, vocoder.sample_rate, vocoder.mel.sample_rate)
-        said = torch.from_numpy(drawn.clip.wave)
-        pending.append(scoring.start(drawn.clip.key, wave, said, chunk.mel, mel, edges))
-    for each in pending:
-        each.collect()
+def score(evaluator: ClipEvaluator, decoded: Decoded) -> None:
+    """Scores all decoded clips, and does nothing else."""
+    for pending in [evaluator.score(clip, chunk) for clip, chunk in decoded]:
+        pending.collect()
 
 
-def whole(groups: list[Group], drawing: Drawing, batch: int, clips: int) -> None:
-    """An evaluation, from nothing to its page."""
+def evaluate_all(groups: list[SystemGroup], selection: ClipSelection, batch: int, clips: int) -> None:
+    """Runs a whole evaluation, up to its page."""
     with tempfile.TemporaryDirectory() as folder:
         identity = Identity("", "", clips, "", (), "cpu")
-        ways = [way for group in groups for way in group.ways]
-        results = Results.open(Path(folder, "eval"), identity, ways, digests_of(groups), {})
-        evaluate(groups, drawing, results, Scoring(), Settings(batch=batch), lambda *_: None)
+        systems = [system for group in groups for system in group.systems]
+        results = Results.open(Path(folder, "eval"), identity, systems, input_digests(groups), {})
+        evaluate(groups, selection, results, ClipScorer(), RunSettings(batch=batch), lambda *_: None)
         results.close()
-        found = Findings.of(results)
-        markdown(found)
-        page_of(found).write(Path(folder, "report.html"))
+        findings = Findings.from_results(results)
+        markdown(findings)
+        evaluation_page(findings).write(Path(folder, "report.html"))
 
 
-def seconds(do, *given):  # type: ignore[no-untyped-def]
-    """Seconds that a call takes, and what it returns."""
+def timed(function, *args):  # type: ignore[no-untyped-def]
+    """Returns the duration of a call in seconds, and its result."""
     start = time.perf_counter()
-    made = do(*given)
-    return time.perf_counter() - start, made
+    result = function(*args)
+    return time.perf_counter() - start, result
 
 
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", required=True, help="of sf-fit, or a folder of sf-export")
-    parser.add_argument("--shards", required=True, help="held-out clips")
-    parser.add_argument("--clips", type=int, default=125)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--ckpt", required=True, help="checkpoint of sf-fit, or a folder of sf-export")
+    parser.add_argument("--shards", required=True, help="shard set of held-out clips")
+    parser.add_argument("--clips", type=int, default=125, help="number of clips")
+    parser.add_argument("--batch", type=int, default=8, help="number of clips decoded side by side")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     args = parser.parse_args()
-    held = open_clips(args.shards)
-    groups = plan([_subject(args.ckpt, held)], Options())
+    source = open_clips(args.shards)
+    groups = plan_systems([open_candidate(args.ckpt, source)], DecodingGrid())
     (group,) = groups
-    drawing = Drawing(held, args.clips)
-    drawn = drawing.of(group)
-    trained = group.subject.load()
+    selection = ClipSelection(source, args.clips)
+    drawn = selection.clips(group)
+    trained = group.candidate.load()
     decoder = StreamingDecoder(trained.model, group.vocoder.make(trained.model.mel.config), group.decode)
+    evaluator = ClipEvaluator(decoder, ClipScorer())
     gather(shared_pool().warm_up())
-    decode(group, decoder, drawn[: args.batch], args.batch)  # once for nothing: the first calls are slow
-    decoding, made = seconds(decode, group, decoder, drawn, args.batch)
-    scoring, _ = seconds(score, group, decoder, made)
-    together, _ = seconds(whole, groups, drawing, args.batch, args.clips)
-    found = {"decoding_s": decoding, "metrics_s": scoring, "sf_eval_s": together}
+    decode(group, evaluator, drawn[: args.batch], args.batch)  # warm-up: the first calls are slow
+    decoding, decoded = timed(decode, group, evaluator, drawn, args.batch)
+    scoring, _ = timed(score, evaluator, decoded)
+    together, _ = timed(evaluate_all, groups, selection, args.batch, args.clips)
+    seconds = {"decoding_s": decoding, "metrics_s": scoring, "sf_eval_s": together}
     ratio = together / (decoding + scoring)
     device = f"{torch.get_num_threads()} threads of {os.cpu_count()} CPU cores, torch {torch.__version__}"
-    print(f"{device}; {len(drawn)} clips, {len(group.ways)} ways", file=sys.stderr)
-    print("| decoding | metrics | both apart | sf-eval | ratio |\n|---|---|---|---|---|")
+    print(f"{device}; {len(drawn)} clips, {len(group.systems)} systems", file=sys.stderr)
+    print("| decoding | metrics | both apart | together | ratio |\n|---|---|---|---|---|")
     print(f"| {decoding:.1f} s | {scoring:.1f} s | {decoding + scoring:.1f} s | {together:.1f} s | {ratio:.2f} |")
     if args.json:
-        print(json.dumps({"ratio": round(ratio, 3)} | {name: round(value, 2) for name, value in found.items()}))
+        print(json.dumps({"ratio": round(ratio, 3)} | {name: round(value, 2) for name, value in seconds.items()}))
 
 
 if __name__ == "__main__":

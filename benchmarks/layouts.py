@@ -22,7 +22,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from sf_lightning.evaluation.table import COLUMNS, OVER_FRAMES
+from sf_lightning.evaluation.table import COLUMNS
+from sf_lightning.metrics.speech import OVER_FRAMES
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import LatencyReport, measure_latency
 from sf_lightning.sweeps.results import Result, read_results

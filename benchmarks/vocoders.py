@@ -29,9 +29,8 @@ from sf_lightning.cli.configs import expand_configs
 from sf_lightning.data.held_out import evenly_spaced_clips
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.evaluation.scores import ClipScorer
 from sf_lightning.files.records import from_plain
-from sf_lightning.metrics.spectral import stft_distance
-from sf_lightning.metrics.speech import SpeechScores
 from sf_lightning.streaming.vocoding import stream_mel
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder, remove_weight_norm
@@ -101,14 +100,19 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
         for way, make in ((name, whole), (f"{name}, streamed", streamed)):
             waves, factor = timed(partial(make, vocoder), mels, config.frame_rate)
             waves = [resampled(wave, vocoder.sample_rate, config.sample_rate) for wave in waves]
-            scores = SpeechScores(config.sample_rate, copies=True)
-            none = [torch.empty(0, dtype=torch.long)] * len(waves)
-            scores.update(waves, references, [mel.cpu() for mel in mels], [mel.cpu() for mel in mels], none)
-            each = {name: metric.scores for name, metric in scores.perceptual.items()}
-            each["mr_stft"] = torch.stack([stft_distance(*pair) for pair in zip(waves, references, strict=True)])
+            scorer, no_edges = (
+                ClipScorer(copies=True, sample_rate=config.sample_rate),
+                torch.empty(0, dtype=torch.long),
+            )
+            pending = [
+                scorer.start("", wave, reference, mel.cpu(), mel.cpu(), no_edges)
+                for wave, reference, mel in zip(waves, references, mels, strict=True)
+            ]
+            rows = [scores.collect() for scores in pending]
+            columns = {name: torch.tensor([row[name] for row in rows]) for name in NAMES}
             for part, which in parts.items():
-                found[part][way] = {name: float(each[name][which].nanmean()) for name in NAMES}
-                missing = sum(int(each[name][which].isnan().sum()) for name in NAMES)  # means are without them
+                found[part][way] = {name: float(columns[name][which].nanmean()) for name in NAMES}
+                missing = sum(int(columns[name][which].isnan().sum()) for name in NAMES)  # left out of the means
                 found[part][way] |= {"clips": int(which.sum()), "no_score": missing, "real_time_factor": factor}
     return found
 

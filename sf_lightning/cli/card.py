@@ -12,7 +12,7 @@ from sf_lightning.files.records import from_plain
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.pretrained import Description, Pretrained
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.training.callbacks.keeping import summary
+from sf_lightning.training.callbacks.run_report import run_table
 from sf_lightning.vocoder.config import GRIFFIN_LIM, VocoderConfig, is_shipped
 
 TAGS = ["streamflow", "streaming", "flow-matching", "speech-token-decoder", "vocoder"]
@@ -71,7 +71,7 @@ class Scores:
 
     Attributes:
         step: Of it.
-        ways: Scores by way of decoding, those that `summary` writes.
+        ways: Scores by way of decoding, those that `run_table` shows.
         others: Of the columns of `OTHERS`.
     """
 
@@ -210,7 +210,7 @@ def validation_words(averaged: bool, scores: Scores | None) -> str:
     text = f"Held-out clips at step {scores.step}"
     if not averaged:
         text += ", **with the averaged weights; these are the raw ones**"
-    parts = [f"{text}:", summary(scores.ways)] if scores.ways else [f"{text}."]
+    parts = [f"{text}:", run_table(scores.ways).markdown()] if scores.ways else [f"{text}."]
     if scores.others:
         parts.append("; ".join(OTHERS[name].format(value) for name, value in scores.others.items()))
     return "\n\n".join(parts)

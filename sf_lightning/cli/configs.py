@@ -7,7 +7,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 import sf_lightning
-from sf_lightning.evaluation.grid import presets
+from sf_lightning.evaluation.systems import presets
 
 RECIPES = Path(sf_lightning.__file__).parent / "recipes"
 """Recipes that come with the package: the folder `experiments` of a checkout."""

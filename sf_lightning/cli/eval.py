@@ -1,4 +1,4 @@
-"""`sf-eval`: which decoder, decoded how, is best: tables, a page to hear it on, and a listening test."""
+"""`sf-eval`: compares decoders and decoding settings in tables, on a page with sounds, and in a listening test."""
 
 import inspect
 import os
@@ -12,31 +12,32 @@ from sf_lightning import __version__
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.options import require_device, require_positive
 from sf_lightning.cli.parser import command_parser
-from sf_lightning.cli.showing import Bar, log_table, show
+from sf_lightning.cli.showing import ProgressBar, log_table
 from sf_lightning.data.requirements import ClipRequirements
-from sf_lightning.evaluation.clips import Clips, open_clips
-from sf_lightning.evaluation.grid import Options, Subject, plan
+from sf_lightning.evaluation.clips import ClipSource, open_clips
 from sf_lightning.evaluation.listening import (
-    items_of,
-    keep_ratings,
-    opinions,
-    read_kept,
+    add_ratings,
+    listening_items,
+    read_ratings,
     write_opinions,
     write_test,
 )
-from sf_lightning.evaluation.report import page_of
+from sf_lightning.evaluation.report import evaluation_page
 from sf_lightning.evaluation.results import Identity, Results
-from sf_lightning.evaluation.run import Drawing, Settings, digests_of, evaluate
-from sf_lightning.evaluation.scores import Scoring
-from sf_lightning.evaluation.table import Findings, markdown, tables, write_csv
-from sf_lightning.metrics.predicted import judges
+from sf_lightning.evaluation.run import RunSettings, evaluate, input_digests
+from sf_lightning.evaluation.scores import ClipScorer
+from sf_lightning.evaluation.selection import ClipSelection
+from sf_lightning.evaluation.systems import Candidate, DecodingGrid, plan_systems
+from sf_lightning.evaluation.table import Findings, Table, tables, write_tables
+from sf_lightning.evaluation.terminal import print_tables
+from sf_lightning.metrics.predicted import available_predictors
 from sf_lightning.metrics.scorers import SAMPLE_RATE
 from sf_lightning.model.pretrained import Pretrained
 from sf_lightning.tokens.load import load_tokenizer
 from sf_lightning.training.checkpoint import load_trained
 
 
-def judge(
+def evaluate_checkpoints(
     out: str,
     ckpt: list[str] | None = None,
     data: str | None = None,
@@ -55,97 +56,96 @@ def judge(
     ratings: list[str] | None = None,
     wandb: bool = True,
 ) -> None:
-    """Decodes held-out clips with checkpoints, streamed and offline, in every combination given, and scores them.
+    """Decodes held-out clips with each checkpoint and combination of settings, and scores them.
 
-    Writes `report.html` to hear and see, `table.md` and `table.csv`, and logs the table to W&B. What is done stays
-    done: the same command goes on where it was stopped, and one with more checkpoints or options adds rows.
+    Writes `report.html` with tables, plots and sounds, `table.md` and `table.csv`, and logs the table to W&B.
+    Finished results are kept: the same command resumes an interrupted evaluation, and one with more checkpoints or
+    settings adds rows.
 
     Args:
-        out: Folder to write; new, or of an evaluation of the same clips.
-        ckpt: Checkpoints of `sf-fit`, of which the averaged weights are used, and folders of `sf-export`.
+        out: Folder to write; a new one, or one with an evaluation of the same clips.
+        ckpt: Checkpoints of `sf-fit`, evaluated with their averaged weights, and folders of `sf-export`.
         data: Clips: a shard set, or a folder of audio with NAME.tokens.npy beside each file.
-        layout: Layouts under which the weights are decoded: "own", presets such as "full", or YAML files. By
-            default, as with all that follow, what the checkpoint says.
-        lookahead: Blocks waited for beyond a chunk.
-        nfe: Network evaluations of a chunk, with the checkpoint's own solver.
-        guidance: Strengths of guidance.
-        vocoder: "own", "griffin_lim", or checkpoints of vocoders as `sf-decode --vocoder` takes them.
-        clips: How many, spread evenly over the data.
-        keep: Of them, how many are kept as sound and pictures, for the page and the listening test.
-        tokenizer: The checkpoints' own, for audio without tokens beside it.
-        similarity: SpeechBrain's ECAPA, a folder or a name on the hub, to compare voices with.
-        batch: Clips decoded side by side.
-        device: Where to decode, such as "cpu" or "cuda".
-        listening_test: Write `listening.html` too, a blind test to be sent to listeners.
-        ratings: Files that the listening page of this folder saved, to be turned into mean opinion scores.
-        wandb: Whether to log the table to W&B; offline unless a key is there.
+        layout: Layouts to decode the weights with: "own", names of presets such as "full", or YAML files. The
+            default of this and the next four options is the checkpoint's own setting.
+        lookahead: Look-aheads, in blocks beyond a chunk.
+        nfe: Numbers of network evaluations (NFE) of a chunk, with the checkpoint's own solver.
+        guidance: Strengths of classifier-free guidance.
+        vocoder: Vocoders: "own", "griffin_lim", or checkpoints, as for `sf-decode --vocoder`.
+        clips: Number of clips, spread evenly over the data.
+        keep: Number of these clips whose sound and pictures are kept for the page and the listening test.
+        tokenizer: File of the checkpoints' tokenizer, for audio without tokens beside it.
+        similarity: SpeechBrain's ECAPA-TDNN, a folder or a name on the Hugging Face hub, to compute speaker
+            similarity.
+        batch: Number of clips decoded side by side.
+        device: Device that decodes, such as "cpu" or "cuda".
+        listening_test: Whether to write `listening.html`, a blind listening test to send to listeners.
+        ratings: Files of ratings that listeners saved on that page, to compute mean opinion scores from; takes
+            --out alone.
+        wandb: Whether to log the table to W&B; offline unless an API key is configured.
     """
     given = {name: value for name, value in locals().items() if name not in ("out", "ratings")}
     folder = Path(out)
     if ratings:
-        usual = inspect.signature(judge).parameters
-        if beside := [f"--{name}" for name, value in given.items() if value != usual[name].default]:
-            raise ValueError(f"--ratings belong to a test that is there already: leave {', '.join(beside)} out")
-        _take_ratings(folder, ratings)
+        parameters = inspect.signature(evaluate_checkpoints).parameters
+        if extra := [f"--{name}" for name, value in given.items() if value != parameters[name].default]:
+            raise ValueError(f"--ratings belong to an existing evaluation: leave {', '.join(extra)} out")
+        _add_ratings(folder, ratings)
         return
     if not ckpt or data is None:
-        raise ValueError("give checkpoints with --ckpt and clips with --data; or --ratings that listeners sent")
+        raise ValueError("give checkpoints with --ckpt and clips with --data, or listeners' ratings with --ratings")
     require_positive(clips=clips, batch=batch)
     require_device(device)
     if keep < 0:
-        raise ValueError(f"--keep is {keep}: wanted 0 or more")
+        raise ValueError(f"--keep is {keep}: expected 0 or more")
     if listening_test and not keep:
-        raise ValueError("--listening_test plays the clips that are kept: give --keep 1 or more")
-    options = Options(
+        raise ValueError("--listening_test plays the clips that are kept, and --keep is 0: give --keep 1 or more")
+    grid = DecodingGrid(
         tuple(layout or ()), tuple(lookahead or ()), tuple(nfe or ()), tuple(guidance or ()), tuple(vocoder or ())
     )
-    held = open_clips(data, load_tokenizer(Path(tokenizer), device) if tokenizer else None)
-    subjects = [_subject(path, held) for path in dict.fromkeys(ckpt)]
-    groups = plan(subjects, options)
-    drawing = Drawing(held, clips)
-    # What is wrong with them is said before anything is written.
-    alone = {each.clip.key: each.is_own_reference for group in groups for each in drawing.of(group)}
-    scoring, voices, facts = _scoring(similarity, device)
+    source = open_clips(data, load_tokenizer(Path(tokenizer), device) if tokenizer else None)
+    candidates = [open_candidate(path, source) for path in dict.fromkeys(ckpt)]
+    groups = plan_systems(candidates, grid)
+    selection = ClipSelection(source, clips)
+    # All clips are read before anything is written, so that errors in them leave no folder behind.
+    own = {clip.clip.key: clip.is_own_reference for group in groups for clip in selection.clips(group)}
+    scorer, encoder, facts = _make_scorer(similarity, device)
     facts |= {
         "data": (data,),
-        "device": (_machine(device),),
+        "device": (_describe_machine(device),),
         "written by": (f"sf-lightning {__version__}",),
-        "checkpoint": tuple(f"{each.path}, step {each.description.weights.step}" for each in subjects),
+        "checkpoint": tuple(f"{c.path}, step {c.description.weights.step}" for c in candidates),
     }
-    if any(alone.values()):
-        own = f"a crop of the clip itself in {sum(alone.values())} of {len(alone)}, whose speaker has no other"
-        facts["voice"] = (own,)
-    identity = Identity(data, held.version, clips, voices, tuple(scoring.judges), torch.device(device).type)
-    ways = [way for group in groups for way in group.ways]
-    results = Results.open(folder, identity, ways, digests_of(groups), facts)
+    if any(own.values()):
+        text = f"cropped from the clip itself for {sum(own.values())} of {len(own)} clips, the speaker's only ones"
+        facts["speaker reference"] = (text,)
+    identity = Identity(data, source.version, clips, encoder, tuple(scorer.predictors), torch.device(device).type)
+    systems = [system for group in groups for system in group.systems]
+    results = Results.open(folder, identity, systems, input_digests(groups), facts)
     try:
-        with Bar() as bar:
-            evaluate(groups, drawing, results, scoring, Settings(keep, batch, device), bar.move)
+        with ProgressBar() as bar:
+            evaluate(groups, selection, results, scorer, RunSettings(keep, batch, device), bar.update)
     finally:
         results.close()
-    found = Findings.of(results)
-    (folder / "table.md").write_text(markdown(found), encoding="utf-8")
-    write_csv(found, folder / "table.csv")
-    show(tables(found))
-    _write_report(folder, found)
+    findings = Findings.from_results(results)
+    write_tables(findings, folder)
+    print_tables(tables(findings))
+    _write_report(folder, findings)
     if wandb:
-        log_table(folder, found)
-    if listening_test:  # last: another test may be there, or no clip to ask about
-        write_test(folder, items_of(found))
-        print(f"{'for listeners:':16}{folder / 'listening.html'} (listening-key.json says what is what: keep it)")
+        log_table(folder, findings)
+    if listening_test:  # last, since it fails where another test exists or no clip is suitable
+        write_test(folder, listening_items(findings))
+        print(f"{'listening test:':16}{folder / 'listening.html'} (do not send listening-key.json, its key)")
 
 
-def _take_ratings(folder: Path, ratings: list[str]) -> None:
-    """Turns what listeners sent into mean opinion scores, beside the test and in its report."""
-    kept = keep_ratings(folder, [Path(path) for path in ratings])
-    table = write_opinions(folder, opinions(folder, kept), kept)
-    show([table])
-    print(f"{'opinions:':16}{folder / 'mos.md'}, {folder / 'mos.csv'}")
-    _write_report(folder, Findings.of(Results.read(folder)))
+def _add_ratings(folder: Path, ratings: list[str]) -> None:
+    """Adds listeners' ratings, and writes mean opinion scores and the report."""
+    add_ratings(folder, [Path(path) for path in ratings])
+    print_tables([_write_report(folder, Findings.from_results(Results.read(folder)))[0]])
 
 
-def _subject(path: str, held: Clips) -> Subject:
-    """Reads a checkpoint, and checks that the clips are for it."""
+def open_candidate(path: str, source: ClipSource) -> Candidate:
+    """Reads a checkpoint, and checks that the clips meet its requirements."""
     if not Path(path).exists():
         raise FileNotFoundError(f"--ckpt: no file or folder {path}")
 
@@ -153,38 +153,39 @@ def _subject(path: str, held: Clips) -> Subject:
     digest = trained.digest
 
     def load() -> Pretrained:
-        again = load_trained(Path(path))
-        if again.digest != digest:  # the last.ckpt of a training that goes on, for one
-            raise ValueError(f"--ckpt {path} changed while it was evaluated: copy it first")
-        return again
+        loaded = load_trained(Path(path))
+        if loaded.digest != digest:  # for example the last.ckpt of a training run that continues
+            raise ValueError(f"--ckpt {path} changed during the evaluation: evaluate a copy of it")
+        return loaded
 
-    subject = Subject(path, trained.description, digest, load)
-    requirements = ClipRequirements.from_config(trained.description.model, trained.description.tokenizer)
+    candidate = Candidate(path, trained.description, digest, load)
+    description = candidate.description
+    requirements = ClipRequirements.from_config(description.model, description.tokenizer)
     if requirements.mel.sample_rate != SAMPLE_RATE:
         raise ValueError(
-            f"--ckpt {path} has a mel of {requirements.mel.sample_rate} Hz; scores are defined at {SAMPLE_RATE}"
+            f"--ckpt {path} has a mel of {requirements.mel.sample_rate} Hz: scores are defined at {SAMPLE_RATE} Hz"
         )
     try:
-        held.require(requirements)
+        source.check(requirements)
     except ValueError as error:
         raise ValueError(f"--ckpt {path}: {error}") from error
-    return subject
+    return candidate
 
 
-def _scoring(similarity: str | None, device: str) -> tuple[Scoring, str, dict[str, tuple[str, ...]]]:
-    """What clips are scored with, the name of the speaker encoder, and what there is to say of what is left out."""
-    found, lacking = judges()
-    left_out = [f"{name.upper()} ({reason})" for name, reason in lacking.items()]
-    embed, voices = None, ""
+def _make_scorer(similarity: str | None, device: str) -> tuple[ClipScorer, str, dict[str, tuple[str, ...]]]:
+    """Returns the scorer, the name of its speaker encoder, and the fact which scores are left out and why."""
+    predictors, unavailable = available_predictors()
+    left_out = [f"{name.upper()} ({reason})" for name, reason in unavailable.items()]
+    embed, name = None, ""
     if similarity is not None:
-        from sf_lightning.model.ecapa import PretrainedECAPA  # brings SpeechBrain's loaders along
+        from sf_lightning.model.ecapa import PretrainedECAPA  # imports SpeechBrain's loaders
 
         if Path(similarity).exists() and not Path(similarity, "hyperparams.yaml").is_file():
             raise FileNotFoundError(
-                f"--similarity: no hyperparams.yaml in {similarity}: give a folder of SpeechBrain's"
+                f"--similarity: no hyperparams.yaml in {similarity}: give the folder of a SpeechBrain model"
             )
         encoder = PretrainedECAPA(similarity, device)
-        voices = f"{similarity} ({encoder.name})"
+        name = f"{similarity} ({encoder.name})"
 
         def embed(wave):  # type: ignore[no-untyped-def]
             return encoder.encode([wave])[0]
@@ -193,31 +194,33 @@ def _scoring(similarity: str | None, device: str) -> tuple[Scoring, str, dict[st
         left_out.append("speaker similarity (no --similarity)")
     if left_out:
         print(f"left out: {', '.join(left_out)}", file=sys.stderr)
-    return Scoring(embed, found), voices, {"left out": (", ".join(left_out),)} if left_out else {}
+    return ClipScorer(embed, predictors), name, {"left out": (", ".join(left_out),)} if left_out else {}
 
 
-def _machine(device: str) -> str:
+def _describe_machine(device: str) -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     return f"{device}, {cores}, {platform.machine()}, torch {torch.__version__}"
 
 
-def _write_report(folder: Path, found: Findings) -> None:
-    kept = read_kept(folder)
-    more = [write_opinions(folder, opinions(folder, kept), kept)] if kept else []
-    page_of(found, more).write(folder / "report.html")
-    print(f"{'hear and see:':16}{folder / 'report.html'}")
-    if (folder / "table.md").is_file():
-        print(f"{'tables:':16}{folder / 'table.md'}, {folder / 'table.csv'}")
+def _write_report(folder: Path, findings: Findings) -> list[Table]:
+    """Writes the page and, where there are ratings, mean opinion scores; returns their table."""
+    ratings = read_ratings(folder)
+    opinions = [write_opinions(folder, ratings)] if ratings else []
+    evaluation_page(findings, opinions).write(folder / "report.html")
+    print(f"{'report:':16}{folder / 'report.html'}")
+    files = [folder / name for name in ("table.md", "table.csv", "mos.md", "mos.csv")]
+    print(f"{'tables:':16}{', '.join(str(path) for path in files if path.is_file())}")
+    return opinions
 
 
 @one_line_errors
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
     lists = ("ckpt", "layout", "lookahead", "nfe", "guidance", "vocoder", "ratings")
-    parser = command_parser("sf-eval", judge, lists=lists)
-    judge(**vars(parser.parse_args(args)))
+    parser = command_parser("sf-eval", evaluate_checkpoints, lists=lists)
+    evaluate_checkpoints(**vars(parser.parse_args(args)))
 
 
 if __name__ == "__main__":

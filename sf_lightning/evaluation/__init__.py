@@ -1,4 +1,4 @@
-"""Judging trained decoders side by side: what is decoded, how it is scored, tables and a page to hear it on.
+"""Evaluation of trained decoders: decoding and scoring of held-out clips, tables, reports and listening tests.
 
-Knows nothing of training and of Lightning; a training run uses its pages.
+Knows nothing of training and of Lightning; validation in a training run uses it.
 """

@@ -1,4 +1,4 @@
-"""Means with 95 % intervals, by the bootstrap, of few by Student's t. Knows nothing of what is measured."""
+"""Means with 95 % confidence intervals: by the bootstrap, or by Student's t for few groups of values."""
 
 import math
 from collections.abc import Hashable, Iterable
@@ -11,47 +11,47 @@ RESAMPLES = 2000
 
 
 class Mean(NamedTuple):
-    """A mean over what is defined, between the ends of its 95 % interval.
+    """Mean of the defined values with its 95 % confidence interval.
 
     Attributes:
-        mean: NaN where nothing is defined.
-        low: NaN where there are fewer than two to draw from, as is `high`.
-        high: See `low`.
-        number: Of what is defined.
-        num_nan: Of what is not; it is in no mean.
+        mean: Mean; NaN where no value is defined.
+        low: Lower end of the interval; NaN where there are fewer than two values to resample.
+        high: Upper end of the interval, likewise.
+        num_values: Number of defined values.
+        num_nan: Number of undefined values (NaN), which are left out.
     """
 
     mean: float
     low: float
     high: float
-    number: int
+    num_values: int
     num_nan: int
 
 
-def mean_of(values: Iterable[float], weights: Iterable[float] | None = None) -> Mean:
-    """Returns the mean of values and its percentile interval; the same for the same values.
+def bootstrap_mean(values: Iterable[float], weights: Iterable[float] | None = None) -> Mean:
+    """Returns the mean of values with its bootstrap percentile interval; equal values give an equal interval.
 
     Args:
-        values: NaN where a value is undefined.
-        weights: Of each, by default alike: a mean over frames weighs clips by theirs.
+        values: Values; NaN where one is undefined.
+        weights: Weight of each value, by default 1: for a mean over frames the number of frames of each clip.
 
-    >>> mean_of([1.0, 1.0, float("nan")])
-    Mean(mean=1.0, low=1.0, high=1.0, number=2, num_nan=1)
-    >>> mean_of([1.0, 4.0], weights=[200, 100]).mean
+    >>> bootstrap_mean([1.0, 1.0, float("nan")])
+    Mean(mean=1.0, low=1.0, high=1.0, num_values=2, num_nan=1)
+    >>> bootstrap_mean([1.0, 4.0], weights=[200, 100]).mean
     2.0
     """
     numbers = np.array([*values], dtype=float)
-    weighing = np.ones(len(numbers)) if weights is None else np.array([*weights], dtype=float)
+    factors = np.ones(len(numbers)) if weights is None else np.array([*weights], dtype=float)
     defined = np.isfinite(numbers)
-    count, num_nan = int(defined.sum()), int((~defined).sum())
-    if not count:
+    num_values, num_nan = int(defined.sum()), int((~defined).sum())
+    if not num_values:
         return Mean(math.nan, math.nan, math.nan, 0, num_nan)
-    numbers, weighing = numbers[defined], weighing[defined]
-    mean = float((numbers * weighing).sum() / weighing.sum())
-    if count < 2:
-        return Mean(mean, math.nan, math.nan, count, num_nan)
-    drawn = bootstrap(
-        (numbers * weighing, weighing),
+    numbers, factors = numbers[defined], factors[defined]
+    mean = float((numbers * factors).sum() / factors.sum())
+    if num_values < 2:
+        return Mean(mean, math.nan, math.nan, num_values, num_nan)
+    interval = bootstrap(
+        (numbers * factors, factors),
         lambda total, weight, axis: total.sum(axis=axis) / weight.sum(axis=axis),
         paired=True,
         vectorized=True,
@@ -59,30 +59,30 @@ def mean_of(values: Iterable[float], weights: Iterable[float] | None = None) -> 
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Mean(mean, float(drawn.low), float(drawn.high), count, num_nan)
+    return Mean(mean, float(interval.low), float(interval.high), num_values, num_nan)
 
 
-def mean_over(owners: Iterable[Hashable], values: Iterable[float]) -> Mean:
-    """Returns the mean over those whose the values are, and its interval by Student's t over their own means.
+def mean_over_groups(groups: Iterable[Hashable], values: Iterable[float]) -> Mean:
+    """Returns the mean over the means of groups with an interval by Student's t over these means.
 
-    What one listener says hangs together, and listeners are few: to draw from so few, as the bootstrap does, makes
-    an interval that the truth often lies outside of.
+    For ratings grouped by listener: those of one listener are correlated, and listeners are few. Resampling so few
+    listeners, as the bootstrap does, gives intervals that miss the true mean too often.
 
     Args:
-        owners: Whose each value is.
-        values: Finite.
+        groups: Group of each value.
+        values: Finite values.
 
-    >>> mean_over(["Ada", "Ada", "Ben"], [4.0, 6.0, 3.0]).mean
+    >>> mean_over_groups(["Ada", "Ada", "Ben"], [4.0, 6.0, 3.0]).mean
     4.0
     """
-    of: dict[Hashable, list[float]] = {}
-    for owner, value in zip(owners, values, strict=True):
-        of.setdefault(owner, []).append(value)
-    number, means = sum(map(len, of.values())), np.array([np.mean(each) for each in of.values()])
-    if not number:
+    by_group: dict[Hashable, list[float]] = {}
+    for group, value in zip(groups, values, strict=True):
+        by_group.setdefault(group, []).append(value)
+    num_values, means = sum(map(len, by_group.values())), np.array([np.mean(v) for v in by_group.values()])
+    if not num_values:
         return Mean(math.nan, math.nan, math.nan, 0, 0)
     mean = float(means.mean())
     if len(means) < 2:
-        return Mean(mean, math.nan, math.nan, number, 0)
+        return Mean(mean, math.nan, math.nan, num_values, 0)
     half = float(t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / math.sqrt(len(means)))
-    return Mean(mean, mean - half, mean + half, number, 0)
+    return Mean(mean, mean - half, mean + half, num_values, 0)

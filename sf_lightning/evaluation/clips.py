@@ -1,4 +1,4 @@
-"""The clips that decoders are evaluated on: of a shard set, or of a folder of audio. Knows nothing of decoders."""
+"""Sources of the clips that decoders are evaluated on: a shard set or a folder of audio."""
 
 import hashlib
 import logging
@@ -21,46 +21,46 @@ from sf_lightning.tokens.base import Tokenizer
 
 log = logging.getLogger(__name__)
 
-MAX_LOOKED_AT = 20
-"""Files of a folder that are looked at for another clip of the same speaker."""
+MAX_SEARCHED = 20
+"""Files of a folder that are searched for another clip of the same speaker."""
 
 
-class Clips(Protocol):
-    """Where clips come from."""
+class ClipSource(Protocol):
+    """Clips to evaluate on."""
 
     @property
     def version(self) -> str:
-        """Changes whenever a clip may have."""
+        """Digest that changes whenever a clip may have changed."""
         ...
 
-    def require(self, requirements: ClipRequirements) -> None:
-        """Raises ValueError with both values if these are no clips for a checkpoint."""
+    def check(self, requirements: ClipRequirements) -> None:
+        """Raises ValueError, with both values, if the clips do not meet a checkpoint's requirements."""
         ...
 
     def draw(self, requirements: ClipRequirements, count: int) -> list[DrawnClip]:
-        """Returns up to `count` clips, spread evenly, the same ones every time; broken ones are left out."""
+        """Returns up to `count` clips, spread evenly and the same ones every time, without broken ones."""
         ...
 
 
-def open_clips(place: str, tokenizer: Tokenizer | None = None) -> Clips:
-    """Opens a shard set, or a folder of audio.
+def open_clips(path: str, tokenizer: Tokenizer | None = None) -> ClipSource:
+    """Opens a shard set or a folder of audio.
 
     Args:
-        place: Of the set, which may lie elsewhere (see `Store`), or the folder.
-        tokenizer: For audio without tokens beside it.
+        path: Path or URL of a shard set (see `Store`), or path of a folder.
+        tokenizer: Tokenizer of audio that has no tokens beside it.
 
     Raises:
         FileNotFoundError: if there is neither.
-        ValueError: if a tokenizer was given for a set, which has its tokens.
+        ValueError: if a tokenizer was given for a shard set.
     """
-    if Store(place).is_remote or Path(place, "manifest.json").is_file():
+    if Store(path).is_remote or Path(path, "manifest.json").is_file():
         if tokenizer is not None:
-            raise ValueError(f"--tokenizer is for folders of audio, {place} is a shard set: leave it out")
-        return SetClips(ShardSet(place))
-    if not Path(place).is_dir():
-        raise FileNotFoundError(f"--data: no folder {place}: give a shard set or a folder of audio")
-    folder = FolderClips(Path(place), tokenizer)
-    folder.say_what_is_not_tokenised()
+            raise ValueError(f"--tokenizer is for folders of audio, but {path} is a shard set: leave it out")
+        return SetClips(ShardSet(path))
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"--data: no folder {path}: give a shard set or a folder of audio")
+    folder = FolderClips(Path(path), tokenizer)
+    folder.warn_of_unused_tokenizer()
     return folder
 
 
@@ -72,24 +72,24 @@ class SetClips:
 
     @property
     def version(self) -> str:
-        """As the set has it."""
+        """Digest of the shard set."""
         return self.shards.version
 
-    def require(self, requirements: ClipRequirements) -> None:
-        """See `Clips.require`; two tokenizers of one name are told apart by their digests."""
+    def check(self, requirements: ClipRequirements) -> None:
+        """See `ClipSource.check`."""
         requirements.check_set(self.shards)
 
     def draw(self, requirements: ClipRequirements, count: int) -> list[DrawnClip]:
-        """See `Clips.draw`."""
+        """See `ClipSource.draw`."""
         return list(evenly_spaced_clips(self.shards, count, requirements))
 
 
 @dataclass(frozen=True)
 class FolderClips:
-    """Audio files under a folder, each with `NAME.tokens.npy` beside it, or tokenised here.
+    """Audio files of a folder, each with `NAME.tokens.npy` beside it or tokenized here.
 
-    X-vectors, where a checkpoint takes them, lie beside as `NAME.speaker.npy`; a `NAME.json` may say `speaker` and
-    `language`. Else the folder of a file names its speaker.
+    X-vectors, where a checkpoint needs them, are stored beside the audio as `NAME.speaker.npy`; `NAME.json` may
+    give `speaker` and `language`. Without it the speaker is the name of the folder that holds the file.
     """
 
     folder: Path
@@ -97,79 +97,74 @@ class FolderClips:
 
     @property
     def version(self) -> str:
-        """Of names, sizes and times of its audio, and of what lies beside it."""
+        """Digest of the tokenizer, and of names, sizes and times of the audio and the files beside it."""
         beside = (path.with_suffix(f".{suffix}") for path in self._paths() for suffix in ("json", *PRECOMPUTED))
         files = [*self._paths(), *(path for path in beside if path.is_file())]
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        made = self.tokenizer.spec.digest if self.tokenizer else ""
-        return hashlib.sha256(repr((made, stats)).encode()).hexdigest()[:16]
+        tokenizer = self.tokenizer.spec.digest if self.tokenizer else ""
+        return hashlib.sha256(repr((tokenizer, stats)).encode()).hexdigest()[:16]
 
-    def require(self, requirements: ClipRequirements) -> None:
-        """See `Clips.require`; of tokens that lie beside the audio nobody knows what made them."""
-        if self.tokenizer is None or all(map(_has_tokens, self._paths())):
-            return
-        requirements.check_tokenizer(self.tokenizer.spec, "--tokenizer")
+    def check(self, requirements: ClipRequirements) -> None:
+        """See `ClipSource.check`; which tokenizer made tokens that are stored beside the audio is unknown."""
+        if self.tokenizer is not None and not all(map(_has_tokens, self._paths())):
+            requirements.check_tokenizer(self.tokenizer.spec, "--tokenizer")
 
-    def say_what_is_not_tokenised(self) -> None:
-        """Says how many clips the tokenizer, where there is one, is not used for."""
+    def warn_of_unused_tokenizer(self) -> None:
+        """Logs for how many clips the tokenizer is not used, because they have tokens."""
         paths = self._paths()
-        if self.tokenizer is not None and (having := sum(map(_has_tokens, paths))):
+        if self.tokenizer is not None and (count := sum(map(_has_tokens, paths))):
             log.warning(
-                "%d of %d clips have their tokens beside them: --tokenizer is not used for them", having, len(paths)
+                "%d of %d clips have tokens beside them: --tokenizer is not used for them", count, len(paths)
             )
 
     def draw(self, requirements: ClipRequirements, count: int) -> list[DrawnClip]:
-        """See `Clips.draw`."""
+        """See `ClipSource.draw`."""
         paths = self._paths()
-        self._name_those_without_audio(paths)
+        self._warn_of_tokens_without_audio(paths)
         count = min(count, len(paths))
         return list(self._read([paths[i * len(paths) // count] for i in range(count)], paths, requirements))
 
     def _paths(self) -> tuple[Path, ...]:
-        if not any(each.is_file() for each in self.folder.rglob("*")):
+        if not any(path.is_file() for path in self.folder.rglob("*")):
             raise FileNotFoundError(f"--data: {self.folder} is empty: give a shard set or a folder of audio")
         try:
             (part,) = find_parts(self.folder, 10**9)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"--data: no audio under {self.folder}: without reference audio nothing can be compared; "
-                "sf-decode makes sound of tokens alone"
+                f"--data: no audio in {self.folder}: an evaluation needs recordings to compare with; sf-decode "
+                "decodes tokens alone"
             ) from None
         if not isinstance(part, FilesPart):
-            raise ValueError(f"--data: {self.folder} holds tars: make a shard set of them with sf-shards build")
+            raise ValueError(f"--data: {self.folder} holds tars: build a shard set of them with sf-shards build")
         return part.paths
 
-    def _name_those_without_audio(self, paths: Sequence[Path]) -> None:
-        having = {path.with_suffix("") for path in paths}
-        ending = ".tokens.npy"
-        lone = [
-            each
-            for each in sorted(self.folder.rglob(f"*{ending}"))
-            if each.with_name(each.name.removesuffix(ending)) not in having
+    def _warn_of_tokens_without_audio(self, paths: Sequence[Path]) -> None:
+        with_audio, ending = {path.with_suffix("") for path in paths}, ".tokens.npy"
+        without = [
+            path
+            for path in sorted(self.folder.rglob(f"*{ending}"))
+            if path.with_name(path.name.removesuffix(ending)) not in with_audio
         ]
-        if lone:
-            log.warning("left %d clips without reference audio out, the first %s", len(lone), lone[0])
+        if without:
+            log.warning("skipped %d files of tokens without audio, the first %s", len(without), without[0])
 
     def _read(
         self, chosen: Sequence[Path], paths: Sequence[Path], requirements: ClipRequirements
     ) -> Iterator[DrawnClip]:
-        tokens = requirements.tokens
+        mel, tokens = requirements.mel, requirements.tokens
         assert tokens is not None
         for number, path in enumerate(chosen):
             source = self._source(path)
-            where = np.random.default_rng([0, number]).random()
+            start = np.random.default_rng([0, number]).random()
             try:
+                raw = self._raw(source, requirements)
                 clip = decode_clip(
-                    self._raw(source, requirements),
-                    requirements.mel,
-                    tokens.vocabulary,
-                    tokens.frames_per_token,
-                    requirements.x_vector_width,
+                    raw, mel, tokens.vocabulary, tokens.frames_per_token, requirements.x_vector_width
                 )
-                other = self._other(source, path, paths)
-                crop = reference_crop(self._audio(other), requirements.mel, requirements.crop_samples, where)
+                other = self._other_of_speaker(source, path, paths)
+                crop = reference_crop(_audio(other), mel, requirements.crop_samples, start)
             except BadSample as error:
-                log.warning("left %s out: %s", path, error)
+                log.warning("skipped %s: %s", path, error)
             else:
                 language = str(source.fields.get("language", ""))
                 yield DrawnClip(clip, crop, language=language, is_own_reference=other is source)
@@ -178,48 +173,31 @@ class FolderClips:
         (source,) = FilesPart("", self.folder, (path,)).read()
         return source
 
-    def _audio(self, source: CorpusClip) -> RawSample:
-        return {"__key__": source.key, source.suffix: source.audio}
-
     def _raw(self, source: CorpusClip, requirements: ClipRequirements) -> RawSample:
-        """As a sample of a shard would be read."""
-        raw = self._audio(source) | source.made
+        """Returns a file and the files beside it as a sample of a shard, with tokens."""
+        raw = _audio(source) | source.made
         if "tokens.npy" not in raw:
             if self.tokenizer is None:
-                assert requirements.tokens is not None
-                name, digest = requirements.tokens.name, requirements.tokens.digest
+                spec = requirements.tokens
+                assert spec is not None
+                digest = f" (digest {spec.digest})" if spec.digest else ""
                 raise ValueError(
-                    f"--data: {self.folder}: {source.key} has no tokens beside it: give --tokenizer, the file of "
-                    f"the checkpoint's {name}" + (f" (digest {digest})" if digest else "")
+                    f"--data: {source.key} in {self.folder} has no tokens beside it: give --tokenizer, the file of "
+                    f"the checkpoint's tokenizer {spec.name}{digest}"
                 )
             (tokens,) = self.tokenizer.encode([read_speech(source.audio, requirements.mel)])
             raw["tokens.npy"] = npy_bytes(tokens)
         return raw
 
-    def _other(self, source: CorpusClip, path: Path, paths: Sequence[Path]) -> CorpusClip:
-        """Another clip of the same speaker in the same folder, or the clip itself."""
-        beside = [each for each in paths if each.parent == path.parent and each != path]
-        others = (self._source(each) for each in beside[:MAX_LOOKED_AT])
-        return next((each for each in others if each.fields["speaker"] == source.fields["speaker"]), source)
+    def _other_of_speaker(self, source: CorpusClip, path: Path, paths: Sequence[Path]) -> CorpusClip:
+        """Returns another clip of the same speaker in the same folder, or else the clip itself."""
+        neighbors = [other for other in paths if other.parent == path.parent and other != path]
+        others = (self._source(other) for other in neighbors[:MAX_SEARCHED])
+        return next((other for other in others if other.fields["speaker"] == source.fields["speaker"]), source)
 
 
-def spread(count: int) -> list[int]:
-    """Returns so many numbers in an order of which every beginning is spread over the whole.
-
-    >>> spread(10)
-    [0, 8, 4, 2, 6, 1, 9, 5, 3, 7]
-    """
-    bits = count.bit_length()
-    return sorted(range(count), key=lambda number: f"{number:0{bits}b}"[::-1])
-
-
-def kept(count: int, keep: int) -> list[int]:
-    """Returns which of so many clips are kept as sound and pictures: all of them also where more are kept.
-
-    >>> [kept(10, keep) for keep in (1, 2, 3)]
-    [[0], [0, 8], [0, 4, 8]]
-    """
-    return sorted(spread(count)[:keep])
+def _audio(source: CorpusClip) -> RawSample:
+    return {"__key__": source.key, source.suffix: source.audio}
 
 
 def _has_tokens(path: Path) -> bool:

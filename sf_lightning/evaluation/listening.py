@@ -1,12 +1,11 @@
-"""A blind listening test on one page, and mean opinion scores (MOS) of what listeners send back.
+"""A blind listening test on one page, and mean opinion scores (MOS) of the ratings that listeners return.
 
 eval/mine/
-  listening.html       for listeners: naturalness and similarity, 1 to 5, in an order of each listener's own
-  listening-key.json   what each sound is; it stays here
-  ratings/             what came back
+  listening.html       page for listeners: naturalness and similarity from 1 to 5, in random order
+  listening-key.json   the system behind each sound; not to be sent to listeners
+  ratings/             ratings that were returned
 """
 
-import csv
 import hashlib
 import json
 import re
@@ -18,25 +17,27 @@ import numpy as np
 import soundfile
 
 from sf_lightning.data.corpus import clean_key
-from sf_lightning.evaluation.bootstrap import Mean, mean_of, mean_over
-from sf_lightning.evaluation.grid import label
+from sf_lightning.evaluation.bootstrap import Mean, bootstrap_mean, mean_over_groups
 from sf_lightning.evaluation.report import flac_url, write_page
+from sf_lightning.evaluation.systems import join_labels
 from sf_lightning.evaluation.table import Findings, Table
+from sf_lightning.files.atomic import write_atomically
+from sf_lightning.files.tables import write_csv
 
 PAGE, KEY, RATINGS = "listening.html", "listening-key.json", "ratings"
 
 QUESTIONS = ("naturalness", "similarity")
 
 SCALE = range(1, 6)
-"""Of answers, from bad to excellent."""
+"""Possible answers, from bad to excellent."""
 
 LEVEL_DB, MAX_PEAK = -26.0, 0.95
-"""All sounds are given this level, as far as their peaks allow: the louder of two sounds better."""
+"""Common RMS level of all sounds in dBFS, and largest peak: the louder of two sounds is rated better."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A clip to be judged: a recording of its speaker, and the clip as each system made it."""
+    """A clip to rate: another recording of its speaker, and the clip's sounds by system."""
 
     clip: str
     voice: Path
@@ -45,7 +46,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Rating:
-    """What one listener said of one sound."""
+    """One listener's ratings of one sound."""
 
     listener: str
     system: str
@@ -53,29 +54,33 @@ class Rating:
     similarity: int
 
 
-def items_of(found: Findings) -> list[Item]:
-    """Returns what listeners hear: the clips that were kept in every way, as recorded and as made in each.
-
-    A clip whose speaker has no other is left out: its voice would be the recording itself.
+def listening_items(findings: Findings) -> list[Item]:
+    """Returns the clips whose sound was kept for every system, and whose speaker has another recording.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such clip.
     """
-    results, items = found.results, list[Item]()
-    keys = dict.fromkeys(line.clip for line in results.lines.values())
-    voices = {key: path for key in keys if (path := results.sample(key, "voice.flac")).is_file()}
-    made = {label(row.told): {key: results.sound(row.way, key) for key in voices} for row in found.rows}
+    results, items = findings.results, list[Item]()
+    keys = dict.fromkeys(row.clip for row in results.rows.values())
+    voices = {key: path for key in keys if (path := results.sample_path(key, "voice.flac")).is_file()}
+    decoded = {
+        join_labels(row.labels): {key: results.sound_path(row.system, key) for key in voices}
+        for row in findings.rows
+    }
     for key, voice in voices.items():
-        systems = {name: sounds[key] for name, sounds in made.items()}
+        systems = {name: sounds[key] for name, sounds in decoded.items()}
         if all(path.is_file() for path in systems.values()):
-            items.append(Item(key, voice, {"recording": results.sample(key, "reference.flac")} | systems))
+            items.append(Item(key, voice, {"recording": results.sample_path(key, "reference.flac")} | systems))
     if not voices:
-        raise ValueError("--listening_test: of no clip that was kept there is another recording of its speaker")
-    if not items:
-        fewest = min(made, key=lambda name: sum(path.is_file() for path in made[name].values()))
         raise ValueError(
-            f"--listening_test: no clip's sound was kept in every row, least of all in {fewest!r}: ask for that "
-            "row once more, with a --keep as large as the others had"
+            "--listening_test needs clips with another recording of the same speaker, and none of the clips that "
+            "were kept has one: give a larger --keep, or other --data"
+        )
+    if not items:
+        fewest = min(decoded, key=lambda name: sum(path.is_file() for path in decoded[name].values()))
+        raise ValueError(
+            f"--listening_test needs clips that were kept for every row, and {fewest!r} has the fewest: evaluate "
+            "that row again with a --keep as large as for the others"
         )
     return items
 
@@ -84,18 +89,18 @@ def write_test(folder: Path, items: Sequence[Item], seed: int = 0) -> str:
     """Writes the page and the key, and returns the id of the test.
 
     Args:
-        folder: Where.
-        items: What is to be judged.
-        seed: Of the order in which sounds lie in the page; each listener hears them in another.
+        folder: Folder of the evaluation.
+        items: Clips to rate.
+        seed: Seed of the order of the sounds in the page; each listener rates them in another order.
 
     Raises:
-        FileExistsError: if another test is there, whose ratings may be on their way.
+        FileExistsError: if the folder has another test, whose ratings may not have been returned yet.
     """
     random = np.random.default_rng(seed)
     pairs = [(number, system) for number, item in enumerate(items) for system in item.systems]
     order = [pairs[i] for i in random.permutation(len(pairs))]
-    sounds = [_level(items[number].systems[system]) for number, system in order]
-    voices = [_level(item.voice) for item in items]
+    sounds = [_read_at_level(items[number].systems[system]) for number, system in order]
+    voices = [_read_at_level(item.voice) for item in items]
     digest = hashlib.sha256(str(seed).encode())
     for wave, _ in [*sounds, *voices]:
         digest.update(wave.tobytes())
@@ -110,111 +115,115 @@ def write_test(folder: Path, items: Sequence[Item], seed: int = 0) -> str:
             for name, (number, system) in zip(names, order, strict=True)
         },
     }
-    if (folder / KEY).is_file() and (there := _read_key(folder)["test"]) != test:
+    if (folder / KEY).is_file() and (existing := _read_key(folder)["test"]) != test:
         raise FileExistsError(
-            f"{folder / KEY} is of test {there}, this one is {test}: ratings of the other would have no key; "
-            "move it away, or give another --out"
+            f"{folder / KEY} is the key of test {existing}, and this is test {test}: overwriting it would make the "
+            "ratings of the other useless; move it away, or give another --out"
         )
-    (folder / KEY).write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
-    played = [
+    write_atomically(folder / KEY, json.dumps(key, indent=1) + "\n")
+    pieces = [
         {"id": name, "voice": number, "sound": flac_url(*sound)}
         for name, (number, _), sound in zip(names, order, sounds, strict=True)
     ]
-    content = {"test": test, "voices": [flac_url(*voice) for voice in voices], "sounds": played}
+    content = {"test": test, "voices": [flac_url(*voice) for voice in voices], "sounds": pieces}
     write_page("listening.html.j2", folder / PAGE, content=content, questions=QUESTIONS)
     return test
 
 
-def keep_ratings(folder: Path, paths: Sequence[Path]) -> list[Rating]:
-    """Reads ratings, keeps copies of their files beside the test, and returns all that there are.
+def add_ratings(folder: Path, paths: Sequence[Path]) -> list[Rating]:
+    """Copies files of ratings beside the test and returns all ratings of the test.
 
     Raises:
         FileNotFoundError: if there is no test, or no such file.
-        ValueError: if a file holds none, those of another test, or two of one listener differ; then none is kept.
+        ValueError: if a file is damaged or belongs to another test, or two files of one listener differ; then no
+            file is copied.
     """
     key = _read_key(folder)
-    said = {path: _read_ratings(path, key) for path in paths}
-    held = {path: _read_ratings(path, key) for path in sorted((folder / RATINGS).glob("*.json"))}
-    whose: dict[str, Path] = {}
-    for path, (listener, ratings) in (held | said).items():
-        other = whose.setdefault(listener, path)
-        if (held | said)[other][1] != ratings:
+    new = {path: _read_ratings(path, key) for path in paths}
+    ratings_by_path = {path: _read_ratings(path, key) for path in sorted((folder / RATINGS).glob("*.json"))} | new
+    first_of: dict[str, Path] = {}
+    for path, (listener, ratings) in ratings_by_path.items():
+        other = first_of.setdefault(listener, path)
+        if ratings_by_path[other][1] != ratings:
             raise ValueError(
-                f"--ratings: {path} and {other} are both of listener {listener!r} and differ: delete one, or "
+                f"--ratings: {path} and {other} are both from listener {listener!r} and differ: delete one, or "
                 "change the listener's name in it"
             )
     (folder / RATINGS).mkdir(exist_ok=True)
-    for path, (listener, _) in said.items():
+    for path, (listener, _) in new.items():
         (folder / RATINGS / f"{_file_name(listener)}.json").write_bytes(path.read_bytes())
-    return read_kept(folder)
+    return read_ratings(folder)
 
 
-def read_kept(folder: Path) -> list[Rating]:
-    """Returns the ratings that are kept in a folder; none where there is no test.
+def read_ratings(folder: Path) -> list[Rating]:
+    """Returns all ratings stored in a folder; none where it has no test.
 
     Raises:
-        ValueError: as `keep_ratings`.
+        ValueError: as `add_ratings`.
     """
     if not (folder / KEY).is_file():
         return []
     key = _read_key(folder)
-    return [each for path in sorted((folder / RATINGS).glob("*.json")) for each in _read_ratings(path, key)[1]]
+    paths = sorted((folder / RATINGS).glob("*.json"))
+    return [rating for path in paths for rating in _read_ratings(path, key)[1]]
 
 
-def opinions(folder: Path, ratings: Sequence[Rating]) -> dict[str, dict[str, Mean]]:
-    """Returns the MOS of each system in each question.
+def opinion_scores(folder: Path, ratings: Sequence[Rating]) -> dict[str, dict[str, Mean]]:
+    """Returns the MOS of each system for each question.
 
-    Of several listeners it is the mean over them, with an interval for listeners like them, as far as the scale
-    goes; of one the interval is for sounds like those that were heard.
+    With several listeners it is the mean over listeners, and the interval is for listeners like them, clipped to
+    the scale; with one listener the interval is for sounds like those rated.
     """
-    several = len({each.listener for each in ratings}) > 1
-    found = dict[str, dict[str, Mean]]()
+    several = len({rating.listener for rating in ratings}) > 1
+    scores = dict[str, dict[str, Mean]]()
     for system in _read_key(folder)["systems"]:
-        mine, found[system] = [each for each in ratings if each.system == system], {}
+        own, scores[system] = [rating for rating in ratings if rating.system == system], {}
         for question in QUESTIONS:
-            said = [float(getattr(each, question)) for each in mine]
-            mean = mean_over([each.listener for each in mine], said) if several else mean_of(said)
-            found[system][question] = mean._replace(
+            answers = [float(getattr(rating, question)) for rating in own]
+            listeners = [rating.listener for rating in own]
+            mean = mean_over_groups(listeners, answers) if several else bootstrap_mean(answers)
+            scores[system][question] = mean._replace(
                 low=float(np.maximum(mean.low, SCALE[0])), high=float(np.minimum(mean.high, SCALE[-1]))
             )
-    return found
+    return scores
 
 
-def opinion_table(means: Mapping[str, Mapping[str, Mean]], ratings: Sequence[Rating]) -> Table:
-    """The MOS as a table."""
+def opinion_table(scores: Mapping[str, Mapping[str, Mean]], ratings: Sequence[Rating]) -> Table:
+    """Returns the MOS as a table."""
     cells = []
-    for system, of in means.items():
+    for system, means in scores.items():
         numbers = [
             ("none", "")
-            if not mean.number
+            if not mean.num_values
             else (f"{mean.mean:.2f}", "" if np.isnan(mean.low) else f"{mean.low:.2f} to {mean.high:.2f}")
-            for mean in of.values()
+            for mean in means.values()
         ]
-        cells.append(((system, ""), *numbers, (str(next(iter(of.values())).number), "")))
-    listeners = len({each.listener for each in ratings})
+        cells.append(((system, ""), *numbers, (str(next(iter(means.values())).num_values), "")))
+    listeners = len({rating.listener for rating in ratings})
     title = f"Mean opinion scores of {listeners} listener{'s' if listeners != 1 else ''}"
     return Table(title, ("system", *QUESTIONS, "ratings"), tuple(cells))
 
 
-def write_opinions(folder: Path, means: Mapping[str, Mapping[str, Mean]], ratings: Sequence[Rating]) -> Table:
+def write_opinions(folder: Path, ratings: Sequence[Rating]) -> Table:
     """Writes `mos.md` and `mos.csv`, and returns the table."""
-    table = opinion_table(means, ratings)
-    (folder / "mos.md").write_text(table.markdown() + "\n", encoding="utf-8")
+    scores = opinion_scores(folder, ratings)
+    table = opinion_table(scores, ratings)
+    (folder / "mos.md").write_text(f"## {table.title}\n\n{table.markdown()}\n", encoding="utf-8")
     parts = ("", "_low", "_high", "_count")
-    with (folder / "mos.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["system", *(f"{question}{part}" for question in QUESTIONS for part in parts)])
-        for system, of in means.items():
-            numbers = [number for mean in of.values() for number in mean[: len(parts)]]
-            writer.writerow([system, *("" if number != number else number for number in numbers)])
+    rows = []
+    for system, means in scores.items():
+        numbers = [number for mean in means.values() for number in mean[: len(parts)]]
+        rows.append([system, *(None if np.isnan(number) else number for number in numbers)])
+    header = ["system", *(f"{question}{part}" for question in QUESTIONS for part in parts)]
+    write_csv(folder / "mos.csv", header, rows)
     return table
 
 
-def _level(path: Path) -> tuple[np.ndarray, int]:
-    """A sound [N] as int16 at the common level, and its rate."""
+def _read_at_level(path: Path) -> tuple[np.ndarray, int]:
+    """Returns a sound [N] as int16 at the common level, and its sample rate."""
     wave, rate = soundfile.read(path, dtype="float64")
-    loud, peak = np.sqrt(np.mean(wave**2)), np.abs(wave).max(initial=0.0)
-    gain = min(10 ** (LEVEL_DB / 20) / loud, MAX_PEAK / peak) if peak else 1.0
+    level, peak = np.sqrt(np.mean(wave**2)), np.abs(wave).max(initial=0.0)
+    gain = min(10 ** (LEVEL_DB / 20) / level, MAX_PEAK / peak) if peak else 1.0
     return (wave * gain * 32767).round().astype(np.int16), rate
 
 
@@ -227,35 +236,39 @@ def _read_key(folder: Path) -> dict:
     try:
         key = json.loads(path.read_text(encoding="utf-8"))
         assert isinstance(key["test"], str) and isinstance(key["systems"], list)
-        assert all(each["system"] in key["systems"] for each in key["sounds"].values())
+        assert all(sound["system"] in key["systems"] for sound in key["sounds"].values())
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error!r:.80}): without it ratings mean nothing") from error
+        raise ValueError(f"{path} is damaged ({error!r:.80}): without it ratings cannot be attributed") from error
     return key
 
 
 def _read_ratings(path: Path, key: dict) -> tuple[str, list[Rating]]:
-    """Reads what a listener sent, by the key of the test."""
+    """Returns the listener and the ratings of a file, with the systems from the key of the test."""
     if not path.is_file():
         raise FileNotFoundError(f"--ratings: no file {path}")
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        test, listener, answers = said["test"], str(said["listener"]), dict(said["ratings"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        test, listener, answers = content["test"], str(content["listener"]), dict(content["ratings"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"--ratings: {path} is no file that a listening page saved ({error!r:.80})") from error
+        raise ValueError(f"--ratings: {path} was not saved by a listening page ({error!r:.80})") from error
     if test != key["test"]:
-        raise ValueError(f"--ratings: {path} is of test {test}, the one in --out is {key['test']}: leave it out")
+        raise ValueError(
+            f"--ratings: {path} belongs to test {test}, the one in --out is {key['test']}: leave it out"
+        )
     if not answers:
-        raise ValueError(f"--ratings: {path} holds no rating: leave it out")
+        raise ValueError(f"--ratings: {path} has no rating: leave it out")
     ratings = []
     for name, answer in sorted(answers.items()):
         numbers = [answer.get(question) for question in QUESTIONS] if isinstance(answer, dict) else []
         if name not in key["sounds"] or not numbers or not all(type(n) is int and n in SCALE for n in numbers):
-            raise ValueError(f"--ratings: {path}: sound {name} has {answer!r:.60}: wanted 1 to 5 of {QUESTIONS}")
+            raise ValueError(
+                f"--ratings: {path}: sound {name} has {answer!r:.60}: expected integers from 1 to 5 for {QUESTIONS}"
+            )
         ratings.append(Rating(listener, key["sounds"][name]["system"], answer["naturalness"], answer["similarity"]))
     return listener, ratings
 
 
 def _file_name(listener: str) -> str:
-    """A name for a file, of letters that are safe in one; told apart by a digest."""
+    """Returns a file name without unsafe letters, made unique by a digest."""
     safe = re.sub(r"[^\w-]", "_", clean_key(listener))[:40]
     return f"{safe}-{hashlib.sha256(listener.encode()).hexdigest()[:8]}"

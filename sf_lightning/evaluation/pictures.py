@@ -1,4 +1,4 @@
-"""Pictures: mels with the edges of the chunks drawn, what streaming costs and loses, quality against latency."""
+"""Plots: mels with chunk edges, computing time and gap of a stream, quality against latency."""
 
 import math
 import re
@@ -13,8 +13,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sf_lightning.files.tables import pareto_front
+
 DIFFERENCE = 2.0
-"""Of log-mels, where its colour is full: a factor of 7 in magnitude."""
+"""Difference of log-mels at which the color scale ends: a factor of 7 in magnitude."""
 
 
 def draw_mels(
@@ -25,15 +27,15 @@ def draw_mels(
     width: float = 10.0,
     differences: bool = False,
 ) -> None:
-    """Draws log-mels one above the other, on one scale.
+    """Draws log-mels below each other on one color scale.
 
     Args:
-        mels: By name, each [T, F].
-        edges: Of chunks, in frames, [E]: drawn as white lines.
+        mels: Log-mels by name, each [T, F].
+        edges: Frames at which chunks begin, [E], drawn as white lines.
         frame_rate: Frames a second.
-        path: PNG or WebP to write.
-        width: In inches, of 100 dots.
-        differences: Whether to draw, below each but the first, how it differs from the first: red where it is
+        path: PNG or WebP file to write.
+        width: Width in inches of 100 dots.
+        differences: Whether to draw below each log-mel but the first its difference from the first: red where it is
             louder, blue where it is softer.
     """
     rows = 2 * len(mels) - 1 if differences else len(mels)
@@ -62,39 +64,39 @@ def draw_mels(
 
 
 def draw_streaming(chunk_ms: Sequence[float], gaps: Mapping[int, float], path: Path) -> None:
-    """Draws what each chunk cost, in order, and beside it the gap to offline against look-ahead in blocks.
+    """Draws the computing time of each chunk and, beside it, the gap to offline against the look-ahead.
 
     Args:
-        chunk_ms: Computing of each chunk.
-        gaps: By look-ahead; may be empty.
-        path: PNG to write.
+        chunk_ms: Computing time of each chunk in ms.
+        gaps: Gap by look-ahead in blocks; may be empty.
+        path: PNG file to write.
     """
     figure = Figure(figsize=(10, 3.2), layout="constrained")
-    cost, loss = figure.subplots(1, 2)
-    cost.plot(range(1, len(chunk_ms) + 1), chunk_ms, marker=".")
-    cost.set_ylim(bottom=0)
-    cost.set_xlabel("chunk")
-    cost.set_ylabel("ms of computing")
-    cost.set_title("cost against position", loc="left", fontsize=10)
+    cost_axis, gap_axis = figure.subplots(1, 2)
+    cost_axis.plot(range(1, len(chunk_ms) + 1), chunk_ms, marker=".")
+    cost_axis.set_ylim(bottom=0)
+    cost_axis.set_xlabel("chunk")
+    cost_axis.set_ylabel("computing time, ms")
+    cost_axis.set_title("computing time of each chunk", loc="left", fontsize=10)
     if gaps:
-        # A gap of nothing has no logarithm.
-        loss.semilogy(list(gaps), [max(gap, 1e-8) for gap in gaps.values()], marker="o")
-    loss.set_xlabel("look-ahead in blocks")
-    loss.set_ylabel("mean difference of log-mel")
-    loss.set_title("gap of streamed to offline", loc="left", fontsize=10)
+        # A gap of 0 has no logarithm.
+        gap_axis.semilogy(list(gaps), [max(gap, 1e-8) for gap in gaps.values()], marker="o")
+    gap_axis.set_xlabel("look-ahead in blocks")
+    gap_axis.set_ylabel("mean difference of log-mel")
+    gap_axis.set_title("gap between streamed and offline", loc="left", fontsize=10)
     _save(figure, path)
 
 
 class Point(NamedTuple):
-    """A way of streaming in the plane of latency and quality.
+    """A streaming system in the plot of quality against latency.
 
     Attributes:
-        name: Short, such as the number of its row in a table.
-        series: Points of one series differ in look-ahead alone, and are joined.
-        latency_ms: First packet.
-        mean: Of the score.
-        low: End of its interval, NaN where there is none, as `high`.
-        high: See `low`.
+        name: Short name, such as the number of its row in a table.
+        series: Name of the series; points of one series differ in look-ahead alone and are joined by a line.
+        latency_ms: First-packet latency in ms.
+        mean: Mean score.
+        low: Lower end of the confidence interval; NaN where there is none.
+        high: Upper end, likewise.
     """
 
     name: str
@@ -106,25 +108,25 @@ class Point(NamedTuple):
 
 
 def draw_frontier(points: Sequence[Point], levels: Mapping[str, float], title: str) -> str:
-    """Draws quality against latency, as SVG that takes the colour of the text around it.
+    """Returns a plot of quality against latency as SVG in the color of the surrounding text.
 
     Args:
-        points: Those that no other beats in both are joined by a thin line.
-        levels: What has no latency to speak of, offline and copy-synthesis, by name: a line across.
-        title: Of the score.
+        points: Streaming systems; a dotted line joins the Pareto front.
+        levels: Scores of systems without a latency, offline and copy-synthesis, by name: horizontal lines.
+        title: Title of the score.
     """
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axis = figure.subplots()
     for i, series in enumerate(dict.fromkeys(point.series for point in points)):
-        mine = sorted((point for point in points if point.series == series), key=lambda point: point.latency_ms)
-        x, y = [point.latency_ms for point in mine], [point.mean for point in mine]
-        ends = [[abs(point.mean - end) for end in (point.low, point.high)] for point in mine]
+        members = sorted((point for point in points if point.series == series), key=lambda point: point.latency_ms)
+        x, y = [point.latency_ms for point in members], [point.mean for point in members]
+        ends = [[abs(point.mean - end) for end in (point.low, point.high)] for point in members]
         low, high = ([0.0 if math.isnan(pair[side]) else pair[side] for pair in ends] for side in (0, 1))
         axis.errorbar(x, y, (low, high), color=f"C{i % 10}", marker="o", markersize=5, elinewidth=1)
-        for point in mine:
+        for point in members:
             axis.annotate(point.name, (point.latency_ms, point.mean), (5, 4), textcoords="offset points", color=INK)
-    best = frontier(points)
-    axis.plot([p.latency_ms for p in best], [p.mean for p in best], color=INK, linewidth=0.6, linestyle=":")
+    front = pareto_front(points, lambda point: point.latency_ms, lambda point: point.mean)
+    axis.plot([p.latency_ms for p in front], [p.mean for p in front], color=INK, linewidth=0.6, linestyle=":")
     for style, (name, level) in zip(("--", "-."), levels.items(), strict=False):
         axis.axhline(level, color=INK, linewidth=0.8, linestyle=style, alpha=0.7)
         axis.annotate(name, (1, level), (-2, 2), ("axes fraction", "data"), "offset points", ha="right", color=INK)
@@ -134,22 +136,8 @@ def draw_frontier(points: Sequence[Point], levels: Mapping[str, float], title: s
     return _svg(figure)
 
 
-def frontier(points: Sequence[Point]) -> list[Point]:
-    """Returns the points that no other beats in latency and quality, by latency.
-
-    >>> frontier([Point("1", "", 500, 3.0, 0, 0), Point("2", "", 300, 2.0, 0, 0), Point("3", "", 600, 2.5, 0, 0)])
-    [Point(name='2', series='', latency_ms=300, mean=2.0, low=0, high=0), \
-Point(name='1', series='', latency_ms=500, mean=3.0, low=0, high=0)]
-    """
-    best: list[Point] = []
-    for point in sorted(points, key=lambda each: (each.latency_ms, -each.mean)):
-        if not best or point.mean > best[-1].mean:
-            best.append(point)
-    return best
-
-
 def draw_costs(costs: Mapping[str, Sequence[float]]) -> str:
-    """Draws what each chunk of a stream cost in ms, in order, a line for each way by its name, as SVG."""
+    """Returns a plot of the computing time of each chunk in ms, one line for each named stream, as SVG."""
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axis = figure.subplots()
     for i, (name, chunk_ms) in enumerate(costs.items()):
@@ -157,16 +145,16 @@ def draw_costs(costs: Mapping[str, Sequence[float]]) -> str:
         axis.annotate(name, (len(chunk_ms), chunk_ms[-1]), (3, 0), textcoords="offset points", color=INK)
     axis.set_ylim(bottom=0)
     axis.set_xlabel("chunk")
-    axis.set_title("ms of computing", loc="left", fontsize=10)
+    axis.set_title("computing time, ms", loc="left", fontsize=10)
     return _svg(figure)
 
 
 INK = "#010203"
-"""What becomes the colour of the text around an SVG: pages are read in the dark, too."""
+"""Placeholder of the color of the surrounding text: pages have a dark mode."""
 
 
 def _svg(figure: Figure) -> str:
-    """The figure as an element to put into a page, as wide as there is room, words as text."""
+    """Returns the figure as an SVG element that fills the available width, with text as text."""
     for axis in figure.axes:
         axis.tick_params(color=INK, labelcolor=INK)
         for part in (axis.title, axis.xaxis.label, axis.yaxis.label, axis._left_title):  # type: ignore[attr-defined]

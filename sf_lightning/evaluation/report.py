@@ -1,4 +1,4 @@
-"""One page to hear and see what was found: a single file that opens from disk and asks nothing of the network."""
+"""A report page with tables, plots and sounds: a single HTML file that opens from disk and needs no network."""
 
 import base64
 import io
@@ -11,26 +11,27 @@ import numpy as np
 import soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sf_lightning.evaluation.grid import label
 from sf_lightning.evaluation.pictures import Point, draw_costs, draw_frontier
 from sf_lightning.evaluation.results import Results
-from sf_lightning.evaluation.table import COLUMNS, TIMED, Findings, Row, Table, tables
+from sf_lightning.evaluation.systems import join_labels
+from sf_lightning.evaluation.table import COLUMNS, TIMES_NOTE, Findings, Row, Table, tables
+from sf_lightning.files.atomic import write_atomically
 
 FRONTIERS = ("visqol", "pesq_wb", "stoi")
-"""Scores that are drawn against latency."""
+"""Scores that are plotted against latency."""
 
-NUM_LEGEND = 8
-"""Ways whose cost is drawn in one plot: more could not be told apart."""
+MAX_CURVES = 8
+"""Number of systems in one plot of computing time: more curves could not be distinguished."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip to be heard and seen.
+    """Sounds and pictures of a clip.
 
     Attributes:
-        key: Of the clip.
-        sounds: Files by what they are.
-        pictures: By what they are said to be.
+        key: Key of the clip.
+        sounds: Audio files by name.
+        pictures: Picture files by name.
     """
 
     key: str
@@ -40,15 +41,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Page:
-    """What is on a page.
+    """Content of a report page.
 
     Attributes:
-        title: Its title.
-        facts: By name.
-        tables: In order.
-        meanings: Of the columns, by title.
-        plots: SVG by title.
-        samples: To be heard.
+        title: Title of the page.
+        facts: Facts by name.
+        tables: Tables, in order.
+        meanings: Meanings of the columns by title.
+        plots: SVG elements by title.
+        plot_note: How to read the plots.
+        samples: Clips to play.
     """
 
     title: str
@@ -56,38 +58,40 @@ class Page:
     tables: Sequence[Table]
     meanings: Mapping[str, str] = field(default_factory=dict)
     plots: Mapping[str, str] = field(default_factory=dict)
+    plot_note: str = ""
     samples: Sequence[Sample] = ()
 
     def write(self, path: Path) -> None:
-        """Writes the page, whole or not at all."""
+        """Writes the page atomically."""
         write_page("report.html.j2", path, page=self)
 
 
-def page_of(found: Findings, more: Sequence[Table] = ()) -> Page:
-    """Returns the page of an evaluation; further tables come first."""
-    results, every = found.results, found.rows
-    meanings = {COLUMNS[name].title: COLUMNS[name].what for name in found.measured}
-    facts = results.said | {"intervals": f"below each mean its 95 % bootstrap interval over clips; {TIMED}"}
-    plots = frontiers(every) | costs(results, every)
-    return Page("Evaluation", facts, [*more, *tables(found)], meanings, plots, samples(results, every))
+def evaluation_page(findings: Findings, first_tables: Sequence[Table] = ()) -> Page:
+    """Returns the page of an evaluation; `first_tables` precede the tables of the findings."""
+    meanings = {COLUMNS[name].title: COLUMNS[name].meaning for name in findings.measured}
+    note = f"below each mean its 95 % bootstrap interval over clips; {TIMES_NOTE}"
+    facts = findings.results.numbered_facts | {"intervals": note}
+    plots = quality_plots(findings.rows) | cost_plots(findings.results, findings.rows)
+    samples = kept_samples(findings.results, findings.rows)
+    plot_note = "Numbers beside points and curves are row numbers of the tables above (column #)."
+    return Page("Evaluation", facts, [*first_tables, *tables(findings)], meanings, plots, plot_note, samples)
 
 
-def frontiers(every: Sequence[Row]) -> dict[str, str]:
-    """Returns quality against latency, as SVG, for each score that was measured; nothing where nothing streams."""
+def quality_plots(rows: Sequence[Row]) -> dict[str, str]:
+    """Returns a plot of quality against latency, as SVG by title, for each measured score; none without streams."""
     plots = {}
     for name in FRONTIERS:
         points, levels = list[Point](), dict[str, float]()
-        for row in every:
-            latency, mean = row.means.get("first_packet_ms"), row.means.get(name)
+        for row in rows:
+            latency, mean, system = row.means.get("first_packet_ms"), row.means.get(name), row.system
             if mean is None or np.isnan(mean.mean):
                 continue
-            if row.way.kind != "streamed":
-                title = row.way.kind.replace("_", "-")
-                # Of several the best: what could be had without streaming.
+            if system.kind != "streamed":
+                title = system.kind.replace("_", "-")
+                # Of several systems the best: what is reachable without streaming.
                 levels[title] = max(mean.mean, levels.get(title, mean.mean))
             elif latency is not None:
-                way = row.way
-                series = str((way.ckpt, way.layout, way.nfe, way.guidance, way.vocoder))
+                series = str((system.ckpt, system.layout, system.nfe, system.guidance, system.vocoder))
                 points.append(Point(str(row.number), series, latency.mean, mean.mean, mean.low, mean.high))
         if points:
             title = COLUMNS[name].title
@@ -95,37 +99,41 @@ def frontiers(every: Sequence[Row]) -> dict[str, str]:
     return plots
 
 
-def costs(results: Results, every: Sequence[Row]) -> dict[str, str]:
-    """Returns cost against position, as SVG, of each way's longest clip; nothing where no time was taken."""
+def cost_plots(results: Results, rows: Sequence[Row]) -> dict[str, str]:
+    """Returns plots of the computing time of each chunk of each system's longest timed clip, as SVG by title."""
     timed = {}
-    for row in every:
-        if curves := [line.chunk_ms for line in results.of(row.way) if line.chunk_ms]:
+    for row in rows:
+        if curves := [clip.chunk_ms for clip in results.rows_of(row.system) if clip.chunk_ms]:
             timed[str(row.number)] = max(curves, key=len)
     names, plots = list(timed), {}
-    for start in range(0, len(names), NUM_LEGEND):
-        some = names[start : start + NUM_LEGEND]
-        title = "Cost against position" + (f" ({some[0]} to {some[-1]})" if len(names) > NUM_LEGEND else "")
-        plots[title] = draw_costs({name: timed[name] for name in some})
+    for start in range(0, len(names), MAX_CURVES):
+        part = names[start : start + MAX_CURVES]
+        title = "Computing time by chunk" + (f" ({part[0]} to {part[-1]})" if len(names) > MAX_CURVES else "")
+        plots[title] = draw_costs({name: timed[name] for name in part})
     return plots
 
 
-def samples(results: Results, every: Sequence[Row]) -> list[Sample]:
-    """Returns the clips whose sound was kept: as recorded, and as made in each way."""
-    found = []
-    for key in dict.fromkeys(line.clip for line in results.lines.values()):
-        sounds, pictures = {"reference": results.sample(key, "reference.flac")}, dict[str, Path]()
-        for row in every:
-            name = f"{row.number}: {label(row.told)}"
-            sounds[name] = results.sound(row.way, key)
-            pictures[f"mel of {name}"] = results.sample(key, f"{row.way.id}.webp")
-        there = ({name: path for name, path in each.items() if path.is_file()} for each in (sounds, pictures))
+def kept_samples(results: Results, rows: Sequence[Row]) -> list[Sample]:
+    """Returns the clips whose sound was kept: the recording, and the clip as each system decodes it."""
+    samples = []
+    for key in dict.fromkeys(clip.clip for clip in results.rows.values()):
+        sounds, pictures = {"reference": results.sample_path(key, "reference.flac")}, dict[str, Path]()
+        for row in rows:
+            name = f"{row.number}: {join_labels(row.labels)}"
+            sounds[name] = results.sound_path(row.system, key)
+            pictures[f"mel of {name}"] = results.sample_path(key, f"{row.system.id}.webp")
         if sounds["reference"].is_file():
-            found.append(Sample(key, *there))
-    return found
+            samples.append(Sample(key, existing(sounds), existing(pictures)))
+    return samples
 
 
-def write_page(template: str, path: Path, **what: object) -> None:
-    """Writes a page from a template beside this file, whole or not at all."""
+def existing(paths: Mapping[str, Path]) -> dict[str, Path]:
+    """Returns the paths that are files."""
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def write_page(template: str, path: Path, **variables: object) -> None:
+    """Renders a template of this package and writes it atomically."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -134,28 +142,26 @@ def write_page(template: str, path: Path, **what: object) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"sound": sound_url, "picture": picture_url}
-    fresh = path.with_name(f".{path.name}")
-    fresh.write_text(environment.get_template(template).render(**what), encoding="utf-8")
-    fresh.replace(path)
+    write_atomically(path, environment.get_template(template).render(**variables))
 
 
 def sound_url(path: Path) -> str:
-    """Returns a sound as a data URL: 16-bit FLAC, whatever it was."""
+    """Returns an audio file as a data URL of 16-bit FLAC."""
     wave, rate = soundfile.read(path, dtype="int16")
     return flac_url(wave, rate)
 
 
 def flac_url(wave: np.ndarray, rate: int) -> str:
-    """Returns a wave [N], int16, as a data URL."""
-    written = io.BytesIO()
-    soundfile.write(written, wave, rate, format="FLAC", subtype="PCM_16")
-    return _url("audio/flac", written.getvalue())
+    """Returns a wave [N], int16, as a data URL of FLAC."""
+    file = io.BytesIO()
+    soundfile.write(file, wave, rate, format="FLAC", subtype="PCM_16")
+    return _data_url("audio/flac", file.getvalue())
 
 
 def picture_url(path: Path) -> str:
-    """Returns a picture as a data URL."""
-    return _url(mimetypes.guess_type(path.name)[0] or "image/png", path.read_bytes())
+    """Returns a picture file as a data URL."""
+    return _data_url(mimetypes.guess_type(path.name)[0] or "image/png", path.read_bytes())
 
 
-def _url(kind: str, data: bytes) -> str:
+def _data_url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

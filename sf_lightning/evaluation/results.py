@@ -1,8 +1,8 @@
-"""The folder of an evaluation: what it is of, and one line for each clip and way as soon as it is scored.
+"""The folder of an evaluation: its systems, and the scores of each clip as soon as they are computed.
 
 eval/mine/
-  evaluation.json   which clips, which weights, which ways: what a later command may add to
-  results.jsonl     one line for each clip and way; an evaluation that was interrupted goes on behind the last
+  evaluation.json   clips, weights and systems, which a later command may extend
+  results.jsonl     one line for each clip of each system; an interrupted evaluation resumes after the last line
   samples/          sound and pictures of a few clips
 """
 
@@ -17,25 +17,25 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sf_lightning.data.corpus import clean_key
-from sf_lightning.evaluation.grid import Way
+from sf_lightning.evaluation.systems import System
+from sf_lightning.files.atomic import write_atomically
+from sf_lightning.files.formats import EVALUATION_FORMAT, require_format
 from sf_lightning.files.records import from_plain
-
-FORMAT = 2
 
 EVALUATION, RESULTS, SAMPLES = "evaluation.json", "results.jsonl", "samples"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes an evaluation another one: its numbers could not stand in one table.
+    """What all results of a folder have in common; results that differ in it cannot share a table.
 
     Attributes:
-        data: Where the clips are.
-        version: Of them.
-        clips: How many were asked for.
-        similarity: Speaker encoder and a digest of its weights, or empty.
-        judges: Names of those that predict opinions.
-        device: Where it is decoded, of which the times are.
+        data: Shard set or folder of the clips.
+        version: Version of the clips.
+        clips: Number of clips asked for.
+        similarity: Speaker encoder with a digest of its weights; empty without one.
+        judges: Names of the predictors of opinion scores.
+        device: Type of the device that decodes, to which the times belong.
     """
 
     data: str
@@ -50,45 +50,64 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One clip made in one way.
+class ClipScores:
+    """Scores of one clip of one system.
 
     Attributes:
-        way: Its id.
+        system: Id of the system; stored as "way".
         clip: Key of the clip.
-        language: Of the clip; empty where it is not known.
-        frames: Of its mel.
-        scores: By name; NaN where one is undefined, and none where it was not measured.
-        chunk_ms: Computing of each chunk, of the few clips whose time was taken.
+        language: Language of the clip; empty where unknown.
+        frames: Number of mel frames of the recording.
+        scores: Scores by name; NaN where a score is undefined, absent where it was not measured.
+        chunk_ms: Computing time of each chunk in ms; empty for clips that are not timed.
     """
 
-    way: str
+    system: str
     clip: str
     language: str
     frames: int
     scores: dict[str, float]
     chunk_ms: tuple[float, ...] = ()
 
+    def to_json(self) -> str:
+        """Returns the line of `results.jsonl`, with null for NaN."""
+        values: dict[str, Any] = {"way": self.system} | asdict(self)
+        del values["system"]
+        values["scores"] = {name: value if math.isfinite(value) else None for name, value in self.scores.items()}
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, line: str) -> "ClipScores":
+        """Reads a line of `results.jsonl`.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: if the line is damaged.
+        """
+        values = json.loads(line)
+        scores = {name: math.nan if value is None else float(value) for name, value in values["scores"].items()}
+        system, clip, language = (str(values[name]) for name in ("way", "clip", "language"))
+        return cls(system, clip, language, int(values["frames"]), scores, tuple(map(float, values["chunk_ms"])))
+
 
 @dataclass
 class Results:
-    """What is known so far; opened by one program at a time.
+    """The content of an evaluation folder, opened for writing by one process at a time.
 
     Attributes:
-        folder: Of the evaluation.
-        identity: What it is of.
-        ways: In the order in which they were asked for.
-        digests: Of what the ways are made with: checkpoints by their paths, layouts and vocoders.
-        facts: What is said of it beside the numbers, by name; several commands may each have said something.
-        lines: What is done, by way and clip.
+        folder: The folder.
+        identity: What all results have in common.
+        systems: The systems by id, in the order in which they were asked for.
+        digests: Digests of checkpoints, layouts and vocoders, by name.
+        facts: Facts that tables and pages show, by name; several commands may each have added one.
+        rows: Scores by system id and clip key.
     """
 
     folder: Path
     identity: Identity
-    ways: dict[str, Way]
+    systems: dict[str, System]
     digests: dict[str, str]
     facts: dict[str, tuple[str, ...]]
-    lines: dict[tuple[str, str], Line] = field(default_factory=dict)
+    rows: dict[tuple[str, str], ClipScores] = field(default_factory=dict)
     _file: TextIO | None = field(default=None, repr=False)
 
     @classmethod
@@ -96,28 +115,28 @@ class Results:
         cls,
         folder: Path,
         identity: Identity,
-        ways: Iterable[Way],
+        systems: Iterable[System],
         digests: Mapping[str, str],
         facts: Mapping[str, Sequence[str]],
     ) -> "Results":
-        """Begins an evaluation, or goes on with one; what is new of ways, digests and facts is added.
+        """Creates an evaluation folder, or resumes one and adds new systems, digests and facts.
 
         Args:
-            folder: New, or of the same clips.
+            folder: A new folder, or one with the same identity.
             identity: What is evaluated.
-            ways: All that are wanted now.
-            digests: Of what they are made with, by what it is called.
-            facts: To be said of it.
+            systems: All systems that are wanted now.
+            digests: Digests of checkpoints, layouts and vocoders, by name.
+            facts: Facts to show, by name.
 
         Raises:
-            FileExistsError: if the folder holds something else, or another evaluation; what is there stays.
-            BlockingIOError: if another program is at it.
+            FileExistsError: if the folder holds something else, or another evaluation; it is left unchanged.
+            BlockingIOError: if another process has it open.
         """
-        said = {name: tuple(each) for name, each in facts.items()}
-        wanted = cls(folder, identity, {way.id: way for way in ways}, dict(digests), said)
-        has_something = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-        if has_something and not (folder / EVALUATION).is_file():
-            raise FileExistsError(f"--out {folder} holds something else than an evaluation: give another folder")
+        new_facts = {name: tuple(texts) for name, texts in facts.items()}
+        results = cls(folder, identity, {system.id: system for system in systems}, dict(digests), new_facts)
+        is_occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if is_occupied and not (folder / EVALUATION).is_file():
+            raise FileExistsError(f"--out {folder} holds something other than an evaluation: give another folder")
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             file = stack.enter_context((folder / RESULTS).open("a+", encoding="utf-8"))
@@ -125,140 +144,128 @@ class Results:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BlockingIOError(
-                    f"--out {folder}: another sf-eval is at it: wait, or give another folder"
+                    f"--out {folder} is in use by another sf-eval: wait until it ends, or give another folder"
                 ) from None
             if (folder / EVALUATION).is_file():
-                wanted._add_to(cls.read(folder))
-            # Nobody else writes now: what goes beyond the last whole line was left by a program that was stopped.
+                results._add_to(cls.read(folder))
+            # The file is locked: text after the last newline was left by a process that was killed.
             file.seek(0)
-            os.truncate(file.fileno(), len(_whole(file.read()).encode()))
-            wanted._write_evaluation()
+            os.truncate(file.fileno(), len(_complete_lines(file.read()).encode()))
+            results._write_evaluation()
             stack.pop_all()
-        wanted._file = file
-        return wanted
-
-    @classmethod
-    def read(cls, folder: Path) -> "Results":
-        """Reads what a folder holds so far, and changes nothing: another program may be at it.
-
-        Raises:
-            FileNotFoundError: if it is none of an evaluation.
-            ValueError: if it is damaged, or of another version.
-        """
-        path = folder / EVALUATION
-        if not path.is_file():
-            raise FileNotFoundError(f"--out {folder} is no folder of sf-eval: it has no {EVALUATION}")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            came = values["format"]
-            results = cls._of(folder, values) if came == FORMAT else None
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error!r:.200}): give another --out") from error
-        if results is None:
-            raise ValueError(f"{path} has format {came}, this version writes {FORMAT}: give another --out")
-        if (folder / RESULTS).is_file():
-            text = _whole((folder / RESULTS).read_text(encoding="utf-8"))
-            results.lines = {(line.way, line.clip): line for line in _lines(text, folder / RESULTS)}
+        results._file = file
         return results
 
     @classmethod
-    def _of(cls, folder: Path, values: Mapping[str, Any]) -> "Results":
+    def read(cls, folder: Path) -> "Results":
+        """Reads an evaluation folder without changing it; another process may be writing to it.
+
+        Raises:
+            FileNotFoundError: if it is no evaluation folder.
+            ValueError: if it is damaged, or has another format.
+        """
+        path = folder / EVALUATION
+        if not path.is_file():
+            raise FileNotFoundError(f"--out {folder} is not a folder written by sf-eval: it has no {EVALUATION}")
+        remedy = "give another --out"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            found = values["format"]
+            results = cls._from_values(folder, values) if found == EVALUATION_FORMAT else None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error!r:.200}): {remedy}") from error
+        require_format(path, found, EVALUATION_FORMAT, oldest=EVALUATION_FORMAT, remedy=remedy)
+        assert results is not None
+        if (folder / RESULTS).is_file():
+            lines = _complete_lines((folder / RESULTS).read_text(encoding="utf-8")).splitlines()
+            for number, line in enumerate(lines, 1):
+                try:
+                    row = ClipScores.from_json(line)
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"{folder / RESULTS}: line {number} is damaged ({error!r:.80}): delete it"
+                    ) from error
+                results.rows[row.system, row.clip] = row
+        return results
+
+    @classmethod
+    def _from_values(cls, folder: Path, values: Mapping[str, Any]) -> "Results":
         identity = from_plain(Identity, values["identity"], "identity")
-        ways = {name: from_plain(Way, way, "way") for name, way in values["ways"].items()}
-        facts = {name: tuple(map(str, each)) for name, each in values["facts"].items()}
-        return cls(folder, identity, ways, dict(values["digests"]), facts)
+        systems = {name: from_plain(System, system, "way") for name, system in values["ways"].items()}
+        facts = {name: tuple(map(str, texts)) for name, texts in values["facts"].items()}
+        return cls(folder, identity, systems, dict(values["digests"]), facts)
 
     @property
-    def said(self) -> dict[str, str]:
-        """The facts, one to a name: of several of one name each has its number."""
-        numbered = [
-            (name if len(each) == 1 else f"{name} {number}", fact)
-            for name, each in self.facts.items()
-            for number, fact in enumerate(each, 1)
-        ]
-        return dict(numbered)
+    def numbered_facts(self) -> dict[str, str]:
+        """One fact a name: several facts of one name are numbered."""
+        return {
+            name if len(texts) == 1 else f"{name} {number}": text
+            for name, texts in self.facts.items()
+            for number, text in enumerate(texts, 1)
+        }
 
-    def add(self, line: Line) -> None:
-        """Keeps a line, here and on disk."""
+    def add(self, row: ClipScores) -> None:
+        """Adds the scores of a clip, in memory and on disk."""
         assert self._file is not None
-        values = asdict(line)
-        values["scores"] = {name: value if math.isfinite(value) else None for name, value in line.scores.items()}
-        self._file.write(json.dumps(values) + "\n")
+        self._file.write(row.to_json() + "\n")
         self._file.flush()
-        self.lines[line.way, line.clip] = line
+        self.rows[row.system, row.clip] = row
 
-    def of(self, way: Way) -> list[Line]:
-        """The lines of a way."""
-        return [line for line in self.lines.values() if line.way == way.id]
+    def rows_of(self, system: System) -> list[ClipScores]:
+        """Returns the scores of all clips of a system."""
+        return [row for row in self.rows.values() if row.system == system.id]
 
-    def sample(self, clip: str, name: str) -> Path:
-        """Where a sound or a picture of a clip lies."""
+    def sample_path(self, clip: str, name: str) -> Path:
+        """Returns the path of a sound or picture of a clip."""
         return self.folder / SAMPLES / f"{clean_key(clip)}.{name}"
 
-    def sound(self, way: Way, clip: str) -> Path:
-        """Where the sound of a clip made in a way lies."""
-        return self.sample(clip, f"{way.id}.flac")
+    def sound_path(self, system: System, clip: str) -> Path:
+        """Returns the path of a clip's sound as the system decodes it."""
+        return self.sample_path(clip, f"{system.id}.flac")
 
     def close(self) -> None:
-        """Lets others at it."""
+        """Closes the folder and releases its lock."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _add_to(self, there: "Results") -> None:
-        """Takes over what is there, or refuses it."""
-        for name, came in asdict(self.identity).items():
-            has = asdict(there.identity)[name]
-            if came != has:
+    def _add_to(self, existing: "Results") -> None:
+        """Merges with the content of the folder.
+
+        Raises:
+            FileExistsError: if identity or digests differ.
+        """
+        for name, given in asdict(self.identity).items():
+            stored = asdict(existing.identity)[name]
+            if given != stored:
                 raise FileExistsError(
-                    f"--out {self.folder} holds another evaluation, with {name} {has!r} where this one has "
-                    f"{came!r}: give another --out, or what it was begun with"
+                    f"--out {self.folder} holds another evaluation: its {name} is {stored!r}, this command has "
+                    f"{given!r}; give another --out, or the same clips and device as before"
                 )
         for name, digest in self.digests.items():
-            if there.digests.get(name, digest) != digest:
+            if existing.digests.get(name, digest) != digest:
                 raise FileExistsError(
-                    f"--out {self.folder} holds results of {name} as it was before it changed: give another --out"
+                    f"--out {self.folder} holds results of {name} from before it changed: give another --out"
                 )
-        self.ways = there.ways | self.ways
-        self.digests = there.digests | self.digests
-        facts = there.facts | self.facts
+        self.systems = existing.systems | self.systems
+        self.digests = existing.digests | self.digests
         self.facts = {
-            name: tuple(dict.fromkeys((*there.facts.get(name, ()), *self.facts.get(name, ())))) for name in facts
+            name: tuple(dict.fromkeys((*existing.facts.get(name, ()), *self.facts.get(name, ()))))
+            for name in existing.facts | self.facts
         }
-        self.lines = there.lines
+        self.rows = existing.rows
 
     def _write_evaluation(self) -> None:
         values: dict[str, Any] = {
-            "format": FORMAT,
+            "format": EVALUATION_FORMAT,
             "identity": asdict(self.identity),
             "digests": self.digests,
             "facts": self.facts,
-            "ways": {name: asdict(way) for name, way in self.ways.items()},
+            "ways": {name: asdict(system) for name, system in self.systems.items()},
         }
-        fresh = self.folder / f".{EVALUATION}"
-        fresh.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        fresh.replace(self.folder / EVALUATION)
+        write_atomically(self.folder / EVALUATION, json.dumps(values, indent=1) + "\n")
 
 
-def _whole(text: str) -> str:
-    """All lines but a last one that is not written to its end."""
+def _complete_lines(text: str) -> str:
+    """Returns all lines that end with a newline."""
     return text[: text.rfind("\n") + 1]
-
-
-def _lines(text: str, path: Path) -> list[Line]:
-    """Reads lines.
-
-    Raises:
-        ValueError: with the file's name, if a line is damaged.
-    """
-    lines = []
-    for number, each in enumerate(text.splitlines(), 1):
-        try:
-            values = json.loads(each)
-            scores = {name: math.nan if value is None else float(value) for name, value in values["scores"].items()}
-            way, clip, language = (str(values[name]) for name in ("way", "clip", "language"))
-            frames, chunk_ms = int(values["frames"]), tuple(map(float, values["chunk_ms"]))
-            lines.append(Line(way, clip, language, frames, scores, chunk_ms))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: line {number} is damaged ({error!r:.80}): delete it") from error
-    return lines

@@ -1,45 +1,50 @@
-"""Decodes clips in every way and scores them meanwhile; what is done is kept, and not done again.
+"""Decodes and scores the clips of every system; finished results are kept and never computed again.
 
-Perceptual scores are made in other processes while the next batch is decoded; the times of a group are taken
-before, when nothing else is going on.
+Perceptual scores are computed in worker processes while the next batch is decoded; a group's latency is measured
+first, while nothing else runs.
 """
 
 import contextlib
 import hashlib
-import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 
+from sf_lightning.audio.wave import write_wave
 from sf_lightning.data.lanes import DrawnClip
-from sf_lightning.data.requirements import ClipRequirements
-from sf_lightning.evaluation.clips import Clips, spread
-from sf_lightning.evaluation.decoding import Decoding
-from sf_lightning.evaluation.grid import OWN, Group, short_names
-from sf_lightning.evaluation.results import Line, Results
-from sf_lightning.evaluation.scores import Pending, Scoring
+from sf_lightning.evaluation.decoding import ClipEvaluator, HeldOutClip
+from sf_lightning.evaluation.pictures import draw_mels
+from sf_lightning.evaluation.results import ClipScores, Results
+from sf_lightning.evaluation.scores import ClipScorer, PendingScores
+from sf_lightning.evaluation.selection import ClipSelection
+from sf_lightning.evaluation.systems import OWN, System, SystemGroup, short_names
+from sf_lightning.evaluation.table import MAX_TIMED, TIMES
+from sf_lightning.files.atomic import atomic_path
 from sf_lightning.metrics.pool import gather, shared_pool
 from sf_lightning.streaming.decoder import StreamingDecoder
+from sf_lightning.streaming.latency import LatencyReport, measure_latency
+from sf_lightning.streaming.state import Chunk
 from sf_lightning.vocoder.config import VocoderConfig
 
 METRICS_NICE = 10
-"""Of the processes that score, beside one that decodes."""
+"""Niceness of the processes that score while another one decodes."""
 
-MAX_WAITING = 32
-"""Clips whose scores may be on their way: memory stays bounded where metrics are slower than decoding."""
+MAX_PENDING = 32
+"""Clips whose scores may be pending: bounds the memory where scoring is slower than decoding."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """How an evaluation runs.
 
     Args:
-        keep: Clips whose sound and pictures are kept.
-        batch: Clips that are decoded side by side.
-        device: Where.
+        keep: Number of clips whose sound and pictures are kept.
+        batch: Number of clips decoded side by side.
+        device: Device that decodes.
     """
 
     keep: int = 3
@@ -48,167 +53,218 @@ class Settings:
 
 
 @dataclass
-class _Waiting:
-    """Scores on their way into the results, in the order in which they were begun."""
+class _PendingRows:
+    """Rows whose scores are still being computed, in the order in which their clips were decoded."""
 
     results: Results
-    each: Callable[[], None]
-    queue: deque[tuple[Line, Pending]] = field(default_factory=deque)
+    on_added: Callable[[], None]
+    queue: deque[tuple[ClipScores, PendingScores]] = field(default_factory=deque)
 
-    def put(self, line: Line, pending: Pending) -> None:
-        """Adds a clip, and keeps those that are ready."""
-        self.queue.append((line, pending))
-        self.settle(MAX_WAITING)
+    def put(self, row: ClipScores, pending: PendingScores) -> None:
+        """Queues a row, and adds finished ones to the results."""
+        self.queue.append((row, pending))
+        self.settle(MAX_PENDING)
 
-    def settle(self, most: int) -> None:
-        """Keeps what is ready, and waits until no more than so many are not."""
-        while self.queue and (len(self.queue) > most or self.queue[0][1].done):
-            line, pending = self.queue.popleft()
-            self.results.add(replace(line, scores=line.scores | pending.collect()))
-            self.each()
+    def settle(self, max_pending: int) -> None:
+        """Adds finished rows to the results; blocks until at most `max_pending` rows are unfinished."""
+        while self.queue and (len(self.queue) > max_pending or self.queue[0][1].done):
+            self._add(*self.queue.popleft())
+            self.on_added()
 
-    def give_up(self) -> None:
-        """Keeps what is ready, and leaves the rest to the next time."""
-        for line, pending in self.queue:
+    def cancel(self) -> None:
+        """Adds finished rows to the results and cancels all others."""
+        for row, pending in self.queue:
             if pending.done and not pending.failed:
-                self.results.add(replace(line, scores=line.scores | pending.collect()))
+                self._add(row, pending)
             pending.cancel()
         self.queue.clear()
 
+    def _add(self, row: ClipScores, pending: PendingScores) -> None:
+        self.results.add(replace(row, scores=row.scores | pending.collect()))
 
-def digests_of(groups: Sequence[Group]) -> dict[str, str]:
-    """Returns digests of all that groups are made with, by what it is called: weights, layouts, vocoders.
+
+def input_digests(groups: Sequence[SystemGroup]) -> dict[str, str]:
+    """Returns the digests of all checkpoints, layouts and vocoders of the groups, by name.
 
     Raises:
-        FileNotFoundError, ValueError: if a vocoder is missing, or another mel's.
+        FileNotFoundError, ValueError: if a vocoder is missing, or made for another mel.
     """
     digests = dict[str, str]()
     for group in groups:
-        path, layout = group.subject.path, group.ways[-1].layout
-        digests[path] = group.subject.digest
+        path, layout = group.candidate.path, group.systems[-1].layout
+        digests[path] = group.candidate.digest
         if layout != OWN:
             digests[f"layout {layout} of {path}"] = hashlib.sha256(repr(group.layout).encode()).hexdigest()[:16]
-    for vocoder, mel in dict.fromkeys((group.vocoder, group.subject.description.model.mel) for group in groups):
-        digests[_name(vocoder)] = vocoder.make(mel).digest
+    for vocoder, mel in dict.fromkeys((group.vocoder, group.candidate.description.model.mel) for group in groups):
+        digests[_digest_name(vocoder)] = vocoder.make(mel).digest
     return digests
 
 
-def _name(vocoder: VocoderConfig) -> str:
+def _digest_name(vocoder: VocoderConfig) -> str:
     return f"vocoder {vocoder.checkpoint}"
 
 
 def evaluate(
-    groups: Sequence[Group],
-    drawing: "Drawing",
+    groups: Sequence[SystemGroup],
+    selection: ClipSelection,
     results: Results,
-    scoring: Scoring,
-    settings: Settings,
+    scorer: ClipScorer,
+    settings: RunSettings,
     progress: Callable[[str, int, int], None],
 ) -> None:
-    """Does what is not done yet.
+    """Decodes and scores everything that the results lack.
 
     Args:
-        groups: What is wanted.
-        drawing: The clips.
-        results: What is done, and where the rest goes.
-        scoring: What clips are scored with.
-        settings: How.
-        progress: Told what is being done, clips done in all ways, and all there are to do.
+        groups: The systems.
+        selection: The clips.
+        results: Existing results, and where new ones are stored.
+        scorer: Scorer of single clips.
+        settings: How the evaluation runs.
+        progress: Called with the current group, the number of finished pairs of clip and system, and their total.
 
     Raises:
-        FileNotFoundError, ValueError: if a vocoder is missing, or another mel's; if a checkpoint or a vocoder is
-            not what it was when the evaluation began.
-        FloatingPointError: if a decoder makes something that is not finite.
+        FileNotFoundError, ValueError: if a vocoder is missing or made for another mel, or if a checkpoint or a
+            vocoder has changed since the evaluation started.
+        FloatingPointError: if a decoder's output is not finite.
         RuntimeError: if a scorer failed.
     """
-    todo = [drawing.undone(group, results, settings.keep) for group in groups]
-    total, done, what = sum(map(len, todo)), 0, ""
+    missing = [selection.missing(group, results, settings.keep) for group in groups]
+    total, done, current = sum(map(len, missing)), 0, ""
 
-    def one_more() -> None:
+    def count_one() -> None:
         nonlocal done
         done += 1
-        progress(what, done, total)
+        progress(current, done, total)
 
-    waiting, models = _Waiting(results, one_more), _Models(settings.device, results.digests)
+    rows, decoders = _PendingRows(results, count_one), _DecoderCache(settings.device, results.digests)
     if total:
         gather(shared_pool().warm_up())
         for pid in shared_pool().worker_pids:
-            _put_behind(pid)
+            _lower_priority(pid)
     try:
-        for group, missing in zip(groups, todo, strict=True):
-            if missing:
-                waiting.settle(0)  # while times are taken nothing else is going on
-                what = f"{short_names([group.subject.path])[group.subject.path]}, {group.ways[-1].layout}"
-                progress(what, done, total)
-                decoder, shown = models.decoder(group), drawing.shown(group, settings.keep)
-                decoding = Decoding(group, decoder, results, scoring, settings.batch, shown, waiting.put, one_more)
-                decoding.run(drawing.of(group), missing)
-        waiting.settle(0)
+        for group, pairs in zip(groups, missing, strict=True):
+            if pairs:
+                rows.settle(0)  # nothing else may run while latency is measured
+                current = f"{short_names([group.candidate.path])[group.candidate.path]}, {group.systems[-1].layout}"
+                progress(current, done, total)
+                evaluator = ClipEvaluator(
+                    decoders.decoder(group), scorer, replace(group.decode, mode="cached").resolve(group.layout)
+                )
+                kept = selection.kept_keys(group, settings.keep)
+                run = _GroupRun(group, evaluator, results, kept, rows.put, count_one)
+                run.run(selection.clips(group), pairs, settings.batch)
+        rows.settle(0)
     except BaseException:
-        waiting.give_up()
+        rows.cancel()
         raise
 
 
-def _put_behind(pid: int) -> None:
-    """Lets decoding go before a process: its threads wait for each other, and one kept from its core keeps all."""
-    with contextlib.suppress(OSError):  # it has ended, or is another user's; it scores alike in any case
+@dataclass
+class _GroupRun:
+    """Decodes the clips of one group of systems."""
+
+    group: SystemGroup
+    evaluator: ClipEvaluator
+    results: Results
+    kept: set[str]
+    put: Callable[[ClipScores, PendingScores], None]
+    count_one: Callable[[], None]
+
+    @torch.inference_mode()
+    def run(self, drawn: Sequence[DrawnClip], missing: set[tuple[str, str]], batch_size: int) -> None:
+        """Decodes the missing pairs of system id and clip key, and scores those that have no row yet."""
+        keys, unscored = {key for _, key in missing}, missing - self.results.rows.keys()
+        longest = sorted(drawn, key=lambda clip: -len(clip.clip.tokens))[:MAX_TIMED]
+        timed = self.evaluator.prepare([clip for clip in longest if clip.clip.key in keys])
+        latencies = self._measure_latencies(timed, unscored)
+        todo = [clip for clip in drawn if clip.clip.key in keys]
+        for start in range(0, len(todo), batch_size):
+            batch = self.evaluator.prepare(todo[start : start + batch_size])
+            offline: list[Chunk] = []
+            for system in self.group.systems:
+                if system.kind != "copy_synthesis" and not offline:
+                    offline = self.evaluator.offline(batch)
+                numbers = [i for i, clip in enumerate(batch) if (system.id, clip.key) in missing]
+                clips = [batch[i] for i in numbers]
+                references = [offline[i] for i in numbers] if offline else []
+                decoded = self._decode(system, clips, references)
+                for number, clip in enumerate(clips):
+                    reference = references[number] if system.kind == "streamed" else None
+                    if clip.key in self.kept:
+                        self._keep(system, clip, decoded[number], reference)
+                    if (system.id, clip.key) in unscored:
+                        pending = self.evaluator.score(clip, decoded[number], reference)
+                        self.put(_row(system, clip, latencies.get((system.id, clip.key))), pending)
+                    else:
+                        self.count_one()
+
+    def _measure_latencies(
+        self, clips: Sequence[HeldOutClip], unscored: set[tuple[str, str]]
+    ) -> dict[tuple[str, str], LatencyReport]:
+        latencies = dict[tuple[str, str], LatencyReport]()
+        for system in (system for system in self.group.systems if system.kind == "streamed"):
+            chosen = [clip for clip in clips if (system.id, clip.key) in unscored]
+            # A separate decoder: on a GPU each reading of the clock synchronizes, which would slow all others.
+            timed = replace(self.evaluator.decoder, config=self.group.decode_config(system), timed=True)
+            for clip in chosen[:1]:  # warm-up: the first call of all is slower than any other
+                measure_latency(timed, clip.tokens[: 4 * timed.tokens_per_block], clip.speaker)
+            latencies |= {(system.id, c.key): measure_latency(timed, c.tokens, c.speaker) for c in chosen}
+        return latencies
+
+    def _decode(self, system: System, clips: Sequence[HeldOutClip], offline: list[Chunk]) -> list[Chunk]:
+        if system.kind == "copy_synthesis":
+            return self.evaluator.vocode([clip.mel for clip in clips])
+        return (
+            offline if system.kind == "offline" else self.evaluator.stream(clips, self.group.decode_config(system))
+        )
+
+    def _keep(self, system: System, clip: HeldOutClip, decoded: Chunk, offline: Chunk | None) -> None:
+        """Writes a picture of the mels of a streamed clip, then the sounds: if they exist, so does the picture."""
+        vocoder = self.evaluator.decoder.vocoder
+        if offline is not None:
+            mels = {"reference": clip.mel, "offline": offline.mel, "streamed": decoded.mel}
+            path = self.results.sample_path(clip.key, f"{system.id}.webp")
+            draw_mels(mels, self.evaluator.edges(clip), vocoder.mel.frame_rate, path, width=8.0)
+        sounds = {self.results.sample_path(clip.key, "reference.flac"): (clip.wave, vocoder.mel.sample_rate)}
+        if not clip.drawn.is_own_reference:
+            path = self.results.sample_path(clip.key, "voice.flac")
+            sounds[path] = torch.from_numpy(clip.drawn.reference), vocoder.mel.sample_rate
+        sounds[self.results.sound_path(system, clip.key)] = decoded.wave, vocoder.sample_rate
+        for path, (wave, rate) in sounds.items():
+            with atomic_path(path) as temporary:
+                write_wave(temporary, wave.cpu().numpy(), rate)
+
+
+def _row(system: System, clip: HeldOutClip, latency: LatencyReport | None) -> ClipScores:
+    """Returns the row of a clip with its times alone."""
+    measured = latency.values() if latency else {}
+    times = {name: measured[name] for name in TIMES if latency}
+    chunk_ms = latency.chunk_ms if latency else ()
+    return ClipScores(system.id, clip.key, clip.drawn.language, len(clip.mel), times, chunk_ms)
+
+
+def _lower_priority(pid: int) -> None:
+    """Gives a scoring process a lower priority than decoding, whose threads would all wait for a preempted one."""
+    with contextlib.suppress(OSError):  # it has ended, or belongs to another user: then scoring only is less polite
         os.setpriority(os.PRIO_PROCESS, pid, max(METRICS_NICE, os.getpriority(os.PRIO_PROCESS, pid)))
 
 
-class Drawing:
-    """Clips as each checkpoint wants them, read once.
-
-    Args:
-        clips: Where they are taken from.
-        count: How many, spread evenly.
-    """
-
-    def __init__(self, clips: Clips, count: int) -> None:
-        self.clips, self.count = clips, count
-        self.known: dict[ClipRequirements, list[DrawnClip]] = {}
-
-    def of(self, group: Group) -> list[DrawnClip]:
-        """Returns the clips of a group.
-
-        Raises:
-            ValueError: if none can be used.
-        """
-        description = group.subject.description
-        requirements = ClipRequirements.from_config(description.model, description.tokenizer)
-        if requirements not in self.known:
-            self.known[requirements] = self.clips.draw(requirements, self.count)
-            if not self.known[requirements]:
-                raise ValueError("--data: no clip of it can be used; the lines above say why")
-        return self.known[requirements]
-
-    def shown(self, group: Group, keep: int) -> set[str]:
-        """Keys of clips that are kept as sound and pictures: first those whose speaker has another clip."""
-        drawn = self.of(group)
-        return {
-            each.clip.key
-            for each in sorted((drawn[i] for i in spread(len(drawn))), key=lambda each: each.is_own_reference)[
-                :keep
-            ]
-        }
-
-    def undone(self, group: Group, results: Results, keep: int) -> set[tuple[str, str]]:
-        """Ids of ways and keys of clips that have no line yet, or no sound where it is to be kept."""
-        pairs = {(way.id, each.clip.key) for way in group.ways for each in self.of(group)} - results.lines.keys()
-        shown = itertools.product(group.ways, self.shown(group, keep))
-        return pairs | {(way.id, key) for way, key in shown if not results.sound(way, key).is_file()}
-
-
-class _Models:
-    """The decoder of the last group: the next one often has the same weights."""
+class _DecoderCache:
+    """Keeps the decoder of the last group, whose weights the next one often shares."""
 
     def __init__(self, device: str, digests: Mapping[str, str]) -> None:
         self.device, self.digests = device, digests
-        self.last: tuple[Group, StreamingDecoder] | None = None
+        self.last: tuple[SystemGroup, StreamingDecoder] | None = None
 
-    def decoder(self, group: Group) -> StreamingDecoder:
-        if self.last is None or (self.last[0].subject, self.last[0].layout) != (group.subject, group.layout):
-            self.last = None  # before the next is there: two of them might not fit
-            trained = group.subject.load()
+    def decoder(self, group: SystemGroup) -> StreamingDecoder:
+        """Returns the decoder of a group.
+
+        Raises:
+            ValueError: if checkpoint or vocoder have changed since their digests were taken.
+        """
+        if self.last is None or (self.last[0].candidate, self.last[0].layout) != (group.candidate, group.layout):
+            self.last = None  # freed before the next is loaded: two might not fit into memory
+            trained = group.candidate.load()
             model = trained.model
             if group.layout != model.layout:
                 model = replace(trained.description.model, layout=group.layout).build(model.state_dict())
@@ -216,8 +272,10 @@ class _Models:
         else:
             model = self.last[1].model
         vocoder = group.vocoder.make(model.mel.config)
-        if self.digests[_name(group.vocoder)] != vocoder.digest:
-            raise ValueError(f"--vocoder {group.vocoder.checkpoint} changed while it was evaluated: copy it first")
+        if self.digests[_digest_name(group.vocoder)] != vocoder.digest:
+            raise ValueError(
+                f"--vocoder {group.vocoder.checkpoint} changed during the evaluation: evaluate a copy of it"
+            )
         if isinstance(vocoder, nn.Module):
             vocoder = vocoder.to(self.device)
         self.last = group, StreamingDecoder(model, vocoder, group.decode, timed=False)

@@ -1,92 +1,84 @@
-"""What was found, as tables: for people in Markdown and on the page, for programs in CSV. Knows nothing of W&B."""
+"""Results as tables: Markdown and HTML for people, CSV for programs. Knows nothing of W&B and the terminal."""
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sf_lightning.evaluation.bootstrap import Mean, mean_of
-from sf_lightning.evaluation.grid import Way, describe
-from sf_lightning.evaluation.results import Line, Results
+from sf_lightning.evaluation.bootstrap import Mean, bootstrap_mean
+from sf_lightning.evaluation.results import ClipScores, Results
+from sf_lightning.evaluation.systems import System, distinguishing_labels
+from sf_lightning.files.tables import markdown_table, write_csv
+from sf_lightning.metrics.speech import OVER_FRAMES
 from sf_lightning.vocoder.config import GRIFFIN_LIM
 
 
 class Column(NamedTuple):
-    """A score: its title, how a number of it is written, what it says."""
+    """A score: title of its column, format of its numbers, and meaning."""
 
     title: str
     form: str
-    what: str
+    meaning: str
 
 
 COLUMNS = {
     "pesq_wb": Column("PESQ-WB", "{:.2f}", "wide-band PESQ (P.862.2) against the recording, 1 to 4.64"),
-    "stoi": Column("STOI", "{:.3f}", "short-time objective intelligibility, up to 1"),
+    "stoi": Column("STOI", "{:.3f}", "short-time objective intelligibility against the recording, at most 1"),
     "visqol": Column("ViSQOL", "{:.2f}", "ViSQOL v3 in speech mode against the recording, 1 to 5"),
-    "similarity": Column("speaker", "{:.3f}", "cosine between ECAPA embeddings of what was made and the recording"),
-    "nisqa": Column("NISQA", "{:.2f}", "opinion predicted from the sound alone, 1 to 5"),
-    "dnsmos": Column("DNSMOS", "{:.2f}", "overall opinion (P.835) predicted from the sound alone, 1 to 5"),
-    "mel_l1": Column("mel L1", "{:.3f}", "mean absolute difference of log-mel from that of the recording"),
-    "mr_stft": Column("MR-STFT", "{:.3f}", "distance of spectra at several resolutions from the recording's"),
-    "periodicity": Column("periodicity", "{:.3f}", "error of how periodic the sound is, against the recording"),
+    "similarity": Column("speaker", "{:.3f}", "cosine similarity of ECAPA speaker embeddings to the recording's"),
+    "nisqa": Column("NISQA", "{:.2f}", "opinion score predicted by NISQA without the recording, 1 to 5"),
+    "dnsmos": Column("DNSMOS", "{:.2f}", "overall opinion predicted by DNSMOS P.835 without the recording, 1 to 5"),
+    "mel_l1": Column("mel L1", "{:.3f}", "mean absolute difference of log-mels from the recording's"),
+    "mr_stft": Column("MR-STFT", "{:.3f}", "multi-resolution STFT distance from the recording"),
+    "periodicity": Column("periodicity", "{:.3f}", "RMS error of periodicity against the recording, 0 to 1"),
     "seam_db": Column("seam dB", "{:+.2f}", "roughness at chunk edges over that around them; 0 is no seam"),
     "pitch_jump": Column(
-        "pitch jump", "{:+.2f}", "change of pitch across chunk edges beyond that elsewhere, semitones"
+        "pitch jump", "{:+.2f}", "change of pitch at chunk edges beyond that elsewhere, semitones"
     ),
-    "level_jump": Column("level jump", "{:+.2f}", "change of level across chunk edges beyond that elsewhere, dB"),
-    "gap": Column("gap", "{:.4f}", "mean absolute difference of streamed from offline log-mel; 0 is equal"),
-    "wait_ms": Column("wait ms", "{:.0f}", "speech whose tokens the first chunk waits for"),
-    "first_packet_ms": Column("first packet ms", "{:.0f}", "that, and network and vocoder of the first chunk"),
-    "real_time_factor": Column("RTF", "{:.2f}", "seconds of computing for a second of sound, one stream alone"),
-    "chunk_ms": Column("chunk ms", "{:.0f}", "computing of a chunk, the median of a clip"),
+    "level_jump": Column("level jump", "{:+.2f}", "change of level at chunk edges beyond that elsewhere, dB"),
+    "gap": Column("gap", "{:.4f}", "mean absolute difference of streamed from offline log-mels; 0 is equal"),
+    "wait_ms": Column("wait ms", "{:.0f}", "duration of the speech whose tokens the first chunk needs"),
+    "first_packet_ms": Column(
+        "first packet ms", "{:.0f}", "first-packet latency: wait, network and vocoder of the first chunk"
+    ),
+    "real_time_factor": Column("RTF", "{:.2f}", "real-time factor: computing time over duration, one stream alone"),
+    "chunk_ms": Column("chunk ms", "{:.0f}", "median computing time of a chunk"),
 }
 """All scores by name, in the order of the table."""
 
 QUALITY = ("pesq_wb", "stoi", "visqol", "similarity", "nisqa", "dnsmos", "mel_l1")
-STREAMING = (
-    "seam_db",
-    "pitch_jump",
-    "level_jump",
-    "gap",
-    "wait_ms",
-    "first_packet_ms",
-    "real_time_factor",
-    "chunk_ms",
-)
-
-OVER_FRAMES = ("mel_l1", "gap")
-"""Scores that are means over frames, as in training: a clip weighs as much as it is long."""
 
 TIMES = ("wait_ms", "first_packet_ms", "real_time_factor", "chunk_ms")
-"""Of an account of latency, what goes into the table."""
+"""Columns from the latency report."""
+
+STREAMING = ("seam_db", "pitch_jump", "level_jump", "gap", *TIMES)
 
 MAX_TIMED = 3
-"""Clips of each way, the longest ones, that are streamed by themselves to take the time."""
+"""Number of clips of each system, the longest ones, that are streamed alone to measure latency."""
 
-TIMED = f"wait, first packet, RTF and chunk are of the {MAX_TIMED} longest clips alone, and have no interval"
+TIMES_NOTE = f"wait, first packet, RTF and chunk are measured on the {MAX_TIMED} longest clips and have no interval"
 
-UNKNOWN = "not said"
-"""The language of a clip that does not say it."""
+UNKNOWN = "unknown"
+"""Language of a clip whose language is not given."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A way, or a way in one language.
+    """Mean scores of a system, over all clips or those of one language.
 
     Attributes:
-        number: Of the way, from 1.
-        way: Which.
-        told: What tells it from the others, by column.
-        language: Or empty for all clips.
-        clips: How many.
-        means: By name of the score; only what was measured.
+        number: Number of the system, from 1.
+        system: The system.
+        labels: Settings that distinguish it from the other systems, by column.
+        language: Language of the clips; empty for all clips.
+        clips: Number of clips.
+        means: Means of the measured scores, by name.
     """
 
     number: int
-    way: Way
-    told: dict[str, str]
+    system: System
+    labels: dict[str, str]
     language: str
     clips: int
     means: dict[str, Mean]
@@ -94,12 +86,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found: all means and their intervals, which take a while, made once.
+    """Means and intervals of all systems, computed once for all tables and plots.
 
     Attributes:
-        results: Of which they are.
-        rows: For each way of which something is known, in the order in which they were asked for.
-        language_rows: For each way and language; none where there is only one language.
+        results: The evaluation.
+        rows: One row for each system that has results, in the order in which they were asked for.
+        language_rows: One row for each system and language; empty where all clips have one language.
     """
 
     results: Results
@@ -107,147 +99,148 @@ class Findings:
     language_rows: list[Row]
 
     @classmethod
-    def of(cls, results: Results) -> "Findings":
-        """Those of an evaluation as it is now."""
-        several = len({line.language for line in results.lines.values()}) > 1
-        spoken = _rows(results, _by_language) if several else []
-        return cls(results, _rows(results, lambda lines: {"": lines}), spoken)
+    def from_results(cls, results: Results) -> "Findings":
+        """Computes the means of an evaluation."""
+        languages = {row.language for row in results.rows.values()}
+        language_rows = _rows(results, _split_by_language) if len(languages) > 1 else []
+        return cls(results, _rows(results, lambda rows: {"": rows}), language_rows)
 
     @property
     def measured(self) -> list[str]:
-        """Names of the scores that there are."""
+        """Names of the scores that any system has, in the order of the table."""
         return [name for name in COLUMNS if any(name in row.means for row in self.rows)]
 
 
-def _by_language(lines: list[Line]) -> dict[str, list[Line]]:
-    names = sorted({line.language for line in lines})
-    return {name or UNKNOWN: [line for line in lines if line.language == name] for name in names}
+def _split_by_language(rows: list[ClipScores]) -> dict[str, list[ClipScores]]:
+    languages = sorted({row.language for row in rows})
+    return {language or UNKNOWN: [row for row in rows if row.language == language] for language in languages}
 
 
-def _rows(results: Results, split: Callable[[list[Line]], dict[str, list[Line]]]) -> list[Row]:
-    found = []
-    for number, (way, told) in enumerate(
-        zip(results.ways.values(), describe([*results.ways.values()]), strict=True), 1
-    ):
-        if lines := results.of(way):
-            for language, some in split(lines).items():
-                found.append(Row(number, way, told, language, len(some), _means(some)))
-    return found
+def _rows(results: Results, split: Callable[[list[ClipScores]], dict[str, list[ClipScores]]]) -> list[Row]:
+    systems = [*results.systems.values()]
+    rows = []
+    for number, (system, labels) in enumerate(zip(systems, distinguishing_labels(systems), strict=True), 1):
+        if clips := results.rows_of(system):
+            for language, part in split(clips).items():
+                rows.append(Row(number, system, labels, language, len(part), _means(part)))
+    return rows
 
 
-def _means(lines: Sequence[Line]) -> dict[str, Mean]:
-    names, means = {name for line in lines for name in line.scores}, dict[str, Mean]()
-    for name in COLUMNS:
-        if name in names:
-            some = [line for line in lines if name in line.scores]
-            weights = [line.frames for line in some] if name in OVER_FRAMES else None
-            mean = mean_of((line.scores[name] for line in some), weights)
-            means[name] = mean._replace(low=math.nan, high=math.nan) if name in TIMES else mean
+def _means(rows: Sequence[ClipScores]) -> dict[str, Mean]:
+    names, means = {name for row in rows for name in row.scores}, dict[str, Mean]()
+    for name in (name for name in COLUMNS if name in names):
+        measured = [row for row in rows if name in row.scores]
+        weights = [row.frames for row in measured] if name in OVER_FRAMES else None
+        mean = bootstrap_mean((row.scores[name] for row in measured), weights)
+        means[name] = mean._replace(low=math.nan, high=math.nan) if name in TIMES else mean
     return means
 
 
 def cell(name: str, mean: Mean | None) -> tuple[str, str]:
-    """Returns a mean as text, and in small print its interval and what is undefined; empty if not measured."""
+    """Returns a mean as text, and its interval and number of undefined scores as smaller text.
+
+    Both are empty if the score was not measured.
+    """
     if mean is None:
         return "", ""
     form, undefined = COLUMNS[name].form, [f"{mean.num_nan} undefined"] if mean.num_nan else []
     if math.isnan(mean.mean):
         return "none", undefined[0]
-    spread = [] if math.isnan(mean.low) or mean.low == mean.high else [mean.low, mean.high]
-    interval = [" to ".join(form.format(end) for end in spread)] if spread else []
+    ends = [] if math.isnan(mean.low) or mean.low == mean.high else [mean.low, mean.high]
+    interval = [" to ".join(form.format(end) for end in ends)] if ends else []
     return form.format(mean.mean), ", ".join(interval + undefined)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text to be shown.
+    """A table to show, all of it text.
 
     Attributes:
-        title: Above it.
-        header: Of the columns.
-        cells: Rows of pairs: what is said, and more of it in small print.
-        words: How many columns, from the left, are words and not numbers.
+        title: Title of the table.
+        header: Titles of the columns.
+        cells: Rows of cells, each a pair: main text, smaller text.
+        text_columns: Number of columns, from the left, that hold words and not numbers.
     """
 
     title: str
     header: tuple[str, ...]
     cells: tuple[tuple[tuple[str, str], ...], ...]
-    words: int = 1
+    text_columns: int = 1
+
+    @classmethod
+    def from_text(cls, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
+        """Returns a table without smaller text."""
+        return cls(title, tuple(header), tuple(tuple((cell, "") for cell in row) for row in rows))
 
     def markdown(self) -> str:
-        """The table in Markdown, under its title."""
-        lines = [self.header, ["---"] * len(self.header)]
-        lines += [[f"{big} ({small})" if small else big for big, small in row] for row in self.cells]
-        return "\n".join([f"## {self.title}", "", *("| " + " | ".join(line) + " |" for line in lines)])
+        """Returns the table in Markdown, without its title."""
+        return markdown_table(
+            self.header, [[f"{big} ({small})" if small else big for big, small in row] for row in self.cells]
+        )
 
 
-def tables(found: Findings) -> list[Table]:
-    """Returns quality, streaming, and where clips are of several languages the quality of each."""
-    made = [_table("Quality", found.rows, QUALITY), _table("Streaming", found.rows, STREAMING)]
-    return made + ([_table("By language", found.language_rows, QUALITY)] if found.language_rows else [])
+def tables(findings: Findings) -> list[Table]:
+    """Returns the tables of quality and streaming and, for clips in several languages, of quality by language."""
+    shown = [_table("Quality", findings.rows, QUALITY), _table("Streaming", findings.rows, STREAMING)]
+    return shown + ([_table("By language", findings.language_rows, QUALITY)] if findings.language_rows else [])
 
 
-def _table(title: str, some: Sequence[Row], names: Sequence[str]) -> Table:
-    names = [name for name in names if any(name in row.means for row in some)]
-    told = list(some[0].told) if some else []
-    spoken = ["language"] if any(row.language for row in some) else []
+def _table(title: str, rows: Sequence[Row], names: Sequence[str]) -> Table:
+    names = [name for name in names if any(name in row.means for row in rows)]
+    labels = list(rows[0].labels) if rows else []
+    language = ["language"] if any(row.language for row in rows) else []
     cells = []
-    for row in some:
-        words = [str(row.number), *row.told.values(), *([row.language] if spoken else []), str(row.clips)]
-        numbers = [cell(name, row.means.get(name)) for name in names]
-        cells.append((*((word, "") for word in words), *numbers))
-    header = ("#", *told, *spoken, "clips", *(COLUMNS[name].title for name in names))
-    return Table(title, header, tuple(cells), 1 + len(told) + len(spoken))
+    for row in rows:
+        words = [str(row.number), *row.labels.values(), *([row.language] if language else []), str(row.clips)]
+        cells.append((*((word, "") for word in words), *(cell(name, row.means.get(name)) for name in names)))
+    header = ("#", *labels, *language, "clips", *(COLUMNS[name].title for name in names))
+    return Table(title, header, tuple(cells), 1 + len(labels) + len(language))
 
 
-def flat(found: Findings) -> tuple[list[str], list[list[object]]]:
-    """Returns header and rows of everything, a number to a cell; undefined ones are None."""
-    some, names = [*found.rows, *found.language_rows], found.measured
-    header = [
-        "number",
-        "way",
-        "checkpoint",
-        "layout",
-        "lookahead",
-        "nfe",
-        "guidance",
-        "vocoder",
-        "language",
-        "clips",
-    ]
-    header += [f"{name}{part}" for name in names for part in ("", "_low", "_high", "_count", "_nan")]
-    table = []
-    for row in some:
-        way, copy = row.way, row.way.kind == "copy_synthesis"
-        vocoder = way.vocoder.checkpoint
+FLAT_HEADER = "number way checkpoint layout lookahead nfe guidance vocoder language clips".split()
+FLAT_PARTS = ("", "_low", "_high", "_count", "_nan")
+
+
+def flat_table(findings: Findings) -> tuple[list[str], list[list[object]]]:
+    """Returns header and rows of all means, one number a cell; None where a number is undefined.
+
+    The column "way" is the mode of decoding: copy_synthesis, offline or streamed.
+    """
+    names, rows = findings.measured, []
+    header = [*FLAT_HEADER, *(f"{name}{part}" for name in names for part in FLAT_PARTS)]
+    for row in [*findings.rows, *findings.language_rows]:
+        system, vocoder = row.system, row.system.vocoder.checkpoint
         if vocoder == GRIFFIN_LIM:
-            vocoder = f"{vocoder}-{way.vocoder.iterations}"
-        decoded = [None, None] if copy else [way.nfe, way.guidance]
-        values: list[object] = [row.number, way.kind, way.ckpt, way.layout, way.lookahead, *decoded, vocoder]
-        values += [row.language, row.clips]
+            vocoder = f"{vocoder}-{system.vocoder.iterations}"
+        settings = [None, None] if system.kind == "copy_synthesis" else [system.nfe, system.guidance]
+        values: list[object] = [row.number, system.kind, system.ckpt, system.layout, system.lookahead, *settings]
+        values += [vocoder, row.language, row.clips]
         for name in names:
             mean = row.means.get(name)
-            values += [None] * 5 if mean is None else [None if number != number else number for number in mean]
-        table.append(values)
-    return header, table
+            values += (
+                [None] * len(FLAT_PARTS)
+                if mean is None
+                else [None if math.isnan(number) else number for number in mean]
+            )
+        rows.append(values)
+    return header, rows
 
 
-def write_csv(found: Findings, path: Path) -> None:
-    """Writes everything, a number to a cell."""
-    header, table = flat(found)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *table])
+def write_tables(findings: Findings, folder: Path) -> None:
+    """Writes `table.md`, all tables with the meanings of their columns, and `table.csv`, one number a cell."""
+    (folder / "table.md").write_text(markdown(findings), encoding="utf-8")
+    write_csv(folder / "table.csv", *flat_table(findings))
 
 
-def markdown(found: Findings) -> str:
-    """All tables in Markdown, and what their columns mean."""
-    parts = ["# Evaluation", *(f"- {name}: {fact}" for name, fact in found.results.said.items()), ""]
-    for table in tables(found):
-        parts += [table.markdown(), ""]
+def markdown(findings: Findings) -> str:
+    """Returns all tables in Markdown, and the meanings of their columns."""
+    parts = ["# Evaluation", *(f"- {name}: {fact}" for name, fact in findings.results.numbered_facts.items()), ""]
+    for table in tables(findings):
+        parts += [f"## {table.title}", "", table.markdown(), ""]
     parts += [
-        "Means over clips, of mel L1 and gap over frames; in brackets 95 % bootstrap intervals, and how many clips "
-        f"have no such score; {TIMED}.",
+        "Means over clips, those of mel L1 and gap over frames; in brackets the 95 % bootstrap interval and the "
+        f"number of clips whose score is undefined; {TIMES_NOTE}.",
         "",
     ]
-    parts += [f"*{COLUMNS[name].title}*: {COLUMNS[name].what}." for name in found.measured]
+    parts += [f"*{COLUMNS[name].title}*: {COLUMNS[name].meaning}." for name in findings.measured]
     return "\n".join(parts) + "\n"

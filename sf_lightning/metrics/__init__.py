@@ -1,1 +1,1 @@
-"""How good it sounds, as torchmetrics metrics. Knows nothing of how the sound was made."""
+"""Measures of speech quality. Knows nothing of how the speech was generated."""

@@ -1,7 +1,7 @@
-"""How much pitch and level jump at the edges between chunks, beyond what speech does anyway.
+"""Jumps of pitch and level at chunk edges, beyond the changes of speech itself.
 
-Two windows meet at a place. What changes from one to the other at the edges is compared with what changes from one
-to the next elsewhere in the same wave, where no edge lies in either of them. 0 is no jump.
+Two adjacent windows meet at each place. Their difference at chunk edges is compared with that elsewhere in the same
+wave, where neither window contains an edge. 0 is no jump.
 """
 
 import math
@@ -12,46 +12,46 @@ from speechbrain.processing.vocal_features import autocorrelate
 from torch import Tensor
 
 LOWEST_HZ, HIGHEST_HZ = 65.0, 400.0
-"""Of a voice. Below two periods in a window there would be nothing to compare."""
+"""Range of pitch in Hz; the lowest one has two periods and more in a window, as autocorrelation needs."""
 
 PITCH_SECONDS, LEVEL_SECONDS = 0.04, 0.01
-"""Of the windows."""
+"""Lengths of the windows in seconds."""
 
 LEAST_HARMONICITY = 0.6
-"""A window is voiced from this autocorrelation on."""
+"""Normalized autocorrelation from which a window is voiced."""
 
 OCTAVE_COST = 0.05
-"""Of autocorrelation for each octave down: two periods are as periodic as one, and not the pitch."""
+"""Penalty on autocorrelation for each octave down: two periods correlate as well as one, but are not the pitch."""
 
 MOST_SEMITONES = 6.0
-"""No voice moves more within 40 ms: the wave is broken there, or the estimate has slipped by an octave. More
-counts as this much, at edges and elsewhere alike: left out, the worst jumps would look like none; left out
-elsewhere alone, the slips would make half a semitone of jump at any place of a recording."""
+"""Larger changes are clipped to this value, at edges and elsewhere: no voice changes more within 40 ms, so the wave
+is broken there or the estimate is off by an octave. If they were left out, the worst jumps would not count; if they
+were left out elsewhere alone, such estimates would add half a semitone at any place of a recording."""
 
 LEAST_LEVEL_DB = -40.0
-"""Below the loudest window: what is quieter on both sides is no speech."""
+"""Level relative to the loudest window in dB; places that are quieter on both sides are not speech."""
 
 
 def pitch_jump(wave: Tensor, edges: Tensor, sample_rate: int) -> float:
-    """Returns the mean change of pitch at edges beyond that elsewhere, in semitones.
+    """Returns the mean change of pitch at edges minus that elsewhere, in semitones.
 
     Args:
-        wave: [N].
+        wave: Wave, [N].
         edges: Sample numbers at which chunks meet, [E].
-        sample_rate: Hz.
+        sample_rate: Sample rate in Hz.
 
     Returns:
-        NaN where no edge lies in voiced speech, or nothing else does.
+        The difference; NaN if no edge is in voiced speech, or no other place is.
     """
     size = round(PITCH_SECONDS * sample_rate)
 
     def voiced(frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Semitones of each window, and whether it is voiced, [P]."""
+        """Returns the pitch of each window in semitones and whether it is voiced, both [P]."""
         low, high = round(sample_rate / HIGHEST_HZ), round(sample_rate / LOWEST_HZ)
-        found = autocorrelate(frames[None])[0, :, low : min(high, size // 2) + 1]
-        octaves = torch.log2(torch.arange(low, low + found.shape[-1]) / low)
-        lag = (found - OCTAVE_COST * octaves).argmax(dim=-1)
-        strength = found.gather(1, lag[:, None])[:, 0]
+        correlation = autocorrelate(frames[None])[0, :, low : min(high, size // 2) + 1]
+        octaves = torch.log2(torch.arange(low, low + correlation.shape[-1]) / low)
+        lag = (correlation - OCTAVE_COST * octaves).argmax(dim=-1)
+        strength = correlation.gather(1, lag[:, None])[:, 0]
         return -12 * torch.log2((lag + low).float()), strength >= LEAST_HARMONICITY
 
     def change(before: Tensor, after: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def pitch_jump(wave: Tensor, edges: Tensor, sample_rate: int) -> float:
 
 
 def level_jump(wave: Tensor, edges: Tensor, sample_rate: int) -> float:
-    """Returns the mean change of level at edges beyond that elsewhere, in dB; arguments as of `pitch_jump`."""
+    """Returns the mean change of level at edges minus that elsewhere, in dB; arguments as for `pitch_jump`."""
     size = round(LEVEL_SECONDS * sample_rate)
     whole = wave.float()[: len(wave) // size * size]
     loudest = whole.view(-1, size).square().mean(1).max() if len(whole) else wave.new_zeros(())
@@ -70,14 +70,14 @@ def level_jump(wave: Tensor, edges: Tensor, sample_rate: int) -> float:
 
     def change(before: Tensor, after: Tensor) -> Tensor:
         a, b = before.square().mean(1), after.square().mean(1)
-        # Where one side falls silent, the floor keeps the jump finite.
+        # The floor keeps the change finite where one side is silent.
         return (10 * torch.log10(b.clamp(min=least) / a.clamp(min=least))).abs()[torch.maximum(a, b) > least]
 
     return _beyond(wave, edges, size, change)
 
 
 def _beyond(wave: Tensor, edges: Tensor, size: int, change: Callable[[Tensor, Tensor], Tensor]) -> float:
-    """The mean change at edges less the mean change elsewhere; windows [P, size] meet at each place."""
+    """Returns the mean change at edges minus that elsewhere; windows [P, size] meet at each place."""
     wave, edges = wave.float().cpu(), edges.cpu()
     inside = edges[(edges >= size) & (edges + size <= len(wave))]
     places = torch.arange(size, max(size, len(wave) - size + 1), max(1, size // 4))
@@ -90,5 +90,5 @@ def _beyond(wave: Tensor, edges: Tensor, size: int, change: Callable[[Tensor, Te
     def at(starts: Tensor) -> Tensor:
         return change(wave[starts[:, None] - size + offsets], wave[starts[:, None] + offsets])
 
-    here, elsewhere = at(inside), at(places)
-    return float(here.mean() - elsewhere.mean()) if len(here) and len(elsewhere) else math.nan
+    at_edges, elsewhere = at(inside), at(places)
+    return float(at_edges.mean() - elsewhere.mean()) if len(at_edges) and len(elsewhere) else math.nan

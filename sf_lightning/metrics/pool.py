@@ -1,4 +1,4 @@
-"""Worker processes that score clips. Knows nothing of torch, nor of what a scorer measures."""
+"""Worker processes that score clips. Knows nothing of torch or of what a scorer measures."""
 
 import atexit
 import contextlib
@@ -20,42 +20,42 @@ import numpy as np
 from sf_lightning.metrics.scorers import SAMPLE_RATE, WORKER_IGNORES, Scorer, visqol
 
 MAX_WORKERS = 8
-"""A pool that is not told how many workers to use takes one a core, but no more than this."""
+"""Largest default number of workers; the default is one for each core."""
 
 
 class ScorePool:
-    """Scores clips in worker processes that start when first needed and live until the program ends.
+    """Scores clips in worker processes that are started on first use and run until the program ends.
 
-    Processes, because ViSQOL's numba aborts a process when two threads enter it. Started by `subprocess` and
-    not by `multiprocessing`, because of what that would bring along: a fork of a parent with CUDA; or a spawn
-    that runs the user's main script again (torch, Lightning and all), and a resource tracker that dies of
-    Slurm's USR1. A worker imports `scorers.py` alone, uses one thread, and ignores USR1, USR2 and Ctrl-C from
-    its first moment.
+    Processes, because ViSQOL's numba aborts a process when two threads enter it. `subprocess` and not
+    `multiprocessing`, which would either fork a parent with CUDA, or spawn children that run the user's main script
+    again (with torch and Lightning) and a resource tracker that SIGUSR1 of Slurm kills. A worker imports
+    `scorers.py` alone, uses one thread, and ignores SIGUSR1, SIGUSR2 and Ctrl-C from its start.
 
-    Each worker belongs to one daemon thread here, which hands it a task and waits for the answer.
+    One daemon thread of this process belongs to each worker; it sends a task and waits for the answer.
     """
 
     def __init__(self, num_workers: int | None = None) -> None:
-        """Prepare a pool; nothing is started yet.
+        """Creates a pool without starting workers.
 
         Args:
-            num_workers: Worker processes. By default one for each core that this process may use, at most 8.
+            num_workers: Number of worker processes; by default one for each core that this process may use, up to
+                8.
 
         Raises:
-            ValueError: `num_workers` is below 1.
+            ValueError: if `num_workers` is below 1.
         """
         if num_workers is None:
             num_workers = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
         if num_workers < 1:
-            raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+            raise ValueError(f"num_workers is {num_workers}: expected at least 1")
         self.num_workers = num_workers
-        self._begin()
-        # A forked child owns neither our threads nor our workers: it starts its own, or waits for ever.
-        os.register_at_fork(after_in_child=self._begin)
+        self._reset()
+        # A forked child has neither these threads nor these workers: it starts its own, or it would deadlock.
+        os.register_at_fork(after_in_child=self._reset)
         atexit.register(self.close)
 
     def submit(self, scorer: Scorer, reference: np.ndarray, degraded: np.ndarray) -> Future[float]:
-        """Queue one clip and return at once; where the scorer raises, the future raises RuntimeError."""
+        """Queues one clip and returns at once; if the scorer raises, the future raises RuntimeError."""
         task = pickle.dumps((scorer, reference, degraded))
         future: Future[float] = Future()
         with self._starting:
@@ -67,32 +67,32 @@ class ScorePool:
         return future
 
     def map(self, scorer: Scorer, references: Sequence[np.ndarray], degradeds: Sequence[np.ndarray]) -> list[float]:
-        """Score all pairs, in parallel, and return their scores in the order given.
+        """Scores all pairs in parallel and returns their scores in the given order.
 
         Raises:
-            ValueError: There are more references than degraded clips, or fewer.
-            RuntimeError: A scorer raised, or its worker was killed twice.
+            ValueError: if the numbers of references and degraded clips differ.
+            RuntimeError: if a scorer raised, or its worker was killed twice.
         """
         if len(references) != len(degradeds):
             raise ValueError(f"got {len(references)} references but {len(degradeds)} degraded clips")
         return gather([self.submit(scorer, *pair) for pair in zip(references, degradeds, strict=True)])
 
     def warm_up(self) -> list[Future[float]]:
-        """Let each worker import and compile ViSQOL in the background, and return at once.
+        """Lets each worker import and compile ViSQOL in the background, and returns at once.
 
-        The first time on a machine this takes 10 s and more, later 2 s: numba keeps what it compiled beside
-        the package, or in `NUMBA_CACHE_DIR`. The futures need not be waited for.
+        The first time on a machine this takes 10 s and more, later 2 s: numba caches compiled code beside the
+        package, or in `NUMBA_CACHE_DIR`. Waiting for the futures is optional.
         """
         noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32) / 10
         return [self.submit(visqol, noise, noise) for _ in range(self.num_workers)]
 
     @property
     def worker_pids(self) -> list[int]:
-        """Process ids of the workers that have been started."""
+        """Process ids of the started workers."""
         return [worker.process.pid for worker in list(self._workers.values())]
 
     def close(self) -> None:
-        """End all workers, busy or not, and cancel what is queued; a later task starts the pool anew."""
+        """Kills all workers and cancels queued tasks; a later task restarts the pool."""
         self._closing = True
         for worker in list(self._workers.values()):
             worker.process.kill()
@@ -102,9 +102,9 @@ class ScorePool:
             thread.join()
         for worker in self._workers.values():
             worker.end()
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._tasks: queue.SimpleQueue[tuple[Future[float], str, bytes] | None] = queue.SimpleQueue()
         self._workers: dict[int, _Worker] = {}
         self._threads: list[threading.Thread] = []
@@ -112,9 +112,9 @@ class ScorePool:
         self._closing = False
 
     def _work(self, slot: int) -> None:
-        """Serve tasks through the worker of this slot until told to end: the life of one of our threads."""
-        # A child inherits the signal mask of the thread that starts it. So no signal can reach it in the
-        # moments before it ignores them itself, and the parent's main thread still gets its own.
+        """Runs one thread: has the worker of this slot score tasks until None is queued."""
+        # A child inherits the signal mask of the thread that starts it, so that no signal reaches it before it
+        # ignores signals itself; the main thread of the parent still receives them.
         signal.pthread_sigmask(signal.SIG_BLOCK, WORKER_IGNORES)
         while (item := self._tasks.get()) is not None:
             future, name, task = item
@@ -124,20 +124,20 @@ class ScorePool:
                 continue
             try:
                 future.set_result(self._score(slot, name, task))
-            except Exception as error:  # the boundary of the thread: every error goes to the one who waits
+            except Exception as error:  # the boundary of the thread: every error is passed to the caller
                 future.set_exception(error)
 
     def _score(self, slot: int, name: str, task: bytes) -> float:
-        """Ask the worker of this slot, with a fresh one if it was killed in the meantime.
+        """Returns the score of a task from the worker of this slot, or from a new one if it was killed.
 
         Raises:
-            RuntimeError: The scorer raised, or two workers in a row were killed.
+            RuntimeError: if the scorer raised, or two workers in a row were killed.
         """
         exit_code = 0
         for _ in range(2):
             if slot not in self._workers:
                 self._workers[slot] = _Worker()
-            if self._closing:  # asked after the worker is listed, so that it is either not used or killed
+            if self._closing:  # checked after the worker is listed, so that it is either not used or killed
                 raise RuntimeError(f"{name}: the pool was closed before the clip was scored")
             try:
                 score, failure = self._workers[slot].ask(task)
@@ -156,12 +156,12 @@ class ScorePool:
 
 @functools.cache
 def shared_pool() -> ScorePool:
-    """Return the one pool that all metrics of this program score in."""
+    """Returns the pool that all metrics of this process share."""
     return ScorePool()
 
 
 def gather(futures: list[Future[float]]) -> list[float]:
-    """Wait for all scores, and leave none queued if one fails or the user interrupts."""
+    """Waits for all scores; if one fails or the user interrupts, the others are cancelled."""
     try:
         return [future.result() for future in futures]
     finally:
@@ -170,12 +170,12 @@ def gather(futures: list[Future[float]]) -> list[float]:
 
 
 class _Worker:
-    """One process that runs `scorers.serve`, and the pipes to it."""
+    """A process that runs `scorers.serve`, and the pipes to it."""
 
     def __init__(self) -> None:
-        # Threads must be limited before numpy is imported, so by the environment. The parent's sys.path goes
-        # along, to find this package and the scorer where the parent found them; -P keeps the working
-        # directory out.
+        # Threads must be limited before numpy is imported, hence by the environment. The parent's sys.path is
+        # passed on, so that this package and the scorer are found where the parent found them; -P leaves out the
+        # working directory.
         single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
         self.process = subprocess.Popen(
@@ -192,21 +192,21 @@ class _Worker:
         )
 
     def ask(self, task: bytes) -> tuple[float, str | None]:
-        """Hand over a task and wait for its answer; EOFError or BrokenPipeError if the process has ended."""
+        """Sends a task and waits for its answer; raises EOFError or BrokenPipeError if the process has ended."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(pickle.dumps(task))
         self.process.stdin.flush()
         return pickle.load(self.process.stdout)
 
     def end(self) -> int:
-        """Kill the process if it still runs, and return its exit code."""
+        """Kills the process if it still runs, and returns its exit code."""
         self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):  # a task it never read
+            with contextlib.suppress(BrokenPipeError):  # a task that was never read
                 pipe.close()
         return self.process.wait()
 
 
-# What a bug in C code ends a process with, the same whenever the clip comes again.
+# Signals of bugs in C code, which the same clip would cause again.
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)

@@ -1,4 +1,4 @@
-"""How far a wave's spectrogram is from its original's, at several resolutions. Knows nothing of pitch or hearing.
+"""Multi-resolution STFT distance between a wave and its original. Knows nothing of pitch or perception.
 
 Letters: N samples.
 """
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
-"""Lengths of transform, hop and window in samples: those of Parallel WaveGAN (arXiv 1910.11480)."""
+"""Lengths of transform, hop and window in samples, as in Parallel WaveGAN (arXiv 1910.11480)."""
 
 
 def stft_distance(wave: Tensor, reference: Tensor) -> Tensor:
     """Returns the multi-resolution STFT distance of a wave [N] from its original [N], a scalar; 0 is no difference.
 
-    As auraloss has it, by which BigVGAN's authors judge theirs: the mean over `RESOLUTIONS` of spectral
-    convergence (the norm of the difference of magnitudes over that of the original's) and the mean difference of
-    log-magnitudes. NaN where the longest transform cannot be mirrored at the edges: for 1024 samples or fewer.
+    As in auraloss, which BigVGAN's authors report: the mean over `RESOLUTIONS` of spectral convergence (norm of the
+    difference of magnitudes over norm of the original's magnitudes) plus the mean difference of log-magnitudes.
+    NaN for 1024 samples or fewer, where the longest transform cannot be padded by reflection.
     """
     length = min(len(wave), len(reference))
     if length <= max(n_fft for n_fft, _, _ in RESOLUTIONS) // 2:

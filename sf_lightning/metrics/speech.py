@@ -1,109 +1,78 @@
-"""All that is measured of one way to make speech: perceptual scores, mel error, seam."""
+"""Means of clip scores over the clips of all ranks, as a training run logs them."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import CatMetric, MeanMetric, SumMetric
 
-from sf_lightning.audio.seam import seam_db
-from sf_lightning.metrics.perceptual import (
-    PESQWB,
-    STOI,
-    PerceptualMetric,
-    PeriodicityError,
-    ViSQOL,
-    update_together,
-)
-from sf_lightning.metrics.spectral import stft_distance
+PERCEPTUAL = ("pesq_wb", "stoi", "visqol")
+"""Scores that perceptual models give a clip against its recording."""
+
+OVER_FRAMES = ("mel_l1", "gap")
+"""Scores whose means are over frames: the weight of a clip is its length. All others weigh clips alike."""
 
 WORST = {"pesq_wb": 1.0, "stoi": 0.0, "visqol": 1.0}
-"""What each score is where nothing is understood."""
+"""Score of an unintelligible clip."""
 
 
-def within(scores: Mapping[str, float], wait_ms: float, bound_ms: float) -> dict[str, float]:
-    """Returns scores under a bound on latency: as they are if the wait lies within it, else the worst.
+def scores_within_latency(scores: Mapping[str, float], wait_ms: float, bound_ms: float) -> dict[str, float]:
+    """Returns the perceptual scores if the wait is within the bound on latency, else the worst scores.
 
-    >>> within({"stoi": 0.7, "mel_l1": 0.5}, wait_ms=480, bound_ms=500)
+    >>> scores_within_latency({"stoi": 0.7, "mel_l1": 0.5}, wait_ms=480, bound_ms=500)
     {'stoi': 0.7}
-    >>> within({"stoi": 0.7}, wait_ms=720, bound_ms=500)
+    >>> scores_within_latency({"stoi": 0.7}, wait_ms=720, bound_ms=500)
     {'stoi': 0.0}
     """
     return {name: scores[name] if wait_ms <= bound_ms else worst for name, worst in WORST.items() if name in scores}
 
 
-class SpeechScores:
-    """Gathers scores over clips, on all ranks; means leave clips out that have no score, and count them.
+class ScoreMeans:
+    """Means of scores over clips and ranks; undefined scores (NaN) are left out, and the perceptual ones counted.
 
     Args:
-        sample_rate: Of all waves, 16000.
-        device: Where the scores are kept: that of the process group, which gathers them.
-        copies: Whether the waves are made of what the references say, sample by sample: then they are also
-            judged by multi-resolution STFT distance and periodicity.
-
-    Raises:
-        RuntimeError: if ViSQOL would run without its lattice model.
+        names: Names of the scores; the same on all ranks.
+        device: Device of the sums; that of the process group's backend.
     """
 
-    def __init__(self, sample_rate: int, device: torch.device | str = "cpu", copies: bool = False) -> None:
-        perceptual: dict[str, PerceptualMetric] = {
-            "pesq_wb": PESQWB(sample_rate),
-            "stoi": STOI(sample_rate),
-            "visqol": ViSQOL(sample_rate),
-        }
-        if copies:
-            perceptual["periodicity"] = PeriodicityError(sample_rate)
-        self.perceptual = {name: metric.to(device) for name, metric in perceptual.items()}
-        self.device, self.copies = torch.device(device), copies
-        self.mel_l1, self.seam, self.mr_stft = (MeanMetric(nan_strategy="ignore").to(device) for _ in range(3))
-        self._clips: list[dict[str, float]] = []
+    def __init__(self, names: Sequence[str], device: torch.device | str = "cpu") -> None:
+        counted = (*PERCEPTUAL, "periodicity")
+        self.scores = {name: CatMetric(nan_strategy="disable").to(device) for name in names if name in counted}
+        self.means = {name: MeanMetric(nan_strategy="ignore").to(device) for name in names if name not in counted}
+        self.undefined = SumMetric().to(device)
 
-    def update(
-        self,
-        waves: Sequence[Tensor],
-        references: Sequence[Tensor],
-        mels: Sequence[Tensor],
-        reference_mels: Sequence[Tensor],
-        edges: Sequence[Tensor],
-    ) -> None:
-        """Adds clips.
-
-        Args:
-            waves: What was made, each [N].
-            references: What was said, each [N].
-            mels: The log-mels that were made, each [T, F].
-            reference_mels: The log-mels of what was said, each [T, F].
-            edges: Sample numbers at which chunks meet, each [E].
-        """
-        update_together(self.perceptual.values(), list(waves), list(references))
-        for mel, reference, wave, edge in zip(mels, reference_mels, waves, edges, strict=True):
-            error, seam = (mel - reference).abs().mean().to(self.device), seam_db(wave.cpu(), edge.cpu())
-            self.mel_l1.update(error, len(mel))
-            self.seam.update(seam.to(self.device))
-            self._clips.append({"mel_l1": float(error), "seam_db": float(seam), "frames": len(mel)})
-        for wave, reference in zip(waves, references, strict=True) if self.copies else ():
-            self.mr_stft.update(stft_distance(wave, reference).to(self.device))
-
-    @property
-    def clips(self) -> list[dict[str, float]]:
-        """The scores of each clip of this rank, in the order of the updates; NaN where one is undefined."""
-        columns = {name: metric.scores.tolist() for name, metric in self.perceptual.items()}
-        heard = [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
-        return [one | other for one, other in zip(heard, self._clips, strict=True)]
+    def update(self, scores: Mapping[str, float], num_frames: int) -> None:
+        """Adds a clip of `num_frames` mel frames; scores of other names are ignored."""
+        for name, score in self.scores.items():
+            # A vector, not a scalar: ranks with one clip gather from ranks with several.
+            score.update(torch.tensor([scores[name]], device=score.device))
+            self.undefined.update(float(math.isnan(scores[name])))
+        for name, mean in self.means.items():
+            mean.update(scores[name], num_frames if name in OVER_FRAMES else 1)
 
     def compute(self) -> dict[str, float]:
-        """Returns the means, and under `no_score` how many scores were undefined."""
-        no_score = SumMetric().to(self.device)
-        no_score.update(sum(metric.num_nan for metric in self.perceptual.values()))
-        metrics = self.perceptual | {"mel_l1": self.mel_l1, "seam_db": self.seam, "no_score": no_score}
-        if self.copies:
-            metrics["mr_stft"] = self.mr_stft
-        return {name: float(metric.compute()) for name, metric in metrics.items()}
+        """Returns the means, NaN where no clip has the score, and as `no_score` how many scores are undefined.
+
+        A collective operation where ranks are distributed.
+        """
+        values = {name: float(torch.as_tensor(score.compute()).nanmean()) for name, score in self.scores.items()}
+        values |= {name: float(mean.compute()) for name, mean in self.means.items()}
+        return values | {"no_score": float(self.undefined.compute())}
 
 
-def gap(streamed: Sequence[Tensor], offline: Sequence[Tensor]) -> float:
-    """Returns the mean absolute difference of log-mels [T, F], streamed from offline, over all frames."""
-    mean = MeanMetric().to(streamed[0].device)
+def mel_gap(
+    streamed: Sequence[Tensor], offline: Sequence[Tensor], sync_device: torch.device | None = None
+) -> float:
+    """Returns the mean absolute difference of log-mels [T, F] over all frames, streamed from offline.
+
+    Args:
+        streamed: Log-mels of streamed clips.
+        offline: Log-mels of the same clips, decoded offline.
+        sync_device: Device of the process group's backend, for the mean over the clips of all ranks (a collective
+            operation); None for the mean over these clips alone.
+    """
+    mean = MeanMetric(sync_on_compute=sync_device is not None).to(sync_device or streamed[0].device)
     for a, b in zip(streamed, offline, strict=True):
-        mean.update((a - b).abs().mean(), len(a))
+        mean.update((a - b).abs().mean().to(mean.device), len(a))
     return float(mean.compute())

@@ -1,4 +1,4 @@
-"""`sf-eval` as a user meets it: everything it writes, going on after a stop, and one line for each mistake."""
+"""The command `sf-eval`: its files, resuming, and one line for each mistake."""
 
 import csv
 import json
@@ -26,23 +26,23 @@ from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.evaluation import run
 from sf_lightning.evaluation.clips import open_clips
-from sf_lightning.evaluation.grid import Options, plan
 from sf_lightning.evaluation.results import Results
+from sf_lightning.evaluation.systems import DecodingGrid, plan_systems
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.tokens.load import load_tokenizer
 from sf_lightning.training.checkpoint import load_trained
-from tests.evaluation.test_grid import write_vocoder
 from tests.model.test_ecapa import HYPERPARAMS
 from tests.toys.audio import synthetic_voice, write_corpus
 from tests.toys.cli import error_line
 from tests.toys.decoder import decoder_data, decoder_module, fit_decoder
+from tests.toys.evaluation import write_small_vocoder
 from tests.toys.networks import randomize_weights
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _at_once() -> Iterator[None]:
-    """The processes that score are those of the tests that follow, which would wait for them."""
+def _keep_priority() -> Iterator[None]:
+    """Keeps the priority of the scoring processes, which later tests use too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "METRICS_NICE", 0)
         yield
@@ -50,7 +50,7 @@ def _at_once() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder that says something, and looks one block ahead at two evaluations: at two blocks it is offline."""
+    """Trains a decoder with random weights, one block of look-ahead and two evaluations: exact at two blocks."""
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     module = decoder_module(decode=DecodeConfig(steps=2, guidance=0.0))
     fit_decoder(folder, module, decoder_data(shards), 1)
@@ -63,7 +63,7 @@ def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def evaluation(checkpoint: Path, shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole evaluation: its own layout and another, two look-aheads, voices compared, a listening test, W&B."""
+    """Evaluates two layouts and two look-aheads with speaker similarity, a listening test and W&B."""
     ecapa = tmp_path_factory.mktemp("ecapa")
     (ecapa / "hyperparams.yaml").write_text(HYPERPARAMS)
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def evaluation(checkpoint: Path, shards: ShardSet, tmp_path_factory: pytest.Temp
     torch.save(Classifier(24, out_neurons=3).state_dict(), ecapa / "classifier.ckpt")
     out = tmp_path_factory.mktemp("eval") / "mine"
     more = ["--layout", "own", "block_only", "--lookahead", "1", "2", "--listening_test", "true"]
-    # Beside a run that is open already, as in a notebook.
+    # A W&B run is open already, as in a notebook.
     with wandb.init(mode="offline", dir=tmp_path_factory.mktemp("other"), settings=wandb.Settings(silent=True)):
         command.main(
             [*arguments(checkpoint, shards, out), *more, "--keep=1", f"--similarity={ecapa}", "--wandb=true"]
@@ -81,21 +81,22 @@ def evaluation(checkpoint: Path, shards: ShardSet, tmp_path_factory: pytest.Temp
 
 
 def arguments(checkpoint: Path, shards: ShardSet, out: Path) -> list[str]:
-    """Three clips in the checkpoint's own way, and no W&B."""
+    """Returns arguments for three clips with the checkpoint's own settings, without W&B."""
     return [f"--ckpt={checkpoint}", f"--data={shards.folder}", f"--out={out}", "--clips=3", "--wandb=false"]
 
 
 def table(out: Path) -> list[dict[str, str]]:
+    """Returns the rows of `table.csv`."""
     with (out / "table.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def test_every_way_has_a_row_with_everything_that_is_measured(evaluation: Path) -> None:
+def test_each_system_has_a_row_with_all_scores(evaluation: Path) -> None:
     rows = table(evaluation)
-    ways = [(row["way"], row["layout"], row["lookahead"]) for row in rows]
+    systems = [(row["way"], row["layout"], row["lookahead"]) for row in rows]
     kinds = [("offline", ""), ("streamed", "1"), ("streamed", "2")]
-    each = [(kind, layout, ahead) for layout in ("own", "block_only") for kind, ahead in kinds]
-    assert ways == [("copy_synthesis", "", ""), *each]
+    decoded = [(kind, layout, lookahead) for layout in ("own", "block_only") for kind, lookahead in kinds]
+    assert systems == [("copy_synthesis", "", ""), *decoded]
     for row in rows:
         assert row["clips"] == "3"
         for name in ("stoi", "mel_l1", "seam_db", "similarity", "level_jump"):
@@ -106,20 +107,20 @@ def test_every_way_has_a_row_with_everything_that_is_measured(evaluation: Path) 
     copy, offline, first, second = rows[:4]
     assert float(copy["mel_l1"]) == 0.0 and float(copy["stoi"]) > float(offline["stoi"])
     assert [float(row["wait_ms"]) for row in (first, second)] == [480, 720]
-    # Two evaluations that look a block ahead each: at two blocks streaming is offline.
+    # Two evaluations that look one block ahead each: with a look-ahead of two blocks streaming equals offline.
     assert float(first["gap"]) > 1e-5 and float(second["gap"]) < float(first["gap"]) / 10
-    # Without a look into the future there is nothing to wait for; it is other sound than its own layout makes.
+    # A layout without look-ahead streams exactly at once; its output differs from that of the own layout.
     assert all(float(row["gap"]) < 1e-5 for row in rows[5:7])
     assert abs(float(rows[4]["mel_l1"]) - float(offline["mel_l1"])) > 1e-6
 
 
-def test_a_folder_holds_tables_pages_sound_and_an_offline_wandb_run(evaluation: Path) -> None:
+def test_the_folder_has_tables_pages_sounds_and_an_offline_wandb_run(evaluation: Path) -> None:
     text = (evaluation / "table.md").read_text()
     assert "## Quality" in text and "## Streaming" in text and "*STOI*:" in text and "left out: NISQA" in text
     page = (evaluation / "report.html").read_text()
     assert page.count("<audio") == 8 and page.count("data:image/webp") == 4 and page.count("<svg") == 4
     identity = json.loads((evaluation / "evaluation.json").read_text())["identity"]
-    assert re.search(r"ecapa\d+ \(ecapa-[0-9a-f]{8}\)$", identity["similarity"])  # weights, not a name alone
+    assert re.search(r"ecapa\d+ \(ecapa-[0-9a-f]{8}\)$", identity["similarity"])  # name and digest of its weights
     names = {path.suffix for path in (evaluation / "samples").iterdir()}
     assert names == {".flac", ".webp"}
     assert list(evaluation.glob("wandb/offline-run-*/*.wandb"))
@@ -127,7 +128,7 @@ def test_a_folder_holds_tables_pages_sound_and_an_offline_wandb_run(evaluation: 
     assert len(key["sounds"]) == 8 and key["systems"][0] == "recording"
 
 
-def test_an_export_scores_as_its_checkpoint_under_a_layout_equal_to_its_own_too_and_joins_the_table(
+def test_an_export_and_an_equal_layout_score_as_the_checkpoint_and_join_its_table(
     evaluation: Path, checkpoint: Path, shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     export.main([str(checkpoint), str(tmp_path / "decoder")])
@@ -143,46 +144,48 @@ def test_an_export_scores_as_its_checkpoint_under_a_layout_equal_to_its_own_too_
     first = table(evaluation)[2]
     for name in ("stoi", "mel_l1", "seam_db", "gap"):
         assert mine[name] == exported[name] and float(mine[name]) == pytest.approx(float(first[name]), abs=1e-4)
-    # Sound that is asked for later is made then; what has a line is not scored again.
+    # Sound that is wanted later is decoded then, without scoring the clips again.
     scored, test = (out / "results.jsonl").read_text(), ["--keep=1", "--listening_test=true"]
-    said = error_line(capsys, command.main, *arguments(checkpoint, shards, out), *test)
-    assert "kept in every row, least of all in 'offline, eval/decoder" in said.replace(tmp_path.name, "eval")
+    message = error_line(capsys, command.main, *arguments(checkpoint, shards, out), *test)
+    assert "kept for every row, and 'offline, eval/decoder" in message.replace(tmp_path.name, "eval")
     assert (out / "report.html").read_text().count("<audio") == 4
     command.main([*arguments(tmp_path / "decoder", shards, out), *more[:1], *test])
     assert len(json.loads((out / "listening-key.json").read_text())["systems"]) == 6
     assert (out / "results.jsonl").read_text() == scored
 
 
-def test_a_checkpoint_or_a_vocoder_that_is_written_over_meanwhile_is_not_evaluated_as_what_it_was(
+def test_a_checkpoint_or_vocoder_that_changes_during_the_evaluation_is_refused(
     checkpoint: Path, shards: ShardSet, tmp_path: Path
 ) -> None:
     path = tmp_path / "last.ckpt"
     shutil.copy(checkpoint, path)
-    voice_ = tmp_path / "voice"
-    write_vocoder(voice_, 0)
-    subject = command._subject(str(path), open_clips(str(shards.folder)))
-    groups = plan([subject], Options(vocoders=(str(voice_),)))
-    models = run._Models("cpu", run.digests_of(groups))
-    models.decoder(groups[0])
-    write_vocoder(voice_, 1)
-    with pytest.raises(ValueError, match=rf"--vocoder {voice_} changed while it was evaluated: copy it first"):
-        models.decoder(groups[0])
+    vocoder = tmp_path / "vocoder"
+    write_small_vocoder(vocoder, 0)
+    candidate = command.open_candidate(str(path), open_clips(str(shards.folder)))
+    groups = plan_systems([candidate], DecodingGrid(vocoders=(str(vocoder),)))
+    decoders = run._DecoderCache("cpu", run.input_digests(groups))
+    decoders.decoder(groups[0])
+    write_small_vocoder(vocoder, 1)
+    with pytest.raises(
+        ValueError, match=rf"--vocoder {vocoder} changed during the evaluation: evaluate a copy of it"
+    ):
+        decoders.decoder(groups[0])
     content = torch.load(path, weights_only=False)
     content["global_step"] += 1
     torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"--ckpt {path} changed while it was evaluated: copy it first"):
-        run._Models("cpu", {}).decoder(groups[0])
+    with pytest.raises(ValueError, match=rf"--ckpt {path} changed during the evaluation: evaluate a copy of it"):
+        run._DecoderCache("cpu", {}).decoder(groups[0])
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was(
+def test_an_interrupted_evaluation_resumes(
     checkpoint: Path, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation: Path
 ) -> None:
     out, add = tmp_path / "eval", Results.add
 
-    def stop(results: Results, line: object) -> None:
-        if len(results.lines) == 4:
+    def stop(results: Results, row: object) -> None:
+        if len(results.rows) == 4:
             raise KeyboardInterrupt
-        add(results, line)  # type: ignore[arg-type]
+        add(results, row)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(Results, "add", stop)
@@ -192,24 +195,24 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     done = (out / "results.jsonl").read_text()
     assert len(done.splitlines()) == 4
     decoded: list[int] = []
-    offline = StreamingDecoder.offline
+    offline = StreamingDecoder.decode_offline
 
     def counting(decoder: StreamingDecoder, tokens: list, speakers: list) -> list:
         decoded.append(len(tokens))
-        assert not decoder.timed  # the clock of a GPU keeps a batch waiting
+        assert not decoder.timed  # reading a GPU's clock would slow every batch
         return offline(decoder, tokens, speakers)
 
-    monkeypatch.setattr(StreamingDecoder, "offline", counting)
+    monkeypatch.setattr(StreamingDecoder, "decode_offline", counting)
     command.main([*arguments(checkpoint, shards, out), "--batch=2"])
     after = (out / "results.jsonl").read_text()
     assert after.startswith(done) and len(after.splitlines()) == 9
-    command.main([*arguments(checkpoint, shards, out), "--batch=2"])  # and once more there is nothing to do
+    command.main([*arguments(checkpoint, shards, out), "--batch=2"])  # a third time there is nothing to do
     assert (out / "results.jsonl").read_text() == after and sum(decoded) <= 3
     for row, whole in zip(table(out), table(evaluation)[:3], strict=True):
         assert row["clips"] == "3" and float(row["stoi"]) == pytest.approx(float(whole["stoi"]), abs=1e-4)
 
 
-def test_a_folder_of_audio_is_tokenised_or_brings_its_tokens_and_what_is_silent_is_left_out(
+def test_a_folder_of_audio_is_tokenized_and_silent_clips_are_skipped(
     checkpoint: Path, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     audio = write_corpus(tmp_path / "audio", clips=3)
@@ -221,15 +224,15 @@ def test_a_folder_of_audio_is_tokenised_or_brings_its_tokens_and_what_is_silent_
     command.main([*args, f"--tokenizer={tokenizer}", f"--out={tmp_path / 'made'}"])
     rows = table(tmp_path / "made")
     assert [row["clips"] for row in rows if not row["language"]] == ["3", "3", "3"]
-    said = caplog.text
+    messages = caplog.text
     samples = [path.name.split(".")[1] for path in (tmp_path / "made" / "samples").iterdir()]
-    assert (samples.count("reference"), samples.count("voice")) == (3, 2)  # one voice has said nothing else
-    assert "a crop of the clip itself in 1 of 3, whose speaker" in (tmp_path / "made" / "table.md").read_text()
-    assert "silent" in said and "left 1 clips without reference audio out" in said
-    assert {row["language"] for row in rows} == {"", "en", "not said"}
+    assert (samples.count("reference"), samples.count("voice")) == (3, 2)  # one speaker has no other clip
+    assert "cropped from the clip itself for 1 of 3 clips" in (tmp_path / "made" / "table.md").read_text()
+    assert "silent" in messages and "skipped 1 files of tokens without audio" in messages
+    assert {row["language"] for row in rows} == {"", "en", "unknown"}
 
 
-def test_what_lies_beside_the_audio_of_a_folder_belongs_to_its_version_and_goes_before_a_tokenizer(
+def test_files_beside_the_audio_change_the_version_and_take_precedence_over_a_tokenizer(
     checkpoint: Path, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     audio = write_corpus(tmp_path / "audio", clips=2)
@@ -242,40 +245,40 @@ def test_what_lies_beside_the_audio_of_a_folder_belongs_to_its_version_and_goes_
         first.with_suffix(f".{suffix}").write_bytes(b"{}")
         versions += [open_clips(str(audio)).version]
     assert len(set(versions)) == 4
-    # One made on other speech is wrong for the clip without tokens; where all have them it is not used.
+    # Another tokenizer is refused for the clip without tokens; where all clips have tokens it is not used.
     tokenizer.spec = replace(tokenizer.spec, digest="other")
     with pytest.raises(ValueError, match="--tokenizer has tokens of kmeans with digest other, the model requires"):
-        open_clips(str(audio), tokenizer).require(requirements)
-    assert caplog.messages == ["1 of 2 clips have their tokens beside them: --tokenizer is not used for them"]
+        open_clips(str(audio), tokenizer).check(requirements)
+    assert caplog.messages == ["1 of 2 clips have tokens beside them: --tokenizer is not used for them"]
     (audio / "voice1" / "clip001.tokens.npy").write_bytes(b"")
-    open_clips(str(audio), tokenizer).require(requirements)
-    assert caplog.messages[1:] == ["2 of 2 clips have their tokens beside them: --tokenizer is not used for them"]
+    open_clips(str(audio), tokenizer).check(requirements)
+    assert caplog.messages[1:] == ["2 of 2 clips have tokens beside them: --tokenizer is not used for them"]
 
 
-def test_ratings_become_opinions_and_join_the_page(evaluation: Path, tmp_path: Path) -> None:
+def test_ratings_become_mean_opinion_scores_in_tables_and_report(evaluation: Path, tmp_path: Path) -> None:
     key = json.loads((evaluation / "listening-key.json").read_text())
     paths = []
     for listener, more in (("Ada", 0), ("Ben", 1)):
-        # The recording is natural to both, what is streamed is not.
-        said = {
+        # Both listeners find the recording natural, and all systems unnatural.
+        answers = {
             name: {"naturalness": 4 + more if sound["system"] == "recording" else 1 + more, "similarity": 3}
             for name, sound in key["sounds"].items()
         }
         paths.append(tmp_path / f"{listener}.json")
-        paths[-1].write_text(json.dumps({"test": key["test"], "listener": listener, "ratings": said}))
+        paths[-1].write_text(json.dumps({"test": key["test"], "listener": listener, "ratings": answers}))
     command.main([f"--out={evaluation}", "--ratings", *map(str, paths)])
     with (evaluation / "mos.csv").open() as file:
         rows = {row["system"]: row for row in csv.DictReader(file)}
     assert list(rows) == key["systems"]
     recording, copy = rows["recording"], rows["copy-synthesis"]
     assert (float(recording["naturalness"]), float(copy["naturalness"])) == (4.5, 1.5)
-    # Of two listeners little is known: as far as the scale goes.
+    # With two listeners the interval is as wide as the scale.
     assert [float(recording[f"naturalness_{end}"]) for end in ("low", "high")] == [1.0, 5.0]
     assert "Mean opinion scores of 2 listeners" in (evaluation / "report.html").read_text()
     assert "| recording | 4.50 (1.00 to 5.00) |" in (evaluation / "mos.md").read_text()
 
 
-def test_mistakes_are_one_clear_line_each(
+def test_each_mistake_gets_one_clear_line(
     evaluation: Path, checkpoint: Path, shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     units = find_parts(write_corpus(tmp_path / "other" / "audio", clips=6), 6)
@@ -295,32 +298,32 @@ def test_mistakes_are_one_clear_line_each(
     test = json.loads((evaluation / "listening-key.json").read_text())["test"]
     tokens, there = f"--tokenizer={Path(shards.folder).parent / 'kmeans-50.npz'}", f"--out={evaluation}"
     before = {path: path.read_bytes() for path in evaluation.rglob("*") if path.is_file()}
-    for said, *args in (
+    for message, *args in (
         ("give checkpoints with --ckpt and clips with --data", out),
         ("--ckpt: no file or folder nothing.ckpt", "--ckpt=nothing.ckpt", clips, out),
         ("wanted a checkpoint of sf-fit", f"--ckpt={tmp_path / 'words.json'}", clips, out),
         (f"tokens of kmeans with digest {other}, the", ckpt, f"--data={tmp_path / 'other' / 'set'}", out),
         ("--data: no folder nowhere", ckpt, "--data=nowhere", out),
         ("empty is empty", ckpt, f"--data={tmp_path / 'empty'}", out),
-        ("without reference audio nothing can be compared", ckpt, f"--data={tmp_path / 'tokens'}", out),
-        ("a has no tokens beside it: give --tokenizer", ckpt, f"--data={tmp_path / 'bare'}", out),
-        ("no clip of it can be used", ckpt, f"--data={tmp_path / 'silent'}", out, tokens),
+        ("an evaluation needs recordings to compare with", ckpt, f"--data={tmp_path / 'tokens'}", out),
+        ("has no tokens beside it: give --tokenizer", ckpt, f"--data={tmp_path / 'bare'}", out),
+        ("--data has no clip that can be used", ckpt, f"--data={tmp_path / 'silent'}", out, tokens),
         ("--layout wide: no such file, and none of own, backward_only", ckpt, clips, out, "--layout=wide"),
         ("--clips is 0", ckpt, clips, out, "--clips=0"),
-        ("--nfe 0", ckpt, clips, out, "--nfe=0"),
+        ("--nfe is 0", ckpt, clips, out, "--nfe=0"),
         ("decode.lookahead is -1", ckpt, clips, out, "--lookahead=-1"),
         ("decode.guidance is -0.5", ckpt, clips, out, "--guidance=-0.5"),
         ("no hyperparams.yaml in", ckpt, clips, out, f"--similarity={tmp_path}"),
-        ("another evaluation, with clips 3 where this one has 2", ckpt, clips, f"--out={evaluation}", "--clips=2"),
-        ("holds something else than an evaluation", ckpt, clips, f"--out={tmp_path}"),
+        ("another evaluation: its clips is 3, this command has 2", ckpt, clips, f"--out={evaluation}", "--clips=2"),
+        ("holds something other than an evaluation", ckpt, clips, f"--out={tmp_path}"),
         ("leave --ckpt, --nfe out", ckpt, there, "--nfe=3", "--ratings=a.json"),
         ("--clips, --keep, --device, --wandb out",
          there, "--clips=8", "--keep=1", "--device=cuda", "--wandb=false", "--ratings=a.json"),
-        (f"is of test 000000000000, the one in --out is {test}", there, f"--ratings={tmp_path / 'ratings.json'}"),
-        ("is no file that a listening page saved", there, f"--ratings={tmp_path / 'words.json'}"),
+        (f"test 000000000000, the one in --out is {test}", there, f"--ratings={tmp_path / 'ratings.json'}"),
+        ("was not saved by a listening page", there, f"--ratings={tmp_path / 'words.json'}"),
         ("--ratings: no file none.json", there, "--ratings=none.json"),
         ("has no listening test", out, f"--ratings={tmp_path / 'ratings.json'}"),
     ):  # fmt: skip
-        assert said in error_line(capsys, command.main, *args), args
+        assert message in error_line(capsys, command.main, *args), args
     assert {path: path.read_bytes() for path in evaluation.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "new").exists()

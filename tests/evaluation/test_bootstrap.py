@@ -1,32 +1,32 @@
-"""Means and their intervals, which hold what they claim."""
+"""Means and the coverage of their confidence intervals."""
 
 import math
 
 import numpy as np
 import pytest
 
-from sf_lightning.evaluation.bootstrap import mean_of, mean_over
+from sf_lightning.evaluation.bootstrap import bootstrap_mean, mean_over_groups
 
 
-def test_the_interval_is_that_of_the_normal_law_where_that_holds_and_leaves_nan_out() -> None:
+def test_the_interval_equals_the_normal_one_for_normal_values_and_leaves_nan_out() -> None:
     values = np.random.default_rng(0).normal(3.0, 1.0, 400)
-    found = mean_of([*values, math.nan])
-    assert found.mean == pytest.approx(values.mean()) and (found.number, found.num_nan) == (400, 1)
+    mean = bootstrap_mean([*values, math.nan])
+    assert mean.mean == pytest.approx(values.mean()) and (mean.num_values, mean.num_nan) == (400, 1)
     half = 1.96 * values.std() / 20
-    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.02)
-    assert mean_of([*values, math.nan]) == found
-    assert math.isnan(mean_of([2.0]).low) and mean_of([2.0]).mean == 2.0
-    assert math.isnan(mean_of([math.nan]).mean) and mean_of([math.nan]).num_nan == 1
+    assert (mean.low, mean.high) == pytest.approx((mean.mean - half, mean.mean + half), abs=0.02)
+    assert bootstrap_mean([*values, math.nan]) == mean
+    assert math.isnan(bootstrap_mean([2.0]).low) and bootstrap_mean([2.0]).mean == 2.0
+    assert math.isnan(bootstrap_mean([math.nan]).mean) and bootstrap_mean([math.nan]).num_nan == 1
 
 
 @pytest.mark.parametrize("listeners", [2, 3, 5])
-def test_the_interval_over_few_listeners_holds_what_all_would_say_as_often_as_it_claims(listeners: int) -> None:
-    random, runs = np.random.default_rng(listeners), 400
-    strictness = random.normal(0.0, 0.5, (runs, listeners, 1))  # what one of them says hangs together
-    said = 3.0 + strictness + random.normal(0.0, 0.5, (runs, listeners, 10))
-    owners = np.repeat(np.arange(listeners), 10).tolist()
-    found = [mean_over(owners, each.ravel()) for each in said]
-    assert found[0].mean == pytest.approx(said[0].mean()) and found[0].number == 10 * listeners
-    held = np.mean([each.low <= 3.0 <= each.high for each in found])
-    assert held == pytest.approx(0.95, abs=0.03)
-    assert math.isnan(mean_over(["a", "a"], [1.0, 2.0]).low) and math.isnan(mean_over([], []).mean)
+def test_the_interval_over_few_listeners_covers_the_true_mean_in_95_percent_of_trials(listeners: int) -> None:
+    random, trials = np.random.default_rng(listeners), 400
+    strictness = random.normal(0.0, 0.5, (trials, listeners, 1))  # ratings of one listener are correlated
+    ratings = 3.0 + strictness + random.normal(0.0, 0.5, (trials, listeners, 10))
+    groups = np.repeat(np.arange(listeners), 10).tolist()
+    means = [mean_over_groups(groups, trial.ravel()) for trial in ratings]
+    assert means[0].mean == pytest.approx(ratings[0].mean()) and means[0].num_values == 10 * listeners
+    coverage = np.mean([mean.low <= 3.0 <= mean.high for mean in means])
+    assert coverage == pytest.approx(0.95, abs=0.03)
+    assert math.isnan(mean_over_groups(["a", "a"], [1.0, 2.0]).low) and math.isnan(mean_over_groups([], []).mean)

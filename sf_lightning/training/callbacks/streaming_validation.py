@@ -1,32 +1,29 @@
-"""Validation that listens: held-out clips decoded streaming and offline, scored, kept as sound and pictures.
+"""Validation of a decoder: decodes held-out clips, streamed and offline, and scores them.
 
-Two baselines stand beside them: *copy-synthesis* (the true mel through the same vocoder), which no decoder
-passes, and *look-up* (the mean mel of each token), which a decoder must beat to be worth its network.
+Two baselines are scored too: *copy-synthesis*, the recording's mel through the same vocoder, is the upper bound of
+every decoder; *lookup* (`look_up`), the mean mel of each token, is the lower bound that justifies a network.
 """
 
-import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import WandbLogger
-from torch import Tensor
 
-from sf_lightning.audio.wave import resampled
-from sf_lightning.evaluation.clips import kept
+from sf_lightning.evaluation.decoding import ClipEvaluator, HeldOutClip
 from sf_lightning.evaluation.pictures import draw_streaming
-from sf_lightning.metrics.speech import SpeechScores, gap, within
-from sf_lightning.streaming.decoder import StreamingDecoder
+from sf_lightning.evaluation.selection import kept_clips
+from sf_lightning.files.tables import write_csv
+from sf_lightning.metrics.speech import PERCEPTUAL, mel_gap, scores_within_latency
 from sf_lightning.streaming.latency import measure_latency
 from sf_lightning.streaming.state import Chunk
-from sf_lightning.training.callbacks.keeping import keep_clip, samples_folder
-from sf_lightning.training.callbacks.listening import Listening
 from sf_lightning.training.callbacks.preemption import stop_if_requested
+from sf_lightning.training.callbacks.run_report import keep_clip, logging_step, samples_folder, wandb_loggers
+from sf_lightning.training.callbacks.scored_validation import ScoredValidation
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.training.ranks import gather_over_ranks
@@ -34,35 +31,23 @@ from sf_lightning.training.ranks import gather_over_ranks
 BASELINES = ("copy_synthesis", "look_up")
 
 LATENCY_TOKENS = 75
-"""Three seconds of a clip are streamed by themselves for the latency account."""
+"""Tokens, three seconds of a clip, that are streamed alone for the latency report."""
 
 
-@dataclass
-class _Clip:
-    """A held-out clip on the device: tokens [L], wave [N], mel [T, F], reference crop [N]."""
+class StreamingValidation(ScoredValidation):
+    """Decodes the validation clips with the averaged weights, streamed as in use and offline, and logs the scores.
 
-    key: str
-    tokens: Tensor
-    wave: Tensor
-    mel: Tensor
-    reference: Tensor
-    x_vector: Tensor
+    Logs `{streamed,offline}/{pesq_wb,stoi,visqol,mel_l1,seam_db,pitch_jump,level_jump,no_score}`, `streamed/gap` to
+    offline, `latency/*`, `gap/lookahead_*` (the gap with a larger look-ahead), and once the same scores of the
+    baselines. Writes waves and pictures to `samples/step-*/` of the run's folder and to W&B, and in the folder each
+    clip's scores (`scores.csv`) and the latency report (`latency.json`). A fit ends with a table and `report.html`.
 
-
-class StreamingValidation(Listening):
-    """Decodes the clips of validation as the product will, with the averaged weights, and logs what it hears.
-
-    Logs `{streamed,offline}/{pesq_wb,stoi,visqol,mel_l1,seam_db,no_score}`, `streamed/gap` to offline,
-    `latency/*`, `gap/lookahead_*` (the gap if more were waited for), and once the same scores of the baselines;
-    writes waves and pictures under `samples/step-*/` of the run's folder, and to W&B, and there each clip's scores
-    (`scores.csv`) and the account of latency (`latency.json`); ends a fit with a table and a page, `report.html`.
-
-    Under a bound on latency, `streamed_within_500_ms/{pesq_wb,stoi,visqol}` are the streamed scores if the first
-    chunk waits for no more than 500 ms of tokens, else the lowest that there are: one number for a sweep.
+    `streamed_within_500_ms/{pesq_wb,stoi,visqol}` are the streamed scores if the first chunk needs at most 500 ms
+    of tokens, else the worst possible scores: one number for a sweep under a bound on latency.
 
     Args:
-        keep: Clips whose sound and picture are kept.
-        within_ms: The bounds.
+        keep: Number of clips whose sound and picture are kept.
+        within_ms: Bounds on latency in ms.
     """
 
     def __init__(self, keep: int = 2, within_ms: Sequence[int] = (250, 500, 1000)) -> None:
@@ -70,160 +55,93 @@ class StreamingValidation(Listening):
         self.keep, self.within_ms = keep, within_ms
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Makes ready, reads the look-up."""
+        """Creates scorer and vocoder, and reads the lookup table."""
         assert isinstance(pl_module, StreamFlowModule)
-        self.ready(pl_module.model.mel.config.sample_rate)
-        self.vocoder = pl_module.vocoder.make(pl_module.model.mel.config)
+        mel = pl_module.model.mel.config
+        self.prepare_scoring(mel.sample_rate)
+        self.vocoder = pl_module.vocoder.make(mel)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, ShardDataModule)
         with datamodule.train[0].open("lookup.npy") as file:
-            self.look_up = torch.from_numpy(np.load(file))
+            self.lookup = torch.from_numpy(np.load(file))
 
-    def listen(
+    def evaluate(
         self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: ShardDataModule
     ) -> dict[str, float]:
-        """Decodes, scores and keeps."""
+        """Decodes and scores the clips of this rank, keeps some, and returns the values to log."""
         assert isinstance(pl_module, StreamFlowModule)
         if isinstance(self.vocoder, torch.nn.Module):
             self.vocoder.to(pl_module.device)
-        clips = self._clips(pl_module, datamodule)
-        made: dict[str, list[Chunk]] = {}
-        if not all(way in self.rows for way in BASELINES):
-            made |= self._baselines(clips)
-        # Not compiled: every chunk at the edges of clips has a shape of its own.
+        evaluator = ClipEvaluator(pl_module.decoder(self.vocoder), self.scorer)
+        decoder = evaluator.decoder
+        # Not compiled: the last chunks of clips all have different shapes.
         with torch.compiler.set_stance("force_eager"):
-            decoder = pl_module.decoder(self.vocoder)
-            inputs = (torch.stack(each) for each in zip(*((c.reference, c.x_vector) for c in clips), strict=True))
-            speakers = list(decoder.model.encode_speaker(*inputs))
-            tokens = [clip.tokens for clip in clips]
+            clips = evaluator.prepare(datamodule.rank_clips)
+            decoded: dict[str, list[Chunk]] = {}
+            if not all(mode in self.rows for mode in BASELINES):
+                decoded["copy_synthesis"] = evaluator.vocode([clip.mel for clip in clips])
+                lookups = [self.lookup[clip.tokens].flatten(0, 1).to(clip.mel) for clip in clips]
+                decoded["look_up"] = evaluator.vocode(lookups)
             stop_if_requested(trainer)
-            made["offline"] = decoder.decode_offline(tokens, list(speakers))
+            decoded["offline"] = evaluator.offline(clips)
             stop_if_requested(trainer)
-            made["streamed"] = decoder.decode(tokens, list(speakers))
+            decoded["streamed"] = evaluator.stream(clips)
             stop_if_requested(trainer)
-            self.latency = measure_latency(decoder, tokens[0][:LATENCY_TOKENS], speakers[0])
-            gaps = self._gaps(decoder, tokens, speakers, made["offline"])
+            self.latency = measure_latency(decoder, clips[0].tokens[:LATENCY_TOKENS], clips[0].speaker)
+            kept = kept_clips(len(clips), self.keep)
+            gaps = evaluator.gaps_by_lookahead([clips[i] for i in kept], [decoded["offline"][i] for i in kept])
         stop_if_requested(trainer)
-        size = decoder.model.layout.block_size
-        edges = [torch.tensor(decoder.config.edges(-(-len(clip.mel) // size))) * size for clip in clips]
-        heard: list[dict[str, Any]] = []
-        for way, chunks in made.items():
-            scores = self._score(decoder, chunks, clips, edges)
-            self.rows[way] = scores.compute()
-            for clip, chunk, offline, row in zip(clips, chunks, made["offline"], scores.clips, strict=True):
-                # Not by `gap`, which asks all ranks: they need not have as many clips.
-                own = {"gap": float((chunk.mel - offline.mel).abs().mean())} if way == "streamed" else {}
-                heard.append({"way": way, "key": clip.key} | row | own)
-        self.rows["streamed"]["gap"] = gap(*([c.mel for c in made[way]] for way in ("streamed", "offline")))
-        values = {f"{way}/{name}": value for way in made for name, value in self.rows[way].items()}
+        rows = []
+        for mode, chunks in decoded.items():
+            references = decoded["offline"] if mode == "streamed" else [None] * len(clips)
+            pending = [*map(evaluator.score, clips, chunks, references)]
+            scores, frames = [scoring.collect() for scoring in pending], [len(clip.mel) for clip in clips]
+            self.rows[mode] = self.mean_scores(scores, frames, decoder.device)
+            for clip, values in zip(clips, scores, strict=True):
+                # In single precision, as the means are computed.
+                values |= {name: float(np.float32(values[name])) for name in PERCEPTUAL}
+                rows.append({"way": mode, "key": clip.key, "frames": len(clip.mel)} | values)
+        streamed, offline = ([chunk.mel for chunk in decoded[mode]] for mode in ("streamed", "offline"))
+        self.rows["streamed"]["gap"] = mel_gap(streamed, offline, sync_device=decoder.device)
+        values = {f"{mode}/{name}": value for mode in decoded for name, value in self.rows[mode].items()}
         values |= {f"latency/{name}": value for name, value in self.latency.values().items()}
         values |= {f"gap/lookahead_{blocks}": value for blocks, value in gaps.items()}
         for bound in self.within_ms:
-            bounded = within(self.rows["streamed"], self.latency.wait_ms, bound)
+            bounded = scores_within_latency(self.rows["streamed"], self.latency.wait_ms, bound)
             values |= {f"streamed_within_{bound}_ms/{name}": value for name, value in bounded.items()}
-        heard = list(chain.from_iterable(gather_over_ranks(heard)))
+        rows = list(chain.from_iterable(gather_over_ranks(rows)))
         if trainer.is_global_zero:
-            self._keep(trainer, decoder, clips, made, speakers, edges)
+            self.samples = samples_folder(trainer)
+            for i in kept:
+                self._keep(trainer, evaluator, clips[i], decoded["offline"][i], decoded["streamed"][i])
             self._draw(trainer, gaps)
-            self._write(heard)
+            self._write(rows)
         return values
 
-    # -- decoding -------------------------------------------------------------------------------------
-
-    def _clips(self, module: StreamFlowModule, datamodule: ShardDataModule) -> list[_Clip]:
-        clips = []
-        for drawn in datamodule.rank_clips:
-            wave = torch.from_numpy(drawn.clip.wave).to(module.device)
-            clips.append(
-                _Clip(
-                    key=drawn.clip.key,
-                    tokens=torch.from_numpy(drawn.clip.tokens),
-                    wave=wave,
-                    mel=module.model.mel(wave[None])[0],
-                    reference=torch.from_numpy(drawn.reference).to(module.device),
-                    x_vector=torch.from_numpy(drawn.clip.x_vector).to(module.device),
-                )
-            )
-        return clips
-
-    def _baselines(self, clips: list[_Clip]) -> dict[str, list[Chunk]]:
-        mels = {
-            "copy_synthesis": [clip.mel for clip in clips],
-            "look_up": [self.look_up[clip.tokens].flatten(0, 1).to(clip.mel) for clip in clips],
-        }
-        return {way: [Chunk(mel, self.vocoder.decode(mel[None])[0]) for mel in each] for way, each in mels.items()}
-
-    def _gaps(
-        self, decoder: StreamingDecoder, tokens: list[Tensor], speakers: list[Tensor], offline: list[Chunk]
-    ) -> dict[int, float]:
-        """The gap of the clips that are kept, by look-ahead in blocks: q, twice that, and on until all is seen."""
-        layout, evaluations = decoder.model.layout, decoder.config.num_evaluations
-        some = self._kept(len(tokens))
-        if decoder.config.mode != "cached" or layout.lookahead == 0 or not some:
-            return {}
-        given = [tokens[i] for i in some], [speakers[i] for i in some]
-        doubled = [2**i for i in range(evaluations.bit_length()) if 2**i < evaluations]
-        found = {}
-        for blocks in (layout.lookahead * factor for factor in [*doubled, evaluations]):
-            streamed = decoder.decode(*given, replace(decoder.config, lookahead=blocks))
-            found[blocks] = gap([chunk.mel for chunk in streamed], [offline[i].mel for i in some])
-        return found
-
-    def _score(
-        self, decoder: StreamingDecoder, chunks: list[Chunk], clips: list[_Clip], edges: list[Tensor]
-    ) -> SpeechScores:
-        # The references are at the mel's rate, and there the metrics are defined: the vocoder's waves go there.
-        rate, mel = decoder.vocoder.sample_rate, decoder.vocoder.mel
-        late = decoder.vocoder.right if decoder.config.exact_vocoder else 0
-        scores = SpeechScores(mel.sample_rate, decoder.device)
-        scores.update(
-            [resampled(chunk.wave, rate, mel.sample_rate) for chunk in chunks],
-            [clip.wave for clip in clips],
-            [chunk.mel for chunk in chunks],
-            [clip.mel for clip in clips],
-            [(edge - late)[edge > late] * mel.hop_length for edge in edges],
-        )
-        return scores
-
-    # -- keeping --------------------------------------------------------------------------------------
-
     def _keep(
-        self,
-        trainer: L.Trainer,
-        decoder: StreamingDecoder,
-        clips: list[_Clip],
-        made: dict[str, list[Chunk]],
-        speakers: list[Tensor],
-        edges: list[Tensor],
+        self, trainer: L.Trainer, evaluator: ClipEvaluator, clip: HeldOutClip, offline: Chunk, streamed: Chunk
     ) -> None:
-        rate = decoder.vocoder.sample_rate
-        rates = {"reference": decoder.vocoder.mel.sample_rate, "offline": rate, "streamed": rate}
-        self.samples = samples_folder(trainer)
-        for i in self._kept(len(clips)):
-            clip, offline, streamed = clips[i], made["offline"][i], made["streamed"][i]
-            sounds = {"reference": clip.wave, "offline": offline.wave, "streamed": streamed.wave}
-            mels = {"reference": clip.mel, "offline": offline.mel, "streamed": streamed.mel}
-            frame_rate = decoder.vocoder.mel.frame_rate
-            keep_clip(trainer, self.samples, clip.key, sounds, rates, mels, edges[i], frame_rate)
-            # With these two, `sf-decode` makes the same wave again.
-            np.save(self.samples / f"{clip.key}.tokens.npy", clip.tokens.numpy())
-            np.save(self.samples / f"{clip.key}.speaker.npy", speakers[i].cpu().numpy())
-
-    def _write(self, heard: list[dict[str, Any]]) -> None:
-        assert self.samples is not None and self.latency is not None
-        with (self.samples / "scores.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list({name: None for row in heard for name in row}))
-            writer.writeheader()
-            writer.writerows(heard)
-        (self.samples / "latency.json").write_text(json.dumps(asdict(self.latency), indent=1) + "\n")
-
-    def _kept(self, count: int) -> list[int]:
-        return kept(count, self.keep)
+        assert self.samples is not None
+        vocoder = evaluator.decoder.vocoder
+        rates = {"reference": vocoder.mel.sample_rate, "offline": vocoder.sample_rate}
+        rates["streamed"] = vocoder.sample_rate
+        sounds = {"reference": clip.wave, "offline": offline.wave, "streamed": streamed.wave}
+        mels = {"reference": clip.mel, "offline": offline.mel, "streamed": streamed.mel}
+        frame_rate = vocoder.mel.frame_rate
+        keep_clip(trainer, self.samples, clip.key, sounds, rates, mels, evaluator.edges(clip), frame_rate)
+        # From these two files `sf-decode` reproduces the wave.
+        np.save(self.samples / f"{clip.key}.tokens.npy", clip.tokens.numpy())
+        np.save(self.samples / f"{clip.key}.speaker.npy", clip.speaker.cpu().numpy())
 
     def _draw(self, trainer: L.Trainer, gaps: dict[int, float]) -> None:
         assert self.samples is not None and self.latency is not None
         picture = self.samples / "streaming.png"
         draw_streaming(self.latency.chunk_ms, gaps, picture)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("streaming", [str(picture)], step=max(0, trainer.global_step - 1))
+        for logger in wandb_loggers(trainer):
+            logger.log_image("streaming", [str(picture)], step=logging_step(trainer))
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        assert self.samples is not None and self.latency is not None
+        header = list({name: None for row in rows for name in row})
+        write_csv(self.samples / "scores.csv", header, [[row.get(name) for name in header] for row in rows])
+        (self.samples / "latency.json").write_text(json.dumps(asdict(self.latency), indent=1) + "\n")

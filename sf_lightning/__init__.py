@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from sf_lightning.model.layout import Layout
     from sf_lightning.model.streamflow import StreamFlow
     from sf_lightning.streaming.decoder import StreamingDecoder
-    from sf_lightning.streaming.pretrained import load_decoder
+    from sf_lightning.streaming.loading import load_decoder
     from sf_lightning.streaming.state import DecodeConfig
     from sf_lightning.training.datamodule import ShardDataModule
     from sf_lightning.training.module import StreamFlowModule
@@ -87,7 +87,7 @@ _MODULES = {
     "StreamingDecoder": "streaming.decoder",
     "ViSQOL": "metrics.perceptual",
     "VocoderModule": "training.vocoder_module",
-    "load_decoder": "streaming.pretrained",
+    "load_decoder": "streaming.loading",
 }
 """Module of each public name, imported on first use."""
 

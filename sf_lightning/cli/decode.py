@@ -19,10 +19,9 @@ from sf_lightning.cli.parser import command_parser
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import latency_summary, measure_latency
-from sf_lightning.streaming.pretrained import make_decoder
+from sf_lightning.streaming.loading import load_pretrained, make_decoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.streaming.stream import Stream
-from sf_lightning.training.checkpoint import load_trained
 from sf_lightning.vocoder.config import VocoderConfig
 
 
@@ -77,8 +76,9 @@ def decode(
         lookahead: Blocks waited for beyond a chunk.
         exact_vocoder: Whether the vocoder waits for final mel.
         seed: Of the noise.
-        vocoder: What to use instead of the vocoder of training: the name of one that comes with the package,
-            "griffin_lim", a checkpoint of a vocoder or its export, or the folder of Qwen2.5-Omni.
+        vocoder: Vocoder; by default the one of training. "griffin_lim", the name of a shipped one ("small"), a
+            checkpoint of a vocoder, its exported folder, the folder of Qwen2.5-Omni, or OWNER/NAME[@REVISION] of
+            the Hugging Face hub.
         device: Where to decode, such as "cpu" or "cuda".
         bf16: Keep the network's weights in bfloat16: half the memory, and faster where the machine multiplies it.
     """
@@ -90,7 +90,10 @@ def decode(
         for name, value in locals().items()
         if value is not None and name in {field.name for field in fields(DecodeConfig)}
     }
-    trained = load_trained(Path(ckpt))
+    try:
+        trained = load_pretrained(ckpt)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"--ckpt: {error}") from error
     model = trained.model.to(device)
     if bf16:
         model.dit.to(torch.bfloat16)
@@ -147,8 +150,6 @@ def _require_sense(
     ):
         if is_given and not has:
             raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
-    if not Path(ckpt).exists():
-        raise FileNotFoundError(f"--ckpt: no file or folder {ckpt}")
     for what, path in (("speaker", speaker), ("x_vector", x_vector)):
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"--{what}: no file {path}")

@@ -33,8 +33,8 @@ from sf_lightning.evaluation.terminal import print_tables
 from sf_lightning.metrics.predicted import available_predictors
 from sf_lightning.metrics.scorers import SAMPLE_RATE
 from sf_lightning.model.pretrained import Pretrained
+from sf_lightning.streaming.loading import load_pretrained
 from sf_lightning.tokens.load import load_tokenizer
-from sf_lightning.training.checkpoint import load_trained
 
 
 def evaluate_checkpoints(
@@ -64,7 +64,8 @@ def evaluate_checkpoints(
 
     Args:
         out: Folder to write; a new one, or one with an evaluation of the same clips.
-        ckpt: Checkpoints of `sf-fit`, evaluated with their averaged weights, and folders of `sf-export`.
+        ckpt: Checkpoints of `sf-fit`, evaluated with their averaged weights, folders of `sf-export`, and
+            OWNER/NAME[@REVISION] of the Hugging Face hub.
         data: Clips: a shard set, or a folder of audio with NAME.tokens.npy beside each file.
         layout: Layouts to decode the weights with: "own", names of presets such as "full", or YAML files. The
             default of this and the next four options is the checkpoint's own setting.
@@ -146,14 +147,14 @@ def _add_ratings(folder: Path, ratings: list[str]) -> None:
 
 def open_candidate(path: str, source: ClipSource) -> Candidate:
     """Reads a checkpoint, and checks that the clips meet its requirements."""
-    if not Path(path).exists():
-        raise FileNotFoundError(f"--ckpt: no file or folder {path}")
-
-    trained = load_trained(Path(path))
+    try:
+        trained = load_pretrained(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"--ckpt: {error}") from error
     digest = trained.digest
 
     def load() -> Pretrained:
-        loaded = load_trained(Path(path))
+        loaded = load_pretrained(path)
         if loaded.digest != digest:  # for example the last.ckpt of a training run that continues
             raise ValueError(f"--ckpt {path} changed during the evaluation: evaluate a copy of it")
         return loaded

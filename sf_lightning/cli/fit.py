@@ -22,9 +22,10 @@ from sf_lightning.cli.configs import expand_configs, expand_presets
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.parser import PlainErrors
 from sf_lightning.cli.tracking import offline_without_key
+from sf_lightning.files.identify import SHARDED_META
+from sf_lightning.model.checkpoint import read_content
 from sf_lightning.training.base import ShardModule, plain, require_matching_checkpoint
 from sf_lightning.training.callbacks.preemption import Preemption
-from sf_lightning.training.checkpoint import is_sharded_checkpoint, read_content
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.loggers import ResumableWandbLogger
 from sf_lightning.training.module import StreamFlowModule
@@ -202,7 +203,7 @@ class FitCLI(LightningCLI):
 
     def _read(self, path: Path, goes_on: bool = False) -> dict[str, Any]:
         """Reads a checkpoint of what this run trains; raises FileNotFoundError or ValueError if it is none."""
-        if is_sharded_checkpoint(path) and not saves_sharded_folders(self.trainer.strategy):
+        if (path / SHARDED_META).is_file() and not saves_sharded_folders(self.trainer.strategy):
             raise ValueError(
                 f"--ckpt_path: {path} is a folder, of shards: go on with --trainer.strategy=fsdp2 or hsdp"
             )

@@ -1,23 +1,25 @@
-"""The model card of a vocoder: what it is, how good it was in validation, how it is used."""
+"""The model card of an exported vocoder: what it is, its scores in validation, how to use it."""
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.cli.card import Scores, data_words, license_words, mel_words, under_front, validation_words
-from sf_lightning.vocoder.files import CONFIG, WEIGHTS, TrainedVocoder
+from sf_lightning.cli.card import Scores, add_metadata, data_text, license_text, mel_text, validation_text
+from sf_lightning.files.identify import VOCODER_CONFIG, VOCODER_WEIGHTS
+from sf_lightning.files.tables import markdown_table
+from sf_lightning.vocoder.files import TrainedVocoder
 from sf_lightning.vocoder.generator import context_frames
 
 TAGS = ["bigvgan", "vocoder", "neural-vocoder", "streaming"]
 
-BODY = """
+TEXT = """
 # {name}
 
-A [BigVGAN](https://arxiv.org/abs/2206.04658) for the mel of sf-lightning's decoders: it turns mel-spectrograms into
-sound, whole or piece by piece.
+A [BigVGAN](https://arxiv.org/abs/2206.04658) for the mel of sf-lightning's decoders: it converts mel-spectrograms
+to waves, whole or chunk by chunk.
 
 {table}
 
-## In validation
+## Validation
 
-Of the clips' own mels (copy-synthesis); *streamed* in chunks of a block, beside Griffin-Lim. {validation}
+Copy-synthesis of the clips' own mels; *streamed* in chunks of one block, beside Griffin-Lim. {validation}
 
 ## Use
 
@@ -34,7 +36,7 @@ vocoder = VocoderConfig("{name}").make({mel})
 wave = vocoder.decode(torch.zeros(1, 100, {bands}) - 5)  # log-mel [B, T, F] to [B, N]
 ```
 
-The [bigvgan](https://github.com/NVIDIA/BigVGAN) package's own class takes it as well:
+The class of the [bigvgan](https://github.com/NVIDIA/BigVGAN) package loads it too:
 
 ```python
 from bigvgan import BigVGAN
@@ -56,41 +58,41 @@ generator.load_state_dict(load_file("{name}/{weights}"))
 def vocoder_card(
     name: str, trained: TrainedVocoder, scores: Scores | None, license: str | None, data: str | None
 ) -> str:
-    """Returns the card, Markdown under the YAML that the Hugging Face hub reads.
+    """Returns the card, Markdown below the YAML that the Hugging Face hub reads.
 
     Args:
-        name: Of the folder.
-        trained: What is in it.
-        scores: Of the last validation before, if they are known.
-        license: Identifier as the hub has it, such as "apache-2.0"; None leaves the line to be filled in.
+        name: Name of the folder.
+        trained: The vocoder.
+        scores: Scores of the last validation before the checkpoint, if they are known.
+        license: Identifier of the license on the hub, such as "apache-2.0"; None leaves the line to be filled in.
         data: What it was trained on, Markdown; None leaves it to be filled in.
     """
-    body = BODY.format(
+    text = TEXT.format(
         name=name,
         mel="MelConfig()" if trained.mel == MelConfig() else repr(trained.mel),
         bands=trained.mel.num_bands,
-        table=_table(trained),
-        validation=validation_words(trained.of.averaged, scores),
-        license=license_words(license),
-        data=data_words(data),
-        config=CONFIG,
-        weights=WEIGHTS,
+        table=_facts(trained),
+        validation=validation_text(trained.origin.averaged, scores),
+        license=license_text(license),
+        data=data_text(data),
+        config=VOCODER_CONFIG,
+        weights=VOCODER_WEIGHTS,
     )
-    return under_front(body, "audio-to-audio", TAGS, license)
+    return add_metadata(text, "audio-to-audio", TAGS, license)
 
 
-def _table(trained: TrainedVocoder) -> str:
-    """What the vocoder is, as a table."""
+def _facts(trained: TrainedVocoder) -> str:
+    """Returns the table of what the vocoder is."""
     sizes, mel = trained.generator, trained.mel
     # The norms of the weights count as weights, as in training.
     count = sum(value.numel() for name, value in trained.weights.items() if not name.endswith(".filter"))
     context = context_frames(sizes.hyperparameters(mel))
     rates = " x ".join(map(str, sizes.upsample_rates))
-    rows = {
+    facts = {
         "parameters": f"{count:,}",
-        "training": str(trained.of),
-        "mel": mel_words(mel),
+        "training": str(trained.origin),
+        "mel": mel_text(mel),
         "upsampling": f"{rates}, from {sizes.channels} channels",
         "context": f"{context} frames ({context / mel.frame_rate:g} s) on each side",
     }
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return markdown_table(None, [*facts.items()])

@@ -205,22 +205,20 @@ def _num_steps(nfe: int, decode: DecodeConfig) -> int:
 
 def _vocoder_config(name: str, description: Description) -> VocoderConfig:
     config = from_plain(VocoderConfig, description.vocoder, "vocoder") if name == OWN else VocoderConfig(name)
-    if config.checkpoint in (None, GRIFFIN_LIM):
-        return replace(config, checkpoint=GRIFFIN_LIM)
+    if config.checkpoint == GRIFFIN_LIM:
+        return config
     return VocoderConfig(config.checkpoint)
 
 
 def distinguishing_labels(systems: Sequence[System]) -> list[dict[str, str]]:
     """Returns for each system the settings in which the systems differ, as text by column name."""
     names = short_names([system.ckpt for system in systems if system.ckpt])
-    vocoders = short_names(
-        [name for system in systems if (name := system.vocoder.checkpoint) not in (None, GRIFFIN_LIM)]
-    )
+    vocoders = short_names([name for system in systems if (name := system.vocoder.name) != GRIFFIN_LIM])
     mels = [asdict(system.mel) for system in systems]
     differing = [name for name in asdict(MelConfig()) if len({mel[name] for mel in mels}) > 1]
     rows = []
     for system, mel in zip(systems, mels, strict=True):
-        vocoder = vocoders.get(system.vocoder.checkpoint or "", f"griffin-lim {system.vocoder.iterations}")
+        vocoder = vocoders.get(system.vocoder.name, f"griffin-lim {system.vocoder.iterations}")
         settings = {
             "layout": system.layout,
             "NFE": str(system.nfe),

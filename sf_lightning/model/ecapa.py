@@ -1,7 +1,7 @@
-"""SpeechBrain's trained ECAPA-TDNN: x-vectors that are made once and stored in shards.
+"""SpeechBrain's pretrained ECAPA-TDNN: x-vectors that are computed once and stored in shards.
 
-Always given crops of one length, so that an embedding depends on nothing but its own clip: with padding it
-would move by several per cent, however the lengths are declared.
+All crops have one length, so that an embedding depends on its own clip alone: padding would change it by several
+percent, even with the true lengths given.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from sf_lightning.audio.wave import Wave
 from sf_lightning.files.torch_files import weights_digest
 
 CROP_SECONDS = 6.0
-"""Length of the crops, from the middle of a clip; a shorter clip is repeated."""
+"""Length of the crops in seconds, from the middle of a clip; a shorter clip is repeated."""
 
 
 class PretrainedECAPA:
-    """Turns waves at 16 kHz into x-vectors.
+    """Encodes waves at 16 kHz to x-vectors.
 
     Args:
-        source: Folder with SpeechBrain's `hyperparams.yaml` and checkpoints, or a name on the hub, such as
-            speechbrain/spkrec-ecapa-voxceleb.
-        device: Where it runs.
+        source: Folder with SpeechBrain's `hyperparams.yaml` and checkpoints, or a repository of the Hugging Face
+            hub, such as speechbrain/spkrec-ecapa-voxceleb.
+        device: Device of the encoder.
 
     Attributes:
-        name: "ecapa-" and a digest of the weights: embeddings of two trainings are two spaces.
-        width: Of an x-vector.
+        name: "ecapa-" and a digest of the weights: embeddings of different weights are not comparable.
+        width: Width of an x-vector.
 
     Raises:
         FileNotFoundError: if a folder has no `hyperparams.yaml`.
@@ -54,7 +54,7 @@ class PretrainedECAPA:
         self.width = len(self.encode([np.ones(16000, np.float32)])[0])
 
     def __reduce__(self) -> tuple:
-        # To another process goes where it is loaded from, not its weights.
+        # Another process loads the weights from the source rather than receive them.
         return PretrainedECAPA, (self.source, self.device)
 
     @torch.inference_mode()
@@ -62,5 +62,5 @@ class PretrainedECAPA:
         """Returns the x-vector [width] of each wave [N]."""
         samples = round(16000 * CROP_SECONDS)
         middles = [wave[max(0, (len(wave) - samples) // 2) :][:samples] for wave in waves]
-        crops = torch.from_numpy(np.stack([np.resize(each, samples) for each in middles]))
+        crops = torch.from_numpy(np.stack([np.resize(middle, samples) for middle in middles]))
         return list(self.encoder.encode_batch(crops.to(self.device))[:, 0].float().cpu().numpy())

@@ -1,16 +1,15 @@
-"""A trained decoder in a folder of plain files, to be used, kept and shared.
+"""A trained decoder in a folder of plain files, to be used, stored and shared.
 
 decoder/
   model.safetensors   the weights of `StreamFlow`
-  config.yaml         all that must be known to build the model and to decode with it
+  config.yaml         everything that is needed to build the model and to decode with it
   README.md           the model card
 
-Knows nothing of training, nor of what decoding and vocoders are: their settings pass through as plain values.
-What a later version adds to the configuration is by default what was before, so that older folders keep loading;
-a change that has no such default raises `EXPORT_FORMAT`.
+Knows nothing of training, nor of decoding and vocoders: their settings pass through as plain values.
+The default of a field that a later version adds restores the earlier behavior, so that older folders still load;
+a change without such a default raises `EXPORT_FORMAT`.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from sf_lightning import __version__
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.files.atomic import atomic_folder
 from sf_lightning.files.formats import EXPORT_FORMAT, require_format
+from sf_lightning.files.identify import EXPORT_CONFIG, EXPORT_WEIGHTS
 from sf_lightning.files.records import from_plain
 from sf_lightning.files.torch_files import weight_mismatches, weights_digest
 from sf_lightning.model.dit import DiTConfig
@@ -32,12 +32,12 @@ from sf_lightning.model.layout import Layout
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a `StreamFlow` is built of; see there."""
+    """Arguments of `StreamFlow`; see there."""
 
     layout: Layout
     dit: DiTConfig
@@ -61,23 +61,23 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TokenizerName:
-    """Whose tokens a model has learnt: the kind of tokenizer, and the digest of its weights if it is known."""
+    """The tokenizer whose tokens a model decodes: its kind, and the digest of its weights if it is known."""
 
     name: str
     digest: str | None
 
 
 @dataclass(frozen=True)
-class WeightsOf:
+class WeightsOrigin:
     """Where weights come from.
 
     Args:
         step: The optimizer step.
-        averaged: Whether they are the averaged ones or the raw.
-        begun_with: What the run was begun with, where that was no fresh network.
+        averaged: Whether they are the averaged weights or the raw ones.
+        begun_with: What the run was initialized from, in words; None for a fresh network.
 
-    >>> str(WeightsOf(800, True, "last.ckpt (raw weights of step 200)"))
-    'averaged weights of step 800, begun with last.ckpt (raw weights of step 200)'
+    >>> str(WeightsOrigin(800, True, "last.ckpt (raw weights of step 200)"))
+    'averaged weights of step 800, initialized from last.ckpt (raw weights of step 200)'
     """
 
     step: int
@@ -85,27 +85,27 @@ class WeightsOf:
     begun_with: str | None = field(default=None, repr=False)  # nor in the digest: it changes nothing
 
     def __str__(self) -> str:
-        begun = "" if self.begun_with is None else f", begun with {self.begun_with}"
-        return f"{'averaged' if self.averaged else 'raw'} weights of step {self.step}{begun}"
+        start = "" if self.begun_with is None else f", initialized from {self.begun_with}"
+        return f"{'averaged' if self.averaged else 'raw'} weights of step {self.step}{start}"
 
 
 @dataclass(frozen=True)
 class Description:
-    """Of a trained decoder, all but the numbers: what `config.yaml` says.
+    """Everything about a trained decoder but its weights: the content of `config.yaml`.
 
     Args:
-        model: What it is built of.
-        tokenizer: Whose tokens it decodes.
-        weights: Where they come from.
+        model: Arguments of the model.
+        tokenizer: The tokenizer whose tokens it decodes.
+        weights: Where its weights come from.
         decode: How it decodes by default: the fields of `DecodeConfig`.
-        vocoder: What makes its mel audible: the fields of `VocoderConfig`.
-        format: Of the folder.
+        vocoder: The vocoder of training: the fields of `VocoderConfig`.
+        format: Format of the folder.
         written_by: The version that wrote it.
     """
 
     model: ModelConfig
     tokenizer: TokenizerName
-    weights: WeightsOf
+    weights: WeightsOrigin
     decode: dict
     vocoder: dict
     format: int = EXPORT_FORMAT
@@ -128,13 +128,13 @@ class Description:
             raise ValueError(f"{path}: {error}") from error
 
     def write(self, path: Path) -> None:
-        """Writes it."""
-        said = {"format": self.format, "written_by": self.written_by, **asdict(self)}
-        path.write_text(yaml.dump(said, Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+        """Writes `config.yaml`."""
+        values = {"format": self.format, "written_by": self.written_by, **asdict(self)}
+        path.write_text(yaml.dump(values, Dumper=_Dumper, sort_keys=False), encoding="utf-8")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes tuples as lists, in one line."""
+    """Writes tuples as lists on one line."""
 
 
 _Dumper.add_representer(
@@ -143,79 +143,55 @@ _Dumper.add_representer(
 
 
 class Pretrained(NamedTuple):
-    """A trained decoder: its weights, in eval mode, and what must be known to decode with them."""
+    """A trained decoder: the model with its weights, in eval mode, and its description."""
 
     model: StreamFlow
     description: Description
 
     @property
     def digest(self) -> str:
-        """Of the weights and the description, whatever version wrote them; made anew each time it is asked for."""
-        return weights_digest(self.model.state_dict(), repr(replace(self.description, written_by="")))
+        """Digest of the weights and the description, whatever version wrote them; computed on each access."""
+        settings = repr(replace(self.description, written_by=""))
+        # Stored digests were made when the class had this name.
+        return weights_digest(self.model.state_dict(), settings.replace("WeightsOrigin(", "WeightsOf("))
 
 
-def save_pretrained(folder: Path, trained: Pretrained, card: str) -> None:
-    """Writes a folder, whole or not at all.
+def save_export(folder: Path, trained: Pretrained, card: str) -> None:
+    """Writes a decoder's folder, whole or not at all.
 
     Args:
-        folder: That does not exist yet.
-        trained: What goes into it.
-        card: The model card, Markdown.
+        folder: Folder to make.
+        trained: The decoder.
+        card: Its model card, Markdown.
 
     Raises:
-        FileExistsError: if the folder is there already.
+        FileExistsError: if the folder exists.
     """
     with atomic_folder(folder) as inner:
         weights = {name: value.detach().cpu().contiguous() for name, value in trained.model.state_dict().items()}
-        save_file(weights, inner / WEIGHTS, metadata={"format": "pt"})
-        trained.description.write(inner / CONFIG)
+        save_file(weights, inner / EXPORT_WEIGHTS, metadata={"format": "pt"})
+        trained.description.write(inner / EXPORT_CONFIG)
         (inner / CARD).write_text(card, encoding="utf-8")
 
 
-def load_pretrained(folder: Path) -> Pretrained:
-    """Reads a folder that `save_pretrained` wrote.
+def load_export(folder: Path) -> Pretrained:
+    """Reads a folder that `save_export` wrote.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
-        ValueError: with the file's name, if one is damaged or of a newer format, or if the two do not fit.
+        ValueError: with the file's name, if one is damaged or of a newer format, or if the two do not match.
     """
-    for path in (folder / CONFIG, folder / WEIGHTS):
+    config, weights_file = folder / EXPORT_CONFIG, folder / EXPORT_WEIGHTS
+    for path in (config, weights_file):
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: wanted a folder that sf-export wrote, with both its files")
-    description = Description.read(folder / CONFIG)
+            raise FileNotFoundError(f"{path} is missing: expected both files of a folder that sf-export wrote")
+    description = Description.read(config)
     try:
-        weights = load_file(folder / WEIGHTS)
+        weights = load_file(weights_file)
     except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is no whole safetensors file ({error}): copy it again") from error
+        raise ValueError(f"{weights_file} is no complete safetensors file ({error}): copy it again") from error
     try:
         model = description.model.build(weights)
     except (ValueError, RuntimeError, ArithmeticError) as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from error
+        raise ValueError(f"{weights_file} does not match {EXPORT_CONFIG}: {error}") from error
     return Pretrained(model, description)
-
-
-def is_export(folder: Path) -> bool:
-    """Returns whether `save_pretrained` wrote a folder."""
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
-
-
-def locate(name: str) -> Path:
-    """Returns the folder of that name; or the copy of the Hugging Face hub's repository, which is brought first.
-
-    Args:
-        name: A folder; or where there is none, an id such as "owner/name".
-
-    Raises:
-        FileNotFoundError: if it is neither.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise FileNotFoundError(f"no folder {name}: wanted one that sf-export wrote, or an owner/name of the hub")
-    from huggingface_hub import snapshot_download  # only where something is to be brought
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG]))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(f"no folder {name}, and the hub does not give it either ({reason})") from error

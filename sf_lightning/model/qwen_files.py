@@ -1,6 +1,6 @@
-"""Qwen2.5-Omni's weights on disk: the tensors of one component of its token2wav, however they were saved.
+"""Reads the weights of one component of Qwen2.5-Omni's token2wav from disk, in whatever form they were saved.
 
-Knows nothing of what the tensors are for: the network that takes them checks their names and shapes.
+Knows nothing of the networks: those check the names and shapes of the tensors.
 """
 
 import json
@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sf_lightning.files.hub import SHARD_INDEX
 from sf_lightning.files.torch_files import read_torch
 
 Value = TypeVar("Value")
 
 COMPONENTS = {"code2wav_dit_model": "dit_config", "code2wav_bigvgan_model": "bigvgan_config"}
-"""The components of token2wav, each with the name of its part of `config.json`."""
-
-INDEX = "model.safetensors.index.json"
+"""Components of token2wav, and the name of their section in `config.json`."""
 
 
 def read_qwen(path: Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -30,16 +29,16 @@ def read_qwen(path: Path, component: str) -> tuple[dict[str, Tensor], dict[str, 
         component: "code2wav_dit_model" or "code2wav_bigvgan_model".
 
     Returns:
-        Its tensors as they were stored, under names without prefix, and its part of `config.json`: {} where
-        there is none.
+        Its tensors as they were stored, under names without prefix, and its section of `config.json`, which is {}
+        if there is none.
 
     Raises:
         FileNotFoundError: if there is nothing at the path, or a shard that is needed is missing.
-        ValueError: if a file is broken, or holds no tensor of the component.
+        ValueError: if a file is damaged, or holds no tensor of the component.
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} is missing: wanted {component} as a model folder, a .safetensors file or a state dict"
+            f"{path} is missing: expected {component} in a model folder, a .safetensors file or a state dict"
         )
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or path.suffix == ".safetensors":
@@ -49,17 +48,17 @@ def read_qwen(path: Path, component: str) -> tuple[dict[str, Tensor], dict[str, 
         for name, value in tensors.items():
             if not isinstance(value, Tensor):
                 kind = type(value).__name__
-                raise ValueError(f"{path} holds a {kind} under {name!r}: wanted a state dict, of tensors alone")
+                raise ValueError(f"{path} holds a {kind} under {name!r}: expected a state dict, of tensors only")
     return tensors, _config(folder, COMPONENTS[component])
 
 
 def strip_prefix(state: Mapping[str, Value], component: str) -> dict[str, Value]:
-    """Returns what belongs to a component, under names without prefix.
+    """Returns the entries of a component, under names without prefix.
 
-    Keys without any component in them are taken for its own, unless others have one.
+    Names without any component in them are of this one, unless other names have one.
 
     Raises:
-        ValueError: if nothing belongs to it.
+        ValueError: if the component has no entry.
 
     >>> strip_prefix({"token2wav.code2wav_dit_model.proj_out.bias": 1, "talker.bias": 2}, "code2wav_dit_model")
     {'proj_out.bias': 1}
@@ -67,15 +66,15 @@ def strip_prefix(state: Mapping[str, Value], component: str) -> dict[str, Value]
     {'proj_out.bias': 1}
     """
 
-    def name(key: str, of: str) -> str:
-        return f".{key}".partition(f".{of}.")[2]
+    def suffix(name: str, prefix: str) -> str:
+        return f".{name}".partition(f".{prefix}.")[2]
 
-    own = {name(key, component): value for key, value in state.items() if name(key, component)}
-    if not own and not any(name(key, other) for key in state for other in COMPONENTS):
+    own = {suffix(name, component): value for name, value in state.items() if suffix(name, component)}
+    if not own and not any(suffix(name, other) for name in state for other in COMPONENTS):
         own = dict(state)
     if not own:
-        some = ", ".join(list(state)[:3]) + ", ..." if state else "nothing"
-        raise ValueError(f"no tensor of {component} in it: it has {some}")
+        examples = ", ".join(list(state)[:3]) + ", ..." if state else "nothing"
+        raise ValueError(f"no tensor of {component} in it: it has {examples}")
     return own
 
 
@@ -87,47 +86,47 @@ def _within(path: Path, state: Mapping[str, Value], component: str) -> dict[str,
 
 
 def _locate(path: Path) -> dict[str, tuple[Path, str]]:
-    """Returns where the tensor of each key is: its file and its key there."""
-    index = path / INDEX
+    """Returns the file of each tensor, and its name there, by its name."""
+    index = path / SHARD_INDEX
     if index.is_file():
         shards = _read_json(index).get("weight_map")
         if not isinstance(shards, dict):
-            raise ValueError(f"{index} has no weight_map, which says what is in which shard")
+            raise ValueError(f"{index} has no weight_map, which names the shard of each tensor")
         return {key: (path / shard, key) for key, shard in shards.items()}
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"{path} has neither {INDEX} nor any *.safetensors in it")
+        raise FileNotFoundError(f"{path} has neither {SHARD_INDEX} nor any *.safetensors in it")
     return {key: (file, key) for file in files for key in _open(file).keys()}
 
 
 def _read_shards(places: Mapping[str, tuple[Path, str]]) -> dict[str, Tensor]:
-    """Returns the tensor at each place."""
+    """Returns the tensors, given the file and the name there of each."""
     opened = {file: _open(file) for file in {file for file, _ in places.values()}}
     tensors = {}
     for name, (file, key) in places.items():
         try:
             tensors[name] = opened[file].get_tensor(key)
         except SafetensorError as error:
-            raise ValueError(f"{file} was to hold {key} ({error}): are the shards of one download?") from error
+            raise ValueError(f"{file} does not hold {key} ({error}): download all shards together") from error
     return tensors
 
 
 def _open(file: Path) -> Any:
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing, which {INDEX} names: download it too")
+        raise FileNotFoundError(f"{file} is missing, which {SHARD_INDEX} names: download it too")
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{file} is no whole safetensors file ({error}): download it again") from error
+        raise ValueError(f"{file} is no complete safetensors file ({error}): download it again") from error
 
 
-def _config(folder: Path, part: str) -> dict[str, Any]:
-    """Returns a part of the folder's `config.json`, from under `token2wav_config` or from the top level."""
+def _config(folder: Path, section: str) -> dict[str, Any]:
+    """Returns a section of the folder's `config.json`, from within `token2wav_config` or from the top level."""
     file = folder / "config.json"
     if not file.is_file():
         return {}
     config = _read_json(file)
-    return (config.get("token2wav_config") or config).get(part) or {}
+    return (config.get("token2wav_config") or config).get(section) or {}
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -136,5 +135,5 @@ def _read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file} is no JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}: wanted a JSON object")
+        raise ValueError(f"{file} holds a {type(content).__name__}: expected a JSON object")
     return content

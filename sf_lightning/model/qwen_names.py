@@ -1,21 +1,27 @@
-"""What the public sibling calls its weights, what we call them, and the sizes that they tell."""
+"""Names of the weights of Qwen2.5-Omni token2wav's DiT and of ours, and the sizes that follow from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.speaker import SpeakerConfig, SpeakerEncoder
+from sf_lightning.model.streamflow import MelScale, StreamFlow
 
+X_VECTORS = "qwen2.5-omni"
+"""Name of the encoder of token2wav's x-vectors."""
+
+SCALE = MelScale(mean=0.0, std=1.0)
 KINDS = ("weight", "bias")
 
 TABLE, PROJECTION, SPEAKER = "text_embed.codec_embed.weight", "input_embed.proj", "input_embed.spk_encoder."
 
 
 def same_modules(num_layers: int) -> dict[str, str]:
-    """The modules that are the same in both networks: their names, ours."""
+    """Returns the modules that both networks have: our name by token2wav's name."""
     pairs = {
         "time_embed.time_mlp.0": "dit.time.mlp.0",
         "time_embed.time_mlp.2": "dit.time.mlp.2",
@@ -33,20 +39,20 @@ def same_modules(num_layers: int) -> dict[str, str]:
 
 
 def our_encoder_name(name: str) -> str:
-    """Our name of a weight of the reference encoder: SpeechBrain wraps every convolution in a module of its own."""
+    """Returns our name of a weight of the reference encoder: SpeechBrain wraps every convolution in a module."""
     path, kind = name.removeprefix(SPEAKER).rsplit(".", 1)
     return f"encoder.ecapa.{path}.conv.{kind}"
 
 
 def their_encoder_name(name: str) -> str:
-    """The sibling's name of a weight of ours: its copy of the encoder has bare convolutions."""
+    """Returns token2wav's name of a weight of our reference encoder: its convolutions are not wrapped."""
     path, kind = name.removeprefix("encoder.ecapa.").rsplit(".conv.", 1)
     return f"{SPEAKER}{path}.{kind}"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the sibling's DiT, read off its weights."""
+    """Sizes of token2wav's DiT."""
 
     num_layers: int
     width: int
@@ -59,37 +65,37 @@ class Sizes:
     speaker_channels: int
 
     @classmethod
-    def of(cls, state: Mapping[str, Tensor]) -> "Sizes":
-        """Reads them.
+    def from_weights(cls, state: Mapping[str, Tensor]) -> "Sizes":
+        """Returns the sizes of the network that a state dict is of.
 
         Raises:
-            ValueError: if a weight is missing or one too many.
+            ValueError: if a weight is missing or unknown, or has another number of dimensions.
         """
         numbers = {name.split(".")[1] for name in state if name.startswith("transformer_blocks.")}
         layers = [number for number in numbers if number.isdigit()]
         attention = [f"transformer_blocks.{i}.attn.to_{x}" for i in range(len(layers)) for x in "qkv"]
         modules = (*same_modules(len(layers)), *attention, PROJECTION)
-        wanted = {f"{name}.{kind}" for name in modules for kind in KINDS} | {TABLE}
+        expected = {f"{name}.{kind}" for name in modules for kind in KINDS} | {TABLE}
         # Frequencies of the rotation are constants; older versions saved them.
-        came = {name for name in state if not name.startswith("rotary_embed.")}
+        found = {name for name in state if not name.startswith("rotary_embed.")}
         with torch.device("meta"):
             encoder = SpeakerEncoder(SpeakerConfig(encoder="qwen", channels=8), MelConfig(), 8)
-        wanted |= {their_encoder_name(f"encoder.{name}") for name in encoder.ecapa.state_dict(prefix="ecapa.")}
-        if missing := sorted(wanted - came):
+        expected |= {their_encoder_name(f"encoder.{name}") for name in encoder.ecapa.state_dict(prefix="ecapa.")}
+        if missing := sorted(expected - found):
             raise ValueError(f"not weights of Qwen2.5-Omni's token2wav: {missing[0]} is missing")
-        if odd := sorted(came - wanted):
+        if odd := sorted(found - expected):
             raise ValueError(f"not weights of Qwen2.5-Omni's token2wav: {odd[0]} is unknown")
         first = f"{SPEAKER}blocks.0.conv.weight"
         for name, ndim in (("proj_out.weight", 2), (TABLE, 2), (f"{PROJECTION}.weight", 2), (first, 3)):
             if state[name].ndim != ndim:
-                raise ValueError(f"{name} has shape {list(state[name].shape)}: wanted {ndim} dimensions")
+                raise ValueError(f"{name} has shape {list(state[name].shape)}: expected {ndim} dimensions")
         bands, width = state["proj_out.weight"].shape
         rows, token_width = state[TABLE].shape
         reference = state[f"{SPEAKER}fc.weight"].shape[0]
         inputs, least = state[f"{PROJECTION}.weight"].shape[1], bands + reference + token_width
         if inputs <= least:
             raise ValueError(
-                f"{PROJECTION}.weight takes {inputs} inputs: wanted more than {least}, of mel, speaker and token"
+                f"{PROJECTION}.weight has {inputs} inputs: expected more than {least}, of mel, speaker and token"
             )
         return cls(
             num_layers=len(layers),
@@ -102,3 +108,21 @@ class Sizes:
             x_vector_width=inputs - least,
             speaker_channels=state[first].shape[0],
         )
+
+
+def require_equal(message: str, *settings: tuple[str, Any, Any]) -> None:
+    """Raises ValueError for the first setting, of name, our value and token2wav's, whose values differ."""
+    for name, ours, theirs in settings:
+        if ours != theirs:
+            raise ValueError(f"{name} is {ours!r}, {message} {theirs!r}")
+
+
+def fixed_settings(model: StreamFlow) -> list[tuple[str, Any, Any]]:
+    """Returns the settings that token2wav's weights imply: option, our value, token2wav's."""
+    config = model.dit.config
+    rope_heads = config.num_heads if config.rope_heads is None else config.rope_heads
+    return [
+        ("dit.rope_heads", rope_heads, 1),
+        ("predict", model.predict, "velocity"),
+        ("scale", (model.scale.mean, model.scale.std), (SCALE.mean, SCALE.std)),
+    ]

@@ -1,8 +1,8 @@
-"""Who speaks: SpeechBrain's ECAPA-TDNN (arXiv 2005.07143) on the mel of a reference crop, and x-vectors.
+"""Speaker embeddings: SpeechBrain's ECAPA-TDNN (arXiv 2005.07143) on the mel of a reference crop, and x-vectors.
 
-Trained together with the decoder the encoder needs no weights. Its BatchNorm is replaced by GroupNorm: with
-BatchNorm an embedding changes with its batch-mates and a batch of one raises. An *x-vector* is an embedding
-that another encoder made beforehand and that comes with the data.
+The encoder is trained together with the decoder, so it needs no pretrained weights. Its BatchNorm is replaced by
+GroupNorm: with BatchNorm an embedding depends on the rest of the batch, and a batch of one raises. An *x-vector* is
+an embedding that another encoder computed beforehand; it is stored with the data.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sf_lightning.audio.mel import MelConfig
 
 SILENT_FRAMES = 16
-"""Length of the zero mel behind the sibling's null condition; the embedding of zeros is that of any length."""
+"""Frames of the zero mel of token2wav's null condition; the embedding of zeros is the same at any length."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,14 @@ class SpeakerConfig:
     """The speaker inputs: an encoder trained jointly on a crop of the same speaker, and stored x-vectors.
 
     Args:
-        encoder: "joint", with GroupNorm, on a mel without its mean; or "qwen", as the public sibling's:
-            without any normalisation, Res2Net scale 2, on the mel as it is.
-        channels: Width of its convolutions; ECAPA-TDNN's own is 512 or 1024, the sibling's 256.
-        crop_seconds: Length of every reference crop; one length, for padding would shift the embedding.
-        x_vectors: Name of the encoder whose embeddings are stored in the shards and enter beside the joint
-            one; empty for none. "qwen2.5-omni" keeps that input's weights in a warm start.
-        x_vector_width: Their width X.
+        encoder: "joint": GroupNorm, on a mel minus its mean over time; or "qwen", as in Qwen2.5-Omni token2wav:
+            no normalization, Res2Net scale 2, on the mel itself.
+        channels: Width of its convolutions; 512 or 1024 in the ECAPA-TDNN paper, 256 in token2wav.
+        crop_seconds: Length of every reference crop in seconds; all have one length, for padding would change the
+            embedding.
+        x_vectors: Name of the encoder whose embeddings are stored in the shards and used beside the joint one;
+            empty for none. With "qwen2.5-omni" a warm start loads the weights of that input too.
+        x_vector_width: Width X of the x-vectors.
     """
 
     encoder: Literal["joint", "qwen"] = "joint"
@@ -43,34 +44,38 @@ class SpeakerConfig:
 
     def __post_init__(self) -> None:
         if self.channels % 8:
-            raise ValueError(f"speaker.channels is {self.channels}: wanted a multiple of 8")
+            raise ValueError(f"speaker.channels is {self.channels}: expected a multiple of 8")
         if self.x_vector_width < 1:
-            raise ValueError(f"speaker.x_vector_width is {self.x_vector_width}: wanted 1 or more")
+            raise ValueError(f"speaker.x_vector_width is {self.x_vector_width}: expected 1 or more")
 
     @property
     def stored_width(self) -> int:
-        """X, or 0 where there are no x-vectors."""
+        """X; 0 if there are no x-vectors."""
         return self.x_vector_width if self.x_vectors else 0
 
     def crop_samples(self, sample_rate: int) -> int:
-        """Samples of a reference crop."""
+        """Returns the length of a reference crop in samples.
+
+        Args:
+            sample_rate: Sample rate in Hz.
+        """
         return round(self.crop_seconds * sample_rate)
 
 
 class SpeakerEncoder(nn.Module):
-    """Turns reference crops, and x-vectors where the configuration names them, into embeddings [B, S].
+    """Encodes reference crops, and x-vectors if the configuration names them, to embeddings [B, S].
 
-    Always in float32.
+    Computes in float32 even under autocast.
 
     Args:
-        config: Sizes.
+        config: Settings of the encoder.
         mel: The mel of the crops.
-        width: S, channels of the embedding; X of them are the x-vector's, the last ones.
-        null: What stands for nobody: "learned", a vector; or "zeros", the embedding of a mel of zeros and an
-            x-vector of zeros, as the public sibling has it.
+        width: Width S of the embedding; the last X channels are the x-vector.
+        null: Embedding of no speaker: "learned", a parameter; or "zeros", the embedding of a mel of zeros and an
+            x-vector of zeros, as in Qwen2.5-Omni token2wav.
 
     Raises:
-        ValueError: if S leaves nothing to the encoder.
+        ValueError: if S is not larger than X.
     """
 
     def __init__(
@@ -79,37 +84,37 @@ class SpeakerEncoder(nn.Module):
         super().__init__()
         if width <= config.stored_width:
             raise ValueError(
-                f"dit.speaker_width {width} leaves nothing for the encoder beside x-vectors of "
-                f"{config.stored_width}: raise it, or set speaker.x_vectors to ''"
+                f"dit.speaker_width is {width}: expected more than the {config.stored_width} of the x-vectors, for "
+                "the encoder needs channels too; raise it, or set speaker.x_vectors to ''"
             )
         self.config = config
         self.num_bands = mel.num_bands
-        channels, sibling = config.channels, config.encoder == "qwen"
+        channels, is_qwen = config.channels, config.encoder == "qwen"
         self.ecapa = ECAPA_TDNN(
             mel.num_bands,
             channels=[channels, channels, channels, channels, 3 * channels],
-            attention_channels=channels // 4 if sibling else min(128, channels),
-            se_channels=channels // 4 if sibling else min(128, channels),
-            res2net_scale=2 if sibling else 8,
+            attention_channels=channels // 4 if is_qwen else min(128, channels),
+            se_channels=channels // 4 if is_qwen else min(128, channels),
+            res2net_scale=2 if is_qwen else 8,
             lin_neurons=width - config.stored_width,
         )
-        _replace_batch_norm(self.ecapa, nn.Identity if sibling else _group_norm)
+        _replace_batch_norm(self.ecapa, nn.Identity if is_qwen else _group_norm)
         self.learned_null = nn.Parameter(torch.zeros(width)) if null == "learned" else None
 
     def forward(self, mel: Tensor, x_vector: Tensor | None = None) -> Tensor:
         """Returns one embedding [B, S] per crop.
 
         Args:
-            mel: Of the crops, [B, T, F].
-            x_vector: [B, X] where the configuration names x-vectors, else None.
+            mel: Mel of the crops, [B, T, F].
+            x_vector: X-vectors [B, X] if the configuration names them, else None.
 
         Raises:
-            ValueError: if x-vectors are missing, of another width, or not wanted.
+            ValueError: if x-vectors are missing, unexpected or of another width.
         """
-        came = 0 if x_vector is None else x_vector.shape[-1]
-        if came != self.config.stored_width:
+        width = 0 if x_vector is None else x_vector.shape[-1]
+        if width != self.config.stored_width:
             raise ValueError(
-                f"x-vectors of width {came} came, the model has {self.config.stored_width} "
+                f"the x-vectors have width {width}, the model expects {self.config.stored_width} "
                 f"(speaker.x_vectors is {self.config.x_vectors!r})"
             )
         with torch.autocast(mel.device.type, enabled=False):
@@ -120,15 +125,15 @@ class SpeakerEncoder(nn.Module):
             return embedding if x_vector is None else torch.cat([embedding, x_vector.float()], dim=-1)
 
     def null(self) -> Tensor:
-        """Returns the embedding of nobody, [S]."""
+        """Returns the embedding of no speaker, [S]."""
         return self.silence() if self.learned_null is None else self.learned_null
 
     def silence(self) -> Tensor:
         """Returns the embedding [S] of a mel of zeros and an x-vector of zeros."""
         weight = self.ecapa.fc.conv.weight
         stored = self.config.stored_width
-        nothing = weight.new_zeros(1, stored) if stored else None
-        return self(weight.new_zeros(1, SILENT_FRAMES, self.num_bands), nothing)[0]
+        x_vector = weight.new_zeros(1, stored) if stored else None
+        return self(weight.new_zeros(1, SILENT_FRAMES, self.num_bands), x_vector)[0]
 
 
 def _group_norm(features: int) -> nn.Module:

@@ -1,6 +1,6 @@
-"""A decoder's weights, and what is needed to use them: mel, its scale, the speaker encoder, the DiT.
+"""The model of a decoder: mel, its scale, the speaker encoder and the DiT.
 
-This is what is trained, averaged, saved and streamed. Knows nothing of losses, solvers and Lightning.
+This module is trained, averaged, saved and streamed. Knows nothing of losses, solvers and Lightning.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from sf_lightning.model.layout import Layout
 from sf_lightning.model.speaker import SpeakerConfig, SpeakerEncoder
 
 MIN_TIME_LEFT = 0.2
-"""Least divisor of a predicted mel's distance: beyond t = 0.8 the error of the mel weighs no more."""
+"""Lower bound of the divisor 1 - t: beyond t = 0.8 the weight of the mel's error stays constant."""
 
 
 @dataclass(frozen=True)
 class MelScale:
-    """Carries log-mel to about zero mean and unit variance, the scale of the noise it is mixed with.
+    """Normalizes log-mel to about zero mean and unit variance, the scale of the noise it is mixed with.
 
     Args:
         mean: Mean of log-mel over speech.
-        std: Its standard deviation.
+        std: Standard deviation of log-mel over speech.
     """
 
     mean: float = -5.0
@@ -34,15 +34,19 @@ class MelScale:
 
 
 class StreamFlow(nn.Module):
-    """Everything of a decoder that has weights or must agree with them.
+    """All parts of a decoder that have weights, or settings that the weights depend on.
 
     Args:
         layout: Spans of the network's layers.
         dit: Sizes of the network.
-        mel: The mel that it produces.
-        scale: The scale in which the flow runs.
+        mel: The mel that it generates.
+        scale: Normalization of the mel in the flow.
         speaker: The speaker inputs.
-        predict: What the network answers with; see `velocity`. Weights of the public sibling say "velocity".
+        predict: What the network predicts, the mel or the velocity; see `velocity`. Weights of Qwen2.5-Omni
+            token2wav predict the velocity.
+
+    Raises:
+        ValueError: if the numbers of mel bands differ.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class StreamFlow(nn.Module):
     ) -> None:
         super().__init__()
         if dit.num_bands != mel.num_bands:
-            raise ValueError(f"dit.num_bands is {dit.num_bands}, mel.num_bands is {mel.num_bands}: want the same")
+            raise ValueError(f"dit.num_bands is {dit.num_bands}, mel.num_bands is {mel.num_bands}: expected equal")
         self.layout, self.scale, self.speaker = layout, scale, speaker
         self.predict = predict
         self.mel = MelSpectrogram(mel)
@@ -68,15 +72,17 @@ class StreamFlow(nn.Module):
         """Returns a trained model in eval mode, on the CPU.
 
         Args:
-            name: A folder that `sf-export` wrote; or the id, such as "owner/name", of one on the Hugging Face hub.
+            name: A folder that `sf-export` wrote; or the repository of one on the Hugging Face hub, `OWNER/NAME` or
+                `OWNER/NAME@REVISION`.
 
         Raises:
             FileNotFoundError: if there is nothing of that name, or a file is missing in it.
-            ValueError: with the file's name, if one is damaged or of a newer format, or if they do not fit.
+            ValueError: with the file's name, if one is damaged or of a newer format, or if they do not match.
         """
-        from sf_lightning.model.pretrained import load_pretrained, locate  # which build on this module
+        from sf_lightning.files.hub import local_path
+        from sf_lightning.model.pretrained import load_export  # which imports this module
 
-        return load_pretrained(locate(str(name))).model
+        return load_export(local_path(name)).model
 
     def forward(
         self,
@@ -88,65 +94,65 @@ class StreamFlow(nn.Module):
         drop_speaker: Tensor,
         drop_tokens: Tensor,
     ) -> Tensor:
-        """Returns the velocity [M, W, F] with everything it depends on: what training runs.
+        """Returns the velocity [M, W, F], with the speaker encoded and the condition computed, for training.
 
         Args:
-            x: Between noise and mel, [M, W, F].
+            x: Point between noise and mel, [M, W, F].
             t: Flow time of each utterance, [U].
-            tokens: As `condition`.
+            tokens: As in `condition`.
             speaker: Reference crops [U, N] and x-vectors [U, X].
-            blocks: Where the blocks belong.
-            drop_speaker: As `condition`.
-            drop_tokens: As `condition`.
+            blocks: Utterance and position of each block.
+            drop_speaker: As in `condition`.
+            drop_tokens: As in `condition`.
         """
         embedded = self.encode_speaker(*speaker)
         return self.velocity(x, t, self.condition(tokens, embedded, blocks, drop_speaker, drop_tokens), blocks)
 
     def encode_speaker(self, reference: Tensor, x_vector: Tensor | None = None) -> Tensor:
-        """Returns embeddings [B, S] of reference crops [B, N] and, where the model has them, x-vectors [B, X]."""
+        """Returns embeddings [B, S] of reference crops [B, N] and, if the model uses them, x-vectors [B, X]."""
         return self.encoder(self.mel(reference), x_vector)
 
     def to_flow(self, mel: Tensor) -> Tensor:
-        """Log-mel to the scale of the flow."""
+        """Returns log-mel normalized for the flow."""
         return (mel - self.scale.mean) / self.scale.std
 
     def to_mel(self, x: Tensor) -> Tensor:
-        """The scale of the flow back to log-mel."""
+        """Returns the log-mel of a normalized mel: the inverse of `to_flow`."""
         return x * self.scale.std + self.scale.mean
 
     def velocity(self, x: Tensor, t: Tensor, condition: Tensor, blocks: Blocks) -> Tensor:
         """Returns the velocity [M, W, F] at x [M, W, F], flow time t [U], condition [M, W, D].
 
-        On the straight path the velocity at x is (x_1 - x) / (1 - t), so a network that answers with the mel
-        x_1 need not carry 80 channels of noise through itself to give it back, which a small one learns late
-        (arXiv 2511.13720). The divisor is kept above `MIN_TIME_LEFT`, which bounds the weight of late times.
+        On the straight path the velocity at x is (x_1 - x) / (1 - t), so a network that predicts the mel x_1 need
+        not pass 80 channels of noise through its layers, which a small network learns late (arXiv 2511.13720). The
+        divisor is at least `MIN_TIME_LEFT`, which bounds the weight of late times.
         """
         return self.to_velocity(self.dit(x, t, condition, blocks), x, t[blocks.utterance, None, None])
 
-    def to_velocity(self, answer: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Returns the velocity that the network's answer at x, [M, W, F], means; t broadcasts to x."""
-        answer = answer.to(x.dtype)
+    def to_velocity(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Returns the velocity [M, W, F] for the network's prediction at x, [M, W, F]; t broadcasts to x."""
+        prediction = prediction.to(x.dtype)
         if self.predict == "velocity":
-            return answer
-        return (answer - x) / (1 - t).clamp(min=MIN_TIME_LEFT)
+            return prediction
+        return (prediction - x) / (1 - t).clamp(min=MIN_TIME_LEFT)
 
     def condition(
         self, tokens: Tensor, speaker: Tensor, blocks: Blocks, drop_speaker: Tensor, drop_tokens: Tensor
     ) -> Tensor:
-        """Returns the condition [M, W, D], with the null condition where something is dropped.
+        """Returns the condition [M, W, D], with null tokens and the null speaker where they are dropped.
 
         Args:
-            tokens: int64 [M, K]; those under padded frames may be any valid code.
+            tokens: Tokens of each block, int64 [M, K]; those of padded frames may be any valid code.
             speaker: One embedding per utterance, [U, S].
-            blocks: Where the blocks belong.
-            drop_speaker: Utterances whose speaker is null, bool [U].
-            drop_tokens: Utterances whose tokens are null, bool [U].
+            blocks: Utterance and position of each block.
+            drop_speaker: Which utterances have the null speaker, bool [U].
+            drop_tokens: Which utterances have null tokens, bool [U].
         """
         speaker = torch.where(drop_speaker[:, None], self.encoder.null(), speaker)
         return self.dit.condition(tokens, speaker, blocks, drop_tokens)
 
     def null_condition(self, blocks: Blocks) -> Tensor:
-        """Returns the condition [M, W, D] of nothing said by nobody."""
+        """Returns the condition [M, W, D] of null tokens and the null speaker."""
         config, device = self.dit.config, blocks.valid.device
         tokens = torch.zeros(
             len(blocks), blocks.block_size // config.frames_per_token, dtype=torch.long, device=device

@@ -2,22 +2,21 @@
 
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.teacher import Teacher
 from sf_lightning.files.records import from_plain
 from sf_lightning.files.torch_files import weights_digest
 from sf_lightning.model.pretrained import Pretrained
+from sf_lightning.streaming.loading import load_pretrained
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.training.checkpoint import load_trained
 
 
 class GeneratedMels:
     """The decoder of `--data.decoder`.
 
     Args:
-        path: A checkpoint of `sf-fit`, or a folder of `sf-export`.
+        path: As in `load_decoder`.
         seed: Of the mels that it makes.
     """
 
@@ -29,9 +28,9 @@ class GeneratedMels:
         """The decoder.
 
         Raises:
-            FileNotFoundError, ValueError: as `load_trained`.
+            FileNotFoundError, ValueError: as `load_pretrained`.
         """
-        return load_trained(Path(self.path))
+        return load_pretrained(self.path)
 
     @cached_property
     def digest(self) -> str:

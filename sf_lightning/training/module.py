@@ -6,7 +6,6 @@ Letters: U utterances, M blocks, W frames of a block, F mel bands, S speaker wid
 import logging
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -17,6 +16,8 @@ from torch import Tensor
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.packing import Batch
 from sf_lightning.data.requirements import ClipRequirements
+from sf_lightning.files.hub import local_path
+from sf_lightning.files.identify import DECODERS, Kind, require_kind
 from sf_lightning.flow.guidance import DropConfig
 from sf_lightning.flow.loss import flow_matching_loss
 from sf_lightning.flow.noise import keyed_generator
@@ -28,15 +29,14 @@ from sf_lightning.model.qwen import warm_start
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
+from sf_lightning.streaming.loading import load_pretrained
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.base import ShardModule, plain, require_equal_hyperparameters
-from sf_lightning.training.checkpoint import is_decoder, load_trained
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.optimizer import OptimizerConfig, adamw, warmup_cosine
 from sf_lightning.training.sharding import copy_full_weights, full_tensor, is_sharded, shard_weights
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.config import VocoderConfig
-from sf_lightning.vocoder.files import holds_generator
 
 log = logging.getLogger(__name__)
 
@@ -135,16 +135,12 @@ class StreamFlowModule(ShardModule):
         """Takes the weights of a trained decoder, whose layers may have looked elsewhere; or the sibling's.
 
         Raises:
-            FileNotFoundError, ValueError: as `load_trained`, `model.qwen.warm_start`; or if the network is another.
+            FileNotFoundError, ValueError: as `load_pretrained`, `model.qwen.warm_start`; or if the network differs.
         """
-        found = Path(path)
-        if not found.exists():
-            raise FileNotFoundError(f"no file or folder {path}")
-        if holds_generator(found):
-            raise ValueError(f"{path} is the folder of a vocoder, wanted a decoder")
-        if not is_decoder(found):
+        found = local_path(path)
+        if require_kind(found, *DECODERS, Kind.QWEN) is Kind.QWEN:
             return str(warm_start(self.model, found))
-        trained = load_trained(found)
+        trained = load_pretrained(found)
         parts = ("layout.num_layers", *(part for part in self.must_match if part != "layout"))
         require_equal_hyperparameters(
             parts, plain(trained.description.model), dict(self.hparams), "give this run its value"

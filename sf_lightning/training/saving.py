@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
-from sf_lightning.training.checkpoint import SHARDED_META
+from sf_lightning.files.identify import SHARDED_META
 
 
 def saves_sharded_folders(strategy: Strategy) -> bool:

@@ -18,6 +18,7 @@ from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.data.packing import Batch
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, draw_starts, slice_segments
+from sf_lightning.files.identify import Kind, identify
 from sf_lightning.files.records import from_plain
 from sf_lightning.files.torch_files import read_torch
 from sf_lightning.training.base import ShardModule, plain
@@ -26,8 +27,7 @@ from sf_lightning.training.guard import skip_unless_finite
 from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.vocoder.adversary import REACH, Adversary, DiscriminatorConfig, GeneratorLosses, LossConfig
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
-from sf_lightning.vocoder.config import located, shipped
-from sf_lightning.vocoder.files import is_trained
+from sf_lightning.vocoder.config import shipped, vocoder_path
 from sf_lightning.vocoder.generator import GeneratorConfig
 
 
@@ -123,15 +123,14 @@ class VocoderModule(ShardModule):
         """Takes the generator of another vocoder; of a checkpoint of `sf-fit` discriminators that have learnt, too.
 
         Raises:
-            FileNotFoundError, ValueError: as `BigVGANVocoder.take`, or if its discriminators are others, or are to
-                rest.
+            FileNotFoundError, ValueError: as `load_generator`; or if its discriminators are others, or are to rest.
         """
-        found = located(path)
         try:
-            of = self.model.take(found)
+            found = vocoder_path(path)
+            of = self.model.load_generator(found)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}; or a name: {' or '.join(shipped())}") from error
-        if not is_trained(found):
+        if identify(found) is not Kind.VOCODER_CHECKPOINT:
             return of
         content = read_torch(found)
         given = content["hyper_parameters"]
@@ -198,7 +197,7 @@ class VocoderModule(ShardModule):
         # The generator learns from the discriminators as they are now; they learn nothing here. So autocast does
         # not take what it has kept of them in 16 bits, which is what they were before.
         self.adversary.requires_grad_(False)
-        judge = self.adversary.regression if frozen else self.adversary.generator_losses
+        judge = self.adversary.mel_only_losses if frozen else self.adversary.generator_losses
         losses = judge(segments.wave, made)
         generator.zero_grad()
         self.manual_backward(losses.total)

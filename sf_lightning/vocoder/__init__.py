@@ -1,1 +1,1 @@
-"""Mel to wave: one protocol, Griffin-Lim without weights, BigVGAN with its own or Qwen2.5-Omni's."""
+"""Mel to wave: one protocol; Griffin-Lim, BigVGAN, and the BigVGAN of Qwen2.5-Omni."""

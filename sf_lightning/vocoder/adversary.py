@@ -1,6 +1,6 @@
-"""What trains a BigVGAN (arXiv 2206.04658): discriminators and losses, the `bigvgan` package's own.
+"""Discriminators and losses that train a BigVGAN (arXiv 2206.04658), from the `bigvgan` package.
 
-Knows nothing of optimizers, nor of where segments come from.
+Knows nothing of optimizers, nor of how segments are drawn.
 
 Letters: B segments, N samples.
 """
@@ -30,27 +30,27 @@ CQT_FILTERS = 128
 """Channels of a sub-band CQT discriminator in the authors' second version."""
 
 CQT_BINS = (24, 36, 48)
-"""Bins of an octave of each of them."""
+"""Bins per octave of each of the sub-band CQT discriminators."""
 
 CQT_LOWEST_HZ = 32.7
-"""Where nnAudio's first octave begins."""
+"""Lowest frequency of nnAudio's first octave in Hz."""
 
 REACH = 1024
-"""Samples that the longest spectrograms of discriminators and losses mirror at the edges of a segment."""
+"""Samples that the longest spectrograms of discriminators and losses reflect at the edges of a segment."""
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Which discriminators, and how wide.
+    """Kind and width of the discriminators.
 
     Args:
-        kind: What stands beside the multi-period discriminator: "cqt", sub-band constant-Q transforms (the authors'
-            second version), or "resolutions", spectrograms at three resolutions (their first).
-        periods: Of the multi-period discriminator, in samples.
-        cqt_octaves: Octaves of the constant-Q transforms, of "cqt"; the authors' 9 leave the band at 16 kHz.
-        width: Share of the published channels; 1 are all, less is for small machines.
-        gain: Waves are multiplied by this before they are judged. Speech with a peak of 0.7 is small beside the
-            biases of fresh discriminators, which hear the louder the sooner (LOG.md).
+        kind: The discriminator beside the multi-period one: "cqt", sub-band constant-Q transforms (the authors'
+            second version), or "resolutions", spectrograms at three resolutions (their first version).
+        periods: Periods of the multi-period discriminator in samples.
+        cqt_octaves: Octaves of the constant-Q transforms of "cqt"; at 16 kHz the authors' 9 would exceed the band.
+        width: Number of channels relative to the published one; less than 1 is for small machines.
+        gain: Factor by which waves are multiplied before discrimination. Speech with a peak of 0.7 is small
+            beside the biases of newly initialized discriminators, which learn sooner from louder waves (LOG.md).
     """
 
     kind: Literal["cqt", "resolutions"] = "cqt"
@@ -61,13 +61,13 @@ class DiscriminatorConfig:
 
     def __post_init__(self) -> None:
         if not 1 / 32 <= self.width <= 4:
-            raise ValueError(f"discriminators.width is {self.width}: wanted 1/32 to 4")
+            raise ValueError(f"discriminators.width is {self.width}: expected 1/32 to 4")
         if not self.periods or min(self.periods) < 1 or max(self.periods) > REACH:
-            raise ValueError(f"discriminators.periods are {[*self.periods]}: wanted one or more of 1 to {REACH}")
+            raise ValueError(f"discriminators.periods are {[*self.periods]}: expected one or more of 1 to {REACH}")
         if self.gain <= 0:
-            raise ValueError(f"discriminators.gain is {self.gain}: wanted more than 0")
+            raise ValueError(f"discriminators.gain is {self.gain}: expected more than 0")
         if self.cqt_octaves < 1:
-            raise ValueError(f"discriminators.cqt_octaves is {self.cqt_octaves}: wanted 1 or more")
+            raise ValueError(f"discriminators.cqt_octaves is {self.cqt_octaves}: expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class LossConfig:
     """Weights of the generator's losses.
 
     Args:
-        mel: "multi_scale" compares log-mels at seven resolutions (the authors' second version), "single" that of
-            the configuration (their first).
-        mel_weight: Of the distance of mels; the authors have 15 for "multi_scale" and 45 for "single".
-        feature_weight: Of the distance of the discriminators' features; the package doubles it already.
-        adversarial_weight: Of the discriminators' judgement.
+        mel: "multi_scale" compares log-mels at seven resolutions (the authors' second version), "single" only the
+            mel of the configuration (their first version).
+        mel_weight: Weight of the mel loss; the authors use 15 for "multi_scale" and 45 for "single".
+        feature_weight: Weight of the feature-matching loss, which the package already doubles.
+        adversarial_weight: Weight of the adversarial loss.
     """
 
     mel: Literal["multi_scale", "single"] = "multi_scale"
@@ -90,11 +90,11 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("mel_weight", "feature_weight", "adversarial_weight"):
             if getattr(self, name) < 0:
-                raise ValueError(f"losses.{name} is {getattr(self, name)}: wanted 0 or more")
+                raise ValueError(f"losses.{name} is {getattr(self, name)}: expected 0 or more")
 
 
 class GeneratorLosses(NamedTuple):
-    """The generator's losses, each with its weight, scalars."""
+    """Weighted losses of the generator, scalars."""
 
     mel: Tensor
     feature: Tensor
@@ -102,17 +102,17 @@ class GeneratorLosses(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """Their sum."""
+        """Sum of the three."""
         return self.mel + self.feature + self.adversarial
 
 
 class MultiScaleMels(MultiScaleMelSpectrogramLoss):
-    """The package's loss, with windows and filters kept on the device.
+    """The package's multi-scale mel loss, with windows and filters on the device.
 
-    The package copies them to it at each use, and waits for that.
+    The package copies them to the device in each step, which blocks.
 
     Args:
-        sample_rate: Of the waves.
+        sample_rate: Sample rate of the waves in Hz.
     """
 
     def __init__(self, sample_rate: int) -> None:
@@ -134,29 +134,29 @@ class MultiScaleMels(MultiScaleMelSpectrogramLoss):
 
 
 class Adversary(nn.Module):
-    """Judges segments [B, N].
+    """Discriminators and losses on segments [B, N].
 
-    Under autocast the discriminators' convolutions alone run in 16 bits: constant-Q transforms, mels and losses do
-    not, for the quiet bands would drown in the loud ones.
+    Under autocast only the discriminators' convolutions run in 16 bits: constant-Q transforms, mels and losses
+    would lose the quiet bands.
 
     Args:
-        discriminators: Which.
-        losses: Their weights.
-        mel: For the sample rate, and for the mel loss "single".
+        discriminators: Kind and width of the discriminators.
+        losses: Weights of the losses.
+        mel: Mel of the loss "single", and sample rate of the segments.
 
     Raises:
-        ValueError: if the constant-Q transforms would leave the band.
+        ValueError: if the constant-Q transforms would exceed half the sample rate that they run at.
     """
 
     def __init__(self, discriminators: DiscriminatorConfig, losses: LossConfig, mel: MelConfig) -> None:
         super().__init__()
         self.losses, self.gain = losses, discriminators.gain
         top = CQT_LOWEST_HZ * 2**discriminators.cqt_octaves
-        # The package doubles the rate before the transform, so the band ends at the sample rate itself.
+        # The package doubles the rate before the transform, so the limit is the sample rate itself.
         if discriminators.kind == "cqt" and top > mel.sample_rate:
             raise ValueError(
-                f"discriminators.cqt_octaves: {discriminators.cqt_octaves} octaves reach {top:.0f} Hz, a sample "
-                f"rate of {mel.sample_rate} Hz allows {mel.sample_rate} Hz: lower it"
+                f"discriminators.cqt_octaves is {discriminators.cqt_octaves}, which reaches {top:.0f} Hz: a sample "
+                f"rate of {mel.sample_rate} Hz allows {mel.sample_rate} Hz, lower it"
             )
         h = AttrDict(
             mpd_reshapes=[*discriminators.periods],
@@ -171,63 +171,63 @@ class Adversary(nn.Module):
         spectral = MultiResolutionDiscriminator
         if discriminators.kind == "cqt":
             spectral = MultiScaleSubbandCQTDiscriminator
-        # The package prints what it makes, and norms weights in a way that torch warns of.
+        # The package prints a line for each, and uses a weight norm that torch deprecates.
         with redirect_stdout(None), warnings.catch_warnings(action="ignore", category=FutureWarning):
-            # Apart, because their gradients are clipped apart.
+            # A list, because their gradients are clipped separately.
             self.parts = nn.ModuleList([MultiPeriodDiscriminator(h), spectral(h)])
-        for each in self.parts.modules():
-            if isinstance(each, CQT2010v2 | Resample):
-                each.forward = in_full(each.forward)
+        for module in self.parts.modules():
+            if isinstance(module, CQT2010v2 | Resample):
+                module.forward = in_float32(module.forward)
         self.multi_scale = MultiScaleMels(mel.sample_rate)
         self.mel = MelSpectrogram(mel)
 
-    def discriminator_loss(self, wave: Tensor, made: Tensor) -> Tensor:
-        """Returns how badly real and made segments [B, N] are told apart, a scalar."""
+    def discriminator_loss(self, wave: Tensor, generated: Tensor) -> Tensor:
+        """Returns the discriminators' loss on real and generated segments [B, N], a scalar."""
         total = wave.new_zeros(())
         for part in self.parts:
-            real, fake, _, _ = part(self.gain * wave[:, None], self.gain * made[:, None].detach())
-            # As the package's discriminator_loss, which waits for the device to say what each one lost.
-            for yes, no in zip(_full(real), _full(fake), strict=True):
-                total = total + (1 - yes).square().mean() + no.square().mean()
+            real, fake, _, _ = part(self.gain * wave[:, None], self.gain * generated[:, None].detach())
+            # As the package's discriminator_loss, which also blocks to copy each loss from the device.
+            for on_real, on_fake in zip(_to_float32(real), _to_float32(fake), strict=True):
+                total = total + (1 - on_real).square().mean() + on_fake.square().mean()
         return total
 
-    def generator_losses(self, wave: Tensor, made: Tensor) -> GeneratorLosses:
-        """Returns how far made segments [B, N] are from real ones, and how well they pass for them."""
+    def generator_losses(self, wave: Tensor, generated: Tensor) -> GeneratorLosses:
+        """Returns the generator's losses on real and generated segments [B, N]."""
         feature, adversarial = wave.new_zeros(()), wave.new_zeros(())
         for part in self.parts:
-            _, fake, real_features, fake_features = part(self.gain * wave[:, None], self.gain * made[:, None])
+            _, fake, real_features, fake_features = part(self.gain * wave[:, None], self.gain * generated[:, None])
             feature = feature + feature_loss(
-                *([_full(each) for each in of] for of in (real_features, fake_features))
+                *([_to_float32(layer) for layer in features] for features in (real_features, fake_features))
             )
-            adversarial = adversarial + generator_loss(_full(fake))[0]
+            adversarial = adversarial + generator_loss(_to_float32(fake))[0]
         weights = self.losses
-        return self.regression(wave, made)._replace(
+        return self.mel_only_losses(wave, generated)._replace(
             feature=weights.feature_weight * feature, adversarial=weights.adversarial_weight * adversarial
         )
 
-    def regression(self, wave: Tensor, made: Tensor) -> GeneratorLosses:
-        """Returns the same without what discriminators say."""
+    def mel_only_losses(self, wave: Tensor, generated: Tensor) -> GeneratorLosses:
+        """Returns the losses as `generator_losses`, with those of the discriminators zero."""
         zero = wave.new_zeros(())
-        return GeneratorLosses(self.losses.mel_weight * self.mel_loss(wave, made), zero, zero)
+        return GeneratorLosses(self.losses.mel_weight * self.mel_loss(wave, generated), zero, zero)
 
-    def mel_loss(self, wave: Tensor, made: Tensor) -> Tensor:
-        """Returns the mean distance of the log-mels of segments [B, N], a scalar, without its weight."""
+    def mel_loss(self, wave: Tensor, generated: Tensor) -> Tensor:
+        """Returns the mel loss on real and generated segments [B, N], a scalar, without its weight."""
         if self.losses.mel == "multi_scale":
             with torch.autocast(wave.device.type, enabled=False):
-                return self.multi_scale(wave[:, None], made[:, None])
-        return nn.functional.l1_loss(self.mel(wave), self.mel(made))
+                return self.multi_scale(wave[:, None], generated[:, None])
+        return nn.functional.l1_loss(self.mel(wave), self.mel(generated))
 
 
-def in_full(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Returns a function of a tensor that autocast does not change."""
+def in_float32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Returns a function of a tensor that runs in float32 under autocast too."""
 
     @wraps(forward)
-    def full(x: Tensor) -> Tensor:
+    def forward_float32(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return forward(x.float())
 
-    return full
+    return forward_float32
 
 
-def _full(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [each.float() for each in tensors]
+def _to_float32(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.float() for tensor in tensors]

@@ -1,4 +1,4 @@
-"""What a vocoder is to the rest of the house."""
+"""The interface of a vocoder."""
 
 from typing import Protocol
 
@@ -8,14 +8,14 @@ from sf_lightning.audio.mel import MelConfig
 
 
 class Vocoder(Protocol):
-    """Turns log-mels into waves, whole or piece by piece.
+    """Converts log-mels to waves, whole or chunk by chunk.
 
     Attributes:
-        mel: The mel it was made for.
-        sample_rate: The rate of its waves in Hz; it may be another than the mel's.
-        left: Frames of past mel that it wants when it extends a wave.
-        right: Frames of future mel that it can use.
-        digest: Of the weights that it was given; empty if it needs none.
+        mel: The mel that it accepts.
+        sample_rate: Sample rate of its waves in Hz; it may differ from the mel's.
+        left: Number of past mel frames that it needs when it extends a wave.
+        right: Number of future mel frames that it can use.
+        digest: Digest of its weights; empty if it has none.
     """
 
     mel: MelConfig
@@ -26,20 +26,20 @@ class Vocoder(Protocol):
 
     @property
     def hop(self) -> int:
-        """Samples of wave, at its own rate, for a frame of mel."""
+        """Number of samples, at its own rate, of one mel frame."""
         ...
 
     def decode(self, mel: Tensor) -> Tensor:
-        """Returns the whole waves [B, T * hop] of whole mels [B, T, F]."""
+        """Returns the waves [B, T * hop] of complete mels [B, T, F]."""
         ...
 
     def extend(self, mel: Tensor, past: Tensor, num_new: int) -> Tensor:
-        """Continues waves that have already been heard.
+        """Continues waves that have already been output.
 
         Args:
-            mel: [B, P + C + R, F]: P past frames, C new ones, R of what may come next.
-            past: The wave already heard for the P frames, [B, P * hop].
-            num_new: C.
+            mel: Mel [B, P + C + R, F] of P past, C new and R future frames; those may be provisional.
+            past: The wave already output for the P past frames, [B, P * hop].
+            num_new: Number C of new frames.
 
         Returns:
             The wave of the new frames, [B, C * hop].

@@ -1,4 +1,4 @@
-"""Sizes of a BigVGAN, and how much mel they reach. Knows nothing of weights."""
+"""Sizes of a BigVGAN, and the context that they need. Knows nothing of weights."""
 
 import math
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ class GeneratorConfig:
     """Sizes of a generator.
 
     Args:
-        upsample_rates: By how much each stage upsamples; they multiply to the hop length.
-        upsample_kernel_sizes: Of each stage's transposed convolution; an even number above its rate.
-        channels: Before the first stage; each stage halves them.
-        kernel_sizes: Of the convolutions whose blocks stand side by side in a stage.
-        dilations: Of each block's convolutions.
-        activation: Periodic activation: "snakebeta" has two parameters for each channel, "snake" one.
+        upsample_rates: Upsampling rate of each stage; their product is the hop length.
+        upsample_kernel_sizes: Kernel size of each stage's transposed convolution: the rate plus an even number.
+        channels: Number of channels before the first stage; each stage halves it.
+        kernel_sizes: Kernel sizes of the parallel residual blocks of a stage, all odd.
+        dilations: Dilations of the convolutions of each residual block.
+        activation: Periodic activation: "snakebeta" has two parameters per channel, "snake" one.
     """
 
     upsample_rates: tuple[int, ...] = (5, 4, 4, 2)
@@ -31,23 +31,23 @@ class GeneratorConfig:
         rates, kernels = self.upsample_rates, self.upsample_kernel_sizes
         if len(rates) != len(kernels):
             raise ValueError(
-                f"generator: {len(rates)} upsample_rates and {len(kernels)} upsample_kernel_sizes: wanted as many"
+                f"generator has {len(rates)} upsample_rates, {len(kernels)} upsample_kernel_sizes: expected as many"
             )
         for rate, kernel in zip(rates, kernels, strict=True):
             if rate < 1 or kernel < rate or (kernel - rate) % 2:
                 raise ValueError(
-                    f"generator: an upsample kernel of {kernel} for a rate of {rate}: wanted the rate and an even "
-                    "number above it, or a stage would not multiply its length by the rate"
+                    f"generator.upsample_kernel_sizes has {kernel} for a rate of {rate}: expected the rate plus an "
+                    "even number, or the stage would not multiply the length by the rate"
                 )
         if self.channels < 1 or self.channels % 2 ** len(rates):
             raise ValueError(
-                f"generator.channels is {self.channels}: wanted a multiple of {2 ** len(rates)}, for each of the "
-                f"{len(rates)} stages halves them"
+                f"generator.channels is {self.channels}: expected a multiple of {2 ** len(rates)}, for each of the "
+                f"{len(rates)} stages halves it"
             )
         if not self.kernel_sizes or any(kernel < 1 or kernel % 2 == 0 for kernel in self.kernel_sizes):
-            raise ValueError(f"generator.kernel_sizes are {[*self.kernel_sizes]}: wanted one or more, all odd")
+            raise ValueError(f"generator.kernel_sizes are {[*self.kernel_sizes]}: expected one or more, all odd")
         if not self.dilations or min(self.dilations) < 1:
-            raise ValueError(f"generator.dilations are {[*self.dilations]}: wanted one or more, each 1 or more")
+            raise ValueError(f"generator.dilations are {[*self.dilations]}: expected one or more, each 1 or more")
 
     def hyperparameters(self, mel: MelConfig) -> dict[str, Any]:
         """Returns the package's hyperparameters, as its `config.json` holds them."""
@@ -60,7 +60,7 @@ class GeneratorConfig:
             "resblock_dilation_sizes": [[*self.dilations] for _ in self.kernel_sizes],
             "activation": self.activation,
             "snake_logscale": True,
-            # As its authors' second version: neither squeezes the wave.
+            # As in the authors' second version: the output is neither squashed nor biased.
             "use_tanh_at_final": False,
             "use_bias_at_final": False,
             **mel_hyperparameters(mel),
@@ -68,7 +68,7 @@ class GeneratorConfig:
 
 
 def mel_hyperparameters(mel: MelConfig) -> dict[str, Any]:
-    """Returns what the package calls the numbers of a mel."""
+    """Returns the settings of a mel under the names of the `bigvgan` package."""
     return {
         "sampling_rate": mel.sample_rate,
         "n_fft": mel.n_fft,
@@ -81,19 +81,22 @@ def mel_hyperparameters(mel: MelConfig) -> dict[str, Any]:
 
 
 ACTIVATION_REACH = 5
-"""Samples on each side that an anti-aliased activation mixes."""
+"""Samples on each side that an anti-aliased activation depends on."""
 
 EDGE_REACH = 3
-"""Of the first and the last convolution, kernel 7."""
+"""Frames or samples on each side that the first and the last convolution, of kernel 7, depend on."""
 
 
 def context_frames(h: dict) -> int:
-    """Returns how many frames of mel on each side can change a sample, from the layers' kernels.
+    """Returns the number of mel frames on each side that a sample depends on, from the kernels of the layers.
 
-    What the samples of one frame depend on is followed back through the layers, as an interval of samples at each
-    stage's rate: a convolution of kernel k and dilation d reaches (k - 1) / 2 * d further, and sample n of a
-    transposed one of kernel k, stride u and padding (k - u) / 2 comes from samples i with
+    The dependence of one frame's samples is followed back through the layers, as an interval of samples at each
+    stage's rate: a convolution of kernel k and dilation d widens it by (k - 1) / 2 * d on each side; sample n of a
+    transposed convolution of kernel k, stride u and padding (k - u) / 2 depends on the samples i with
     n = i u - (k - u) / 2 + j, 0 <= j < k.
+
+    Args:
+        h: Hyperparameters of the `bigvgan` package.
     """
     reach = EDGE_REACH + ACTIVATION_REACH
     first, last = -reach, math.prod(h["upsample_rates"]) - 1 + reach

@@ -1,8 +1,8 @@
-"""Griffin-Lim: phases found by iteration, no weights. The default where no BigVGAN is at hand.
+"""Griffin-Lim: estimates phases by iteration, without weights.
 
-Whole utterances use the fast variant (Perraudin, Balazs & Sondergaard, 2013). A stream is continued by the
-same iteration with one more projection: samples that were already heard are put back after every step, so
-the phases of the new frames grow out of the old ones and no cross-fade is needed.
+Whole utterances use the fast variant (Perraudin, Balazs & Sondergaard, 2013). A stream is continued by the same
+iteration with one more projection: after every step, the samples that were already output are restored, so that the
+phases of the new frames continue the old ones and no cross-fade is needed.
 """
 
 import torch
@@ -16,10 +16,10 @@ class GriffinLim(nn.Module):
 
     Args:
         mel: The mel to invert.
-        iterations: Steps of phase estimation.
-        momentum: Of the fast variant; 0 is the original algorithm.
-        left: Past frames a stream hands in; 4 cover the window, more steady the phases.
-        right: Future frames a stream hands in if it has them.
+        iterations: Number of iterations of the phase estimation.
+        momentum: Momentum of the fast variant; 0 is the original algorithm.
+        left: Past frames that a stream passes in; 4 cover the window, more stabilize the phases.
+        right: Future frames that a stream passes in if it has them.
     """
 
     filters: Tensor
@@ -46,7 +46,7 @@ class GriffinLim(nn.Module):
 
     @property
     def hop(self) -> int:
-        """Samples of wave for a frame of mel."""
+        """Number of samples of one mel frame."""
         return self.mel.hop_length
 
     def decode(self, mel: Tensor) -> Tensor:
@@ -59,18 +59,18 @@ class GriffinLim(nn.Module):
         return self._invert(mel, past)[:, start : start + num_new * self.hop]
 
     def _magnitudes(self, mel: Tensor) -> Tensor:
-        """Returns linear magnitudes [B, bins, T + 2] whose mel is the given one; edge frames doubled."""
-        wanted = mel.float().exp()
-        magnitude = (wanted @ self.magnitude_of_mel).clamp(min=1e-8)
+        """Returns linear magnitudes [B, bins, T + 2] with the given mel [B, T, F]; the edge frames are repeated."""
+        target = mel.float().exp()
+        magnitude = (target @ self.magnitude_of_mel).clamp(min=1e-8)
         # Multiplicative updates keep the magnitudes positive, which the pseudo-inverse does not.
         for _ in range(8):
-            ratio = (wanted @ self.filters.T) / ((magnitude @ self.filters) @ self.filters.T).clamp(min=1e-12)
+            ratio = (target @ self.filters.T) / ((magnitude @ self.filters) @ self.filters.T).clamp(min=1e-12)
             magnitude = magnitude * ratio
         return torch.cat([magnitude[:, :1], magnitude, magnitude[:, -1:]], dim=1).transpose(1, 2)
 
     def _invert(self, mel: Tensor, past: Tensor) -> Tensor:
-        # A mel frame is centred half a hop after its start and `torch.stft(center=True)` on it: with one
-        # more frame at each edge, the wave lies half a hop inside what `istft` returns.
+        # A mel frame is centered half a hop after its start, a frame of `torch.stft(center=True)` at its start:
+        # with one more frame at each edge, the wave starts half a hop into the output of `istft`.
         inset, known = self.hop // 2, past.shape[1]
         magnitude = self._magnitudes(mel)
         size = (magnitude.shape[2] - 1) * self.hop
@@ -78,9 +78,9 @@ class GriffinLim(nn.Module):
         phase = torch.rand(magnitude.shape[1:], generator=generator).to(magnitude) * (2 * torch.pi)
         spectrum = torch.polar(magnitude, phase.expand_as(magnitude))
         if known:
-            heard = torch.nn.functional.pad(past, (inset, size - inset - known))
+            padded = torch.nn.functional.pad(past, (inset, size - inset - known))
             num_frames = (inset + known) // self.hop
-            spectrum[:, :, :num_frames] = self._with_phase(magnitude, self._stft(heard))[:, :, :num_frames]
+            spectrum[:, :, :num_frames] = self._with_phase(magnitude, self._stft(padded))[:, :, :num_frames]
         before = torch.zeros_like(spectrum)
         for _ in range(self.iterations):
             wave = self._istft(spectrum, size)

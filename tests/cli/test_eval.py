@@ -14,7 +14,6 @@ import pytest
 import soundfile
 import torch
 import wandb
-from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli import eval as command
@@ -29,15 +28,15 @@ from sf_lightning.evaluation.clips import open_clips
 from sf_lightning.evaluation.results import Results
 from sf_lightning.evaluation.systems import DecodingGrid, plan_systems
 from sf_lightning.streaming.decoder import StreamingDecoder
+from sf_lightning.streaming.loading import load_pretrained
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.tokens.load import load_tokenizer
-from sf_lightning.training.checkpoint import load_trained
-from tests.model.test_ecapa import HYPERPARAMS
 from tests.toys.audio import synthetic_voice, write_corpus
 from tests.toys.cli import error_line
 from tests.toys.decoder import decoder_data, decoder_module, fit_decoder
-from tests.toys.evaluation import write_small_vocoder
+from tests.toys.ecapa import write_ecapa
 from tests.toys.networks import randomize_weights
+from tests.toys.vocoder_files import write_vocoder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,13 +62,8 @@ def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def evaluation(checkpoint: Path, shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Evaluates two layouts and two look-aheads with speaker similarity, a listening test and W&B."""
-    ecapa = tmp_path_factory.mktemp("ecapa")
-    (ecapa / "hyperparams.yaml").write_text(HYPERPARAMS)
-    torch.manual_seed(0)
-    model = ECAPA_TDNN(80, channels=[16, 16, 16, 16, 48], attention_channels=8, lin_neurons=24)
-    torch.save(model.state_dict(), ecapa / "embedding_model.ckpt")
-    torch.save(Classifier(24, out_neurons=3).state_dict(), ecapa / "classifier.ckpt")
+    """A whole evaluation: its own layout and another, two look-aheads, voices compared, a listening test, W&B."""
+    ecapa = write_ecapa(tmp_path_factory.mktemp("ecapa"))
     out = tmp_path_factory.mktemp("eval") / "mine"
     more = ["--layout", "own", "block_only", "--lookahead", "1", "2", "--listening_test", "true"]
     # A W&B run is open already, as in a notebook.
@@ -160,12 +154,12 @@ def test_a_checkpoint_or_vocoder_that_changes_during_the_evaluation_is_refused(
     path = tmp_path / "last.ckpt"
     shutil.copy(checkpoint, path)
     vocoder = tmp_path / "vocoder"
-    write_small_vocoder(vocoder, 0)
+    write_vocoder(vocoder, 0)
     candidate = command.open_candidate(str(path), open_clips(str(shards.folder)))
     groups = plan_systems([candidate], DecodingGrid(vocoders=(str(vocoder),)))
     decoders = run._DecoderCache("cpu", run.input_digests(groups))
     decoders.decoder(groups[0])
-    write_small_vocoder(vocoder, 1)
+    write_vocoder(vocoder, 1)
     with pytest.raises(
         ValueError, match=rf"--vocoder {vocoder} changed during the evaluation: evaluate a copy of it"
     ):
@@ -236,7 +230,7 @@ def test_files_beside_the_audio_change_the_version_and_take_precedence_over_a_to
     checkpoint: Path, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     audio = write_corpus(tmp_path / "audio", clips=2)
-    description = load_trained(checkpoint).description
+    description = load_pretrained(checkpoint).description
     requirements = ClipRequirements.from_config(description.model, description.tokenizer)
     tokenizer = load_tokenizer(Path(shards.folder).parent / "kmeans-50.npz")
     first = audio / "voice0" / "clip000"
@@ -301,7 +295,7 @@ def test_each_mistake_gets_one_clear_line(
     for message, *args in (
         ("give checkpoints with --ckpt and clips with --data", out),
         ("--ckpt: no file or folder nothing.ckpt", "--ckpt=nothing.ckpt", clips, out),
-        ("wanted a checkpoint of sf-fit", f"--ckpt={tmp_path / 'words.json'}", clips, out),
+        ("words.json is no readable file of torch weights", f"--ckpt={tmp_path / 'words.json'}", clips, out),
         (f"tokens of kmeans with digest {other}, the", ckpt, f"--data={tmp_path / 'other' / 'set'}", out),
         ("--data: no folder nowhere", ckpt, "--data=nowhere", out),
         ("empty is empty", ckpt, f"--data={tmp_path / 'empty'}", out),

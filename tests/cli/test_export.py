@@ -13,7 +13,7 @@ import torch
 from sf_lightning.cli import decode, export
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.streamflow import StreamFlow
-from sf_lightning.streaming.pretrained import load_decoder
+from sf_lightning.streaming.loading import load_decoder
 from sf_lightning.training.module import StreamFlowModule
 from tests.toys.audio import synthetic_voice
 from tests.toys.cli import error_line
@@ -72,7 +72,7 @@ def test_the_raw_weights_are_exported_on_demand(checkpoint: Path, tmp_path: Path
     model = StreamFlowModule.load_from_checkpoint(checkpoint).model.eval()
     assert torch.equal(example_velocity(StreamFlow.from_pretrained(tmp_path / "raw")), example_velocity(model))
     card = (tmp_path / "raw" / "README.md").read_text()
-    assert "raw weights of step 2" in card and "with the averaged weights; these are the raw ones" in card
+    assert "raw weights of step 2" in card and "with the averaged weights; this model has the raw ones" in card
 
 
 @pytest.mark.parametrize("more", [[], ["--mode=offline", "--steps=3", "--seed=4"], ["--bf16"]])
@@ -98,16 +98,16 @@ def test_the_hub_reads_the_card_and_it_says_what_the_decoder_is(folder: Path) ->
     for words in (
         "# decoder\n",
         "    layer 0: back 1, ahead 0\n      1 0 0 0 0 0\n      1 1 0 0 0 0\n",
-        "| field | 1 back, 1 ahead, in blocks of 240 ms |",
-        "| first chunk waits for | 480 ms of tokens |",
-        f"| parameters | {sum(p.numel() for p in StreamFlow.from_pretrained(folder).parameters()):,} in all",
+        "| receptive field | 1 blocks back, 1 ahead; a block is 240 ms |",
+        "| first chunk needs | 480 ms of tokens |",
+        f"| parameters | {sum(p.numel() for p in StreamFlow.from_pretrained(folder).parameters()):,} in ",
         "| training | averaged weights of step 2 |",
         "| mel | 80 bands of 0 to 8000 Hz, 16000 Hz, hop 160, window 640, FFT 1024 |",
         "License: cc-by-4.0.",
         "**TO BE FILLED IN: data.**",
     ):
         assert words in card.content
-    assert re.search(r"\| tokens \| kmeans \(digest `[0-9a-f]{16}`\), 50 codes, 25 a second \|", card.content)
+    assert re.search(r"\| tokens \| kmeans \(digest `[0-9a-f]{16}`\), 50 codes, 25 per second \|", card.content)
 
 
 def test_the_card_has_the_scores_of_the_last_validation_until_the_checkpoint(folder: Path) -> None:
@@ -147,7 +147,7 @@ def edited(checkpoint: Path, where: Path, edit: Any) -> str:
     ("edit", "said"),
     [
         (lambda c: c.update(format=99), "odd.ckpt has format 99, sf-lightning .* reads up to 1: install a newer"),
-        (lambda c: c.pop("format"), "odd.ckpt is no checkpoint of sf-fit: it has no format; those from before"),
+        (lambda c: c.pop("format"), "odd.ckpt has no format number: checkpoints from before there was one"),
         (lambda c: c["hyper_parameters"].pop("decode"), "odd.ckpt: its hyperparameters have no decode"),
         (lambda c: c["hyper_parameters"]["dit"].update(colour=1), "odd.ckpt: model.dit.colour is unknown"),
         (
@@ -156,7 +156,7 @@ def edited(checkpoint: Path, where: Path, edit: Any) -> str:
         ),
         (
             lambda c: c["state_dict"].pop("average.dit.from_mel.bias"),
-            "odd.ckpt: dit.from_mel.bias: nothing among the",
+            "odd.ckpt: dit.from_mel.bias is missing, expected",
         ),
     ],
 )
@@ -174,9 +174,9 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "no file .*/x.ckpt: wanted a checkpoint of sf-fit"),
-        (b"garbage", "wanted a checkpoint of sf-fit: .*x.ckpt is no readable file of torch weights"),
-        (b"", "wanted a checkpoint of sf-fit: .*x.ckpt is no readable file of torch weights"),
+        (None, "no file or folder .*/x.ckpt: expected a decoder checkpoint of sf-fit or a vocoder"),
+        (b"garbage", "x.ckpt is no readable file of torch weights"),
+        (b"", "x.ckpt is no readable file of torch weights"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused_in_one_line(

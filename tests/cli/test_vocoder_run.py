@@ -12,7 +12,7 @@ import wandb
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli import export, fit
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.training.checkpoint import read_checkpoint
+from sf_lightning.streaming.loading import load_pretrained
 from sf_lightning.training.vocoder_module import VocoderModule
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.files import read_generator
@@ -68,8 +68,8 @@ def test_a_run_leaves_sound_a_picture_and_a_table(run: Path) -> None:
 @torch.inference_mode()
 def test_its_checkpoint_and_its_export_are_vocoders_and_sound_alike(run: Path, tmp_path: Path) -> None:
     checkpoint = run / "checkpoints" / "last.ckpt"
-    with pytest.raises(ValueError, match=r"last.ckpt is the checkpoint of a vocoder, .* give it to --vocoder"):
-        read_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match=r"last.ckpt is a vocoder checkpoint .*, which --vocoder takes"):
+        load_pretrained(checkpoint)
     (tmp_path / "data.md").write_text("Speech of nobody.\n")
     given = ["--license=apache-2.0", f"--data={tmp_path / 'data.md'}"]
     export.main([str(checkpoint), str(tmp_path / "out"), *given])
@@ -114,9 +114,9 @@ def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
         )
     assert "| generated |" in (tmp_path / "tuned" / "summary.md").read_text()
     export.main([str(other), str(tmp_path / "out")])
-    begun_with = "averaged weights of step 2, begun with last.ckpt (averaged weights of step 4)"
+    begun_with = "averaged weights of step 2, initialized from last.ckpt (averaged weights of step 4)"
     assert f"| training | {begun_with} |" in (tmp_path / "out" / "README.md").read_text()
-    assert read_generator(tmp_path / "out").of == begun_with
+    assert read_generator(tmp_path / "out").origin == begun_with
 
 
 def test_the_config_of_a_run_says_what_it_trains(run: Path) -> None:

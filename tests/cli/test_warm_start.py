@@ -10,10 +10,10 @@ import yaml
 
 from sf_lightning.cli import export, fit
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.training.checkpoint import read_checkpoint
+from sf_lightning.model.checkpoint import read_checkpoint
 from sf_lightning.training.module import StreamFlowModule
-from tests.model.test_qwen import save_folder, sibling
 from tests.toys.cli import decoder_arguments, error_line
+from tests.toys.qwen import save_token2wav, small_token2wav
 
 pytest.importorskip("transformers")
 
@@ -30,14 +30,14 @@ WARM = (
 def test_a_warm_start_is_said_and_recorded_and_a_resumed_run_needs_the_weights_no_more(
     shards: ShardSet, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    folder = save_folder(sibling(num_embeds=50), tmp_path / "qwen")
+    folder = save_token2wav(small_token2wav(num_embeds=50), tmp_path / "qwen")
     begins = decoder_arguments(
         shards, tmp_path / "run", *WARM, f"--model.init_from={folder}", "--trainer.max_steps=2"
     )
     fit.main(begins)
     wandb.finish()
     said = "".join(capfd.readouterr())
-    assert "M parameters loaded" in said and "x-vectors left out" in said
+    assert "M parameters loaded" in said and "x-vectors skipped" in said
     hparams = tmp_path / "run" / "csv" / "hparams.yaml"
     assert "M parameters loaded" in (before := yaml.safe_load(hparams.read_text())["initialized_from"])
     shutil.rmtree(folder)
@@ -53,7 +53,7 @@ def test_a_warm_start_is_said_and_recorded_and_a_resumed_run_needs_the_weights_n
 def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = save_folder(sibling(), tmp_path / "qwen")
+    folder = save_token2wav(small_token2wav(), tmp_path / "qwen")
     wide = "--model.dit.width=128"
     args = decoder_arguments(shards, tmp_path / "run", *WARM, wide, f"--model.init_from={folder}")
     said = error_line(capsys, fit.main, *args)

@@ -22,7 +22,8 @@ from sf_lightning.evaluation.systems import (
 from sf_lightning.model.layout import Layout
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.config import VocoderConfig
-from tests.toys.evaluation import make_candidate, write_small_vocoder
+from tests.toys.evaluation import make_candidate
+from tests.toys.vocoder_files import write_vocoder
 
 
 def test_each_combination_is_one_system_and_shared_systems_appear_once() -> None:
@@ -65,7 +66,7 @@ def test_a_layout_or_vocoder_that_changes_under_its_name_changes_its_digest(tmp_
 
     def digests(forward: str, seed: int) -> dict[str, str]:
         layout.write_text(f"backward: [1]\nforward: [{forward}]\n")
-        write_small_vocoder(vocoder, seed)
+        write_vocoder(vocoder, seed)
         grid = DecodingGrid(layouts=("own", str(layout)), vocoders=(str(vocoder),))
         return input_digests(plan_systems([make_candidate("a.ckpt")], grid))
 

@@ -22,13 +22,13 @@ from sf_lightning.model.pretrained import (
     ModelConfig,
     Pretrained,
     TokenizerName,
-    WeightsOf,
-    load_pretrained,
-    save_pretrained,
+    WeightsOrigin,
+    load_export,
+    save_export,
 )
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
-from sf_lightning.streaming.pretrained import load_decoder, make_decoder
+from sf_lightning.streaming.loading import load_decoder, make_decoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.config import VocoderConfig
 from tests.toys.networks import randomize_weights
@@ -54,7 +54,11 @@ def tiny() -> Pretrained:
     assert isinstance(model, StreamFlow)
     decode = DecodeConfig(steps=3, method="midpoint", guidance=0.7, temperature=0.9, seed=5)
     description = Description(
-        config, TokenizerName("kmeans", "abc"), WeightsOf(7, True), asdict(decode), asdict(VocoderConfig(None, 4))
+        config,
+        TokenizerName("kmeans", "abc"),
+        WeightsOrigin(7, True),
+        asdict(decode),
+        asdict(VocoderConfig(None, 4)),
     )
     return Pretrained(model, description)
 
@@ -62,24 +66,24 @@ def tiny() -> Pretrained:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A decoder's folder."""
-    save_pretrained(tmp_path / "tiny", tiny(), "A card.\n")
+    save_export(tmp_path / "tiny", tiny(), "A card.\n")
     return tmp_path / "tiny"
 
 
 def test_a_digest_is_of_the_weights_and_how_they_decode_whoever_wrote_them(folder: Path) -> None:
     trained = tiny()
-    assert len(trained.digest) == 16 and load_pretrained(folder).digest == trained.digest
-    for change in ({"decode": trained.description.decode | {"seed": 6}}, {"weights": WeightsOf(8, True)}):
+    assert len(trained.digest) == 16 and load_export(folder).digest == trained.digest
+    for change in ({"decode": trained.description.decode | {"seed": 6}}, {"weights": WeightsOrigin(8, True)}):
         assert Pretrained(trained.model, replace(trained.description, **change)).digest != trained.digest
     other = Pretrained(trained.model, replace(trained.description, written_by="sf-lightning 99"))
     assert other.digest == trained.digest
     with torch.no_grad():
         next(trained.model.parameters()).flatten()[0] += 1e-3
-    assert other.digest == trained.digest != load_pretrained(folder).digest
+    assert other.digest == trained.digest != load_export(folder).digest
 
 
 def test_what_is_saved_comes_back_to_the_bit(folder: Path) -> None:
-    saved, loaded = tiny(), load_pretrained(folder)
+    saved, loaded = tiny(), load_export(folder)
     assert loaded.description == saved.description and not loaded.model.training
     weights = saved.model.state_dict()
     assert weights.keys() == loaded.model.state_dict().keys() == load_file(folder / "model.safetensors").keys()
@@ -107,7 +111,7 @@ def test_a_folder_of_any_format_there_was_gives_the_mel_that_it_gave(stored: Pat
 
 def test_a_setting_that_an_older_version_did_not_know_is_the_default(folder: Path) -> None:
     change(folder, lambda config: config["model"]["speaker"].pop("encoder"))
-    assert load_pretrained(folder).model.speaker.encoder == "joint"
+    assert load_export(folder).model.speaker.encoder == "joint"
 
 
 def change(folder: Path, edit: Callable[[dict], Any]) -> None:
@@ -125,9 +129,12 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing: wanted a folder that sf-exp"),
+        (
+            lambda f: (f / "model.safetensors").unlink(),
+            "model.safetensors is missing: expected both files of a folder that sf-exp",
+        ),
         (lambda f: (f / "config.yaml").unlink(), "config.yaml is missing"),
-        (lambda f: cut(f / "model.safetensors"), "model.safetensors is no whole safetensors file"),
+        (lambda f: cut(f / "model.safetensors"), "model.safetensors is no complete safetensors file"),
         (lambda f: (f / "config.yaml").write_bytes(b"\xff\x00"), "config.yaml: "),
         (lambda f: (f / "config.yaml").write_text("a: [1"), "config.yaml: "),
         (lambda f: (f / "config.yaml").write_text(""), "config.yaml: None: expected names and values"),
@@ -148,22 +155,22 @@ def cut(path: Path) -> None:
         (lambda f: change(f, lambda c: c["model"]["dit"].update(num_heads=0)), "config.yaml: "),
         (
             lambda f: change(f, lambda c: c["model"]["dit"].update(vocabulary=30)),
-            r"model.safetensors does not fit config.yaml: dit.tokens.* is \[.*\], expected \[.*\] by the",
+            r"model.safetensors does not match config.yaml: dit.tokens.* is \[.*\], expected \[.*\] by the",
         ),
         (
             lambda f: change(f, lambda c: c["model"]["layout"].update(num_layers=4, drawn_for=4)),
-            "does not fit config.yaml: dit.layers.3.* is missing, expected",
+            "does not match config.yaml: dit.layers.3.* is missing, expected",
         ),
         (
             lambda f: change(f, lambda c: c["model"]["layout"].update(num_layers=2, drawn_for=2)),
-            "does not fit config.yaml: dit.layers.2.*, which the network does not have",
+            "does not match config.yaml: dit.layers.2.*, which the network does not have",
         ),
     ],
 )
 def test_what_is_damaged_or_does_not_fit_is_named(folder: Path, damage: Callable[[Path], Any], said: str) -> None:
     damage(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
-        load_pretrained(folder)
+        load_export(folder)
     assert str(folder) in str(error.value)
 
 
@@ -183,20 +190,21 @@ def test_a_folder_that_could_not_be_written_whole_is_not_there(
 
     monkeypatch.setattr(Description, "write", full)
     with pytest.raises(OSError, match="no space"):
-        save_pretrained(tmp_path / "tiny", tiny(), "A card.\n")
+        save_export(tmp_path / "tiny", tiny(), "A card.\n")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_overwritten_not_even_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
     with pytest.raises(FileExistsError, match="tiny exists already: give another path"):
-        save_pretrained(tmp_path / "tiny", tiny(), "A card.\n")
+        save_export(tmp_path / "tiny", tiny(), "A card.\n")
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny"] and not list((tmp_path / "tiny").iterdir())
 
 
 def test_an_id_of_the_hub_is_brought_from_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        assert (name, sorted(allow_patterns)) == ("owner/name", ["config.yaml", "model.safetensors"])
+    def snapshot_download(name: str, revision: str | None, allow_patterns: list[str], **others: Any) -> str:
+        assert name == "owner/name" and {"config.yaml", "model.safetensors"} <= {*allow_patterns}
+        assert revision is None and others == {"token": None, "cache_dir": None}
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -207,10 +215,13 @@ def test_an_id_of_the_hub_is_brought_from_there(folder: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("owner/name", "no folder owner/name, and the hub does not give it either .no such thing."),
-        ("/nowhere/decoder", "no folder /nowhere/decoder: wanted one that sf-export wrote, or an owner/name"),
-        ("./decoder", "no folder ./decoder: wanted"),
-        ("decoder", "no folder decoder: wanted"),
+        ("owner/name", "no file or folder owner/name, and the hub does not provide it .no such thing."),
+        (
+            "/nowhere/decoder",
+            "no file or folder /nowhere/decoder; a repository of the Hugging Face hub is OWNER/NAME",
+        ),
+        ("./decoder", "no file or folder ./decoder; a repo"),
+        ("decoder", "no file or folder decoder; a repo"),
     ],
 )
 def test_a_name_of_nothing_is_said_in_one_line(name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,8 +236,8 @@ def test_a_name_of_nothing_is_said_in_one_line(name: str, said: str, monkeypatch
 
 
 def test_the_vocoder_may_be_another(folder: Path) -> None:
-    trained = load_pretrained(folder)
+    trained = load_export(folder)
     lost = replace(trained.description, vocoder={"checkpoint": "/nowhere/g.pt"})
-    with pytest.raises(FileNotFoundError, match=r"/nowhere/g\.pt is missing"):
+    with pytest.raises(FileNotFoundError, match=r"vocoder: no file or folder /nowhere/g\.pt"):
         make_decoder(trained._replace(description=lost))
     assert make_decoder(trained._replace(description=lost), VocoderConfig(), steps=2).config.steps == 2

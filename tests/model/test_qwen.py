@@ -1,14 +1,12 @@
 """The public sibling's network and ours are the same function of the same weights."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -18,38 +16,15 @@ from sf_lightning.flow.solver import Solver
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
-from sf_lightning.model.qwen import SCALE, X_VECTORS, fill, from_qwen, read_voices, to_qwen, warm_start
+from sf_lightning.model.qwen import fill, from_qwen, read_voices, warm_start
+from sf_lightning.model.qwen_export import to_qwen
+from sf_lightning.model.qwen_names import SCALE, X_VECTORS
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.training.module import StreamFlowModule
-from tests.toys.networks import randomize_weights
+from tests.toys.qwen import omni, save_token2wav, small_token2wav
 
-transformers = pytest.importorskip("transformers")
-omni = transformers.models.qwen2_5_omni
-
-SIZES = {
-    "hidden_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "head_dim": 16,
-    "emb_dim": 24,
-    "num_embeds": 40,
-    "enc_dim": 12,
-    "enc_emb_dim": 20,
-    "enc_channels": [16, 16, 16, 16, 48],
-    "enc_attention_channels": 4,
-    "enc_se_channels": 4,
-    "look_backward_layers": [0, 2],
-    "look_ahead_layers": [1],
-    "attn_implementation": "sdpa",
-}
-
-
-def sibling(**change: Any) -> Any:
-    """A small network of the sibling's that says something."""
-    torch.manual_seed(0)
-    config = omni.configuration_qwen2_5_omni.Qwen2_5OmniDiTConfig(**(SIZES | change))
-    return randomize_weights(omni.modeling_qwen2_5_omni.Qwen2_5OmniToken2WavDiTModel(config))
+pytest.importorskip("transformers")
 
 
 def ours(theirs: Any) -> StreamFlow:
@@ -114,7 +89,7 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 @torch.inference_mode()
 def test_the_sibling_and_ours_give_the_same_velocity(name: str, tokens: int) -> None:
-    theirs = sibling(**VARIANTS[name])
+    theirs = small_token2wav(**VARIANTS[name])
     model = ours(theirs)
     given = inputs(theirs, tokens)
     expected = their_velocity(theirs, given)
@@ -167,7 +142,7 @@ def to_qwen_names(model: StreamFlow) -> set[str]:
 
 
 def test_gradients_are_the_sibling_s() -> None:
-    theirs = sibling()
+    theirs = small_token2wav()
     model = ours(theirs)
     given = inputs(theirs, 41)
     their_velocity(theirs, given).square().mean().backward()
@@ -192,7 +167,7 @@ def test_gradients_are_the_sibling_s() -> None:
 
 @torch.inference_mode()
 def test_the_sibling_s_sampler_is_rk4_on_a_sway_grid_with_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = sibling()
+    theirs = small_token2wav()
     model = ours(theirs)
     given = inputs(theirs, 41, batch=1)
     frames, bands = given["hidden_states"].shape[1:]
@@ -220,7 +195,7 @@ def test_the_sibling_s_sampler_is_rk4_on_a_sway_grid_with_guidance(monkeypatch: 
 
 @pytest.mark.parametrize("prefix", ["", "code2wav_dit_model.", "token2wav.code2wav_dit_model."])
 def test_weights_go_there_and_back_under_any_prefix(prefix: str) -> None:
-    theirs = sibling()
+    theirs = small_token2wav()
     state = {prefix + name: value for name, value in theirs.state_dict().items()}
     state |= {"thinker.something": torch.zeros(1)} if prefix else {}
     state[prefix + "rotary_embed.inv_freq"] = torch.zeros(8)  # saved by older versions
@@ -249,24 +224,24 @@ def recipe(**change: Any) -> StreamFlow:
 
 
 def test_a_warm_start_says_what_it_loaded_resized_and_left() -> None:
-    state = sibling().state_dict()
+    state = small_token2wav().state_dict()
     report = fill(model := recipe(), state)
-    assert "one for each of its frames, here 4" in str(report) and "x-vectors left out" in str(report)
+    assert "copied for each of its 4 frames" in str(report) and "x-vectors skipped" in str(report)
     rows = (model.dit.tokens.table.weight * model.dit.tokens.scale).unflatten(1, (4, 24))
     torch.testing.assert_close(rows[:40, 2], state["text_embed.codec_embed.weight"][:40])
     torch.testing.assert_close(rows[40, 3], state["text_embed.codec_embed.weight"][0])  # its null is code 0
     assert report.loaded == report.parameters - model.encoder.learned_null.numel()
     torch.testing.assert_close(model.encoder.null(), model.encoder.silence())
     other = fill(recipe(dit={"vocabulary": 30}), state)
-    assert "its vocabulary is 40, dit.vocabulary 30" in str(other)
+    assert "a vocabulary of 40, dit.vocabulary is 30" in str(other)
     assert other.loaded < report.loaded
     joint = fill(recipe(speaker=SpeakerConfig(channels=16)), state)
-    assert "reference encoder left out" in str(joint)
+    assert "reference encoder skipped" in str(joint)
 
 
 @torch.inference_mode()
 def test_x_vectors_of_another_encoder_do_not_inherit_the_sibling_s_weights() -> None:
-    theirs = sibling()
+    theirs = small_token2wav()
     change = {"dit": {"speaker_width": 32, "null_condition": "zeros"}}
 
     def columns(name: str) -> tuple[Tensor, str]:
@@ -277,7 +252,7 @@ def test_x_vectors_of_another_encoder_do_not_inherit_the_sibling_s_weights() -> 
     kept, _ = columns(X_VECTORS)
     assert torch.equal(kept, theirs.input_embed.proj.weight[:, -20:])
     fresh, said = columns("speechbrain")
-    assert (fresh == 0).all() and "those of 'speechbrain' are not those of 'qwen2.5-omni'" in said
+    assert (fresh == 0).all() and "speaker.x_vectors is 'speechbrain', not 'qwen2.5-omni'" in said
 
 
 @pytest.mark.parametrize(
@@ -289,18 +264,18 @@ def test_x_vectors_of_another_encoder_do_not_inherit_the_sibling_s_weights() -> 
         ({"dit": {"mlp_ratio": 4}}, "dit.mlp_ratio is 4, the weights to start from have 2"),
         ({"dit": {"rope_heads": None}}, "dit.rope_heads is 4, the weights to start from have 1"),
         ({"dit": {"speaker_width": 16}}, "dit.speaker_width without x-vectors is 16, the weights .* have 12"),
-        ({"predict": "mel"}, "predict is mel, the weights to start from have velocity"),
+        ({"predict": "mel"}, "predict is 'mel', the weights to start from have 'velocity'"),
         ({"scale": MelScale()}, r"scale is \(-5.0, 2.4\), the weights to start from have \(0.0, 1.0\)"),
         ({"speaker": SpeakerConfig("qwen", 32)}, "speaker.channels is 32, the weights to start from have 16"),
     ],
 )
 def test_weights_of_another_architecture_are_refused_with_both_values(change: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        fill(recipe(**change), sibling().state_dict())
+        fill(recipe(**change), small_token2wav().state_dict())
 
 
 def test_what_is_missing_or_unknown_in_foreign_weights_is_named() -> None:
-    state = sibling().state_dict()
+    state = small_token2wav().state_dict()
     with pytest.raises(ValueError, match=r"transformer_blocks.3.ff.ff.3.bias is missing"):
         from_qwen({n: v for n, v in state.items() if n != "transformer_blocks.3.ff.ff.3.bias"})
     for odd in ("transformer_blocks.0.conv.weight", "transformer_blocks.x.y", "input_embed.spk_encoder.x"):
@@ -308,18 +283,18 @@ def test_what_is_missing_or_unknown_in_foreign_weights_is_named() -> None:
             from_qwen(state | {odd: torch.zeros(1)})
     with pytest.raises(ValueError, match=r"spk_encoder.asp.conv.bias is missing"):
         from_qwen({n: v for n, v in state.items() if n != "input_embed.spk_encoder.asp.conv.bias"})
-    with pytest.raises(ValueError, match=r"proj_out.weight has shape \[64\]: wanted 2 dimensions"):
+    with pytest.raises(ValueError, match=r"proj_out.weight has shape \[64\]: expected 2 dimensions"):
         from_qwen(state | {"proj_out.weight": torch.zeros(64)})
-    with pytest.raises(ValueError, match=r"takes 90 inputs: wanted more than 116"):
+    with pytest.raises(ValueError, match=r"has 90 inputs: expected more than 116"):
         from_qwen(state | {"input_embed.proj.weight": torch.zeros(64, 90)})
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({}, "dit.null_condition is 'learned', the sibling can only have 'zeros'"),
-        ({"dit": {"rope_heads": 2}}, "dit.rope_heads is 2, the sibling can only have 1"),
-        ({"predict": "mel"}, "predict is 'mel', the sibling can only have 'velocity'"),
+        ({}, "dit.null_condition is 'learned', token2wav requires 'zeros'"),
+        ({"dit": {"rope_heads": 2}}, "dit.rope_heads is 2, token2wav requires 1"),
+        ({"predict": "mel"}, "predict is 'mel', token2wav requires 'velocity'"),
     ],
 )
 def test_what_the_sibling_cannot_do_is_not_exported(change: dict, said: str) -> None:
@@ -330,13 +305,13 @@ def test_what_the_sibling_cannot_do_is_not_exported(change: dict, said: str) -> 
 def test_frames_that_learnt_vectors_of_their_own_are_not_exported() -> None:
     speaker = SpeakerConfig("qwen", 16, x_vectors=X_VECTORS, x_vector_width=20)
     model = recipe(dit={"null_condition": "zeros", "speaker_width": 32}, speaker=speaker)
-    with pytest.raises(ValueError, match=r"train with dit\.token_repeat=true"):
+    with pytest.raises(ValueError, match=r"train with --model\.dit\.token_repeat=true"):
         to_qwen(model)
 
 
 @torch.inference_mode()
 def test_the_voices_that_come_with_the_sibling_are_read_by_name(tmp_path: Path) -> None:
-    theirs = sibling()
+    theirs = small_token2wav()
     model = ours(theirs)
     given = inputs(theirs, 12, batch=1)
     voice = {"cond": given["speaker_embedding"], "ref_mel": given["condition_vector"], "bos_token": 7}
@@ -346,13 +321,13 @@ def test_the_voices_that_come_with_the_sibling_are_read_by_name(tmp_path: Path) 
     torch.testing.assert_close(embedding[:12], expected[0], atol=1e-6, rtol=0)
     assert torch.equal(embedding[12:], given["speaker_embedding"][0])
     torch.save({"Ada": given["speaker_embedding"]}, tmp_path / "wrong.pt")
-    with pytest.raises(ValueError, match="holds no voice under 'Ada'"):
+    with pytest.raises(ValueError, match="'Ada' is no voice"):
         read_voices(model, tmp_path / "wrong.pt")
 
 
 def test_a_run_warm_starts_from_a_folder_and_its_average_too(tmp_path: Path) -> None:
-    theirs = sibling()
-    shutil.copytree(save_folder(theirs, tmp_path / "qwen"), tmp_path / "gone")
+    theirs = small_token2wav()
+    shutil.copytree(save_token2wav(theirs, tmp_path / "qwen"), tmp_path / "gone")
     module = StreamFlowModule(
         Layout(4, 24, (0, 2), (1,)),
         DiTConfig(
@@ -375,16 +350,6 @@ def test_a_run_warm_starts_from_a_folder_and_its_average_too(tmp_path: Path) -> 
 
 
 def test_other_numbers_of_heads_are_refused(tmp_path: Path) -> None:
-    folder = save_folder(sibling(), tmp_path / "qwen")
+    folder = save_token2wav(small_token2wav(), tmp_path / "qwen")
     with pytest.raises(ValueError, match=r"has 4 attention heads, dit.num_heads is 2"):
         warm_start(recipe(dit={"num_heads": 2}), folder)
-
-
-def save_folder(theirs: Any, folder: Path) -> Path:
-    """The sibling as it is distributed: safetensors and a config, other components beside it."""
-    folder.mkdir()
-    state = {f"token2wav.code2wav_dit_model.{name}": value for name, value in theirs.state_dict().items()}
-    save_file(state | {"talker.weight": torch.zeros(1)}, folder / "model.safetensors")
-    config = {"token2wav_config": {"dit_config": theirs.config.to_dict()}}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder

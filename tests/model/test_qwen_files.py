@@ -105,7 +105,7 @@ def test_names_without_a_prefix_belong_to_nobody_beside_names_that_have_one(tmp_
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"w.safetensors is missing: wanted {DIT} as a model folder"):
+    with pytest.raises(FileNotFoundError, match=rf"w.safetensors is missing: expected {DIT} in a model folder"):
         read_qwen(tmp_path / "w.safetensors", DIT)
     with pytest.raises(FileNotFoundError, match=r"has neither model.safetensors.index.json nor any \*.safetensors"):
         read_qwen(tmp_path, DIT)
@@ -116,20 +116,20 @@ def test_a_truncated_shard_is_named(tmp_path: Path, kept: int) -> None:
     save_shards(tmp_path, whole(), count=2)
     shard = tmp_path / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"model-00002-of-00002.safetensors is no whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model-00002-of-00002.safetensors is no complete safetensors file"):
         read_qwen(tmp_path, DIT)
 
 
 def test_a_shard_of_another_download_is_named(tmp_path: Path) -> None:
     save_shards(tmp_path, whole(), count=2)
     save_file({"x": torch.ones(1)}, tmp_path / "model-00001-of-00002.safetensors")
-    with pytest.raises(ValueError, match=r"model-00001-of-00002.safetensors was to hold token2wav"):
+    with pytest.raises(ValueError, match=r"model-00001-of-00002.safetensors does not hold token2wav"):
         read_qwen(tmp_path, DIT)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "is no JSON"), ("[]", "holds a list: wanted a JSON object"), ("{}", "has no weight_map")],
+    [("{", "is no JSON"), ("[]", "holds a list: expected a JSON object"), ("{}", "has no weight_map")],
 )
 def test_a_broken_index_is_named(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)
@@ -155,7 +155,7 @@ def test_a_truncated_torch_file_is_named(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (torch.ones(2), "holds a Tensor: expected a state dict"),
-        ({"generator": dict(OWN)}, "holds a dict under 'generator': wanted a state dict, of tensors alone"),
+        ({"generator": dict(OWN)}, "holds a dict under 'generator': expected a state dict, of tensors only"),
         ({}, f"no tensor of {DIT} in it: it has nothing"),
     ],
 )

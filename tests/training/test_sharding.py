@@ -14,10 +14,10 @@ import torch
 from torch import multiprocessing
 
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.streaming.loading import load_pretrained
 from sf_lightning.training import stop
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
 from sf_lightning.training.callbacks.preemption import Preemption, stop_if_requested
-from sf_lightning.training.checkpoint import load_checkpoint
 from sf_lightning.training.saving import newest_checkpoint
 from tests.toys.decoder import RankLosses, decoder_data, decoder_module, example_velocity
 
@@ -128,7 +128,7 @@ def test_an_export_of_shards_is_that_of_a_run_without(shards: ShardSet, tmp_path
         saved = newest_checkpoint(tmp_path / strategy / "checkpoints")
         assert saved is not None and saved.is_dir() == (strategy == "fsdp2")
         checkpoints.append(saved)
-    whole, parts = (load_checkpoint(path) for path in checkpoints)
+    whole, parts = (load_pretrained(path) for path in checkpoints)
     assert whole.description == parts.description and whole.description.weights.step == 3
     # Not weight by weight: Adam makes steps of rounding, where a bias has no gradient for a norm follows.
     torch.testing.assert_close(example_velocity(parts.model), example_velocity(whole.model), atol=1e-6, rtol=1e-6)

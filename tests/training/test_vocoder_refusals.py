@@ -25,7 +25,10 @@ from tests.toys.vocoder import VOCODER_SETTINGS, VocoderLosses, fit_vocoder, voc
     [
         ({"generator": GeneratorConfig((5, 4, 4, 3), (11, 8, 8, 5), 16)}, "multiply to 240, the hop length is 160"),
         ({"segments": SegmentConfig(frames=6)}, r"segments.frames 6 are 960 samples: .* need more than 1024"),
-        ({"discriminators": DiscriminatorConfig("cqt", cqt_octaves=9)}, r"9 octaves reach 16742 Hz, .* 16000 Hz"),
+        (
+            {"discriminators": DiscriminatorConfig("cqt", cqt_octaves=9)},
+            r"cqt_octaves is 9, which reaches 16742 Hz: .* 16000 Hz",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said: str) -> None:
@@ -36,19 +39,19 @@ def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: GeneratorConfig((5, 4), (11,)), "2 upsample_rates and 1 upsample_kernel_sizes"),
-        (lambda: GeneratorConfig((5,), (8,)), "kernel of 8 for a rate of 5"),
-        (lambda: GeneratorConfig((10, 16), (20, 32), channels=18), "channels is 18: wanted a multiple of 4"),
+        (lambda: GeneratorConfig((5, 4), (11,)), "2 upsample_rates, 1 upsample_kernel_sizes"),
+        (lambda: GeneratorConfig((5,), (8,)), "upsample_kernel_sizes has 8 for a rate of 5"),
+        (lambda: GeneratorConfig((10, 16), (20, 32), channels=18), "channels is 18: expected a multiple of 4"),
         (lambda: GANOptimizerConfig(decay=1.5), "optimizer.decay is 1.5"),
-        (lambda: GeneratorConfig(kernel_sizes=()), "kernel_sizes are \\[\\]: wanted one or more"),
-        (lambda: GeneratorConfig(dilations=(0,)), "dilations are \\[0\\]: wanted one or more, each 1"),
+        (lambda: GeneratorConfig(kernel_sizes=()), "kernel_sizes are \\[\\]: expected one or more"),
+        (lambda: GeneratorConfig(dilations=(0,)), "dilations are \\[0\\]: expected one or more, each 1"),
         (lambda: GANOptimizerConfig(learning_rate=-1), "optimizer.learning_rate is -1: wanted more than 0"),
         (lambda: GANOptimizerConfig(discriminator_learning_rate=0.0), "discriminator_learning_rate is 0.0: wanted"),
         (lambda: GANOptimizerConfig(ema_decay=2), "optimizer.ema_decay is 2"),
         (lambda: GANOptimizerConfig(max_bad_steps=0), "max_bad_steps is 0"),
         (lambda: DiscriminatorConfig(width=0), "width is 0"),
-        (lambda: DiscriminatorConfig(gain=0), "discriminators.gain is 0: wanted more than 0"),
-        (lambda: DiscriminatorConfig(periods=(6000,)), "periods are \\[6000\\]: wanted one or more of 1 to 1024"),
+        (lambda: DiscriminatorConfig(gain=0), "discriminators.gain is 0: expected more than 0"),
+        (lambda: DiscriminatorConfig(periods=(6000,)), "periods are \\[6000\\]: expected one or more of 1 to 1024"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, said: str) -> None:
@@ -103,7 +106,7 @@ def test_a_checkpoint_of_another_network_or_of_a_decoder_is_refused(shards: Shar
     fit_decoder(tmp_path, decoder_module(), decoder_data(shards), 1)
     with pytest.raises(ValueError, match=r"--model.generator: the checkpoint has none: it is not of what this run"):
         fit_vocoder(vocoder_module(), vocoder_data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match=r"--model.init_from: .*last.ckpt is no checkpoint of a vocoder"):
+    with pytest.raises(ValueError, match=r"--model.init_from: .*last.ckpt is a decoder checkpoint"):
         vocoder_module(init_from=str(tmp_path / "last.ckpt")).load_initial_weights()
 
 
@@ -111,7 +114,7 @@ def test_networks_of_other_sizes_are_not_begun_with(shards: ShardSet, tmp_path: 
     path = tmp_path / "last.ckpt"
     fit_vocoder(vocoder_module(), vocoder_data(shards), 1).save_checkpoint(path)
     snake = replace(VOCODER_SETTINGS["generator"], activation="snake")
-    with pytest.raises(ValueError, match=r"has activation snakebeta, this run snake: wanted the same"):
+    with pytest.raises(ValueError, match=r"has activation snakebeta, this run has snake: expected equal"):
         vocoder_module(init_from=str(path), generator=snake).load_initial_weights()
     for change in ({"width": 1 / 16}, {"periods": (3, 2)}):  # the latter have weights of the same shapes
         others = replace(VOCODER_SETTINGS["discriminators"], **change)

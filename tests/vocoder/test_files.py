@@ -10,32 +10,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
-from sf_lightning.cli.card import missing_vocoder, vocoder_words
-from sf_lightning.model.pretrained import Description, WeightsOf
+from sf_lightning.cli.decoder_card import missing_vocoder, vocoder_text
+from sf_lightning.files.identify import VOCODER_CONFIG as CONFIG
+from sf_lightning.files.identify import VOCODER_WEIGHTS as WEIGHTS
+from sf_lightning.model.pretrained import Description, WeightsOrigin
 from sf_lightning.vocoder import config as choice
-from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.config import VocoderConfig, shipped
-from sf_lightning.vocoder.files import CONFIG, WEIGHTS, TrainedVocoder, save_vocoder
-from sf_lightning.vocoder.generator import GeneratorConfig
+from sf_lightning.vocoder.files import TrainedVocoder, save_vocoder
 from sf_lightning.vocoder.griffin_lim import GriffinLim
 from tests.toys.audio import synthetic_voice
-
-TOY = GeneratorConfig((10, 16), (20, 32), channels=16, kernel_sizes=(3,), dilations=(1,))
-
-
-def save(folder: Path, mel: MelConfig = MelConfig()) -> Path:
-    """A fresh vocoder in a folder."""
-    torch.manual_seed(0)
-    made = BigVGANVocoder(TOY.hyperparameters(mel), mel)
-    save_vocoder(folder, TrainedVocoder(made.generator.state_dict(), TOY, mel, WeightsOf(7, True)), "a card\n")
-    return folder
+from tests.toys.vocoder_files import SMALL_GENERATOR, write_vocoder
 
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The package with a vocoder that is called tiny."""
     monkeypatch.setattr(choice, "SHIPPED", tmp_path / "weights")
-    save(tmp_path / "weights" / "tiny")
+    write_vocoder(tmp_path / "weights" / "tiny")
     return tmp_path / "weights"
 
 
@@ -49,7 +40,7 @@ def test_a_shipped_vocoder_is_used_by_its_name_and_one_s_own_folder_by_its_path(
     assert torch.equal(named, VocoderConfig(str(weights / "tiny")).make(MelConfig()).decode(mel))
     monkeypatch.chdir(tmp_path)
     Path("tiny").mkdir()
-    with pytest.raises(FileNotFoundError, match=rf"tiny/{WEIGHTS} is missing"):
+    with pytest.raises(ValueError, match="vocoder: tiny is nothing that sf-lightning can load: expected"):
         VocoderConfig("./tiny").make(MelConfig())
 
 
@@ -60,7 +51,7 @@ def test_a_shipped_vocoder_of_another_mel_is_refused_with_both_numbers_and_the_w
     with pytest.raises(ValueError, match=r"its hop_size is 160, the mel of this run has 200$"):
         VocoderConfig("tiny").make(other)
     monkeypatch.setattr(choice, "DEFAULT", "tiny")
-    with pytest.raises(ValueError, match=r"has 200; it is the default, griffin_lim takes any mel"):
+    with pytest.raises(ValueError, match=r"has 200; it is the default, griffin_lim accepts any mel"):
         VocoderConfig("tiny").make(other)
     for name in (None, "griffin_lim"):
         assert isinstance(VocoderConfig(name).make(other), GriffinLim)
@@ -70,37 +61,38 @@ def test_a_decoder_s_card_asks_for_no_vocoder_that_comes_with_the_package(weight
     def of(checkpoint: str | None) -> Description:
         return Description(None, None, None, {}, asdict(VocoderConfig(checkpoint)))  # type: ignore[arg-type]
 
-    assert vocoder_words(VocoderConfig("tiny")) == "`tiny`, which comes with sf-lightning"
+    assert vocoder_text(VocoderConfig("tiny")) == "`tiny`, shipped with sf-lightning"
     assert [missing_vocoder(of(each)) for each in (None, "griffin_lim", "tiny", "x/y")] == [None, None, None, "x/y"]
 
 
-def test_a_folder_is_whole_or_not_there_and_over_nothing(tmp_path: Path) -> None:
-    folder = save(tmp_path / "out")
+def test_a_folder_is_written_whole_or_not_at_all_and_replaces_nothing(tmp_path: Path) -> None:
+    folder = write_vocoder(tmp_path / "out")
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]
-    with pytest.raises(FileExistsError, match="exists already"):
-        save(folder)
+    broken = TrainedVocoder({"a": None}, SMALL_GENERATOR, MelConfig(), WeightsOrigin(1, True))  # type: ignore[dict-item]
+    with pytest.raises(FileExistsError, match="out exists already"):
+        save_vocoder(folder, broken, "")
     with pytest.raises(AttributeError):
-        save_vocoder(tmp_path / "bad", TrainedVocoder({"a": None}, TOY, MelConfig(), WeightsOf(1, True)), "")  # type: ignore[dict-item]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+        save_vocoder(tmp_path / "bad", broken, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_what_is_damaged_in_a_folder_is_named(tmp_path: Path) -> None:
-    folder = save(tmp_path / "out")
+    folder = write_vocoder(tmp_path / "out")
     tensors = load_file(folder / WEIGHTS)
     save_file({**tensors, "conv_pre.bias": torch.zeros(3)}, folder / WEIGHTS)
     with pytest.raises(ValueError, match=r"out: conv_pre.bias is \[3\], expected \[16\] by its configuration"):
         VocoderConfig(str(folder)).make(MelConfig())
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:1000])
-    with pytest.raises(ValueError, match=rf"{WEIGHTS} is no whole safetensors file"):
+    with pytest.raises(ValueError, match=rf"{WEIGHTS} is no complete safetensors file"):
         VocoderConfig(str(folder)).make(MelConfig())
     (folder / CONFIG).write_text(json.dumps({})[:1])
     with pytest.raises(ValueError, match=rf"{CONFIG} is no JSON"):
         VocoderConfig(str(folder)).make(MelConfig())
     for change, said in (
         (lambda h: h.pop("upsample_rates"), f"{CONFIG} has no upsample_rates"),
-        (lambda h: h.update(activation="relu"), f"{CONFIG} has activation relu: wanted snake or snakebeta"),
+        (lambda h: h.update(activation="relu"), f"{CONFIG} has activation relu: expected snake or snakebeta"),
     ):
-        h = TOY.hyperparameters(MelConfig())
+        h = SMALL_GENERATOR.hyperparameters(MelConfig())
         change(h)
         (folder / CONFIG).write_text(json.dumps(h))
         with pytest.raises(ValueError, match=said):
@@ -114,7 +106,7 @@ def test_what_is_damaged_in_a_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_what_comes_with_the_package_is_small_speaks_and_says_whose_speech_it_has_learnt() -> None:
-    assert choice.DEFAULT is None or choice.DEFAULT in shipped()
+    assert choice.DEFAULT in (choice.GRIFFIN_LIM, *shipped())
     for name in shipped():
         folder = choice.SHIPPED / name
         assert (folder / WEIGHTS).stat().st_size <= 8_000_000

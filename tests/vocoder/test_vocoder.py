@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.seam import seam_db
-from sf_lightning.model.pretrained import WeightsOf
+from sf_lightning.model.pretrained import WeightsOrigin
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.config import VocoderConfig
 from sf_lightning.vocoder.files import TrainedVocoder, save_vocoder
@@ -81,7 +81,7 @@ def test_weights_of_ours_give_the_same_wave_in_the_package_and_here(tmp_path: Pa
     assert wave.abs().mean() > 1e-3
     save_vocoder(
         tmp_path / "out",
-        TrainedVocoder(made.generator.state_dict(), config, MelConfig(), WeightsOf(1, True)),
+        TrainedVocoder(made.generator.state_dict(), config, MelConfig(), WeightsOrigin(1, True)),
         "card",
     )
     theirs = BigVGAN(load_hparams_from_json(tmp_path / "out" / "config.json"))
@@ -149,5 +149,5 @@ def test_a_vocoder_of_another_mel_is_refused_with_both_values(change: dict, said
 
 
 def test_a_missing_vocoder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"g.pt is missing"):
+    with pytest.raises(FileNotFoundError, match=r"vocoder: no file or folder .*g.pt"):
         VocoderConfig(checkpoint=str(tmp_path / "g.pt")).make(MelConfig())

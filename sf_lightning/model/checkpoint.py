@@ -1,0 +1,81 @@
+"""Checkpoints of `sf-fit`, read without Lightning: weights, hyperparameters and where the weights come from.
+
+Knows nothing of resuming a run, nor of the networks that the weights are for.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from sf_lightning.files.formats import CHECKPOINT_FORMAT, require_format
+from sf_lightning.files.identify import SHARDED_META, Kind, require_kind
+from sf_lightning.files.torch_files import read_torch
+from sf_lightning.model.pretrained import WeightsOrigin
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds of a model.
+
+    Attributes:
+        weights: State dict of `StreamFlow`, or of `BigVGANVocoder`.
+        hyper_parameters: Arguments of `StreamFlowModule` or `VocoderModule`, as plain values.
+        tokenizer_digest: Digest of the tokenizer whose tokens a decoder was trained on; None if it is unknown.
+        origin: Where the weights come from.
+    """
+
+    weights: dict[str, Tensor]
+    hyper_parameters: dict[str, Any]
+    tokenizer_digest: str | None
+    origin: WeightsOrigin
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """Reads everything in a checkpoint that is not sharded.
+
+    Args:
+        path: Path of the file; or of the folder, where the weights are sharded.
+
+    Raises:
+        FileNotFoundError: if there is no such file or folder.
+        ValueError: if it is no checkpoint of `sf-fit`, or damaged.
+    """
+    require_kind(path, Kind.DECODER_CHECKPOINT, Kind.VOCODER_CHECKPOINT)
+    return read_torch(path / SHARDED_META if path.is_dir() else path)
+
+
+def read_checkpoint(path: Path, average: bool = True) -> Checkpoint:
+    """Reads a checkpoint of `sf-fit` on the CPU; optimizer states are not read.
+
+    Args:
+        path: As in `read_content`.
+        average: Whether to read the averaged weights or the raw ones.
+
+    Raises:
+        FileNotFoundError: as `read_content`.
+        ValueError: as `read_content`, or if its format is newer.
+    """
+    content = read_content(path)
+    if "format" not in content:
+        raise ValueError(f"{path} has no format number: checkpoints from before there was one are not read")
+    require_format(path, content["format"], CHECKPOINT_FORMAT)
+    state = _read_shards(path) if path.is_dir() else content["state_dict"]
+    prefix = "average." if average else "model."
+    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    origin = WeightsOrigin(content["global_step"], average, content.get("begun_with"))
+    return Checkpoint(weights, content["hyper_parameters"], content.get("tokenizer_digest"), origin)
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    """Returns the state dict of a module, put together from the shards of all ranks."""
+    reader = FileSystemReader(folder)
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+    }
+    load(state, storage_reader=reader, no_dist=True)
+    return {name.removeprefix("state_dict."): value for name, value in state.items()}

@@ -58,12 +58,12 @@ def test_commands_presets_recipes_and_vocoders_are_in_the_wheel(run: Run, reposi
 import json, sf_lightning
 from importlib.metadata import distribution
 from sf_lightning.cli.configs import RECIPES
-from sf_lightning.evaluation.grid import presets
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.model.layout import Layout
 from sf_lightning.vocoder.config import VocoderConfig
 commands = [entry.name for entry in distribution("sf-lightning").entry_points if entry.load()]
 recipes = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
-print(json.dumps([sf_lightning.__file__, sorted(commands), recipes, sorted(presets()),
+print(json.dumps([sf_lightning.__file__, sorted(commands), recipes, sorted(Layout.presets()),
     VocoderConfig("small").make(MelConfig()).sample_rate]))
 """
     path, commands, recipes, layouts, vocoder_rate = yaml.safe_load(run("python", "-c", program))
@@ -72,7 +72,7 @@ print(json.dumps([sf_lightning.__file__, sorted(commands), recipes, sorted(prese
     assert commands == sorted({entry.name for entry in ours})
     experiments = repository / "experiments"
     names = [str(path.relative_to(experiments)) for path in experiments.glob("**/*.yaml")]
-    assert recipes == sorted(name for name in names if not name.startswith("layouts/"))
+    assert recipes == sorted(names)
     assert "streamflow_sr" in layouts and "full" in layouts and vocoder_rate == 16000
 
 

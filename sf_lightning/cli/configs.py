@@ -7,7 +7,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 import sf_lightning
-from sf_lightning.evaluation.systems import presets
+from sf_lightning.model.layout import Layout
 
 RECIPES = Path(sf_lightning.__file__).parent / "recipes"
 """Recipes that come with the package: the folder `experiments` of a checkout."""
@@ -70,7 +70,7 @@ def expand_presets(args: list[str]) -> list[str]:
     Raises:
         ValueError: If a layout is neither a file, a preset, nor settings in braces.
     """
-    name, known, expanded = "--model.layout", presets(), list[str]()
+    name, known, expanded = "--model.layout", Layout.presets(), list[str]()
     for before, arg in zip(["", *args], args, strict=False):
         option, equals, value = ("", "", arg) if before == name else arg.partition("=")
         is_layout = before == name or (option == name and equals)

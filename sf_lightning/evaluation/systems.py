@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.files.records import from_plain
 from sf_lightning.flow.solver import Solver
@@ -21,9 +19,6 @@ from sf_lightning.vocoder.config import GRIFFIN_LIM, VocoderConfig
 
 OWN = "own"
 """Name of the layout or the vocoder that a checkpoint was trained with."""
-
-PRESETS = Path(__file__).parents[2] / "experiments" / "layouts"
-"""Folder of the layout presets; those of the working directory take precedence."""
 
 
 @dataclass(frozen=True)
@@ -160,35 +155,29 @@ def plan_systems(candidates: Sequence[Candidate], grid: DecodingGrid) -> list[Sy
     return groups
 
 
-def presets() -> dict[str, Path]:
-    """Returns the files of the layouts that have a name, by name."""
-    files = [path for folder in (PRESETS, Path("experiments/layouts")) for path in sorted(folder.glob("*.yaml"))]
-    return {path.stem: path for path in files}
-
-
 def read_layout(name: str, own: Layout) -> Layout:
-    """Returns the layout of a name or a YAML file for a network of as many layers as its own has.
+    """Returns the layout of `--layout` for a network of as many layers as the checkpoint's own layout has.
+
+    Args:
+        name: `OWN`, the name of a preset, or the path of a YAML file.
+        own: Layout of the checkpoint.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is no layout, or one of another number of layers.
+        FileNotFoundError: if there is no such layout; the error lists the presets.
+        ValueError: if the file does not describe a layout, or one of another number of layers.
     """
     if name == OWN:
         return own
-    path = Path(name) if Path(name).is_file() else presets().get(name)
-    if path is None:
-        raise FileNotFoundError(f"--layout {name}: no such file, and none of {', '.join([OWN, *presets()])}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(values, dict):
-            values = {"num_layers": own.num_layers, "block_size": own.block_size} | values
-        layout = from_plain(Layout, values, "layout")
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"--layout {path}: {error}") from error
+        layout = Layout.read(name, num_layers=own.num_layers, block_size=own.block_size)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--layout: {error}, or {OWN}") from None
+    except ValueError as error:
+        raise ValueError(f"--layout {error}") from error
     if layout.num_layers != own.num_layers:
         raise ValueError(
-            f"--layout {path} has {layout.num_layers} layers, the checkpoint has {own.num_layers}: leave "
-            "num_layers out of the file, and name the depth that it is drawn for with drawn_for"
+            f"--layout {name} has {layout.num_layers} layers, the checkpoint has {own.num_layers}: leave "
+            "num_layers out of the file, and set drawn_for to the depth for which its layers are listed"
         )
     return layout
 

@@ -13,6 +13,7 @@ import yaml
 
 from sf_lightning.cli import decode, fit, shards
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.model.layout import Layout
 from tests.toys.audio import write_corpus
 from tests.toys.cli import DEMO, decoder_arguments, error_line
 from tests.toys.tracking import wandb_records
@@ -183,12 +184,12 @@ def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture)
         assert len(words.split()) > 3 or "CONFIG" in body, f"{name} is not explained: {body}"
 
 
-@pytest.mark.parametrize("preset", sorted((DEMO.parent / "layouts").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_and_layout_is_accepted(preset: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("preset", Layout.presets())
+def test_every_layout_is_accepted_by_name(preset: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as exit_:
         fit.main(["--config", str(DEMO), f"--model.layout={preset}", "--print_config"])
     assert exit_.value.code == 0
     layout = yaml.safe_load(capsys.readouterr().out)["model"]["layout"]
-    wanted = yaml.safe_load(preset.read_text())
+    expected = yaml.safe_load(Layout.presets()[preset].read_text())
     assert layout["num_layers"] == 8
-    assert {name: layout[name] for name in wanted} == wanted
+    assert {name: layout[name] for name in expected} == expected

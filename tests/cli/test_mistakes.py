@@ -35,7 +35,7 @@ EXPORT = Path(__file__).parents[1] / "model" / "exports" / "format-1"
         (["--model.tokenizer=s3"], "has tokenizer kmeans, the model requires s3"),
         (
             ["--model.layout.backward=[0, 7]"],
-            "layout.backward names layer 7, which does not exist: the layers are 0 to 1",
+            "layout.backward lists layer 7: expected layers 0 to 1",
         ),
         (["--data.train=/nowhere"], "no shard set at /nowhere"),
         (["--model.vocoder.checkpoint=/nowhere/g.pt"], "vocoder: no file or folder /nowhere/g.pt"),

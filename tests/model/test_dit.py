@@ -56,7 +56,7 @@ def test_a_changed_token_moves_exactly_the_blocks_that_see_it(name: str) -> None
     given["tokens"] = given["tokens"].clone()
     given["tokens"][4, 1] = (given["tokens"][4, 1] + 1) % SMALL_DIT.vocabulary
     moved = (run(dit, blocks, **given) - before).abs().amax((1, 2)) > 0
-    sees = [layout.field.sees(4 - block) for block in range(9)]
+    sees = [layout.field.includes(4 - block) for block in range(9)]
     assert moved.tolist() == sees
 
 

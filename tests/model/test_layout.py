@@ -1,20 +1,12 @@
-"""Layouts are data: pictures, fields, latencies, presets, and what is refused."""
+"""Layouts: pictures, receptive fields, latencies, presets, and invalid values."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from sf_lightning.model.layout import Layout, Span
-
-PRESETS = Path(__file__).parents[2] / "experiments" / "layouts"
-
-
-def preset(name: str, **change: int) -> Layout:
-    """A preset as a config would build it."""
-    return Layout(**(yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) | change))
 
 
 @pytest.mark.parametrize(
@@ -31,13 +23,13 @@ def preset(name: str, **change: int) -> Layout:
 )
 @pytest.mark.parametrize("depth", [22, 8])
 def test_a_preset_has_the_same_field_at_any_depth(name: str, field: tuple, depth: int) -> None:
-    layout = preset(name, num_layers=depth)
+    layout = Layout.preset(name, num_layers=depth)
     assert (layout.field.back, layout.field.ahead) == field
     assert len(layout.spans) == depth
 
 
 def test_the_public_layout_looks_back_in_0_and_20_and_ahead_in_10() -> None:
-    spans = preset("streamflow_sr").spans
+    spans = Layout.preset("streamflow_sr").spans
     assert {i: span for i, span in enumerate(spans) if span != Span(0, 0)} == {
         0: Span(1, 0),
         10: Span(0, 1),
@@ -45,8 +37,29 @@ def test_the_public_layout_looks_back_in_0_and_20_and_ahead_in_10() -> None:
     }
 
 
+def test_a_preset_is_read_from_the_package_and_an_unknown_name_lists_the_presets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # not from the working directory
+    assert Layout.preset("full", num_layers=4, block_size=12) == Layout(4, 12, (), (), "all")
+    names = "backward_only, block_only, chunk_causal, full, sr_low, streamflow_lr, streamflow_sr"
+    with pytest.raises(FileNotFoundError, match=f"layout 'fulll': expected {names}"):
+        Layout.preset("fulll")
+    with pytest.raises(FileNotFoundError, match=f"layout 'fulll': expected {names} or a YAML file"):
+        Layout.read("fulll")
+
+
+def test_a_file_may_set_any_field_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("backward: [1]\nforward: []\nblock_size: 12\n")
+    assert Layout.read(str(path), num_layers=8, block_size=24) == Layout(8, 12, (1,), ())
+    path.write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"mine.yaml: layout is \[1, 2\]"):
+        Layout.read(str(path))
+
+
 def test_a_layer_may_look_both_ways() -> None:
-    assert preset("sr_low").spans[0] == Span(1, 1)
+    assert Layout.preset("sr_low").spans[0] == Span(1, 1)
 
 
 def test_pictures_are_the_masks() -> None:
@@ -73,25 +86,25 @@ def test_latency_and_cost_follow_from_the_field() -> None:
     assert layout.wait_ms() == 480  # its own block and the one ahead
     assert layout.wait_ms(chunk=2, lookahead=0) == 480
     assert layout.window_blocks() == 4
-    assert math.isinf(preset("chunk_causal").window_blocks())
+    assert math.isinf(Layout.preset("chunk_causal").window_blocks())
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"backward": (0, 22)},
-            "layout.backward names layer 22, which does not exist: the layers are 0 to 21",
+            "layout.backward lists layer 22: expected layers 0 to 21",
         ),
-        ({"forward": (-1,)}, "layout.forward names layer -1"),
+        ({"forward": (-1,)}, "layout.forward lists layer -1"),
         ({"backward": (3, 3)}, "one of them twice"),
         ({"num_layers": 2, "drawn_for": 22, "backward": (0, 3, 20)}, "one of them twice"),
         ({"unbounded": "past"}, "set layout.backward and layout.forward to"),
         ({"block_size": 0}, "block_size 0"),
     ],
 )
-def test_a_layout_that_cannot_be_is_refused(change: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_impossible_layout_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Layout(**change)
 
 
@@ -120,16 +133,16 @@ def test_numbers_of_layers_become_layers_where_placement_says(
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "message"),
     [
-        ({"backward": 22}, "layout.backward is 22 layers: wanted 0 to 21 of 22"),
-        ({"forward": 21}, "layout.forward is 21 layers: wanted 0 to 20 of 22"),
-        ({"backward": -1}, "layout.backward is -1 layers: wanted 0 to 21"),
-        ({"forward": 23, "placement": "late"}, "layout.forward is 23 layers: wanted 0 to 22"),
-        ({"placement": "late"}, "layout.placement is 'late', but the layers are named"),
+        ({"backward": 22}, "layout.backward is 22 layers: expected 0 to 21 of 22"),
+        ({"forward": 21}, "layout.forward is 21 layers: expected 0 to 20 of 22"),
+        ({"backward": -1}, "layout.backward is -1 layers: expected 0 to 21"),
+        ({"forward": 23, "placement": "late"}, "layout.forward is 23 layers: expected 0 to 22"),
+        ({"placement": "late"}, "layout.placement is 'late', but the layers are listed"),
         ({"backward": 1, "forward": 0, "unbounded": "past"}, "every layer has the same span"),
     ],
 )
-def test_a_number_of_layers_that_cannot_be_placed_is_refused(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        Layout(**given)
+def test_a_number_of_layers_that_cannot_be_placed_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Layout(**arguments)

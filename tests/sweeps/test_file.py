@@ -51,7 +51,7 @@ def test_every_point_of_a_grid_is_accepted_by_sf_fit_and_is_a_layout(
         env, program, *args = file.command([*file.arguments(point), "--print_config"])
         assert (env, program) == ("/usr/bin/env", "sf-fit")
         with pytest.raises(SystemExit) as exit_:
-            parser.parse_args(["fit", *fit.expand_configs(args)])
+            parser.parse_args(["fit", *fit.expand_presets(fit.expand_configs(args))])
         assert exit_.value.code == 0
         said = yaml.safe_load(capsys.readouterr().out)
         layout = from_plain(Layout, said["model"]["layout"], "layout")
@@ -90,8 +90,7 @@ def test_a_file_is_as_wandb_documents_it_and_its_agent_would_run_the_same_comman
 def test_presets_and_numbers_of_layers_are_both_swept() -> None:
     layouts = SweepFile.read(next(path for path in FILES if path.stem == "mask_layouts")).points
     assert layouts is not None
-    presets = {Path(each["model.layout"]).stem for each in layouts if each["model.layout"].endswith(".yaml")}
-    assert presets == {path.stem for path in (FILES[0].parents[1] / "layouts").glob("*.yaml")}
+    assert {point["model.layout"] for point in layouts} > Layout.presets().keys()
     assert any("placement" in each["model.layout"] for each in layouts)
 
 

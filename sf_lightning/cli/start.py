@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def sweep() -> None:
-    """Installs the signal handlers, then runs `sf-sweep`; on SIGINT or SIGTERM its trials save first."""
+    """Installs the signal handlers, then runs `sf-sweep`; on SIGINT, SIGTERM or SIGHUP its trials save first."""
     received = [0]
 
     def request_stop(number: int, _: Any) -> None:
@@ -28,8 +28,9 @@ def sweep() -> None:
         stop.REQUESTED.set()
 
     stop.watch_signals()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, request_stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
+            signal.signal(number, request_stop)
     from sf_lightning.cli.sweep import main as run_sweep
 
     run_sweep()

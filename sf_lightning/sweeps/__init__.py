@@ -1,1 +1,1 @@
-"""Many trainings that answer one question: W&B's sweep files without its server."""
+"""Sweeps: many training runs that differ in a few options, described by a W&B sweep file, without W&B's server."""

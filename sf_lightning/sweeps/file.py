@@ -1,7 +1,6 @@
-"""What is to be tried: the sweep file of W&B, read and checked. Knows nothing of how trials are run.
+"""Reads and checks W&B's sweep files: which trials there are and which command runs one.
 
-What `sf-sweep` does, it does as W&B documents it (docs.wandb.ai/models/sweeps/sweep-config-keys); all else is
-refused.
+Keys mean what W&B documents (docs.wandb.ai/models/sweeps/sweep-config-keys); any other key or value is refused.
 """
 
 import os
@@ -9,23 +8,16 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-SAYS = {"name", "description", "project", "entity", "program", "command", "run_cap"}
-DECIDES = {"method", "metric", "parameters", "early_terminate"}
+DEFINITION = ("command", "early_terminate", "method", "metric", "parameters", "program")
+"""Keys that define a sweep: a folder accepts only workers with the same values."""
+KEYS = (*DEFINITION, "name", "description", "project", "entity", "run_cap")
 METHODS = ("grid", "random", "bayes")
 DISTRIBUTIONS = {
     "constant": {"value"},
@@ -35,47 +27,64 @@ DISTRIBUTIONS = {
     "q_uniform": {"min", "max", "q"},
     "log_uniform_values": {"min", "max"},
 }
-"""Kinds of parameters, and what each of them must say."""
+"""Distributions of a parameter and the keys that each of them requires."""
+DEFAULT_COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]
 
-DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
+
+@dataclass(frozen=True)
+class Halving:
+    """Asynchronous successive halving (arXiv 1810.05934), which W&B calls hyperband with one bracket.
+
+    Attributes:
+        first: Number of logged values of the metric at the first rung.
+        eta: Rung k is at `first * eta**k` values; about one trial in `eta` continues past each rung.
+    """
+
+    first: int
+    eta: int
+
+    def keeps(self, value: float, others: Sequence[float], maximize: bool) -> bool:
+        """Returns whether a trial continues past a rung.
+
+        Args:
+            value: The trial's value of the metric at the rung.
+            others: Values there of the other trials that have reached it.
+            maximize: Whether larger values are better.
+        """
+        ranked = sorted((value, *others), reverse=maximize)
+        worst = ranked[max(len(ranked) // self.eta, 1) - 1]
+        return value >= worst if maximize else value <= worst
 
 
 @dataclass(frozen=True)
 class SweepFile:
-    """A sweep file of W&B.
+    """A checked W&B sweep file.
 
-    Args:
-        path: Where it lies.
-        content: What it says.
-
-    Raises:
-        ValueError: if it says what W&B does not document, or what `sf-sweep` cannot do.
+    Attributes:
+        path: Path of the file.
+        definition: Values of the keys in `DEFINITION`.
+        name: Name of the sweep and of its group of W&B runs.
+        method: How points are chosen: "grid", "random" or "bayes".
+        metric: Name of the metric whose last logged value is a trial's result.
+        maximize: Whether larger values of the metric are better.
+        run_cap: Number of trials, if the file limits it.
+        constants: Values of the parameters that are the same in all trials.
+        distributions: Distributions of the other parameters.
+        halving: Rule that ends trials early (`early_terminate`), if any.
+        words: Words of the command, with W&B's macros.
     """
 
     path: Path
-    content: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        known = SAYS | DECIDES
-        if unknown := [key for key in self.content if key not in known]:
-            raise ValueError(f"{self.path}: {unknown[0]} is unknown: wanted {', '.join(sorted(known))}")
-        if self.method not in METHODS:
-            raise ValueError(f"{self.path}: method is {self.method}: wanted {', '.join(METHODS)}")
-        metric = self.content.get("metric")
-        if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
-            raise ValueError(f"{self.path}: wanted a metric with a name, such as streamed_within_500_ms/stoi")
-        if unknown := [key for key in metric if key not in ("name", "goal")]:
-            raise ValueError(f"{self.path}: metric.{unknown[0]} is unknown to sf-sweep: wanted name and goal")
-        if self.goal not in ("minimize", "maximize"):
-            raise ValueError(f"{self.path}: metric.goal is {self.goal}: wanted minimize or maximize")
-        cap = self.content.get("run_cap", 1)
-        if type(cap) is not int or cap < 1:
-            raise ValueError(f"{self.path}: run_cap is {cap!r}: wanted a number of trials, 1 or more")
-        if not isinstance(self.content.get("command", []), list):
-            raise ValueError(f"{self.path}: command is {self.content['command']!r}: wanted a list of words")
-        if not isinstance(self.content.get("parameters"), dict) or not self.content["parameters"]:
-            raise ValueError(f"{self.path}: wanted parameters, each with a value, values, or min and max")
-        _ = self.points, self.distributions, self.pruner, self.command([])
+    definition: Mapping[str, Any]
+    name: str
+    method: str
+    metric: str
+    maximize: bool
+    run_cap: int | None
+    constants: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    halving: Halving | None
+    words: Sequence[str]
 
     @staticmethod
     def read(path: Path) -> "SweepFile":
@@ -83,192 +92,168 @@ class SweepFile:
 
         Raises:
             FileNotFoundError: if it is missing.
-            ValueError: if it is no YAML; and as the class.
+            ValueError: if it is not YAML, or has keys or values that `sf-sweep` does not support.
         """
         if not path.is_file():
             raise FileNotFoundError(f"no sweep file {path}: those of this project are in experiments/sweeps")
         try:
-            content = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML: {error}") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{path}: wanted names and values, as W&B's sweep files have them")
-        return SweepFile(path, content)
+            file = SweepFile.parse(path, yaml.safe_load(path.read_text()))
+            _ = file.points, file.command([])
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: {error}") from error
+        return file
 
-    @property
-    def name(self) -> str:
-        """Of the sweep, and of its group of runs."""
-        return str(self.content.get("name") or self.path.stem)
-
-    @property
-    def method(self) -> str:
-        """How points are chosen."""
-        return str(self.content.get("method"))
-
-    @property
-    def metric(self) -> str:
-        """What a trial is judged by: the last value that it logs under this name."""
-        return str(self.content["metric"]["name"])
-
-    @property
-    def goal(self) -> str:
-        """Whether more of it is better, or less."""
-        return str(self.content["metric"].get("goal", "minimize"))
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What makes it another sweep if it changes; a plain value."""
-        return {key: self.content.get(key) for key in sorted(DECIDES | {"program", "command"})}
-
-    @cached_property
-    def constants(self) -> dict[str, Any]:
-        """Parameters that are the same in all trials."""
-        return {name: spec["value"] for name, spec in self._specs.items() if spec["distribution"] == "constant"}
-
-    @cached_property
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """What the other parameters are drawn from."""
-        return {name: _drawn(spec) for name, spec in self._specs.items() if spec["distribution"] != "constant"}
-
-    @cached_property
-    def points(self) -> list[dict[str, Any]] | None:
-        """All points of a grid, the last parameter changing fastest; None of a sweep that draws them."""
-        if self.method != "grid":
-            return None
-        axes = [self._axis(name, each) for name, each in self.distributions.items()]
-        return [dict(zip(self.distributions, point, strict=True)) for point in product(*axes)]
-
-    @property
-    def corner(self) -> dict[str, Any]:
-        """A point of the sweep: of each parameter the first value or the least."""
-        return {
-            name: getattr(each, "choices", [getattr(each, "low", None)])[0]
-            for name, each in self.distributions.items()
-        }
-
-    def _axis(self, name: str, drawn: BaseDistribution) -> Sequence[Any]:
-        if isinstance(drawn, CategoricalDistribution):
-            return drawn.choices
-        if isinstance(drawn, IntDistribution):
-            return range(drawn.low, drawn.high + 1, drawn.step)
-        assert isinstance(drawn, FloatDistribution)
-        if drawn.step is None:
-            raise ValueError(f"{self.path}: method is grid, but {name} has no steps: give it values, or a q")
-        return [drawn.low + i * drawn.step for i in range(round((drawn.high - drawn.low) / drawn.step) + 1)]
-
-    @cached_property
-    def _specs(self) -> dict[str, dict[str, Any]]:
-        return {name: self._spec(name, given) for name, given in self.content["parameters"].items()}
-
-    def _spec(self, name: str, given: Any) -> dict[str, Any]:
-        """A parameter with its distribution named, as W&B infers it."""
-        if not isinstance(given, dict) or "parameters" in given:
-            raise ValueError(
-                f"{self.path}: {name}: wanted value, values, or min and max; nested names are written a.b"
-            )
-        bounds = [given.get(key) for key in ("min", "max")]
-        whole = all(isinstance(each, int) for each in bounds)
-        inferred = "constant" if "value" in given else "categorical" if "values" in given else None
-        kind = given.get("distribution", inferred or ("int_uniform" if whole else "uniform"))
-        if kind not in DISTRIBUTIONS:
-            raise ValueError(
-                f"{self.path}: {name}: distribution {kind} is unknown: wanted {', '.join(DISTRIBUTIONS)}"
-            )
-        says = {"q": 1} | given if kind == "q_uniform" else given
-        if (wanted := DISTRIBUTIONS[kind]) != says.keys() - {"distribution"}:
-            said = ", ".join(given) or "nothing"
-            raise ValueError(f"{self.path}: {name} ({kind}) says {said}: wanted {', '.join(sorted(wanted))}")
-        numbers = [says[key] for key in ("min", "max", "q") if key in says]
-        if any(not isinstance(each, int | float) or isinstance(each, bool) for each in numbers):
-            raise ValueError(f"{self.path}: {name}: {numbers} are not all numbers (YAML wants 1.0e-4, not 1e-4)")
-        low = 0 if kind == "log_uniform_values" else -float("inf")
-        if "min" in says and not low < says["min"] <= says["max"]:
-            raise ValueError(
-                f"{self.path}: {name}: min {says['min']} and max {says['max']} leave nothing to draw from"
-            )
-        if kind == "categorical" and (not isinstance(says["values"], list) or not says["values"]):
-            raise ValueError(f"{self.path}: {name}: values is {says['values']!r}: wanted a list")
-        return {**says, "distribution": kind}
-
-    @cached_property
-    def pruner(self) -> BasePruner:
-        """What ends trials early; it counts how often the metric was logged.
-
-        W&B's hyperband is one bracket, whose rungs lie at min_iter * eta^k: successive halving.
-        """
-        if (early := self.content.get("early_terminate")) is None:
-            return NopPruner()
-        counts = {"min_iter", "max_iter", "s", "eta"}
-        forms = ({"min_iter"}, {"max_iter", "s"})
-        if not isinstance(early, dict) or early.get("type") != "hyperband":
-            raise ValueError(f"{self.path}: early_terminate is {early}: wanted type hyperband")
-        if early.keys() - {"type", "eta"} not in forms or not all(
-            type(early[key]) is int and early[key] >= 1 + (key == "eta") for key in counts & early.keys()
-        ):
-            raise ValueError(
-                f"{self.path}: early_terminate is {early}: wanted min_iter, or max_iter and s, and eta from 2 up "
-                "(3 by default), all whole numbers"
-            )
-        eta = early.get("eta", 3)
-        first = early["min_iter"] if "min_iter" in early else early["max_iter"] // eta ** early["s"]
-        return SuccessiveHalvingPruner(min_resource=max(1, first), reduction_factor=eta)
-
-    def sampler(self, number: int) -> BaseSampler:
-        """What draws the point of a trial, which follows from its number and, for bayes, what is known by then."""
-        if self.method == "bayes":
-            return TPESampler(seed=number, constant_liar=True)
-        return RandomSampler(seed=number)
-
-    def command(self, args: Sequence[str]) -> list[str]:
-        """Returns the command of a trial, as W&B's agent makes it.
-
-        Args:
-            args: What stands for `${args}`.
+    @staticmethod
+    def parse(path: Path, content: Any) -> "SweepFile":
+        """Checks the content of a file.
 
         Raises:
-            ValueError: if it has macros that are not known, or none for the arguments.
+            ValueError: if it has keys or values that `sf-sweep` does not support.
         """
+        _require(isinstance(content, dict), "it is no mapping", "keys and values, as in W&B's sweep files")
+        for key in content:
+            _require(key in KEYS, f"{key} is not a key of a sweep file", ", ".join(KEYS))
+        method, metric, cap = content.get("method"), content.get("metric"), content.get("run_cap")
+        command, parameters = content.get("command") or DEFAULT_COMMAND, content.get("parameters")
+        _require(method in METHODS, f"method is {method}", ", ".join(METHODS))
+        named = isinstance(metric, dict) and isinstance(metric.get("name"), str)
+        _require(named, f"metric is {metric}", "a name, such as streamed_within_500_ms/stoi")
+        for key in metric:
+            _require(key in ("name", "goal"), f"metric.{key} is not supported", "name and goal")
+        goal = metric.get("goal", "minimize")
+        _require(goal in ("minimize", "maximize"), f"metric.goal is {goal}", "minimize or maximize")
+        _require(cap is None or (type(cap) is int and cap >= 1), f"run_cap is {cap!r}", "a number of trials")
+        _require(isinstance(command, list), f"command is {command!r}", "a list of words")
+        some = isinstance(parameters, dict) and parameters
+        _require(some, f"parameters is {parameters!r}", "names, each with a value, values, or min and max")
+        specs = {name: _parameter(name, spec) for name, spec in parameters.items()}
+        return SweepFile(
+            path=path,
+            definition={key: content.get(key) for key in DEFINITION},
+            name=str(content.get("name") or path.stem),
+            method=method,
+            metric=metric["name"],
+            maximize=goal == "maximize",
+            run_cap=cap,
+            constants={name: spec["value"] for name, spec in specs.items() if "value" in spec},
+            distributions={name: _distribution(spec) for name, spec in specs.items() if "value" not in spec},
+            halving=_halving(content.get("early_terminate")),
+            words=[str(word) for word in command],
+        )
+
+    @property
+    def points(self) -> list[dict[str, Any]] | None:
+        """All points of a grid, the last parameter varying fastest; None for the other methods.
+
+        Raises:
+            ValueError: if a parameter of a grid is continuous.
+        """
+        if self.method != "grid":
+            return None
+        axes = [_axis(name, distribution) for name, distribution in self.distributions.items()]
+        return [dict(zip(self.distributions, point, strict=True)) for point in product(*axes)]
+
+    def arguments(self, point: Mapping[str, Any]) -> list[str]:
+        """Returns a trial's arguments, `--name=value` for each parameter in the order of the file.
+
+        Args:
+            point: Values of the parameters that are not constant.
+        """
+        values = {**self.constants, **point}
+        return [f"--{name}={values[name]}" for name in self.definition["parameters"]]
+
+    def command(self, args: Sequence[str]) -> list[str]:
+        """Returns the command line of a trial, as W&B's agent builds it.
+
+        Args:
+            args: Arguments that replace `${args}`.
+
+        Raises:
+            ValueError: if the command has an unknown macro, no `${args}`, or `${program}` and the file no program.
+        """
+        program, words = self.definition["program"], self.words
         macros = {
             "${env}": ["/usr/bin/env"],
             "${interpreter}": [sys.executable],
-            "${program}": [str(self.content.get("program", ""))],
+            "${program}": [str(program)],
             "${args}": list(args),
         }
-        said = [str(each) for each in self.content.get("command") or DEFAULT_COMMAND]
-        if "${args}" not in said or ("${program}" in said and not self.content.get("program")):
-            raise ValueError(
-                f"{self.path}: command is {' '.join(said)}: wanted ${{args}} in it, and program if named"
-            )
-        done: list[str] = []
-        for each in said:
-            plain = re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", lambda found: os.environ.get(found[1], found[1]), each)
-            if each not in macros and re.fullmatch(r"\$\{.*\}", plain):
-                raise ValueError(f"{self.path}: command has {each}: wanted {', '.join(macros)} or ${{envvar:NAME}}")
-            done += macros.get(each, [plain])
-        return done
-
-    def arguments(self, drawn: Mapping[str, Any]) -> list[str]:
-        """Returns the arguments of a trial that say its point, in the order of the file.
-
-        Args:
-            drawn: Values of the parameters that are not the same in all trials.
-        """
-        values = self.constants | dict(drawn)
-        return [f"--{name}={values[name]}" for name in self.content["parameters"]]
+        complete = "${args}" in words and (program or "${program}" not in words)
+        _require(complete, f"command is {' '.join(words)}", "${args} in it, and the key program for ${program}")
+        line: list[str] = []
+        for word in words:
+            plain = re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", lambda name: os.environ.get(name[1], name[1]), word)
+            known = word in macros or not re.fullmatch(r"\$\{.*\}", plain)
+            _require(known, f"command has {word}", f"{', '.join(macros)} or ${{envvar:NAME}}")
+            line += macros.get(word, [plain])
+        return line
 
 
-def _drawn(spec: Mapping[str, Any]) -> BaseDistribution:
-    """Optuna's distribution for a parameter whose distribution is named."""
-    kind = spec["distribution"]
-    if kind == "categorical":
-        # What a command line is told: a list has no other form there.
+def _require(condition: object, found: str, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{found}: expected {expected}")
+
+
+def _parameter(name: str, given: Any) -> dict[str, Any]:
+    """Returns a parameter's keys, checked, with the distribution that W&B infers where none is named."""
+    flat = isinstance(given, dict) and "parameters" not in given
+    _require(flat, f"{name} is {given}", "value, values, or min and max; nested names are written a.b")
+    integers = all(isinstance(given.get(key), int) for key in ("min", "max"))
+    inferred = "categorical" if "values" in given else "int_uniform" if integers else "uniform"
+    kind = given.get("distribution", "constant" if "value" in given else inferred)
+    _require(kind in DISTRIBUTIONS, f"{name}.distribution is {kind}", ", ".join(DISTRIBUTIONS))
+    spec = {"q": 1} | given if kind == "q_uniform" else given
+    keys, required = ", ".join(given) or "no keys", DISTRIBUTIONS[kind]
+    _require(spec.keys() - {"distribution"} == required, f"{name} ({kind}) has {keys}", ", ".join(sorted(required)))
+    if "min" in spec:
+        bounds = [spec[key] for key in ("min", "max", "q") if key in spec]
+        numbers = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds)
+        _require(numbers, f"{name} has bounds {bounds}", "numbers (in YAML 1.0e-4, not 1e-4)")
+        low, (least, most) = 0 if kind == "log_uniform_values" else -float("inf"), bounds[:2]
+        _require(low < least <= most, f"{name} has min {least} and max {most}", f"{low} < min <= max")
+    if "values" in spec:
+        some = isinstance(spec["values"], list) and spec["values"]
+        _require(some, f"{name}.values is {spec['values']!r}", "a list")
+    return {**spec, "distribution": kind}
+
+
+def _distribution(spec: Mapping[str, Any]) -> BaseDistribution:
+    """Returns the Optuna distribution of a parameter that is not constant."""
+    if "values" in spec:
+        # Lists become text: that is what the command line gets, and Optuna accepts scalars only.
         scalars = (bool, int, float, str, type(None))
-        return CategoricalDistribution(
-            [each if isinstance(each, scalars) else str(each) for each in spec["values"]]
-        )
-    if kind == "int_uniform":
-        return IntDistribution(spec["min"], spec["max"])
-    step = spec.get("q")
-    if step is not None and all(isinstance(spec[key], int) for key in ("min", "max", "q")):
-        return IntDistribution(spec["min"], spec["max"], step=step)
+        choices = [value if isinstance(value, scalars) else str(value) for value in spec["values"]]
+        return CategoricalDistribution(choices)
+    kind, step = spec["distribution"], spec.get("q")
+    if kind == "int_uniform" or (step and all(isinstance(spec[key], int) for key in ("min", "max", "q"))):
+        return IntDistribution(spec["min"], spec["max"], step=step or 1)
     return FloatDistribution(spec["min"], spec["max"], step=step, log=kind == "log_uniform_values")
+
+
+def _axis(name: str, distribution: BaseDistribution) -> Sequence[Any]:
+    """Returns all values of a grid's parameter."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    if isinstance(distribution, IntDistribution):
+        return range(distribution.low, distribution.high + 1, distribution.step)
+    assert isinstance(distribution, FloatDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if step is None:
+        raise ValueError(f"method is grid but {name} is continuous: expected values, or q_uniform with a q")
+    return [low + i * step for i in range(round((high - low) / step) + 1)]
+
+
+def _halving(early: Any) -> Halving | None:
+    """Returns the rule of `early_terminate`; its first rung is at min_iter or at max_iter / eta^s values."""
+    if early is None:
+        return None
+    hyperband = isinstance(early, dict) and early.get("type") == "hyperband"
+    _require(hyperband, f"early_terminate is {early}", "type hyperband")
+    given = {"eta": 3} | {key: value for key, value in early.items() if key != "type"}
+    valid = given.keys() - {"eta"} in ({"min_iter"}, {"max_iter", "s"}) and all(
+        type(given[key]) is int and given[key] >= 1 + (key == "eta") for key in given
+    )
+    expected = "integers: min_iter, or max_iter and s; eta is 2 or more (default 3)"
+    _require(valid, f"early_terminate is {early}", expected)
+    first = given["min_iter"] if "min_iter" in given else given["max_iter"] // given["eta"] ** given["s"]
+    return Halving(max(1, first), given["eta"])

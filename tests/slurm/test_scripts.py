@@ -130,7 +130,7 @@ def test_an_array_of_workers_shares_a_sweep_and_what_a_killed_one_leaves_is_take
     parameters = {"rate": {"values": [1, 2, 3]}, "pause": {"value": 0.5}, "steps": {"value": 8}}
     file, folder = sweep_file(tmp_path, parameters=parameters), tmp_path / "sweep"
     options = ("--array=1-2", "--gpus-per-node=0", "--cpus-per-task=1")
-    job = cluster.submit("slurm/sweep.sbatch", str(file), f"--dir={folder}", "--patience=5", options=options)
+    job = cluster.submit("slurm/sweep.sbatch", str(file), f"--dir={folder}", options=options)
     checkpoint = folder / "trials" / "000" / "checkpoints" / "last"
     cluster.until(checkpoint.is_file, job)
     for path in Path("/proc").glob("[0-9]*"):

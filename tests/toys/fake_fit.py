@@ -35,7 +35,8 @@ def main() -> None:
         time.sleep(float(options.get("pause", 0)))
         if stop_signals:
             sys.exit(75)
-        if behavior == "killed_once" and step == 1 and len((run / "starts").read_text().split()) == 1:
+        first_start = len((run / "starts").read_text().split()) == 1
+        if behavior == "killed_always" or (behavior == "killed_once" and step == 1 and first_start):
             signal.raise_signal(signal.SIGKILL)
         score = rate * (step + 1)
         with table.open("a") as file:

@@ -47,3 +47,16 @@ def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def processes(folder: Path) -> list[int]:
+    """Returns the ids of the processes that have a folder on their command line."""
+    commands = {path.parent.name: path for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return [int(number) for number, path in commands.items() if str(folder).encode() in _content(path)]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # ended in the meantime
+        return b""

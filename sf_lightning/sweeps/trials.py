@@ -1,0 +1,244 @@
+"""The folder that the workers of a sweep share: its definition, its trials, and who runs which. No server.
+
+    sweep.json                  name, definition and further arguments of the sweep
+    lock                        locked while a worker chooses a trial
+    trials/003/parameters.json  the point of the trial
+    trials/003/lock             locked while the trial's worker or process is alive
+    trials/003/result.json      how the trial ended
+
+The kernel releases a lock (`flock`) when the last process that holds it ends, however it ends. So a trial that was
+started, has no result and whose lock is free was interrupted, and whoever takes the lock may resume it. No file is
+ever changed, so a reader on another node sees all of it or none. Does not run trials.
+"""
+
+import fcntl
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from sf_lightning.files.atomic import atomic_folder, write_atomically
+from sf_lightning.files.tables import read_metrics
+from sf_lightning.sweeps.file import SweepFile
+
+DEFINITION = "sweep.json"
+PARAMETERS = "parameters.json"
+RESULT = "result.json"
+LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a sweep.
+
+    Attributes:
+        folder: Folder of its training run; the name is the trial's number.
+        parameters: Values of the parameters that are not constant; empty until they are drawn.
+        state: How far it is; "running" also if it was interrupted and can be resumed.
+        value: Last value of the metric, if complete.
+        error: Why it failed, if it did.
+    """
+
+    folder: Path
+    parameters: dict[str, Any] = field(default_factory=dict)
+    state: Literal["waiting", "running", "complete", "pruned", "failed"] = "waiting"
+    value: float | None = None
+    error: str = ""
+
+    @property
+    def number(self) -> int:
+        """Number of the trial, from 0."""
+        return int(self.folder.name)
+
+    @property
+    def label(self) -> str:
+        """The parameters in a few words: an option without its path, a file without folder and suffix."""
+        words = []
+        for option, value in self.parameters.items():
+            text = Path(value).stem if str(value).endswith(".yaml") else str(value).strip("{}")
+            words.append(f"{option.rpartition('.')[2]} {text}" if len(self.parameters) > 1 else text)
+        return ", ".join(words)
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Last logged value of each metric."""
+        return {name: value for row in read_metrics(self.folder) for name, value in row.items()}
+
+    def logged(self, metric: str) -> list[float]:
+        """Returns all logged values of a metric, read now, in order."""
+        return [row[metric] for row in read_metrics(self.folder) if metric in row]
+
+    def write_result(self) -> None:
+        """Records how the trial ended; for the holder of its lock."""
+        result = {"state": self.state, "value": self.value, "error": self.error}
+        write_atomically(self.folder / RESULT, json.dumps(result))
+
+
+def read_trial(folder: Path) -> Trial:
+    """Reads a trial from its folder."""
+    if (folder / RESULT).is_file():
+        result = json.loads((folder / RESULT).read_text())
+    else:
+        result = {"state": "running" if (folder / LOCK).exists() else "waiting"}
+    drawn = (folder / PARAMETERS).is_file()
+    return Trial(folder, json.loads((folder / PARAMETERS).read_text()) if drawn else {}, **result)
+
+
+def read_definition(folder: Path) -> dict[str, Any]:
+    """Reads the definition of a sweep: name, file's definition, arguments.
+
+    Raises:
+        FileNotFoundError: if the folder has no sweep.
+    """
+    if not (folder / DEFINITION).is_file():
+        raise FileNotFoundError(f"no sweep in {folder}: sf-sweep FILE --dir={folder} starts one")
+    return json.loads((folder / DEFINITION).read_text())
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """Reads all trials of a sweep, by number."""
+    folders = sorted((folder / "trials").glob("[0-9]*"), key=lambda path: int(path.name))
+    return [read_trial(path) for path in folders]
+
+
+def lock(path: Path, wait: bool = False) -> IO[bytes] | None:
+    """Locks a file until it is closed by this process and by every child that inherits it.
+
+    Args:
+        path: File to lock; created if missing.
+        wait: Whether to wait for the lock.
+
+    Returns:
+        The open file, or None if it is locked and `wait` is false.
+
+    Raises:
+        OSError: if the file system has no locks.
+    """
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        file.close()
+        raise OSError(f"{path} cannot be locked ({error.strerror}): give a --dir where flock works") from error
+    return file
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A worker's view of a sweep.
+
+    Attributes:
+        file: The sweep file.
+        folder: Folder of the sweep, shared by all workers.
+        arguments: Further arguments of every trial.
+    """
+
+    file: SweepFile
+    folder: Path
+    arguments: Sequence[str] = ()
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials, read now, by number."""
+        return read_trials(self.folder)
+
+    def join(self, count: int | None = None) -> None:
+        """Starts the sweep or joins it: adds trials that are missing, and new ones for those that failed.
+
+        Args:
+            count: Number of trials; by default the file's `run_cap` or all points of a grid.
+
+        Raises:
+            ValueError: if the folder has another sweep, or the number of trials is not known.
+        """
+        points = self.file.points
+        count = count or self.file.run_cap or (len(points) if points else None)
+        if count is None:
+            raise ValueError(f"{self.file.path}: method is {self.file.method}: expected --trials or a run_cap")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._choosing():
+            self._check_definition()
+            trials = self.trials
+            kept = [trial for trial in trials if trial.state != "failed"]
+            if points is None:
+                missing: list[dict[str, Any]] = [{}] * (count - len(kept))
+            else:
+                missing = [point for point in points[:count] if point not in [trial.parameters for trial in kept]]
+            for number, point in enumerate(missing, len(trials)):
+                with atomic_folder(self.folder / "trials" / f"{number:03d}") as trial:
+                    if points is not None:
+                        (trial / PARAMETERS).write_text(json.dumps(point))
+
+    def _check_definition(self) -> None:
+        """Records what the sweep is, or checks that the folder's is the same."""
+        content = json.dumps({"name": self.file.name, **self.file.definition, "arguments": [*self.arguments]})
+        if not (self.folder / DEFINITION).is_file():
+            if (self.folder / "trials").exists():
+                raise ValueError(f"{self.folder} has trials but no {DEFINITION}: use another --dir")
+            write_atomically(self.folder / DEFINITION, content)
+        ours, theirs = json.loads(content), read_definition(self.folder)
+        for key in (key for key in ours if ours[key] != theirs[key]):
+            raise ValueError(
+                f"{self.folder} has a sweep with {key} {json.dumps(theirs[key])}, not {json.dumps(ours[key])}: "
+                "use another --dir"
+            )
+
+    def claim(self) -> tuple[Trial, IO[bytes]] | None:
+        """Takes a trial that was interrupted, else the first that waits.
+
+        Returns:
+            The trial, now running, and its lock; None if there is none to take.
+        """
+        with self._choosing():
+            for trial in sorted(self.trials, key=lambda trial: trial.state != "running"):
+                if trial.state not in ("running", "waiting") or (held := lock(trial.folder / LOCK)) is None:
+                    continue
+                trial = read_trial(trial.folder)  # it may have ended just before its lock was free
+                if trial.state == "running":  # as it has a lock file now
+                    if self.file.method != "grid" and not trial.parameters:
+                        point = draw_point(self.file, trial.number, self.trials)
+                        write_atomically(trial.folder / PARAMETERS, json.dumps(point))
+                        trial = replace(trial, parameters=point)
+                    return trial, held
+                held.close()
+        return None
+
+    def _choosing(self) -> IO[bytes]:
+        """Lets one worker at a time choose."""
+        held = lock(self.folder / LOCK, wait=True)
+        assert held is not None
+        return held
+
+
+def draw_point(file: SweepFile, number: int, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Draws the parameters of a trial: the same for the same number and, for bayes, the same earlier trials.
+
+    Args:
+        file: A sweep file of method random or bayes.
+        number: Number of the trial, the seed.
+        trials: All trials.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    bayes, distributions = file.method == "bayes", dict(file.distributions)
+    sampler: BaseSampler = TPESampler(seed=number, constant_liar=True) if bayes else RandomSampler(seed=number)
+    study = optuna.create_study(sampler=sampler, direction="maximize" if file.maximize else "minimize")
+    for trial in trials if bayes else ():
+        if trial.parameters and trial.state != "failed":
+            known = optuna.trial.create_trial(
+                state=TrialState[trial.state.upper()],
+                value=trial.value,
+                params=trial.parameters,
+                distributions=distributions,
+                intermediate_values=dict(enumerate(trial.logged(file.metric), 1)),
+            )
+            study.add_trial(known)
+    return study.ask(distributions).params

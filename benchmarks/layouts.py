@@ -78,7 +78,7 @@ def read_run(trial: Trial) -> Run:
                 mode, key = row.pop("way"), row.pop("key")
                 scores[mode, key] = {name: float(value) for name, value in row.items() if value}
     return Run(
-        layout=Path(trial.parameters["model.layout"]).stem,
+        layout=str(trial.parameters["model.layout"]),
         seed=int(trial.parameters["seed"]),
         scores=scores,
         checkpoint=trial.folder / "checkpoints" / "last.ckpt",

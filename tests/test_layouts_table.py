@@ -44,10 +44,10 @@ def write_validation(folder: Path, stoi: float) -> None:
 def test_the_table_has_every_layout_streamed_and_offline_and_which_differ_from_the_reference(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    parameters = {"seed": {"values": [0, 1]}, "model.layout": {"values": [f"{name}.yaml" for name in LAYOUTS]}}
+    parameters = {"seed": {"values": [0, 1]}, "model.layout": {"values": [*LAYOUTS]}}
     sweep.main([str(sweep_file(tmp_path, parameters=parameters)), f"--dir={tmp_path / 'sweep'}", "--jobs=3"])
     for trial in read_results(tmp_path / "sweep").trials:
-        name = Path(trial.parameters["model.layout"]).stem
+        name = trial.parameters["model.layout"]
         write_validation(trial.folder, STOI[name])
         if trial.parameters["seed"] == 0:
             fit_decoder(trial.folder / "checkpoints", decoder_module(layout=LAYOUTS[name]), decoder_data(shards), 1)
@@ -92,7 +92,7 @@ def test_scores_are_of_the_last_validation_and_baselines_of_the_first(tmp_path: 
     later = tmp_path / "samples" / "step-000006"
     later.mkdir()
     (later / "scores.csv").write_text("way,key,stoi\nstreamed,clip0,0.9\n")
-    run = read_run(Trial(tmp_path, {"model.layout": "a/full.yaml", "seed": 1}, "complete"))
+    run = read_run(Trial(tmp_path, {"model.layout": "full", "seed": 1}, "complete"))
     assert run.scores["streamed", "clip0"] == {"stoi": 0.9} and run.scores["look_up", "clip0"]["stoi"] == 0.5
     assert (run.layout, run.seed) == ("full", 1) and run.checkpoint == tmp_path / "checkpoints" / "last.ckpt"
 

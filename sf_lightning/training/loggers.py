@@ -1,84 +1,114 @@
-"""Loggers of a run that is stopped and goes on: one table and one W&B run, with no row missing and none twice."""
+"""Loggers of a run that may be stopped and resumed: one table and one W&B run, no row missing and none twice."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.core.saving import save_hparams_to_yaml
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from sf_lightning.files.atomic import atomic_path
 
 
-class _Rows(ExperimentWriter):
-    """Lightning's writer, which appends, but goes on with a table that is there."""
+class ResumableCSVLogger(Logger):
+    """Writes `csv/metrics.csv` in the run's folder, a row at a time, and `csv/hparams.yaml`.
 
-    def __init__(self, log_dir: str) -> None:
-        super().__init__(log_dir)
-        if Path(self.metrics_file_path).is_file():
-            with open(self.metrics_file_path, newline="") as file:
-                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
-
-    def _check_log_dir_exists(self) -> None:
-        """Deletes nothing."""
-
-
-class ResumableCSVLogger(CSVLogger):
-    """Writes `csv/metrics.csv` in the run's folder, a row at a time.
+    Lightning's `CSVLogger` starts a new table where one exists, and rewrites it in place when a column is added.
 
     Args:
-        save_dir: The run's folder.
+        save_dir: Folder of the run.
     """
 
     def __init__(self, save_dir: str = ".") -> None:
-        super().__init__(save_dir, "csv", version="", flush_logs_every_n_steps=1)
+        super().__init__()
+        self._save_dir = save_dir
+        self._hyperparameters: dict[str, Any] = {}
+        self._columns: list[str] | None = None
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """What writes."""
-        if self._experiment is None:
-            self._experiment = _Rows(self.log_dir)
-        return self._experiment  # type: ignore[return-value]
+    def name(self) -> str:
+        """Name of the folder of the table."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Empty: a resumed run has no other version."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """Folder of the run."""
+        return self._save_dir
+
+    @property
+    def _path(self) -> Path:
+        return Path(self._save_dir, self.name, "metrics.csv")
 
     @rank_zero_only
-    def forget(self, step: int, validated: bool) -> None:
-        """Drops the rows that a run which goes on will write again.
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Adds hyperparameters to `hparams.yaml`."""
+        self._hyperparameters.update(params if isinstance(params, Mapping) else vars(params))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        save_hparams_to_yaml(self._path.with_name("hparams.yaml"), self._hyperparameters)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Appends a row; where it has a new column, the table is rewritten with it."""
+        row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        row["step"] = step or 0
+        if self._columns is None:
+            self._columns = self._read()[0]
+        if added := row.keys() - set(self._columns):
+            rows = self._read()[1]
+            self._columns = sorted({*self._columns, *added})
+            self._write(rows)
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    @rank_zero_only
+    def drop_rows(self, step: int, validated: bool) -> None:
+        """Drops the rows that a resumed run writes again.
 
         Args:
-            step: Steps that are done; rows count them from 0.
+            step: Number of steps done; rows count them from 0.
             validated: Whether the validation after the last of them, if one is due there, is done too.
         """
-        path = Path(self.log_dir, "metrics.csv")
-        if not path.is_file():
-            return
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            names, rows = reader.fieldnames or [], list(reader)
+        self._columns, rows = self._read()
         done = step - (not validated)
         kept = [row for row in rows if int(row["step"]) < (done if row.get("val/loss") else step)]
-        if len(kept) == len(rows):
-            return
-        fresh = path.with_suffix(".writing")
-        with fresh.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
+        if len(kept) < len(rows):
+            self._write(kept)
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """Returns the columns and rows of the table; nothing where there is none."""
+        if not self._path.is_file():
+            return [], []
+        with self._path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            return list(reader.fieldnames or []), list(reader)
+
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self._path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns or [])
             writer.writeheader()
-            writer.writerows(kept)
-        fresh.replace(path)
-        self._experiment = None
+            writer.writerows(rows)
 
 
 class ResumableWandbLogger(WandbLogger):
     """Logs to W&B under the step of the run.
 
-    W&B's own count of calls would begin at 0 again whenever a run goes on without its server.
+    W&B's own step counts calls, from 0 again whenever a run is resumed without its server.
 
     Args:
-        save_dir: The run's folder.
-        project: Of W&B's.
-        id: Of the run; `sf-fit` keeps it in the run's folder.
-        **kwargs: As Lightning's `WandbLogger`.
+        save_dir: Folder of the run.
+        project: Name of the W&B project.
+        id: Id of the W&B run; `sf-fit` keeps it in the run's folder.
+        **kwargs: As for Lightning's `WandbLogger`.
     """
 
     def __init__(
@@ -89,6 +119,6 @@ class ResumableWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Logs under a step; by default the last one."""
+        """Logs values under a step; by default the last one."""
         self._step = self._step if step is None else step
         self.experiment.log({**metrics, "trainer/global_step": self._step}, step=self._step)

@@ -1,4 +1,4 @@
-"""Weights in shards over all ranks (FSDP2) or those of a node (HSDP): how a network is sharded, and made whole."""
+"""Weights sharded over all ranks (FSDP2) or over those of a node (HSDP): the strategy, sharding and gathering."""
 
 import shutil
 from pathlib import Path
@@ -11,16 +11,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from sf_lightning.files.atomic import rename_synced
 from sf_lightning.model.streamflow import StreamFlow
-from sf_lightning.training.saving import settled
+from sf_lightning.training.lightning_internals import set_mesh_sizes
+from sf_lightning.training.saving import writing_path
 
 
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2: `--trainer.strategy=fsdp2` or `hsdp`. Every rank saves its shards; a checkpoint is a folder.
 
     Args:
-        within_nodes: Whether the ranks of each node have shards of all weights, and nodes replicas of each other
-            (HSDP); else all ranks share them.
+        within_nodes: Whether the ranks of each node hold shards of all weights, and the nodes replicas of each
+            other (HSDP); otherwise all ranks share one set of weights.
     """
 
     def __init__(self, within_nodes: bool = False) -> None:
@@ -28,32 +30,31 @@ class ShardedStrategy(ModelParallelStrategy):
         self.within_nodes = within_nodes
 
     def setup_environment(self) -> None:
-        """Lays the ranks out as replicas times shards, under the names that Lightning has for the two."""
+        """Arranges the ranks as replicas times shards, the two dimensions of the mesh."""
         replicas = self.num_nodes if self.within_nodes else 1
-        self._data_parallel_size = replicas
-        self._tensor_parallel_size = self.num_nodes * self.num_processes // replicas
+        set_mesh_sizes(self, replicas, self.num_nodes * self.num_processes // replicas)
         super().setup_environment()
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Every rank has data of its own."""
+        """Rank and number of ranks: every rank reads its own data."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Has every rank save its shards; the folder has its name when all of them are there.
+        """Saves the shards of all ranks in a folder, which gets its name when all of them are complete.
 
         Raises:
             OSError: if this rank cannot write.
         """
         path = Path(self.broadcast(filepath))
-        fresh = path.with_name(f".{path.name}.writing")
+        temporary = writing_path(path)
         if self.is_global_zero:
-            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
         self.barrier()
-        super().save_checkpoint(checkpoint, fresh, storage_options)
+        super().save_checkpoint(checkpoint, temporary, storage_options)
         self.barrier()
         if self.is_global_zero:
-            settled(fresh, path)
+            rename_synced(temporary, path)
         self.barrier()
 
 
@@ -62,7 +63,7 @@ StrategyRegistry.register("hsdp", ShardedStrategy, "FSDP2 within nodes, replicas
 
 
 def shard_weights(model: StreamFlow, mesh: DeviceMesh) -> None:
-    """Shards the weights of a network: layer by layer, and the rest together.
+    """Shards the weights of a network in place: layer by layer, and the rest together.
 
     Args:
         model: The network.
@@ -76,19 +77,19 @@ def shard_weights(model: StreamFlow, mesh: DeviceMesh) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether its weights are in shards."""
+    """Returns whether the weights of a network are sharded."""
     return isinstance(next(model.parameters()), DTensor)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Returns a tensor that may be in shards as a whole one; every rank must ask."""
+    """Returns a tensor gathered from its shards, or itself if it has none; a collective operation."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def copy_full_weights(model: nn.Module, into: StreamFlow) -> StreamFlow:
-    """Copies weights that are in shards into a network that is not; every rank must ask."""
-    own = dict(into.named_parameters())
+def copy_full_weights(model: nn.Module, target: StreamFlow) -> StreamFlow:
+    """Gathers sharded weights into a network without shards and returns that; a collective operation."""
+    own = dict(target.named_parameters())
     for name, parameter in model.named_parameters():
         own[name].copy_(full_tensor(parameter))
-    return into.requires_grad_(False)
+    return target.requires_grad_(False)

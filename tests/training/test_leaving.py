@@ -32,7 +32,7 @@ def test_two_ranks_that_are_asked_to_stop_say_75_and_srun_killing_one_of_them_ch
     begun.send_signal(signal.SIGUSR1)
     assert begun.stdout is not None
     for line in begun.stdout:
-        if line.startswith("stopped as asked"):
+        if line.startswith("stopped as requested"):
             time.sleep(0.3)
             begun.send_signal(signal.SIGTERM)
             break

@@ -19,12 +19,13 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.files.atomic import rename_synced
 from sf_lightning.training import stop
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
 from sf_lightning.training.callbacks.preemption import Preemption
 from sf_lightning.training.callbacks.streaming_validation import StreamingValidation
 from sf_lightning.training.loggers import ResumableCSVLogger, ResumableWandbLogger
-from sf_lightning.training.saving import AtomicCheckpointIO, newest_checkpoint, remove_checkpoint, settled
+from sf_lightning.training.saving import AtomicCheckpointIO, newest_checkpoint, remove_checkpoint
 from tests.toys.decoder import decoder_data, decoder_module
 from tests.toys.tracking import wandb_records
 
@@ -237,6 +238,7 @@ def test_a_wandb_run_that_goes_on_without_a_server_keeps_its_id_and_its_steps(
 def test_the_signal_is_heard_and_kills_neither_the_program_nor_its_children() -> None:
     program = """
 import os, signal, subprocess, sys, time
+from sf_lightning.files.atomic import rename_synced
 from sf_lightning.training import stop
 assert "torch" not in sys.modules
 stop.watch_signals()
@@ -259,7 +261,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
         def __reduce__(self) -> Any:
             raise OSError(28, os.strerror(28))
 
-    with pytest.raises(OSError, match=r"last.ckpt could not be saved, .* untouched: .*No space left"):
+    with pytest.raises(OSError, match=r"last.ckpt cannot be saved; .* untouched: .*No space left"):
         saver.save_checkpoint({"weights": torch.zeros(1000), "full": Full()}, path)
     assert torch.load(path) == {"step": 1} and [*tmp_path.iterdir()] == [path]
 
@@ -300,7 +302,7 @@ def test_a_folder_takes_the_place_of_another_and_neither_is_ever_half_there(tmp_
     for content in ("first", "second"):
         fresh.mkdir()
         (fresh / "meta.pt").write_text(content)
-        settled(fresh, path)
+        rename_synced(fresh, path)
         assert (path / "meta.pt").read_text() == content and [*tmp_path.iterdir()] == [path]
 
 

@@ -14,19 +14,21 @@ from tests.toys.trainer import QUIET_TRAINER
 
 @pytest.mark.parametrize("every", [3, 0])
 def test_the_bar_reads_numbers_from_the_device_no_more_often_than_loggers_do(
-    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, every: int
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, every: int
 ) -> None:
-    theirs, read = RichProgressBar.get_metrics, []
+    original, read = RichProgressBar.get_metrics, []
 
-    def note(self: RichProgressBar, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    def record(self: RichProgressBar, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         if trainer.training:
             read.append(trainer.global_step)
-        return theirs(self, trainer, module)
+        return original(self, trainer, module)
 
-    monkeypatch.setattr(RichProgressBar, "get_metrics", note)
+    monkeypatch.setattr(RichProgressBar, "get_metrics", record)
     given = QUIET_TRAINER | {"enable_progress_bar": True, "limit_val_batches": 0, "log_every_n_steps": every}
     # A step takes two batches, after each of which the bar moves.
     trainer = L.Trainer(**given, max_steps=7, accumulate_grad_batches=2, callbacks=[bar := ProgressBar()])
     trainer.fit(decoder_module(), decoder_data(shards))
     assert read == ([0, 3, 6] if every else [])
-    assert ("train/loss" in bar._read) == bool(every)
+    assert ("train/loss" in bar._metrics) == bool(every) and "v_num" not in bar._metrics
+    shown = capsys.readouterr().out
+    assert "Training" in shown and "Epoch" not in shown

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,45 +25,6 @@ MAX_SEARCHED = 20
 """Files of a folder that are searched for another clip of the same speaker."""
 
 
-class ClipSource(Protocol):
-    """Clips to evaluate on."""
-
-    @property
-    def version(self) -> str:
-        """Digest that changes whenever a clip may have changed."""
-        ...
-
-    def check(self, requirements: ClipRequirements) -> None:
-        """Raises ValueError, with both values, if the clips do not meet a checkpoint's requirements."""
-        ...
-
-    def draw(self, requirements: ClipRequirements, count: int) -> list[DrawnClip]:
-        """Returns up to `count` clips, spread evenly and the same ones every time, without broken ones."""
-        ...
-
-
-def open_clips(path: str, tokenizer: Tokenizer | None = None) -> ClipSource:
-    """Opens a shard set or a folder of audio.
-
-    Args:
-        path: Path or URL of a shard set (see `Store`), or path of a folder.
-        tokenizer: Tokenizer of audio that has no tokens beside it.
-
-    Raises:
-        FileNotFoundError: if there is neither.
-        ValueError: if a tokenizer was given for a shard set.
-    """
-    if Store(path).is_remote or Path(path, "manifest.json").is_file():
-        if tokenizer is not None:
-            raise ValueError(f"--tokenizer is for folders of audio, but {path} is a shard set: leave it out")
-        return SetClips(ShardSet(path))
-    if not Path(path).is_dir():
-        raise FileNotFoundError(f"--data: no folder {path}: give a shard set or a folder of audio")
-    folder = FolderClips(Path(path), tokenizer)
-    folder.warn_of_unused_tokenizer()
-    return folder
-
-
 @dataclass(frozen=True)
 class SetClips:
     """Clips of a shard set."""
@@ -72,15 +33,15 @@ class SetClips:
 
     @property
     def version(self) -> str:
-        """Digest of the shard set."""
+        """Digest of the shard set, which changes whenever a clip may have changed."""
         return self.shards.version
 
     def check(self, requirements: ClipRequirements) -> None:
-        """See `ClipSource.check`."""
+        """Raises ValueError, with both values, if the clips do not meet a checkpoint's requirements."""
         requirements.check_set(self.shards)
 
     def draw(self, requirements: ClipRequirements, count: int) -> list[DrawnClip]:
-        """See `ClipSource.draw`."""
+        """Returns up to `count` clips, spread evenly and the same ones every time, without broken ones."""
         return list(evenly_spaced_clips(self.shards, count, requirements))
 
 
@@ -105,7 +66,7 @@ class FolderClips:
         return hashlib.sha256(repr((tokenizer, stats)).encode()).hexdigest()[:16]
 
     def check(self, requirements: ClipRequirements) -> None:
-        """See `ClipSource.check`; which tokenizer made tokens that are stored beside the audio is unknown."""
+        """Raises ValueError as `SetClips.check`; which tokenizer made tokens beside the audio is unknown."""
         if self.tokenizer is not None and not all(map(_has_tokens, self._paths())):
             requirements.check_tokenizer(self.tokenizer.spec, "--tokenizer")
 
@@ -118,7 +79,7 @@ class FolderClips:
             )
 
     def draw(self, requirements: ClipRequirements, count: int) -> list[DrawnClip]:
-        """See `ClipSource.draw`."""
+        """Returns clips as `SetClips.draw`."""
         paths = self._paths()
         self._warn_of_tokens_without_audio(paths)
         count = min(count, len(paths))
@@ -194,6 +155,31 @@ class FolderClips:
         neighbors = [other for other in paths if other.parent == path.parent and other != path]
         others = (self._source(other) for other in neighbors[:MAX_SEARCHED])
         return next((other for other in others if other.fields["speaker"] == source.fields["speaker"]), source)
+
+
+ClipSource: TypeAlias = SetClips | FolderClips
+
+
+def open_clips(path: str, tokenizer: Tokenizer | None = None) -> ClipSource:
+    """Opens a shard set or a folder of audio.
+
+    Args:
+        path: Path or URL of a shard set (see `Store`), or path of a folder.
+        tokenizer: Tokenizer of audio that has no tokens beside it.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+        ValueError: if a tokenizer was given for a shard set.
+    """
+    if Store(path).is_remote or Path(path, "manifest.json").is_file():
+        if tokenizer is not None:
+            raise ValueError(f"--tokenizer is for folders of audio, but {path} is a shard set: leave it out")
+        return SetClips(ShardSet(path))
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"--data: no folder {path}: give a shard set or a folder of audio")
+    folder = FolderClips(Path(path), tokenizer)
+    folder.warn_of_unused_tokenizer()
+    return folder
 
 
 def _audio(source: CorpusClip) -> RawSample:

@@ -20,7 +20,7 @@ from sf_lightning.data.corpus import clean_key
 from sf_lightning.evaluation.bootstrap import Mean, bootstrap_mean, mean_over_groups
 from sf_lightning.evaluation.report import flac_url, write_page
 from sf_lightning.evaluation.systems import join_labels
-from sf_lightning.evaluation.table import Findings, Table
+from sf_lightning.evaluation.table import Findings, Table, format_mean
 from sf_lightning.files.atomic import write_atomically
 from sf_lightning.files.tables import write_csv
 
@@ -192,13 +192,8 @@ def opinion_table(scores: Mapping[str, Mapping[str, Mean]], ratings: Sequence[Ra
     """Returns the MOS as a table."""
     cells = []
     for system, means in scores.items():
-        numbers = [
-            ("none", "")
-            if not mean.num_values
-            else (f"{mean.mean:.2f}", "" if np.isnan(mean.low) else f"{mean.low:.2f} to {mean.high:.2f}")
-            for mean in means.values()
-        ]
-        cells.append(((system, ""), *numbers, (str(next(iter(means.values())).num_values), "")))
+        count = next(iter(means.values())).num_values
+        cells.append(((system, ""), *(format_mean(mean, "{:.2f}") for mean in means.values()), (str(count), "")))
     listeners = len({rating.listener for rating in ratings})
     title = f"Mean opinion scores of {listeners} listener{'s' if listeners != 1 else ''}"
     return Table(title, ("system", *QUESTIONS, "ratings"), tuple(cells))

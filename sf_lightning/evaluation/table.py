@@ -136,16 +136,18 @@ def _means(rows: Sequence[ClipScores]) -> dict[str, Mean]:
     return means
 
 
-def cell(name: str, mean: Mean | None) -> tuple[str, str]:
+def format_mean(mean: Mean | None, form: str) -> tuple[str, str]:
     """Returns a mean as text, and its interval and number of undefined scores as smaller text.
 
-    Both are empty if the score was not measured.
+    Args:
+        mean: The mean; None for a score that was not measured, whose texts are empty.
+        form: Format of the numbers.
     """
     if mean is None:
         return "", ""
-    form, undefined = COLUMNS[name].form, [f"{mean.num_nan} undefined"] if mean.num_nan else []
+    undefined = [f"{mean.num_nan} undefined"] if mean.num_nan else []
     if math.isnan(mean.mean):
-        return "none", undefined[0]
+        return "none", ", ".join(undefined)
     ends = [] if math.isnan(mean.low) or mean.low == mean.high else [mean.low, mean.high]
     interval = [" to ".join(form.format(end) for end in ends)] if ends else []
     return form.format(mean.mean), ", ".join(interval + undefined)
@@ -192,7 +194,12 @@ def _table(title: str, rows: Sequence[Row], names: Sequence[str]) -> Table:
     cells = []
     for row in rows:
         words = [str(row.number), *row.labels.values(), *([row.language] if language else []), str(row.clips)]
-        cells.append((*((word, "") for word in words), *(cell(name, row.means.get(name)) for name in names)))
+        cells.append(
+            (
+                *((word, "") for word in words),
+                *(format_mean(row.means.get(name), COLUMNS[name].form) for name in names),
+            )
+        )
     header = ("#", *labels, *language, "clips", *(COLUMNS[name].title for name in names))
     return Table(title, header, tuple(cells), 1 + len(labels) + len(language))
 

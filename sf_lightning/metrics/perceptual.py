@@ -8,8 +8,7 @@ Letters: B clips of a batch, N samples of a clip.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,14 +17,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from sf_lightning.metrics.pool import gather, shared_pool
-from sf_lightning.metrics.scorers import (
-    SAMPLE_RATE,
-    pesq_wb,
-    require_visqol_lattice,
-    stoi,
-    visqol,
-)
+from sf_lightning.metrics.pool import shared_pool
+from sf_lightning.metrics.scorers import SAMPLE_RATE, pesq_wb, require_visqol_lattice, stoi, visqol
 
 Clips: TypeAlias = Tensor | Sequence[Tensor]
 """`[B, N]`, or B tensors `[N]` of any lengths. Metrics score padding as sound: remove it first."""
@@ -35,6 +28,13 @@ class PerceptualMetric(Metric):
     """Mean of a perceptual score over clips; clips whose score is undefined are left out and counted.
 
     Subclasses define the scorer. `compute()` is a scalar, NaN if no clip has a score.
+
+    Args:
+        sample_rate: Sample rate of the clips in Hz; only 16,000 is defined.
+        kwargs: Arguments of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: if the sample rate is another one.
     """
 
     is_differentiable = False
@@ -47,15 +47,6 @@ class PerceptualMetric(Metric):
         """Scores one clip [N] against its reference."""
 
     def __init__(self, sample_rate: int, **kwargs: Any) -> None:
-        """Checks the sample rate.
-
-        Args:
-            sample_rate: Sample rate of the clips in Hz; only 16,000 is defined.
-            kwargs: Arguments of `torchmetrics.Metric`.
-
-        Raises:
-            ValueError: if the sample rate is another one.
-        """
         super().__init__(**kwargs)
         if sample_rate != SAMPLE_RATE:
             name = type(self).__name__
@@ -65,27 +56,18 @@ class PerceptualMetric(Metric):
         self._state = f"{type(self).__name__.lower()}_scores"
         self.add_state(self._state, default=[], dist_reduce_fx="cat")
 
-    def start(self, preds: Clips, target: Clips) -> list[Future[float]]:
-        """Queues all clips for scoring and returns at once; pass the result to `update`."""
-        degradeds, references = _clips(preds), _clips(target)
-        if len(degradeds) != len(references):
-            raise ValueError(f"got {len(degradeds)} clips in preds but {len(references)} in target")
-        scorer = type(self).scorer
-        return [shared_pool().submit(scorer, *pair) for pair in zip(references, degradeds, strict=True)]
-
-    def update(self, preds: Clips, target: Clips, started: list[Future[float]] | None = None) -> None:
+    def update(self, preds: Clips, target: Clips) -> None:
         """Scores a batch and stores its scores.
 
         Args:
             preds: Clips to score, on any device.
             target: Their references; the longer clip of each pair is truncated to the shorter.
-            started: What `start` returned for these clips, if it was called before.
 
         Raises:
             ValueError: if `preds` and `target` hold different numbers of clips, or no clips.
             RuntimeError: if a worker failed.
         """
-        scores = gather(self.start(preds, target) if started is None else started)
+        scores = shared_pool().map(type(self).scorer, _to_arrays(target), _to_arrays(preds))
         getattr(self, self._state).append(torch.tensor(scores, dtype=torch.float32, device=self.device))
 
     def compute(self) -> Tensor:
@@ -105,61 +87,58 @@ class PerceptualMetric(Metric):
 
 
 class PESQWB(PerceptualMetric):
-    """Mean wide-band PESQ (ITU-T P.862.2), about 1 to 4.64."""
+    """Mean wide-band PESQ (ITU-T P.862.2), about 1 to 4.64; arguments and errors as for `PerceptualMetric`.
+
+    >>> clean = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0)) / 10
+    >>> metric = PESQWB(sample_rate=16000)
+    >>> metric.update(preds=clean, target=clean)
+    >>> round(float(metric.compute()), 2)
+    4.64
+    """
 
     scorer = staticmethod(pesq_wb)
 
 
 class STOI(PerceptualMetric):
-    """Mean short-time objective intelligibility (Taal et al. 2011), at most 1."""
+    """Mean short-time objective intelligibility (Taal et al. 2011), at most 1; see `PerceptualMetric`.
+
+    >>> clean = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0)) / 10
+    >>> metric = STOI(sample_rate=16000)
+    >>> metric.update(preds=clean, target=clean)
+    >>> round(float(metric.compute()), 2)
+    1.0
+    """
 
     scorer = staticmethod(stoi)
 
 
 class ViSQOL(PerceptualMetric):
-    """Mean ViSQOL v3 (speech mode, lattice model), 1 to 5."""
+    """Mean ViSQOL v3 (speech mode, lattice model), 1 to 5; see `PerceptualMetric`.
+
+    Raises:
+        RuntimeError: if the lattice model or its runtime is missing.
+
+    >>> noise = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0)) / 10
+    >>> metric = ViSQOL(sample_rate=16000)
+    >>> metric.update(preds=torch.zeros(1, 16000), target=noise)
+    >>> metric.num_nan  # silence has no score
+    1
+    """
 
     scorer = staticmethod(visqol)
 
     def __init__(self, sample_rate: int, **kwargs: Any) -> None:
-        """Checks the sample rate and that the lattice model is installed.
-
-        Args:
-            sample_rate: Sample rate of the clips in Hz; only 16,000 is defined.
-            kwargs: Arguments of `torchmetrics.Metric`.
-
-        Raises:
-            ValueError: if the sample rate is another one.
-            RuntimeError: if the lattice model or its runtime is missing.
-        """
         super().__init__(sample_rate, **kwargs)
         require_visqol_lattice()
 
 
-def update_together(metrics: Iterable[Metric], preds: Clips, target: Clips) -> None:
-    """Updates several metrics with one batch in a single parallel pass over clips × metrics.
-
-    Equal to updating one after the other, but no core is idle while a metric waits for its last clip. For a
-    `MetricCollection` pass its `.values()`.
-
-    Raises:
-        TypeError: if a metric is no `PerceptualMetric`.
-    """
-    started: list[tuple[PerceptualMetric, list[Future[float]]]] = []
-    for metric in metrics:
-        if not isinstance(metric, PerceptualMetric):
-            raise TypeError(f"got a {type(metric).__name__}: expected perceptual metrics alone")
-        started.append((metric, metric.start(preds, target)))
-    for started_metric, futures in started:
-        started_metric.update(preds, target, futures)
-
-
-def _clips(batch: Clips) -> list[np.ndarray]:
+def _to_arrays(batch: Clips) -> list[np.ndarray]:
     """Returns a batch as B arrays [N] of float32 on the CPU."""
-    if isinstance(batch, Tensor) and batch.ndim != 2:
-        raise ValueError(f"got a batch of shape {tuple(batch.shape)}: expected [B, N] or a list of [N]")
-    clips = batch.detach().to("cpu", torch.float32) if isinstance(batch, Tensor) else batch
-    for clip in clips:
+    if isinstance(batch, Tensor):
+        if batch.ndim != 2:
+            raise ValueError(f"got a batch of shape {tuple(batch.shape)}: expected [B, N] or a list of [N]")
+        return [*batch.detach().to("cpu", torch.float32).numpy()]
+    for clip in batch:
         if clip.ndim != 1:
             raise ValueError(f"got a clip of shape {tuple(clip.shape)}: expected [B, N] or a list of [N]")
-    return [clip.detach().to("cpu", torch.float32).numpy() for clip in clips]
+    return [clip.detach().to("cpu", torch.float32).numpy() for clip in batch]

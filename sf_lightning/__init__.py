@@ -35,7 +35,7 @@ Public names, each with an example in its docstring; they are imported on first 
 
 Packages, each of which imports only packages above it in this list; training and cli alone import Lightning:
 
-    files/      atomic writes, digests, records, what a path holds
+    files/      atomic writes, digests, records, the kind of a file or folder
     audio/      waves and mel spectrograms
     tokens/     tokenizers
     model/      layouts, and the diffusion transformer on a list of blocks
@@ -118,5 +118,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Lists the public names beside what is loaded."""
+    """Lists the public names and the attributes of the module."""
     return sorted({*globals(), *__all__})

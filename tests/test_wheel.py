@@ -1,4 +1,4 @@
-"""The wheel, built and installed in an environment of its own, works without a checkout."""
+"""The wheel, built and installed in a new environment, works without a checkout."""
 
 import os
 import shutil

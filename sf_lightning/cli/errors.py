@@ -53,7 +53,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _usage(error: ArgumentError) -> str:
-    """Returns what a parser reports: the innermost mistake, with the option in which it is nested."""
+    """Returns the line for an error of a parser: its innermost `UsageError`, with the option that contains it."""
     mistakes = [cause for cause in _causes(error) if isinstance(cause, UsageError)]
     if not mistakes:
         named = [cause for cause in _causes(error) if isinstance(cause, ArgumentError) and cause.argument_name]

@@ -1,7 +1,7 @@
 """Parsers of the commands: options from signatures and docstrings, errors with option, value and expectation.
 
-jsonargparse reports errors as text. The parsers here attach what was parsed at that moment as `UsageError`s, which
-`sf_lightning.cli.errors` turns into one line.
+jsonargparse reports errors as text of several lines. The parsers here chain a `UsageError` to them, which names the
+option that was being parsed; `sf_lightning.cli.errors` turns it into one line.
 """
 
 import os

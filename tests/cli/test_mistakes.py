@@ -1,4 +1,4 @@
-"""A user's mistakes: one line that says what came and what was wanted, and nothing is written."""
+"""Mistakes of users: one error line each, and no file is written."""
 
 import re
 from pathlib import Path
@@ -17,11 +17,11 @@ from tests.toys.audio import write_corpus
 from tests.toys.cli import decoder_arguments, error_line
 
 EXPORT = Path(__file__).parents[1] / "model" / "exports" / "format-1"
-"""An exported decoder."""
+"""Folder of an exported decoder."""
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--model.layout.blok_size=12"], "blok_size is no option; did you mean --model.layout.block_size[?]"),
         (
@@ -54,40 +54,46 @@ EXPORT = Path(__file__).parents[1] / "model" / "exports" / "format-1"
         (["--data.lanes=0"], "data.lanes is 0: wanted 1 or more"),
     ],
 )
-def test_a_mistake_in_a_run_is_one_line(
-    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, more: list[str], said: str
+def test_a_mistake_with_sf_fit_is_one_line(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, more: list[str], message: str
 ) -> None:
     line = error_line(capsys, fit.main, *decoder_arguments(shards, tmp_path / "run", *more))
-    assert re.search(said, line), line
+    assert re.search(message, line), line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_that_a_run_cannot_go_on_with_leaves_the_run_as_it_was(
+def test_a_checkpoint_that_cannot_be_resumed_leaves_the_run_unchanged(
     run: Path, fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     def files() -> dict[str, bytes]:
-        # But for the logs of W&B's own service, which ends when it likes.
+        # Without the logs of W&B's own service, which may write later.
         paths = [path for path in run.rglob("*") if path.is_file() and path.suffix != ".log"]
         return {str(path.relative_to(run)): path.read_bytes() for path in paths}
 
-    before, same = files(), ["--ckpt_path=last", f"--model.layout={run.with_name('layout.yaml')}"]
+    before, resume = files(), ["--ckpt_path=last", f"--model.layout={run.with_name('layout.yaml')}"]
     torch.save({"state_dict": {}}, tmp_path / "old.ckpt")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
-    for more, said in (
+    for more, message in (
         ([f"--ckpt_path={tmp_path}/text.ckpt"], "--ckpt_path: .*/text.ckpt is no readable file of torch weights"),
         ([f"--ckpt_path={tmp_path}/old.ckpt"], "old.ckpt is nothing that sf-lightning can load: expected a d"),
         (["--ckpt_path=last"], "--model.layout: the checkpoint has forward"),
         ([f"--ckpt_path={run}/checkpoints/last.ckpt"], "--model.layout: the checkpoint has forward"),
-        ([*same, "--model.optimizer.learning_rate=1e-9"], "has learning_rate 0.0.*, this run has 1e-09: give what"),
-        ([*same, "--data.lanes=4"], "the checkpoint stands in 1 lanes, data.lanes is 4"),
-        ([*same, f"--data.train=[{fitted.folder},{fitted.folder}]"], "stands in 1 training sets, data.train has 2"),
+        (
+            [*resume, "--model.optimizer.learning_rate=1e-9"],
+            "has learning_rate 0.0.*, this run has 1e-09",
+        ),
+        ([*resume, "--data.lanes=4"], "the checkpoint stands in 1 lanes, data.lanes is 4"),
+        (
+            [*resume, f"--data.train=[{fitted.folder},{fitted.folder}]"],
+            "stands in 1 training sets",
+        ),
     ):
         line = error_line(capsys, fit.main, *decoder_arguments(fitted, run, *more))
-        assert re.search(said, line), line
+        assert re.search(message, line), line
         assert files() == before
 
 
-def test_who_goes_on_where_nothing_is_hears_that_the_run_begins_anew(
+def test_resuming_without_a_checkpoint_starts_a_new_run_and_reports_it(
     fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     fit.main(decoder_arguments(fitted, tmp_path, "--ckpt_path=last", "--trainer.max_steps=1"))
@@ -95,17 +101,17 @@ def test_who_goes_on_where_nothing_is_hears_that_the_run_begins_anew(
     assert f"nothing to go on with in {tmp_path}: begins anew" in capsys.readouterr().out
 
 
-def test_what_lightnings_own_requeueing_left_is_not_taken_for_a_checkpoint(
+def test_checkpoints_of_lightnings_own_requeueing_are_refused(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "hpc_ckpt_3.ckpt").touch()
     for more in ([], ["--ckpt_path=last"]):
-        said = error_line(capsys, fit.main, *decoder_arguments(shards, tmp_path, *more))
-        assert "hpc_ckpt_3.ckpt is of Lightning's own requeueing" in said and "move it away" in said
+        line = error_line(capsys, fit.main, *decoder_arguments(shards, tmp_path, *more))
+        assert "hpc_ckpt_3.ckpt is of Lightning's own requeueing" in line and "move it away" in line
     assert [*tmp_path.iterdir()] == [tmp_path / "hpc_ckpt_3.ckpt"]
 
 
-def test_shards_that_do_not_fit_are_refused_before_anything_is_written(
+def test_shards_of_another_vocabulary_are_refused_before_anything_is_written(
     fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     error_line(capsys, fit.main, *decoder_arguments(fitted, tmp_path / "run", "--model.dit.vocabulary=60"))
@@ -113,7 +119,7 @@ def test_shards_that_do_not_fit_are_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["build", "--audio=/nowhere", "--out=OUT/x"], "no folder /nowhere"),
         (["build", "--audio=OUT", "--out=OUT/x"], "no audio under"),
@@ -130,8 +136,8 @@ def test_shards_that_do_not_fit_are_refused_before_anything_is_written(
         ),
     ],
 )
-def test_a_mistake_with_shards_is_one_line(
-    fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, args: list[str], said: str
+def test_a_mistake_with_sf_shards_is_one_line(
+    fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, args: list[str], message: str
 ) -> None:
     if "--audio=OUT/audio" in args:
         write_corpus(tmp_path / "audio", clips=2)
@@ -144,11 +150,11 @@ def test_a_mistake_with_shards_is_one_line(
             for arg in args
         ),
     )
-    assert re.search(said, line), line
+    assert re.search(message, line), line
 
 
 @pytest.mark.parametrize(
-    ("command", "args", "said"),
+    ("command", "args", "message"),
     [
         (export.main, [], "required: CKPT, OUT; see --help"),
         (export.main, ["a", "b", "--average=x"], "--average is x; expected true or false"),
@@ -159,16 +165,16 @@ def test_a_mistake_with_shards_is_one_line(
         (fit.main, [], "required: --data.train, --data.val; see --help"),
     ],
 )
-def test_a_mistake_with_a_command_is_one_line(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, command: Any, args: list[str], said: str
+def test_a_mistake_with_another_command_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, command: Any, args: list[str], message: str
 ) -> None:
-    given = [each.replace("OUT", str(tmp_path / "out")).replace("RUN", str(run)) for each in args]
-    assert re.search(said, line := error_line(capsys, command, *given)), line
+    args = [arg.replace("OUT", str(tmp_path / "out")).replace("RUN", str(run)) for arg in args]
+    assert re.search(message, line := error_line(capsys, command, *args)), line
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("tokens", "more", "said"),
+    ("tokens", "more", "message"),
     [
         (np.array([3, 50]), [], "token 50 is outside the vocabulary of 50 codes"),
         (np.array([0.5]), [], "holds float64: wanted whole numbers"),
@@ -189,14 +195,14 @@ def test_a_mistake_with_a_command_is_one_line(
         (np.arange(5), ["--device=gpu"], "--device is gpu; expected cpu or a device of this machine"),
     ],
 )
-def test_a_mistake_in_decoding_is_one_line(
+def test_a_mistake_with_sf_decode_is_one_line(
     run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     tokens: np.ndarray,
     more: list[str],
-    said: str,
+    message: str,
 ) -> None:
     if tokens is not None:
         np.save(tmp_path / "t.npy", tokens)
@@ -207,7 +213,7 @@ def test_a_mistake_in_decoding_is_one_line(
         f"--ckpt={run}/checkpoints/last.ckpt",
         f"--tokens={tmp_path}/t.npy",
         f"--out={tmp_path}/o.wav",
-        *(each.replace("SMALL", str(SHIPPED / "small")) for each in more),
+        *(arg.replace("SMALL", str(SHIPPED / "small")) for arg in more),
     ]
-    assert re.search(said, error_line(capsys, decode.main, *args))
+    assert re.search(message, error_line(capsys, decode.main, *args))
     assert not (tmp_path / "o.wav").exists()

@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ import soundfile
 import wandb
 import yaml
 
-from sf_lightning.cli import decode, fit, shards
+import sf_lightning
+from sf_lightning.cli import decode, export, fit, shards, sweep
+from sf_lightning.cli import eval as evaluate
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.layout import Layout
 from tests.toys.audio import write_corpus
@@ -167,6 +171,26 @@ def test_shards_are_built_and_shown_and_a_second_set_reuses_the_tokenizer_of_the
     assert len(digests) == 1
     shards.main(["inspect", f"--shards={tmp_path}/sets/dev"])
     assert "6 clips" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [decode, evaluate, export, fit, shards, sweep])
+def test_every_command_has_a_version(command: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["--version"])
+    name = command.__name__.rpartition(".")[2]
+    assert exit_.value.code == 0 and capsys.readouterr().out == f"sf-{name} {sf_lightning.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [fit, decode])
+def test_a_command_prints_a_completion_script_with_its_options(
+    command: ModuleType, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["--print_completion=shtab-bash"])
+    script = capsys.readouterr().out
+    option = {fit: "--trainer.max_steps", decode: "--lookahead"}[command]
+    assert exit_.value.code == 0 and option in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("command", ["sf-fit", "sf-shards", "sf-decode"])

@@ -29,7 +29,7 @@ Public names, each with an example in its docstring; they are imported on first 
     StreamFlow, DiTConfig, Layout   network, its sizes, its attention spans
     StreamFlowModule                LightningModule that trains a decoder
     VocoderModule                   LightningModule that trains a vocoder
-    ShardDataModule, ShardSet       data of a training run; one shard set
+    ShardDataModule                 shards of a training run
     MelConfig, MelSpectrogram       the mel spectrogram
     PESQWB, STOI, ViSQOL            torchmetrics of speech quality
 
@@ -58,7 +58,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sf_lightning.audio.mel import MelConfig, MelSpectrogram
-    from sf_lightning.data.shards import ShardSet
     from sf_lightning.metrics.perceptual import PESQWB, STOI, ViSQOL
     from sf_lightning.model.dit import DiTConfig
     from sf_lightning.model.layout import Layout
@@ -81,7 +80,6 @@ _MODULES = {
     "PESQWB": "metrics.perceptual",
     "STOI": "metrics.perceptual",
     "ShardDataModule": "training.datamodule",
-    "ShardSet": "data.shards",
     "StreamFlow": "model.streamflow",
     "StreamFlowModule": "training.module",
     "StreamingDecoder": "streaming.decoder",
@@ -100,7 +98,6 @@ __all__ = [
     "MelConfig",
     "MelSpectrogram",
     "ShardDataModule",
-    "ShardSet",
     "StreamFlow",
     "StreamFlowModule",
     "StreamingDecoder",

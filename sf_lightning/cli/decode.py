@@ -14,7 +14,7 @@ from torch import Tensor
 from sf_lightning.audio.wave import open_wave, to_pcm
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.inputs import embed, embed_speaker, find_clip, load_tokens, read_stdin
-from sf_lightning.cli.options import require_device
+from sf_lightning.cli.options import require_device, require_positive
 from sf_lightning.cli.parser import command_parser
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.streaming.decoder import StreamingDecoder
@@ -84,6 +84,7 @@ def decode(
     """
     _require_sense(**locals())
     require_device(device)
+    require_positive(steps=steps, chunk=chunk, first_chunk=first_chunk)
     codes = Path(tokens) if tokens is not None else None
     given = {
         name: value

@@ -20,7 +20,7 @@ from wandb.sdk.lib.runid import generate_id
 from sf_lightning import __version__
 from sf_lightning.cli.configs import expand_configs, expand_presets
 from sf_lightning.cli.errors import one_line_errors
-from sf_lightning.cli.parser import PlainErrors
+from sf_lightning.cli.parser import CommandParser
 from sf_lightning.cli.tracking import offline_without_key
 from sf_lightning.files.identify import SHARDED_META
 from sf_lightning.model.checkpoint import read_content
@@ -89,7 +89,7 @@ MODULES: dict[str, type[ShardModule]] = {"decoder": StreamFlowModule, "vocoder":
 """What can be trained, by its name in `trains`."""
 
 
-class FitParser(PlainErrors, LightningArgumentParser):
+class FitParser(CommandParser, LightningArgumentParser):
     """Lightning's parser with errors that name option, value and expectation."""
 
 

@@ -19,7 +19,11 @@ def require_positive(**values: int | None) -> None:
 def require_device(device: str) -> None:
     """Raises ValueError for a device that this machine does not have."""
     try:
-        torch.empty(1, device=device)
+        known = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"--device is {device}; expected cpu, cuda or another device of PyTorch") from error
+    try:
+        torch.empty(1, device=known)
     except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without CUDA
         reason = str(error).partition(". ")[0]
         raise ValueError(f"--device is {device}; expected cpu or a device of this machine ({reason})") from error

@@ -34,7 +34,7 @@ class UsageError(TypeError):
         self.option = option
 
 
-class PlainErrors(ArgumentParser):
+class CommandParser(ArgumentParser):
     """jsonargparse's parser whose errors chain a `UsageError`; also a mixin for parsers derived from it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -111,7 +111,7 @@ class PlainErrors(ArgumentParser):
             yield from command.choices[chosen]._missing(namespace[chosen])
 
     def _unknown_option(self, text: str) -> UsageError:
-        """Returns the error for an option that no action has, with the most similar one that exists."""
+        """Returns the error for an option that does not exist, with the most similar one that does."""
         name = text.partition("=")[0]
         similar = get_close_matches(name, self._option_string_actions, n=1, cutoff=0.75)
         hint = f"did you mean {similar[0]}?" if similar else "see --help for the options"
@@ -122,18 +122,18 @@ class PlainErrors(ArgumentParser):
 
 def command_parser(
     prog: str, function: Callable[..., Any], flags: Iterable[str] = (), lists: Iterable[str] = (), **kwargs: Any
-) -> PlainErrors:
+) -> CommandParser:
     """Returns a parser whose options are the parameters of a function and whose help is its docstring.
 
     Args:
         prog: Name of the command.
-        function: What the command calls; its docstring has a section "Args".
+        function: Function that the command calls; its docstring has a section "Args".
         flags: Boolean parameters that are switched on by their option alone.
         lists: Parameters that take several values, after one option or each after its own.
         kwargs: Further arguments of jsonargparse's `add_function_arguments`.
     """
     doc = docstring_parser.parse(function.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
-    parser = PlainErrors(prog=prog, description=doc.description, version=__version__)
+    parser = CommandParser(prog=prog, description=doc.description, version=__version__)
     skip = {*flags, *lists, *kwargs.pop("skip", ())}
     parser.add_function_arguments(function, as_group=False, skip=skip, **kwargs)
     helps = {parameter.arg_name: parameter.description for parameter in doc.params}

@@ -13,7 +13,7 @@ from sf_lightning.cli.encoders import choose_speaker, choose_tokenizer, runs_on_
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.inspection import describe, inspect, sample
 from sf_lightning.cli.options import parse_slice, read_names, require_device, require_positive, split_list
-from sf_lightning.cli.parser import PlainErrors
+from sf_lightning.cli.parser import CommandParser
 from sf_lightning.data.build import build as build_set
 from sf_lightning.data.build import fit_tokenizer
 from sf_lightning.data.build_config import BuildConfig
@@ -198,7 +198,7 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     commands: list[Callable[..., Any] | type] = [build, fit, demo, verify, inspect, sample]
     auto_cli(
-        commands, args=args, as_positional=False, parser_class=PlainErrors, prog="sf-shards", version=__version__
+        commands, args=args, as_positional=False, parser_class=CommandParser, prog="sf-shards", version=__version__
     )
 
 

@@ -168,6 +168,8 @@ def find_parts(corpus: Path, shard_samples: int) -> list[CorpusPart]:
     """
     if not corpus.exists():
         raise FileNotFoundError(f"no folder {corpus}: give a folder of audio files or of tars with --audio")
+    if (corpus / "manifest.json").is_file():
+        raise ValueError(f"--audio {corpus} is a shard set; expected a folder of audio files or of tars")
     if corpus.is_file() and corpus.suffix != ".tar":
         raise NotADirectoryError(f"{corpus} is a file: give the folder that it lies in with --audio, or a tar")
     tars = [corpus] if corpus.suffix == ".tar" else sorted(corpus.rglob("*.tar"))

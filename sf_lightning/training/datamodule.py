@@ -102,6 +102,12 @@ class ShardDataModule(L.LightningDataModule):
             FileNotFoundError: if a folder is no shard set, or a shard is missing.
             ValueError: with both values, if a set does not fit the model or the other set.
         """
+        for shards in self.sets:
+            try:
+                _ = shards.manifest
+            except (FileNotFoundError, ValueError) as error:
+                option = "--data.val" if shards is self.val else "--data.train"
+                raise type(error)(f"{option}: {error}") from error
         requirements, frames_per_token = (
             self._requirements_with(module),
             self.train[0].manifest.tokenizer.frames_per_token,

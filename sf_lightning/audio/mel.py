@@ -23,6 +23,9 @@ class MelConfig:
         win_length: Length of the Hann window in samples.
         f_min: Lower edge of the lowest band in Hz.
         f_max: Upper edge of the highest band in Hz.
+
+    >>> MelConfig().frame_rate
+    100.0
     """
 
     sample_rate: int = 16000
@@ -58,6 +61,9 @@ class MelSpectrogram(nn.Module):
 
     The recipe is BigVGAN's: reflect padding of `MelConfig.pad` samples on each side, `center=False`, Hann
     window, `sqrt(|X|^2 + 1e-9)`, Slaney filters, `log(max(., 1e-5))`.
+
+    >>> MelSpectrogram(MelConfig())(torch.zeros(1, 16000)).shape
+    torch.Size([1, 100, 80])
     """
 
     window: Tensor

@@ -42,6 +42,9 @@ class DiTConfig:
         num_bands: Mel bands F.
         vocabulary: Number of token codes.
         frames_per_token: Mel frames of a token; 4 for 25 Hz tokens and 100 Hz frames.
+
+    >>> DiTConfig(width=192, num_heads=3, vocabulary=1024).frames_per_token
+    4
     """
 
     width: int = 1024

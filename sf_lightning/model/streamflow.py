@@ -47,6 +47,13 @@ class StreamFlow(nn.Module):
 
     Raises:
         ValueError: if the numbers of mel bands differ.
+
+    >>> from sf_lightning import DiTConfig, Layout, MelConfig
+    >>> from sf_lightning.model.speaker import SpeakerConfig
+    >>> dit, speaker = DiTConfig(width=64, num_heads=2), SpeakerConfig(channels=8)
+    >>> model = StreamFlow(Layout(), dit, MelConfig(), MelScale(), speaker)
+    >>> model.encode_speaker(torch.zeros(1, 24000)).shape
+    torch.Size([1, 192])
     """
 
     def __init__(

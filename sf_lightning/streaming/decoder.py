@@ -52,6 +52,15 @@ class StreamingDecoder:
 
     Raises:
         ValueError: if the vocoder was made for another mel.
+
+    >>> from sf_lightning import load_decoder
+    >>> decoder = load_decoder("tests/model/exports/format-1")
+    >>> streams = [decoder.open(), decoder.open(config=DecodeConfig(steps=2, seed=1))]
+    >>> for stream in streams:
+    ...     stream.feed(torch.arange(6))
+    ...     stream.end()
+    >>> [len(chunk.wave) for chunk in decoder.step(streams)]  # a chunk of each stream: 12 frames of 160 samples
+    [1920, 1920]
     """
 
     model: StreamFlow

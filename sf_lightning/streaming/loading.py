@@ -47,6 +47,12 @@ def load_decoder(
         FileNotFoundError: if there is nothing of that name, or a file in it is missing, or the vocoder is.
         ValueError: if it is no decoder, damaged or of a newer format, if an option is unknown or out of range, or
             if the vocoder was made for another mel.
+
+    >>> stream = load_decoder("tests/model/exports/format-1").open()  # or a checkpoint of sf-fit, or a hub id
+    >>> import torch
+    >>> waves = [stream.push(torch.tensor([3, 1, 4])), stream.push(torch.tensor([1, 5])), stream.flush()]
+    >>> torch.cat(waves).shape  # 5 tokens of 40 ms at 16 kHz
+    torch.Size([3200])
     """
     trained = load_pretrained(name, revision=revision, token=token, cache_dir=cache_dir)
     trained.model.to(device)

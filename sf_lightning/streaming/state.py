@@ -35,6 +35,9 @@ class DecodeConfig:
         exact_vocoder: Whether the vocoder waits until the mel of its right context is final, or takes the
             provisional one of the look-ahead.
         seed: Of the noise.
+
+    >>> DecodeConfig(lookahead=None).resolve(Layout(backward=2, forward=1)).lookahead
+    1
     """
 
     mode: Literal["cached", "windowed", "offline"] = "cached"

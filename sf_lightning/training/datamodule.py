@@ -47,6 +47,10 @@ class ShardDataModule(L.LightningDataModule):
         mels: What a vocoder hears in training: "true" mels, of the waves, or "generated" ones, teacher-forced by a
             decoder (see `Teacher`), so that it learns that decoder's faults.
         decoder: That decoder: a checkpoint of `sf-fit` or a folder of `sf-export`.
+
+    >>> data = ShardDataModule("shards/train", "shards/dev", pack_frames=768, lanes=2)  # read at `setup`
+    >>> data.pack_frames * data.lanes  # frames of a step
+    1536
     """
 
     def __init__(

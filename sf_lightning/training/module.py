@@ -73,6 +73,11 @@ class StreamFlowModule(ShardModule):
         compile: Whether to compile each layer; the first steps then take minutes.
         recompute: Whether to keep only the inputs of layers for the backward pass (activation checkpointing).
         seed: Of noise, times and dropped conditions in training.
+
+    >>> dit = DiTConfig(width=32, num_heads=2, token_width=16, speaker_width=8, vocabulary=50)
+    >>> module = StreamFlowModule(Layout(num_layers=2, backward=1, forward=1), dit)
+    >>> module.model.layout.wait_ms()  # before the first chunk can be decoded
+    480.0
     """
 
     model: StreamFlow

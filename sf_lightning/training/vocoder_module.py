@@ -51,6 +51,11 @@ class VocoderModule(ShardModule):
         compile: Whether to compile the generator's periodic activations, most of whose time is memory; the first
             step then takes half a minute. The package's own kernel for them knows no backward pass.
         seed: Of where segments begin.
+
+    >>> discriminators = DiscriminatorConfig(kind="resolutions", periods=(2,), width=0.03125)
+    >>> module = VocoderModule(GeneratorConfig(channels=32), discriminators=discriminators)
+    >>> module.model.left, module.model.right  # frames of mel context
+    (28, 28)
     """
 
     model: BigVGANVocoder

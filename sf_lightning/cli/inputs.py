@@ -1,4 +1,4 @@
-"""What there is to say and in whose voice, read from pipes, files and shard sets."""
+"""Inputs of `sf-decode`: tokens and the speaker, from pipes, files and shard sets."""
 
 import os
 import sys
@@ -19,38 +19,46 @@ from sf_lightning.model.pretrained import Pretrained
 from sf_lightning.model.streamflow import StreamFlow
 
 MAX_LINE = 65536
-"""Bytes of a line of tokens; what is longer is no text."""
+"""Longest line of tokens in bytes; a longer one is no text."""
 
 
 def read_stdin(stdin_format: str) -> Iterator[Tensor]:
-    """Yields tokens [L] as they come, in the format of `--stdin_format`.
+    """Yields tokens [L] from standard input as they arrive.
+
+    Args:
+        stdin_format: "lines" of integers as text, or "int16", little-endian.
 
     Raises:
-        ValueError: if a line holds something else than whole numbers, or half a number is left at the end.
+        ValueError: if a line holds anything but integers, or the input ends within a token.
     """
     if stdin_format == "lines":
         while line := sys.stdin.buffer.readline(MAX_LINE):
             try:
                 yield torch.tensor([int(word) for word in line.split()], dtype=torch.long)
             except (ValueError, OverflowError, RuntimeError):
-                came = line.strip()[:40].decode(errors="replace")
-                raise ValueError(f"--stdin: {came!r}: wanted whole numbers, or --stdin_format=int16") from None
+                text = line.strip()[:40].decode(errors="replace")
+                raise ValueError(f"--stdin is {text!r}: expected integers, or --stdin_format=int16") from None
         return
     rest = b""
-    while piece := os.read(sys.stdin.fileno(), 4096):
-        piece = rest + piece
-        whole = len(piece) // 2 * 2
-        rest = piece[whole:]
-        yield torch.from_numpy(np.frombuffer(piece[:whole], "<i2").astype(np.int64))
+    while data := os.read(sys.stdin.fileno(), 4096):
+        data = rest + data
+        complete = len(data) // 2 * 2
+        rest = data[complete:]
+        yield torch.from_numpy(np.frombuffer(data[:complete], "<i2").astype(np.int64))
     if rest:
-        raise ValueError("--stdin: an odd number of bytes came: wanted two for each token (--stdin_format=int16)")
+        raise ValueError("--stdin has an odd number of bytes: expected two per token (--stdin_format=int16)")
 
 
 def find_clip(shards: ShardSet, key: str | None, trained: Pretrained) -> DrawnClip:
-    """Returns a clip of a shard set that fits the model, by default its first, and a crop of its speaker.
+    """Returns a clip of a shard set, with a reference crop of its speaker.
+
+    Args:
+        shards: The shard set.
+        key: Key of the clip; None for the first one.
+        trained: The decoder for which the clip is.
 
     Raises:
-        ValueError: if the set does not fit, or has no such clip.
+        ValueError: if the set does not meet the decoder's requirements, or has no such clip.
     """
     requirements = ClipRequirements.from_config(trained.description.model, trained.description.tokenizer)
     requirements.check_set(shards)
@@ -72,31 +80,36 @@ def load_tokens(path: Path) -> Tensor:
     """Returns the tokens [L] in a `.npy`.
 
     Raises:
-        ValueError: if it holds no whole numbers.
+        ValueError: if it is damaged or holds no integers.
     """
     array = _load_array(path)
     if not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"--tokens: {path} holds {array.dtype}: wanted whole numbers [L]")
+        raise ValueError(f"--tokens: {path} holds {array.dtype}: expected integers [L]")
     return torch.from_numpy(array.astype(np.int64))
 
 
 @torch.inference_mode()
 def embed_speaker(model: StreamFlow, path: Path, x_vector: str | None) -> Tensor:
-    """Returns the embedding [S] in a `.npy`, or that of the first seconds of an audio file and an x-vector.
+    """Returns a speaker embedding [S].
+
+    Args:
+        model: The model whose encoder embeds audio.
+        path: Audio of the speaker, of which the first seconds are used; or a `.npy` of the embedding itself.
+        x_vector: A `.npy` of the speaker's x-vector [X], beside audio if the model uses x-vectors.
 
     Raises:
-        ValueError: if there is no voice in the file, or an x-vector beside a whole embedding.
+        ValueError: if the audio cannot be used, or there is an x-vector beside an embedding.
     """
     if path.suffix == ".npy":
         if x_vector is not None:
-            raise ValueError(f"--speaker {path} is a whole embedding: leave --x_vector out")
+            raise ValueError(f"--speaker {path} is an embedding, which includes the x-vector: leave out --x_vector")
         return torch.from_numpy(_load_array(path)).float()
     mel = model.mel.config
     try:
         wave = read_speech(path.read_bytes(), mel)
     except BadSample as error:
-        raise ValueError(f"--speaker: {path} is no voice to speak in: {error}") from error
-    # Crops have one length, always: a shorter one is repeated, as in training.
+        raise ValueError(f"--speaker: {path} cannot be used as a reference: {error}") from error
+    # All crops have one length: a shorter one is repeated, as in training.
     crop = np.resize(wave, model.speaker.crop_samples(mel.sample_rate))
     stored = np.zeros(0, np.float32) if x_vector is None else _load_array(Path(x_vector))
     return embed(model, crop, torch.from_numpy(stored))
@@ -107,4 +120,4 @@ def embed(model: StreamFlow, crop: Wave, x_vector: Tensor) -> Tensor:
     """Returns the embedding [S] of a crop [N] and an x-vector [X]."""
     inputs = (torch.from_numpy(crop)[None], x_vector.float()[None])
     device = model.dit.from_mel.weight.device
-    return model.encode_speaker(*(each.to(device) for each in inputs))[0]
+    return model.encode_speaker(*(part.to(device) for part in inputs))[0]

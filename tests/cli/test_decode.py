@@ -114,6 +114,6 @@ def test_what_does_not_go_together_is_said_in_one_line(
 
 def test_words_in_the_pipe_are_refused_in_one_line(checkpoint: Path) -> None:
     done = subprocess.run(command(checkpoint, "--stdin", "--stdout"), input=b"1 2\nhello\n", capture_output=True)
-    said = "error: --stdin: 'hello': wanted whole numbers, or --stdin_format=int16"
+    said = "error: --stdin is 'hello': expected integers, or --stdin_format=int16"
     assert done.returncode == 2
     assert done.stderr.decode().strip().splitlines()[-1] == said

@@ -1,13 +1,13 @@
-"""What a step of training a vocoder costs beside the bigvgan package's own trainer: the same networks and segments.
+"""Times the training step of a vocoder and that of the bigvgan package's trainer, on the same networks and data.
 
     python benchmarks/vocoder_step.py --shards shards/speech/train [--config experiments/vocoder_base.yaml] [--json]
 
-Three ways take a step in turn, in one process: the loop of `bigvgan/train.py`, written out as it stands there but
-for its devices, logs and checkpoints (it takes its segments ready made, and clips at early_clip_norm); the same
-with what `VocoderModule` does besides or otherwise (segments cut and their mels made, discriminators frozen while
-the generator learns, a fused optimizer that may skip, averages, activations compiled where the recipe says so),
-without Lightning; and `VocoderModule` under Lightning's Trainer, no loggers. The first step's losses must agree. A
-step's time is the median. Further options change the recipe, such as --model.segments.frames=64.
+Three implementations take steps by turns in one process: the loop of `bigvgan/train.py`, copied without its
+devices, logs and checkpoints (its segments are given, and it clips at early_clip_norm); the steps of
+`VocoderModule` without Lightning (it also slices segments and computes their mels, freezes the discriminators while
+the generator is updated, uses a fused optimizer that can skip a step, averages weights, and compiles activations if
+the recipe does); and `VocoderModule` under Lightning's Trainer, without loggers. The losses of the first step must
+agree. The time of a step is the median. Further options change the recipe, such as --model.segments.frames=64.
 """
 
 import argparse
@@ -44,24 +44,24 @@ from sf_lightning.training.guard import skip_unless_finite
 from sf_lightning.training.vocoder_module import VocoderModule
 
 CONFIG = Path(__file__).parents[1] / "experiments" / "vocoder_small.yaml"
-WAYS = ("bigvgan/train.py", "ours without Lightning", "ours under Lightning")
+IMPLEMENTATIONS = ("bigvgan/train.py", "ours without Lightning", "ours under Lightning")
 WARM = 2
-"""Steps of each way that do not count."""
+"""Steps of each implementation that are not timed."""
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make(config: Any) -> VocoderModule:
-    """The module of a recipe, the same weights every time."""
+    """Returns the module of a recipe, always with the same weights."""
     parser = ArgumentParser()
     parser.add_class_arguments(VocoderModule, "model")
     torch.manual_seed(0)
-    made = parser.instantiate(parser.parse_object({"model": OmegaConf.to_container(config.model)})).model
-    return made.to(device).train()
+    module = parser.instantiate(parser.parse_object({"model": OmegaConf.to_container(config.model)})).model
+    return module.to(device).train()
 
 
-def batch_of(shards: ShardSet, config: Any) -> Batch:
-    """The first step of a run of the recipe."""
+def first_batch(shards: ShardSet, config: Any) -> Batch:
+    """Returns the batch of the first step of a run of the recipe."""
     data, manifest = config.data, shards.manifest
     shape = PackShape(
         data.pack_frames // BLOCK_FRAMES,
@@ -70,13 +70,13 @@ def batch_of(shards: ShardSet, config: Any) -> Batch:
         data.max_pieces,
         manifest.mel,
     )
-    reading = LaneConfig(0, data.lanes, ClipRequirements(min_frames=config.model.segments.frames))
-    lanes = [Lane([shards], number, reading) for number in range(data.lanes)]
+    lane_config = LaneConfig(0, data.lanes, ClipRequirements(min_frames=config.model.segments.frames))
+    lanes = [Lane([shards], number, lane_config) for number in range(data.lanes)]
     return Batch.from_packs([next(pack_clips(lane.draw_clips(LaneState()), shape, lane.lane)) for lane in lanes])
 
 
-class Theirs:
-    """The loop of bigvgan/train.py, its names kept."""
+class PackageLoop:
+    """The loop of bigvgan/train.py, with its variable names."""
 
     def __init__(self, module: VocoderModule, batch: Batch) -> None:
         segments, config = slice_segments(batch, module.segments.frames, module.mel), module.optimizer
@@ -86,12 +86,12 @@ class Theirs:
         self.losses, self.clip_grad_norm = module.adversary.losses, config.early_clip_norm
         self.fn_mel_loss_multiscale = MultiScaleMelSpectrogramLoss(module.mel.config.sample_rate)
         betas, rate = (config.beta1, config.beta2), config.learning_rate
-        judges = itertools.chain(self.mrd.parameters(), self.mpd.parameters())
+        discriminators = itertools.chain(self.mrd.parameters(), self.mpd.parameters())
         self.optim_g = torch.optim.AdamW(self.generator.parameters(), lr=rate, betas=betas)
-        self.optim_d = torch.optim.AdamW(judges, lr=config.discriminator_learning_rate or rate, betas=betas)
+        self.optim_d = torch.optim.AdamW(discriminators, lr=config.discriminator_learning_rate or rate, betas=betas)
 
     def step(self) -> float:
-        """Takes one; returns the generator's loss."""
+        """Takes a step and returns the generator's loss."""
         mel, y = self.mel, self.y
         y_g_hat = self.generator(self.x)
         bands = (mel.n_fft, mel.num_bands, mel.sample_rate, mel.hop_length, mel.win_length, mel.f_min, mel.f_max)
@@ -120,28 +120,28 @@ class Theirs:
         return float(loss_gen_all)
 
 
-class Bare:
-    """A step of `VocoderModule`, by its own pieces."""
+class OwnLoop:
+    """The step of `VocoderModule`, without Lightning."""
 
     def __init__(self, module: VocoderModule, batch: Batch) -> None:
         self.module, self.batch, self.number = module, batch, 0
-        made = module.configure_optimizers()
-        self.generator, self.discriminators = (each["optimizer"] for each in made)
-        self.schedules = [each["lr_scheduler"]["scheduler"] for each in made]
+        configured = module.configure_optimizers()
+        self.generator, self.discriminators = (entry["optimizer"] for entry in configured)
+        self.schedules = [entry["lr_scheduler"]["scheduler"] for entry in configured]
 
     def step(self) -> float:
-        """Takes one; returns the generator's loss."""
+        """Takes a step and returns the generator's loss."""
         module, limit = self.module, self.module.optimizer.early_clip_norm
         segments = slice_segments(self.batch, module.segments.frames, module.mel)
-        made = module.model.decode(segments.mel)
-        loss = module.adversary.discriminator_loss(segments.wave, made)
+        generated = module.model.decode(segments.mel)
+        loss = module.adversary.discriminator_loss(segments.wave, generated)
         self.discriminators.zero_grad()
         loss.backward()
         norms = [clip_grad_norm_(part.parameters(), limit) for part in module.adversary.parts]
         skip_unless_finite(self.discriminators, torch.stack(norms).sum())
         self.discriminators.step()
         module.adversary.requires_grad_(False)
-        total = module.adversary.generator_losses(segments.wave, made).total
+        total = module.adversary.generator_losses(segments.wave, generated).total
         self.generator.zero_grad()
         total.backward()
         module.adversary.requires_grad_(True)
@@ -156,7 +156,7 @@ class Bare:
 
 @dataclass
 class Turns:
-    """Hands Lightning the same batch again and again; before each, the other ways take a step."""
+    """Yields the same batch in every step; before each, the other implementations take a step."""
 
     batch: Batch
     others: list[Callable[[], float]]
@@ -164,45 +164,45 @@ class Turns:
     seconds: list[list[float]]
     losses: list[list[float]]
 
-    def __len__(self) -> int:  # else Lightning would fetch one ahead
+    def __len__(self) -> int:  # without it Lightning would prefetch a batch
         return self.steps
 
     def __iter__(self) -> Iterator[Batch]:
         for _ in range(self.steps):
             for number, step in enumerate(self.others):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 self.losses[number].append(step())
-                self.seconds[number].append(_since(began))
-            began = time.perf_counter()
+                self.seconds[number].append(_seconds_since(start))
+            start = time.perf_counter()
             yield self.batch
-            self.seconds[-1].append(_since(began))
+            self.seconds[-1].append(_seconds_since(start))
 
 
-def _since(began: float) -> float:
+def _seconds_since(start: float) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 class Losses(L.Callback):
-    """Notes the losses of Lightning's steps."""
+    """Records the losses of Lightning's steps."""
 
-    def __init__(self, seen: list[float]) -> None:
-        self.seen = seen
+    def __init__(self, losses: list[float]) -> None:
+        self.losses = losses
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
-        """Notes one."""
-        self.seen.append(float(outputs["loss"]))
+        """Records the loss of a step."""
+        self.losses.append(float(outputs["loss"]))
 
 
 def measure(config: Any, shards: Path, steps: int) -> tuple[list[float], list[float]]:
-    """Returns the seconds of a step of each way, and the losses of their first steps."""
-    as_it_comes = OmegaConf.merge(config, {"model": {"compile": False}})
+    """Returns the seconds of a step of each implementation, and the losses of their first steps."""
+    uncompiled = OmegaConf.merge(config, {"model": {"compile": False}})
     with redirect_stdout(None):
-        modules = [make(as_it_comes), make(config), make(config)]
-    batch = modules[0].add_random_draws(batch_of(ShardSet(shards), config)).to(device)
-    seconds, losses = ([[] for _ in WAYS] for _ in range(2))
-    others = [Theirs(modules[0], batch).step, Bare(modules[1], batch).step]
+        modules = [make(uncompiled), make(config), make(config)]
+    batch = modules[0].add_random_draws(first_batch(ShardSet(shards), config)).to(device)
+    seconds, losses = ([[] for _ in IMPLEMENTATIONS] for _ in range(2))
+    others = [PackageLoop(modules[0], batch).step, OwnLoop(modules[1], batch).step]
     turns = Turns(batch, others, steps + WARM, seconds, losses)
     trainer = L.Trainer(
         accelerator="auto",
@@ -216,36 +216,37 @@ def measure(config: Any, shards: Path, steps: int) -> tuple[list[float], list[fl
         callbacks=[Losses(losses[-1])],
     )
     trainer.fit(modules[-1], turns)
-    return [statistics.median(each[WARM:]) for each in seconds], [each[0] for each in losses]
+    return [statistics.median(times[WARM:]) for times in seconds], [values[0] for values in losses]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=Path, required=True, help="a shard set")
     parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of a vocoder")
-    parser.add_argument("--steps", type=int, default=20, help="of each way that count")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of each implementation")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    args, given = parser.parse_known_args()
+    args, options = parser.parse_known_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    laid = [OmegaConf.load(each.removeprefix("--config=")) for each in expand_configs([f"--config={args.config}"])]
-    config = OmegaConf.merge(*laid, OmegaConf.from_dotlist([each.removeprefix("--") for each in given]))
-    config.model.optimizer.freeze_steps = 0  # whole steps
+    files = [option.removeprefix("--config=") for option in expand_configs([f"--config={args.config}"])]
+    changes = OmegaConf.from_dotlist([option.removeprefix("--") for option in options])
+    config = OmegaConf.merge(*map(OmegaConf.load, files), changes)
+    config.model.optimizer.freeze_steps = 0  # both networks are updated
     config.model.discriminators.gain = 1.0  # the package has none
     seconds, losses = measure(config, args.shards, args.steps)
     if max(losses) - min(losses) > 1e-4 * losses[0]:
-        raise RuntimeError(f"the ways do not do the same: their first losses are {losses}")
-    table = Table("way", "ms a step", "over bigvgan/train.py")
-    for name, each in zip(WAYS, seconds, strict=True):
-        table.add_row(name, f"{1000 * each:.1f}", f"{each / seconds[0] - 1:+.1%}")
+        raise RuntimeError(f"the implementations differ: their first losses are {losses}")
+    table = Table("implementation", "ms per step", "over bigvgan/train.py")
+    for name, value in zip(IMPLEMENTATIONS, seconds, strict=True):
+        table.add_row(name, f"{1000 * value:.1f}", f"{value / seconds[0] - 1:+.1%}")
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     console = Console(width=110, force_terminal=False)
     console.print(f"{args.config.name} on {where}, torch {torch.__version__}; first losses {losses}")
     console.print(table)
     overhead = seconds[2] - seconds[1]
-    console.print(f"Lightning: {1000 * overhead:.1f} ms a step, {overhead / seconds[1]:.1%}")
+    console.print(f"Lightning: {1000 * overhead:.1f} ms per step, {overhead / seconds[1]:.1%}")
     if args.json:
-        ms = {name: round(1000 * each, 2) for name, each in zip(WAYS, seconds, strict=True)}
+        ms = {name: round(1000 * value, 2) for name, value in zip(IMPLEMENTATIONS, seconds, strict=True)}
         print(
             json.dumps({"ratio": round(seconds[2] / seconds[0], 4), "lightning": overhead / seconds[1], "ms": ms})
         )

@@ -75,9 +75,7 @@ def warm_start(model: StreamFlow, path: Path) -> WarmStart:
     # The number of heads does not follow from the weights; without a config it is the released model's.
     heads = config.get("num_attention_heads", Sizes.from_weights(state).width // HEAD_WIDTH)
     if heads != model.dit.config.num_heads:
-        raise ValueError(
-            f"{path} has {heads} attention heads, --model.dit.num_heads is {model.dit.config.num_heads}"
-        )
+        raise ValueError(f"{path} has {heads} attention heads, dit.num_heads is {model.dit.config.num_heads}")
     return fill(model, state)
 
 

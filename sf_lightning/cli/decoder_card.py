@@ -39,7 +39,7 @@ stream = load_decoder("{name}").open()  # this folder, or OWNER/NAME of the hub 
 wave = torch.cat([stream.push(torch.arange({tokens})), stream.flush()])  # any number of tokens at a time
 ```
 
-`stream.decoder.model` is the network alone, which `StreamFlow.from_pretrained` loads too. On the command line:
+`stream.decoder.model` is the network alone. On the command line:
 
 ```bash
 sf-decode --ckpt {name} --tokens tokens.npy --speaker voice.wav --out out.wav  # or --ckpt OWNER/NAME

@@ -23,8 +23,8 @@ def export(
 
     Args:
         ckpt: Checkpoint of `sf-fit`.
-        out: Folder to make. `sf-decode --ckpt`, `StreamFlow.from_pretrained` and the upload tools of the Hugging
-            Face hub accept it as it is; a vocoder's folder is accepted by `sf-decode --vocoder`.
+        out: Folder to make. `sf-decode --ckpt`, `load_decoder` and the upload tools of the Hugging Face hub accept
+            it as it is; a vocoder's folder is accepted by `sf-decode --vocoder`.
         average: Whether to export the averaged weights, which `sf-decode` uses, or the raw ones.
         license: License for the model card, by its identifier on the hub, such as "apache-2.0"; by default a line
             to be filled in.

@@ -4,7 +4,6 @@ This module is trained, averaged, saved and streamed. Knows nothing of losses, s
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -73,23 +72,6 @@ class StreamFlow(nn.Module):
         self.mel = MelSpectrogram(mel)
         self.dit = DiT(dit, layout)
         self.encoder = SpeakerEncoder(speaker, mel, dit.speaker_width, dit.null_condition)
-
-    @staticmethod
-    def from_pretrained(name: str | Path) -> "StreamFlow":
-        """Returns a trained model in eval mode, on the CPU.
-
-        Args:
-            name: A folder that `sf-export` wrote; or the repository of one on the Hugging Face hub, `OWNER/NAME` or
-                `OWNER/NAME@REVISION`.
-
-        Raises:
-            FileNotFoundError: if there is nothing of that name, or a file is missing in it.
-            ValueError: with the file's name, if one is damaged or of a newer format, or if they do not match.
-        """
-        from sf_lightning.files.hub import local_path
-        from sf_lightning.model.pretrained import load_export  # which imports this module
-
-        return load_export(local_path(name)).model
 
     def forward(
         self,

@@ -12,8 +12,7 @@ import torch
 
 from sf_lightning.cli import decode, export
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.model.streamflow import StreamFlow
-from sf_lightning.streaming.loading import load_decoder
+from sf_lightning.streaming.loading import load_decoder, load_pretrained
 from sf_lightning.training.module import StreamFlowModule
 from tests.toys.audio import synthetic_voice
 from tests.toys.cli import error_line
@@ -52,7 +51,7 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_export_has_the_velocity_of_the_averaged_weights(checkpoint: Path, folder: Path) -> None:
     module = StreamFlowModule.load_from_checkpoint(checkpoint)
-    exported, raw = example_velocity(StreamFlow.from_pretrained(folder)), example_velocity(module.model.eval())
+    exported, raw = example_velocity(load_pretrained(folder).model), example_velocity(module.model.eval())
     assert torch.equal(exported, example_velocity(module.average.eval()))
     assert exported.abs().max() > 0.1 and not torch.equal(exported, raw)
 
@@ -70,7 +69,7 @@ def test_an_export_streams_with_the_settings_of_training(checkpoint: Path, folde
 def test_the_raw_weights_are_exported_on_demand(checkpoint: Path, tmp_path: Path) -> None:
     export.main([str(checkpoint), str(tmp_path / "raw"), "--average=false"])
     model = StreamFlowModule.load_from_checkpoint(checkpoint).model.eval()
-    assert torch.equal(example_velocity(StreamFlow.from_pretrained(tmp_path / "raw")), example_velocity(model))
+    assert torch.equal(example_velocity(load_pretrained(tmp_path / "raw").model), example_velocity(model))
     card = (tmp_path / "raw" / "README.md").read_text()
     assert "raw weights of step 2" in card and "with the averaged weights; this model has the raw ones" in card
 
@@ -100,7 +99,7 @@ def test_the_hub_reads_the_card_and_it_says_what_the_decoder_is(folder: Path) ->
         "    layer 0: back 1, ahead 0\n      1 0 0 0 0 0\n      1 1 0 0 0 0\n",
         "| receptive field | 1 blocks back, 1 ahead; a block is 240 ms |",
         "| first chunk needs | 480 ms of tokens |",
-        f"| parameters | {sum(p.numel() for p in StreamFlow.from_pretrained(folder).parameters()):,} in ",
+        f"| parameters | {sum(p.numel() for p in load_pretrained(folder).model.parameters()):,} in ",
         "| training | averaged weights of step 2 |",
         "| mel | 80 bands of 0 to 8000 Hz, 16000 Hz, hop 160, window 640, FFT 1024 |",
         "License: cc-by-4.0.",

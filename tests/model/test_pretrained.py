@@ -28,7 +28,7 @@ from sf_lightning.model.pretrained import (
 )
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
-from sf_lightning.streaming.loading import load_decoder, make_decoder
+from sf_lightning.streaming.loading import load_decoder, load_pretrained, make_decoder
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.vocoder.config import VocoderConfig
 from tests.toys.networks import randomize_weights
@@ -179,7 +179,7 @@ def test_settings_of_decoding_that_are_damaged_are_named(folder: Path, name: str
     change(folder, lambda config: config[name].update(colour="red"))
     with pytest.raises(ValueError, match=f"{name}.colour is unknown"):
         load_decoder(folder)
-    assert StreamFlow.from_pretrained(folder)  # which does not need them
+    assert load_pretrained(folder).model  # which does not need them
 
 
 def test_a_folder_that_could_not_be_written_whole_is_not_there(
@@ -208,7 +208,7 @@ def test_an_id_of_the_hub_is_brought_from_there(folder: Path, monkeypatch: pytes
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    model = StreamFlow.from_pretrained("owner/name")
+    model = load_pretrained("owner/name").model
     assert torch.equal(model.dit.from_mel.weight, tiny().model.dit.from_mel.weight) and not model.training
 
 
@@ -231,7 +231,7 @@ def test_a_name_of_nothing_is_said_in_one_line(name: str, said: str, monkeypatch
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(FileNotFoundError, match=said) as error:
-        StreamFlow.from_pretrained(name)
+        load_pretrained(name)
     assert "\n" not in str(error.value)
 
 

@@ -23,9 +23,9 @@ from sf_lightning.cli.eval import open_candidate
 from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.evaluation.clips import open_clips
 from sf_lightning.evaluation.decoding import ClipEvaluator, HeldOutClip
-from sf_lightning.evaluation.report import evaluation_page
+from sf_lightning.evaluation.report import write_evaluation_report
 from sf_lightning.evaluation.results import Identity, Results
-from sf_lightning.evaluation.run import RunSettings, evaluate, input_digests
+from sf_lightning.evaluation.run import evaluate, input_digests
 from sf_lightning.evaluation.scores import ClipScorer
 from sf_lightning.evaluation.selection import ClipSelection
 from sf_lightning.evaluation.systems import DecodingGrid, SystemGroup, plan_systems
@@ -64,11 +64,11 @@ def evaluate_all(groups: list[SystemGroup], selection: ClipSelection, batch: int
         identity = Identity("", "", clips, "", (), "cpu")
         systems = [system for group in groups for system in group.systems]
         results = Results.open(Path(folder, "eval"), identity, systems, input_digests(groups), {})
-        evaluate(groups, selection, results, ClipScorer(), RunSettings(batch=batch), lambda *_: None)
+        evaluate(groups, selection, results, ClipScorer(), lambda *_: None, batch=batch)
         results.close()
         findings = Findings.from_results(results)
         markdown(findings)
-        evaluation_page(findings).write(Path(folder, "report.html"))
+        write_evaluation_report(Path(folder, "report.html"), findings)
 
 
 def timed(function, *args):  # type: ignore[no-untyped-def]

@@ -22,9 +22,9 @@ from sf_lightning.evaluation.listening import (
     write_opinions,
     write_test,
 )
-from sf_lightning.evaluation.report import evaluation_page
+from sf_lightning.evaluation.report import write_evaluation_report
 from sf_lightning.evaluation.results import Identity, Results
-from sf_lightning.evaluation.run import RunSettings, evaluate, input_digests
+from sf_lightning.evaluation.run import evaluate, input_digests
 from sf_lightning.evaluation.scores import ClipScorer
 from sf_lightning.evaluation.selection import ClipSelection
 from sf_lightning.evaluation.systems import Candidate, DecodingGrid, plan_systems
@@ -125,7 +125,7 @@ def evaluate_checkpoints(
     results = Results.open(folder, identity, systems, input_digests(groups), facts)
     try:
         with ProgressBar() as bar:
-            evaluate(groups, selection, results, scorer, RunSettings(keep, batch, device), bar.update)
+            evaluate(groups, selection, results, scorer, bar.update, keep, batch, device)
     finally:
         results.close()
     findings = Findings.from_results(results)
@@ -209,7 +209,7 @@ def _write_report(folder: Path, findings: Findings) -> list[Table]:
     """Writes the page and, where there are ratings, mean opinion scores; returns their table."""
     ratings = read_ratings(folder)
     opinions = [write_opinions(folder, ratings)] if ratings else []
-    evaluation_page(findings, opinions).write(folder / "report.html")
+    write_evaluation_report(folder / "report.html", findings, opinions)
     print(f"{'report:':16}{folder / 'report.html'}")
     files = [folder / name for name in ("table.md", "table.csv", "mos.md", "mos.csv")]
     print(f"{'tables:':16}{', '.join(str(path) for path in files if path.is_file())}")

@@ -11,14 +11,9 @@ RESAMPLES = 2000
 
 
 class Mean(NamedTuple):
-    """Mean of the defined values with its 95 % confidence interval.
+    """Mean of the values that are defined (not NaN), with its 95 % confidence interval.
 
-    Attributes:
-        mean: Mean; NaN where no value is defined.
-        low: Lower end of the interval; NaN where there are fewer than two values to resample.
-        high: Upper end of the interval, likewise.
-        num_values: Number of defined values.
-        num_nan: Number of undefined values (NaN), which are left out.
+    The mean is NaN if no value is defined, and the ends of the interval are NaN if fewer than two are.
     """
 
     mean: float

@@ -19,6 +19,7 @@ import soundfile
 from sf_lightning.data.corpus import clean_key
 from sf_lightning.evaluation.bootstrap import Mean, bootstrap_mean, mean_over_groups
 from sf_lightning.evaluation.report import flac_url, write_page
+from sf_lightning.evaluation.results import damage_reported
 from sf_lightning.evaluation.systems import join_labels
 from sf_lightning.evaluation.table import Findings, Table, format_mean
 from sf_lightning.files.atomic import write_atomically
@@ -27,6 +28,9 @@ from sf_lightning.files.tables import write_csv
 PAGE, KEY, RATINGS = "listening.html", "listening-key.json", "ratings"
 
 QUESTIONS = ("naturalness", "similarity")
+
+MOS_PARTS = ("", "_low", "_high", "_count")
+"""Endings of the columns of `mos.csv` for each question."""
 
 SCALE = range(1, 6)
 """Possible answers, from bad to excellent."""
@@ -182,34 +186,24 @@ def opinion_scores(folder: Path, ratings: Sequence[Rating]) -> dict[str, dict[st
             answers = [float(getattr(rating, question)) for rating in own]
             listeners = [rating.listener for rating in own]
             mean = mean_over_groups(listeners, answers) if several else bootstrap_mean(answers)
-            scores[system][question] = mean._replace(
-                low=float(np.maximum(mean.low, SCALE[0])), high=float(np.minimum(mean.high, SCALE[-1]))
-            )
+            low, high = np.clip((mean.low, mean.high), SCALE[0], SCALE[-1])
+            scores[system][question] = mean._replace(low=float(low), high=float(high))
     return scores
 
 
-def opinion_table(scores: Mapping[str, Mapping[str, Mean]], ratings: Sequence[Rating]) -> Table:
-    """Returns the MOS as a table."""
-    cells = []
-    for system, means in scores.items():
-        count = next(iter(means.values())).num_values
-        cells.append(((system, ""), *(format_mean(mean, "{:.2f}") for mean in means.values()), (str(count), "")))
+def write_opinions(folder: Path, ratings: Sequence[Rating]) -> Table:
+    """Writes the MOS as `mos.md` and `mos.csv`, and returns them as a table."""
+    cells, rows = [], []
+    for system, means in opinion_scores(folder, ratings).items():
+        numbers = [number for mean in means.values() for number in mean[: len(MOS_PARTS)]]
+        rows.append([system, *(None if np.isnan(number) else number for number in numbers)])
+        count = str(means[QUESTIONS[0]].num_values)
+        cells.append(((system, ""), *(format_mean(mean, "{:.2f}") for mean in means.values()), (count, "")))
     listeners = len({rating.listener for rating in ratings})
     title = f"Mean opinion scores of {listeners} listener{'s' if listeners != 1 else ''}"
-    return Table(title, ("system", *QUESTIONS, "ratings"), tuple(cells))
-
-
-def write_opinions(folder: Path, ratings: Sequence[Rating]) -> Table:
-    """Writes `mos.md` and `mos.csv`, and returns the table."""
-    scores = opinion_scores(folder, ratings)
-    table = opinion_table(scores, ratings)
-    (folder / "mos.md").write_text(f"## {table.title}\n\n{table.markdown()}\n", encoding="utf-8")
-    parts = ("", "_low", "_high", "_count")
-    rows = []
-    for system, means in scores.items():
-        numbers = [number for mean in means.values() for number in mean[: len(parts)]]
-        rows.append([system, *(None if np.isnan(number) else number for number in numbers)])
-    header = ["system", *(f"{question}{part}" for question in QUESTIONS for part in parts)]
+    table = Table(title, ("system", *QUESTIONS, "ratings"), tuple(cells))
+    (folder / "mos.md").write_text(f"## {title}\n\n{table.markdown()}\n", encoding="utf-8")
+    header = ["system", *(f"{question}{part}" for question in QUESTIONS for part in MOS_PARTS)]
     write_csv(folder / "mos.csv", header, rows)
     return table
 
@@ -228,12 +222,10 @@ def _read_key(folder: Path) -> dict:
         raise FileNotFoundError(
             f"--out {folder} has no listening test ({KEY}): make one with --listening_test true"
         )
-    try:
+    with damage_reported(path, "without it ratings cannot be attributed"):
         key = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(key["test"], str) and isinstance(key["systems"], list)
-        assert all(sound["system"] in key["systems"] for sound in key["sounds"].values())
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error!r:.80}): without it ratings cannot be attributed") from error
+        if not {sound["system"] for sound in key["sounds"].values()} <= set(key["systems"]):
+            raise ValueError("a sound has an unknown system")
     return key
 
 

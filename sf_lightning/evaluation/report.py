@@ -3,9 +3,9 @@
 import base64
 import io
 import mimetypes
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -24,57 +24,54 @@ MAX_CURVES = 8
 """Number of systems in one plot of computing time: more curves could not be distinguished."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Sounds and pictures of a clip.
-
-    Attributes:
-        key: Key of the clip.
-        sounds: Audio files by name.
-        pictures: Picture files by name.
-    """
+class Sample(NamedTuple):
+    """Audio files and picture files of a clip, both by name."""
 
     key: str
     sounds: dict[str, Path]
     pictures: dict[str, Path]
 
 
-@dataclass(frozen=True)
-class Page:
-    """Content of a report page.
+def write_report(
+    path: Path,
+    title: str,
+    facts: Mapping[str, str],
+    tables: Sequence[Table],
+    scores: Iterable[str],
+    plots: Mapping[str, str],
+    samples: Sequence[Sample],
+    plot_note: str = "",
+) -> None:
+    """Writes a report page atomically.
 
-    Attributes:
+    Args:
+        path: HTML file to write.
         title: Title of the page.
         facts: Facts by name.
         tables: Tables, in order.
-        meanings: Meanings of the columns by title.
+        scores: Names of the scores in the tables, whose meanings are explained.
         plots: SVG elements by title.
-        plot_note: How to read the plots.
         samples: Clips to play.
+        plot_note: How to read the plots.
     """
-
-    title: str
-    facts: Mapping[str, str]
-    tables: Sequence[Table]
-    meanings: Mapping[str, str] = field(default_factory=dict)
-    plots: Mapping[str, str] = field(default_factory=dict)
-    plot_note: str = ""
-    samples: Sequence[Sample] = ()
-
-    def write(self, path: Path) -> None:
-        """Writes the page atomically."""
-        write_page("report.html.j2", path, page=self)
+    meanings = {COLUMNS[name].title: COLUMNS[name].meaning for name in scores}
+    page = {"title": title, "facts": facts, "tables": tables, "meanings": meanings, "plots": plots}
+    write_page("report.html.j2", path, page=page | {"samples": samples, "plot_note": plot_note})
 
 
-def evaluation_page(findings: Findings, first_tables: Sequence[Table] = ()) -> Page:
-    """Returns the page of an evaluation; `first_tables` precede the tables of the findings."""
-    meanings = {COLUMNS[name].title: COLUMNS[name].meaning for name in findings.measured}
+def write_evaluation_report(path: Path, findings: Findings, first_tables: Sequence[Table] = ()) -> None:
+    """Writes the page of an evaluation; `first_tables` precede the tables of the findings."""
     note = f"below each mean its 95 % bootstrap interval over clips; {TIMES_NOTE}"
-    facts = findings.results.numbered_facts | {"intervals": note}
-    plots = quality_plots(findings.rows) | cost_plots(findings.results, findings.rows)
-    samples = kept_samples(findings.results, findings.rows)
-    plot_note = "Numbers beside points and curves are row numbers of the tables above (column #)."
-    return Page("Evaluation", facts, [*first_tables, *tables(findings)], meanings, plots, plot_note, samples)
+    write_report(
+        path,
+        "Evaluation",
+        findings.results.numbered_facts | {"intervals": note},
+        [*first_tables, *tables(findings)],
+        findings.measured,
+        quality_plots(findings.rows) | cost_plots(findings.results, findings.rows),
+        kept_samples(findings.results, findings.rows),
+        "Numbers beside points and curves are row numbers of the tables above (column #).",
+    )
 
 
 def quality_plots(rows: Sequence[Row]) -> dict[str, str]:
@@ -147,8 +144,7 @@ def write_page(template: str, path: Path, **variables: object) -> None:
 
 def sound_url(path: Path) -> str:
     """Returns an audio file as a data URL of 16-bit FLAC."""
-    wave, rate = soundfile.read(path, dtype="int16")
-    return flac_url(wave, rate)
+    return flac_url(*soundfile.read(path, dtype="int16"))
 
 
 def flac_url(wave: np.ndarray, rate: int) -> str:

@@ -10,8 +10,8 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -71,10 +71,9 @@ class ClipScores:
 
     def to_json(self) -> str:
         """Returns the line of `results.jsonl`, with null for NaN."""
-        values: dict[str, Any] = {"way": self.system} | asdict(self)
-        del values["system"]
-        values["scores"] = {name: value if math.isfinite(value) else None for name, value in self.scores.items()}
-        return json.dumps(values)
+        scores = {name: value if math.isfinite(value) else None for name, value in self.scores.items()}
+        fields = {"clip": self.clip, "language": self.language, "frames": self.frames, "scores": scores}
+        return json.dumps({"way": self.system} | fields | {"chunk_ms": self.chunk_ms})
 
     @classmethod
     def from_json(cls, line: str) -> "ClipScores":
@@ -121,12 +120,7 @@ class Results:
     ) -> "Results":
         """Creates an evaluation folder, or resumes one and adds new systems, digests and facts.
 
-        Args:
-            folder: A new folder, or one with the same identity.
-            identity: What is evaluated.
-            systems: All systems that are wanted now.
-            digests: Digests of checkpoints, layouts and vocoders, by name.
-            facts: Facts to show, by name.
+        For the arguments see the attributes; `systems` are those that are wanted now.
 
         Raises:
             FileExistsError: if the folder holds something else, or another evaluation; it is left unchanged.
@@ -167,33 +161,21 @@ class Results:
         path = folder / EVALUATION
         if not path.is_file():
             raise FileNotFoundError(f"--out {folder} is not a folder written by sf-eval: it has no {EVALUATION}")
-        remedy = "give another --out"
-        try:
+        with damage_reported(path, "give another --out"):
             values = json.loads(path.read_text(encoding="utf-8"))
             found = values["format"]
-            results = cls._from_values(folder, values) if found == EVALUATION_FORMAT else None
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error!r:.200}): {remedy}") from error
-        require_format(path, found, EVALUATION_FORMAT, oldest=EVALUATION_FORMAT, remedy=remedy)
-        assert results is not None
-        if (folder / RESULTS).is_file():
-            lines = _complete_lines((folder / RESULTS).read_text(encoding="utf-8")).splitlines()
-            for number, line in enumerate(lines, 1):
-                try:
+        require_format(path, found, EVALUATION_FORMAT, oldest=EVALUATION_FORMAT, remedy="give another --out")
+        with damage_reported(path, "give another --out"):
+            identity = from_plain(Identity, values["identity"], "identity")
+            systems = {name: from_plain(System, system, "way") for name, system in values["ways"].items()}
+            facts = {name: tuple(map(str, texts)) for name, texts in values["facts"].items()}
+            results = cls(folder, identity, systems, dict(values["digests"]), facts)
+        if (path := folder / RESULTS).is_file():
+            for number, line in enumerate(_complete_lines(path.read_text(encoding="utf-8")).splitlines(), 1):
+                with damage_reported(f"{path}: line {number}", "delete it"):
                     row = ClipScores.from_json(line)
-                except (AttributeError, KeyError, TypeError, ValueError) as error:
-                    raise ValueError(
-                        f"{folder / RESULTS}: line {number} is damaged ({error!r:.80}): delete it"
-                    ) from error
                 results.rows[row.system, row.clip] = row
         return results
-
-    @classmethod
-    def _from_values(cls, folder: Path, values: Mapping[str, Any]) -> "Results":
-        identity = from_plain(Identity, values["identity"], "identity")
-        systems = {name: from_plain(System, system, "way") for name, system in values["ways"].items()}
-        facts = {name: tuple(map(str, texts)) for name, texts in values["facts"].items()}
-        return cls(folder, identity, systems, dict(values["digests"]), facts)
 
     @property
     def numbered_facts(self) -> dict[str, str]:
@@ -264,6 +246,15 @@ class Results:
             "ways": {name: asdict(system) for name, system in self.systems.items()},
         }
         write_atomically(self.folder / EVALUATION, json.dumps(values, indent=1) + "\n")
+
+
+@contextmanager
+def damage_reported(source: object, remedy: str) -> Iterator[None]:
+    """Turns errors of reading a file into a ValueError that names the file and the remedy."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} is damaged ({error!r:.200}): {remedy}") from error
 
 
 def _complete_lines(text: str) -> str:

@@ -28,28 +28,12 @@ from sf_lightning.metrics.pool import gather, shared_pool
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import LatencyReport, measure_latency
 from sf_lightning.streaming.state import Chunk
-from sf_lightning.vocoder.config import VocoderConfig
 
 METRICS_NICE = 10
 """Niceness of the processes that score while another one decodes."""
 
 MAX_PENDING = 32
 """Clips whose scores may be pending: bounds the memory where scoring is slower than decoding."""
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """How an evaluation runs.
-
-    Args:
-        keep: Number of clips whose sound and pictures are kept.
-        batch: Number of clips decoded side by side.
-        device: Device that decodes.
-    """
-
-    keep: int = 3
-    batch: int = 8
-    device: str = "cpu"
 
 
 @dataclass
@@ -73,11 +57,11 @@ class _PendingRows:
 
     def cancel(self) -> None:
         """Adds finished rows to the results and cancels all others."""
-        for row, pending in self.queue:
+        while self.queue:
+            row, pending = self.queue.popleft()
             if pending.done and not pending.failed:
                 self._add(row, pending)
             pending.cancel()
-        self.queue.clear()
 
     def _add(self, row: ClipScores, pending: PendingScores) -> None:
         self.results.add(replace(row, scores=row.scores | pending.collect()))
@@ -96,12 +80,8 @@ def input_digests(groups: Sequence[SystemGroup]) -> dict[str, str]:
         if layout != OWN:
             digests[f"layout {layout} of {path}"] = hashlib.sha256(repr(group.layout).encode()).hexdigest()[:16]
     for vocoder, mel in dict.fromkeys((group.vocoder, group.candidate.description.model.mel) for group in groups):
-        digests[_digest_name(vocoder)] = vocoder.make(mel).digest
+        digests[f"vocoder {vocoder.checkpoint}"] = vocoder.make(mel).digest
     return digests
-
-
-def _digest_name(vocoder: VocoderConfig) -> str:
-    return f"vocoder {vocoder.checkpoint}"
 
 
 def evaluate(
@@ -109,8 +89,10 @@ def evaluate(
     selection: ClipSelection,
     results: Results,
     scorer: ClipScorer,
-    settings: RunSettings,
     progress: Callable[[str, int, int], None],
+    keep: int = 3,
+    batch: int = 8,
+    device: str = "cpu",
 ) -> None:
     """Decodes and scores everything that the results lack.
 
@@ -119,8 +101,10 @@ def evaluate(
         selection: The clips.
         results: Existing results, and where new ones are stored.
         scorer: Scorer of single clips.
-        settings: How the evaluation runs.
         progress: Called with the current group, the number of finished pairs of clip and system, and their total.
+        keep: Number of clips whose sound and pictures are kept.
+        batch: Number of clips decoded side by side.
+        device: Device that decodes.
 
     Raises:
         FileNotFoundError, ValueError: if a vocoder is missing or made for another mel, or if a checkpoint or a
@@ -128,7 +112,7 @@ def evaluate(
         FloatingPointError: if a decoder's output is not finite.
         RuntimeError: if a scorer failed.
     """
-    missing = [selection.missing(group, results, settings.keep) for group in groups]
+    missing = [selection.missing(group, results, keep) for group in groups]
     total, done, current = sum(map(len, missing)), 0, ""
 
     def count_one() -> None:
@@ -136,7 +120,7 @@ def evaluate(
         done += 1
         progress(current, done, total)
 
-    rows, decoders = _PendingRows(results, count_one), _DecoderCache(settings.device, results.digests)
+    rows, decoders = _PendingRows(results, count_one), _DecoderCache(device, results.digests)
     if total:
         gather(shared_pool().warm_up())
         for pid in shared_pool().worker_pids:
@@ -150,9 +134,8 @@ def evaluate(
                 evaluator = ClipEvaluator(
                     decoders.decoder(group), scorer, replace(group.decode, mode="cached").resolve(group.layout)
                 )
-                kept = selection.kept_keys(group, settings.keep)
-                run = _GroupRun(group, evaluator, results, kept, rows.put, count_one)
-                run.run(selection.clips(group), pairs, settings.batch)
+                run = _GroupRun(group, evaluator, results, selection.kept_keys(group, keep), rows.put, count_one)
+                run.run(selection.clips(group), pairs, batch)
         rows.settle(0)
     except BaseException:
         rows.cancel()
@@ -187,14 +170,23 @@ class _GroupRun:
                 numbers = [i for i, clip in enumerate(batch) if (system.id, clip.key) in missing]
                 clips = [batch[i] for i in numbers]
                 references = [offline[i] for i in numbers] if offline else []
-                decoded = self._decode(system, clips, references)
+                if system.kind == "copy_synthesis":
+                    decoded = self.evaluator.vocode([clip.mel for clip in clips])
+                elif system.kind == "offline":
+                    decoded = references
+                else:
+                    decoded = self.evaluator.stream(clips, self.group.decode_config(system))
                 for number, clip in enumerate(clips):
                     reference = references[number] if system.kind == "streamed" else None
                     if clip.key in self.kept:
                         self._keep(system, clip, decoded[number], reference)
                     if (system.id, clip.key) in unscored:
-                        pending = self.evaluator.score(clip, decoded[number], reference)
-                        self.put(_row(system, clip, latencies.get((system.id, clip.key))), pending)
+                        latency = latencies.get((system.id, clip.key))
+                        times = {name: latency.values()[name] for name in TIMES} if latency else {}
+                        chunk_ms = latency.chunk_ms if latency else ()
+                        language, frames = clip.drawn.language, len(clip.mel)
+                        row = ClipScores(system.id, clip.key, language, frames, times, chunk_ms)
+                        self.put(row, self.evaluator.score(clip, decoded[number], reference))
                     else:
                         self.count_one()
 
@@ -211,13 +203,6 @@ class _GroupRun:
             latencies |= {(system.id, c.key): measure_latency(timed, c.tokens, c.speaker) for c in chosen}
         return latencies
 
-    def _decode(self, system: System, clips: Sequence[HeldOutClip], offline: list[Chunk]) -> list[Chunk]:
-        if system.kind == "copy_synthesis":
-            return self.evaluator.vocode([clip.mel for clip in clips])
-        return (
-            offline if system.kind == "offline" else self.evaluator.stream(clips, self.group.decode_config(system))
-        )
-
     def _keep(self, system: System, clip: HeldOutClip, decoded: Chunk, offline: Chunk | None) -> None:
         """Writes a picture of the mels of a streamed clip, then the sounds: if they exist, so does the picture."""
         vocoder = self.evaluator.decoder.vocoder
@@ -233,14 +218,6 @@ class _GroupRun:
         for path, (wave, rate) in sounds.items():
             with atomic_path(path) as temporary:
                 write_wave(temporary, wave.cpu().numpy(), rate)
-
-
-def _row(system: System, clip: HeldOutClip, latency: LatencyReport | None) -> ClipScores:
-    """Returns the row of a clip with its times alone."""
-    measured = latency.values() if latency else {}
-    times = {name: measured[name] for name in TIMES if latency}
-    chunk_ms = latency.chunk_ms if latency else ()
-    return ClipScores(system.id, clip.key, clip.drawn.language, len(clip.mel), times, chunk_ms)
 
 
 def _lower_priority(pid: int) -> None:
@@ -272,7 +249,7 @@ class _DecoderCache:
         else:
             model = self.last[1].model
         vocoder = group.vocoder.make(model.mel.config)
-        if self.digests[_digest_name(group.vocoder)] != vocoder.digest:
+        if self.digests[f"vocoder {group.vocoder.checkpoint}"] != vocoder.digest:
             raise ValueError(
                 f"--vocoder {group.vocoder.checkpoint} changed during the evaluation: evaluate a copy of it"
             )

@@ -194,9 +194,7 @@ def _num_steps(nfe: int, decode: DecodeConfig) -> int:
 
 def _vocoder_config(name: str, description: Description) -> VocoderConfig:
     config = from_plain(VocoderConfig, description.vocoder, "vocoder") if name == OWN else VocoderConfig(name)
-    if config.checkpoint == GRIFFIN_LIM:
-        return config
-    return VocoderConfig(config.checkpoint)
+    return config if config.checkpoint == GRIFFIN_LIM else VocoderConfig(config.checkpoint)
 
 
 def distinguishing_labels(systems: Sequence[System]) -> list[dict[str, str]]:

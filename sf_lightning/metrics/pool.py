@@ -37,12 +37,8 @@ class ScorePool:
     def __init__(self, num_workers: int | None = None) -> None:
         """Creates a pool without starting workers.
 
-        Args:
-            num_workers: Number of worker processes; by default one for each core that this process may use, up to
-                8.
-
         Raises:
-            ValueError: if `num_workers` is below 1.
+            ValueError: if `num_workers` is below 1; by default it is the number of usable cores, up to 8.
         """
         if num_workers is None:
             num_workers = min(len(os.sched_getaffinity(0)), MAX_WORKERS)

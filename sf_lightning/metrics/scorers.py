@@ -45,15 +45,12 @@ WORKER_IGNORES = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C and Slurm's warnings reach every process of a job, but are meant for the trainer alone."""
 
 Scorer: TypeAlias = Callable[[np.ndarray, np.ndarray], float]
-"""`(reference [N], degraded [N]) -> score`, both float32 at 16 kHz. It is pickled by name, so not a lambda."""
+"""`(reference [N], degraded [N]) -> score`: a clean clip and the clip to score, float32 at 16 kHz; the longer one is
+truncated to the shorter. It is pickled by name, so not a lambda."""
 
 
 def pesq_wb(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Returns wide-band PESQ (P.862.2), about 1 to 4.64, or NaN if it is undefined.
-
-    Args:
-        reference: Clean clip [N], float32 at 16 kHz.
-        degraded: Clip to score [N]; the longer of the two is truncated to the shorter.
+    """Returns wide-band PESQ (P.862.2) of a `Scorer`'s clips, about 1 to 4.64, or NaN if it is undefined.
 
     A clip of more than 50 utterances overruns a table of the C code, which may crash the process (observed with
     60 utterances in 30 s). A `ScorePool` turns a crash into NaN.
@@ -70,12 +67,7 @@ def pesq_wb(reference: np.ndarray, degraded: np.ndarray) -> float:
 
 
 def stoi(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Returns STOI (Taal et al. 2011), at most 1, or NaN if it is undefined.
-
-    Args:
-        reference: Clean clip [N], float32 at 16 kHz.
-        degraded: Clip to score [N]; the longer of the two is truncated to the shorter.
-    """
+    """Returns STOI (Taal et al. 2011) of a `Scorer`'s clips, at most 1, or NaN if it is undefined."""
     from pystoi import stoi as pystoi_stoi
 
     too_few_frames = 1e-5  # returned by pystoi, with a warning, below 30 frames that are not silent
@@ -90,11 +82,11 @@ def stoi(reference: np.ndarray, degraded: np.ndarray) -> float:
 
 
 def visqol(reference: np.ndarray, degraded: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
-    """Returns ViSQOL v3 in speech mode with the lattice model, 1 to 5, or NaN if it is undefined.
+    """Returns ViSQOL v3 (speech mode, lattice model) of a `Scorer`'s clips, 1 to 5, or NaN if it is undefined.
 
     Args:
-        reference: Clean clip [N], float32.
-        degraded: Clip to score [N]; the longer of the two is truncated to the shorter.
+        reference: Clean clip [N].
+        degraded: Clip to score [N].
         sample_rate: Sample rate of both in Hz. Another rate than 16,000 serves only to check the values that Google
             publishes, all of which are at 48,000.
 
@@ -111,22 +103,15 @@ def visqol(reference: np.ndarray, degraded: np.ndarray, sample_rate: int = SAMPL
     try:
         with _ONE_VISQOL_AT_A_TIME:
             return _finite_or_nan(manager.run_from_signals(*signals).moslqo)
-    except (
-        IndexError,
-        ValueError,
-    ):  # no patch of the reference is voiced, or none fits into the degraded clip
+    except (IndexError, ValueError):  # no patch of the reference is voiced, or none fits into the degraded clip
         return math.nan
 
 
 def periodicity_error(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Returns the RMS error of periodicity over frames, 0 to 1, or NaN if it is undefined.
+    """Returns the RMS error of periodicity of a `Scorer`'s clips over frames, 0 to 1, or NaN if it is undefined.
 
     As in CARGAN (arXiv 2110.10139), which BigVGAN's authors report, but with the periodicity of YIN where they use
     a network whose weights must be downloaded. It shows vocoders that add noise or a buzz, or break the voice.
-
-    Args:
-        reference: Clean clip [N], float32 at 16 kHz.
-        degraded: Clip to score [N]; the longer of the two is truncated to the shorter.
     """
     pair = _comparable(reference, degraded)
     if pair is None:

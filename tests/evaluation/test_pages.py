@@ -19,7 +19,7 @@ from sf_lightning.evaluation.listening import (
     write_test,
 )
 from sf_lightning.evaluation.pictures import draw_mels
-from sf_lightning.evaluation.report import evaluation_page
+from sf_lightning.evaluation.report import write_evaluation_report
 from sf_lightning.evaluation.results import ClipScores, Identity, Results
 from sf_lightning.evaluation.systems import System, join_labels
 from sf_lightning.evaluation.table import Findings
@@ -116,7 +116,7 @@ def test_a_report_opens_from_disk_with_players_plots_and_pictures_and_fits_a_pho
     results: Results, page, complaints: list[str]
 ) -> None:  # type: ignore[no-untyped-def]
     path = results.folder / "report.html"
-    evaluation_page(Findings.from_results(results)).write(path)
+    write_evaluation_report(path, Findings.from_results(results))
     page.goto(f"file://{path}")
     page.wait_for_function("[...document.querySelectorAll('audio')].every(element => element.readyState > 0)")
     lengths = page.evaluate("[...document.querySelectorAll('audio')].map(element => element.duration)")

@@ -10,7 +10,7 @@ import pytest
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.evaluation import table
-from sf_lightning.evaluation.report import evaluation_page
+from sf_lightning.evaluation.report import write_evaluation_report
 from sf_lightning.evaluation.results import ClipScores, Identity, Results
 from sf_lightning.evaluation.systems import System
 from sf_lightning.evaluation.table import Findings, flat_table, markdown, write_tables
@@ -81,7 +81,9 @@ def test_intervals_are_computed_once_for_all_tables_and_pages(
         results.add(row)
     findings = Findings.from_results(results)
     monkeypatch.setattr(table, "bootstrap_mean", lambda *_: pytest.fail("computed again"))
-    assert "0.600" in markdown(findings) and flat_table(findings)[1] and evaluation_page(findings).tables
+    assert "0.600" in markdown(findings) and flat_table(findings)[1]
+    write_evaluation_report(tmp_path / "report.html", findings)
+    assert "0.600" in (tmp_path / "report.html").read_text()
 
 
 def test_a_folder_resumes_after_its_last_complete_line_and_accepts_more_systems(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sf_lightning.audio.wave import write_wave
 from sf_lightning.evaluation.pictures import Point, draw_costs, draw_frontier, draw_mels
-from sf_lightning.evaluation.report import FRONTIERS, Page, Sample, existing
+from sf_lightning.evaluation.report import FRONTIERS, Sample, existing, write_report
 from sf_lightning.evaluation.table import COLUMNS, Table
 from sf_lightning.evaluation.terminal import print_tables
 from sf_lightning.streaming.latency import LatencyReport, latency_summary
@@ -23,17 +23,7 @@ MODES = ("griffin_lim", "griffin_lim_streamed", "copy_synthesis", "generated", "
 SOUNDS = ("reference", "made", "offline", "streamed")
 """Names of the sounds of a clip, in the order of the page."""
 
-SHOWN = (
-    "pesq_wb",
-    "stoi",
-    "visqol",
-    "mel_l1",
-    "mr_stft",
-    "periodicity",
-    "seam_db",
-    "gap",
-    "real_time_factor",
-)
+SHOWN = "pesq_wb stoi visqol mel_l1 mr_stft periodicity seam_db gap real_time_factor".split()
 """Columns of the table, where a row has them."""
 
 
@@ -108,7 +98,7 @@ def report_run(
     folder, table = Path(trainer.default_root_dir), run_table(rows)
     note = latency_summary(latency) if latency else ""
     (folder / "summary.md").write_text(f"{table.markdown()}\n\n{note}\n")
-    run_page(folder.resolve().name, rows, samples, latency).write(folder / "report.html")
+    write_run_report(folder, rows, samples, latency)
     print_tables([table])
     console = Console()
     if note:
@@ -127,17 +117,10 @@ def report_run(
             console.print(f"{name + ':':14}{path}", soft_wrap=True, highlight=False)
 
 
-def run_page(
-    name: str, rows: Mapping[str, Mapping[str, float]], samples: Path | None, latency: LatencyReport | None
-) -> Page:
-    """Returns the page of a run: its last table, quality against latency, and the last sounds.
-
-    Args:
-        name: Name of the run.
-        rows: Mean scores by mode.
-        samples: Folder of the last sounds.
-        latency: Latency report of a stream, if one was measured.
-    """
+def write_run_report(
+    folder: Path, rows: Mapping[str, Mapping[str, float]], samples: Path | None, latency: LatencyReport | None
+) -> None:
+    """Writes the page of a run's folder; arguments as for `report_run`."""
     plots, shown_samples = {}, list[Sample]()
     if latency is not None and "streamed" in rows:
         levels = {mode.replace("_", "-"): rows[mode] for mode in ("copy_synthesis", "offline") if mode in rows}
@@ -152,9 +135,9 @@ def run_page(
         sounds = {sound: reference.with_name(f"{key}.{sound}.wav") for sound in SOUNDS}
         pictures = {"mel": reference.with_name(f"{key}.png")}
         shown_samples.append(Sample(key, existing(sounds), existing(pictures)))
-    meanings = {COLUMNS[score].title: COLUMNS[score].meaning for score in _shown_scores(rows)}
-    facts = {"latency": latency_summary(latency)} if latency else {}
-    return Page(f"Run {name}", facts, [run_table(rows)], meanings, plots, samples=shown_samples)
+    facts, title = {"latency": latency_summary(latency)} if latency else {}, f"Run {folder.resolve().name}"
+    scores = _shown_scores(rows)
+    write_report(folder / "report.html", title, facts, [run_table(rows)], scores, plots, shown_samples)
 
 
 def run_table(rows: Mapping[str, Mapping[str, float]]) -> Table:

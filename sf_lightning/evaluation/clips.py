@@ -1,6 +1,5 @@
 """Sources of the clips that decoders are evaluated on: a shard set or a folder of audio."""
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from sf_lightning.data.sample import BadSample, RawSample, decode_clip, read_spe
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.store import Store
 from sf_lightning.data.writer import npy_bytes
+from sf_lightning.files.digest import digest_of
 from sf_lightning.tokens.base import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class FolderClips:
         files = [*self._paths(), *(path for path in beside if path.is_file())]
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         tokenizer = self.tokenizer.spec.digest if self.tokenizer else ""
-        return hashlib.sha256(repr((tokenizer, stats)).encode()).hexdigest()[:16]
+        return digest_of(repr((tokenizer, stats)))
 
     def check(self, requirements: ClipRequirements) -> None:
         """Raises ValueError as `SetClips.check`; which tokenizer made tokens beside the audio is unknown."""

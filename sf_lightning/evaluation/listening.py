@@ -6,7 +6,6 @@ eval/mine/
   ratings/             ratings that were returned
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from sf_lightning.evaluation.results import damage_reported
 from sf_lightning.evaluation.systems import join_labels
 from sf_lightning.evaluation.table import Findings, Table, format_mean
 from sf_lightning.files.atomic import write_atomically
+from sf_lightning.files.digest import digest_of
 from sf_lightning.files.tables import write_csv
 
 PAGE, KEY, RATINGS = "listening.html", "listening-key.json", "ratings"
@@ -105,10 +105,7 @@ def write_test(folder: Path, items: Sequence[Item], seed: int = 0) -> str:
     order = [pairs[i] for i in random.permutation(len(pairs))]
     sounds = [_read_at_level(items[number].systems[system]) for number, system in order]
     voices = [_read_at_level(item.voice) for item in items]
-    digest = hashlib.sha256(str(seed).encode())
-    for wave, _ in [*sounds, *voices]:
-        digest.update(wave.tobytes())
-    test = digest.hexdigest()[:12]
+    test = digest_of(b"".join([str(seed).encode(), *(wave.tobytes() for wave, _ in [*sounds, *voices])]), 12)
     names = [f"{i:03d}" for i in range(1, len(order) + 1)]
     key = {
         "test": test,
@@ -258,4 +255,4 @@ def _read_ratings(path: Path, key: dict) -> tuple[str, list[Rating]]:
 def _file_name(listener: str) -> str:
     """Returns a file name without unsafe letters, made unique by a digest."""
     safe = re.sub(r"[^\w-]", "_", clean_key(listener))[:40]
-    return f"{safe}-{hashlib.sha256(listener.encode()).hexdigest()[:8]}"
+    return f"{safe}-{digest_of(listener, 8)}"

@@ -88,15 +88,10 @@ def draw_streaming(chunk_ms: Sequence[float], gaps: Mapping[int, float], path: P
 
 
 class Point(NamedTuple):
-    """A streaming system in the plot of quality against latency.
+    """A streaming system in the plot of quality against latency, with the ends of its confidence interval or NaN.
 
-    Attributes:
-        name: Short name, such as the number of its row in a table.
-        series: Name of the series; points of one series differ in look-ahead alone and are joined by a line.
-        latency_ms: First-packet latency in ms.
-        mean: Mean score.
-        low: Lower end of the confidence interval; NaN where there is none.
-        high: Upper end, likewise.
+    `name` is short, such as the number of its row in a table. Points of one `series` differ in look-ahead alone and
+    are joined by a line.
     """
 
     name: str

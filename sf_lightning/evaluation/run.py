@@ -5,7 +5,6 @@ first, while nothing else runs.
 """
 
 import contextlib
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from sf_lightning.evaluation.selection import ClipSelection
 from sf_lightning.evaluation.systems import OWN, System, SystemGroup, short_names
 from sf_lightning.evaluation.table import MAX_TIMED, TIMES
 from sf_lightning.files.atomic import atomic_path
+from sf_lightning.files.digest import digest_of
 from sf_lightning.metrics.pool import gather, shared_pool
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import LatencyReport, measure_latency
@@ -78,7 +78,7 @@ def input_digests(groups: Sequence[SystemGroup]) -> dict[str, str]:
         path, layout = group.candidate.path, group.systems[-1].layout
         digests[path] = group.candidate.digest
         if layout != OWN:
-            digests[f"layout {layout} of {path}"] = hashlib.sha256(repr(group.layout).encode()).hexdigest()[:16]
+            digests[f"layout {layout} of {path}"] = digest_of(repr(group.layout))
     for vocoder, mel in dict.fromkeys((group.vocoder, group.candidate.description.model.mel) for group in groups):
         digests[f"vocoder {vocoder.checkpoint}"] = vocoder.make(mel).digest
     return digests

@@ -1,6 +1,5 @@
 """The systems that an evaluation compares: each checkpoint decoded with each combination of settings."""
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.files.digest import digest_of
 from sf_lightning.files.records import from_plain
 from sf_lightning.flow.solver import Solver
 from sf_lightning.model.layout import Layout
@@ -51,7 +51,7 @@ class System:
     @cached_property
     def id(self) -> str:
         """Short digest of the settings, used in file names; equal settings have equal ids in every run."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
+        return digest_of(json.dumps(asdict(self), sort_keys=True), 10)
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,7 @@ class DecodingGrid:
 class SystemGroup:
     """Systems with the same weights, layout, solver and vocoder: their clips are decoded offline only once.
 
-    Attributes:
-        candidate: Checkpoint of the weights.
-        layout: Layout of the attention masks.
-        decode: Decoding settings; the look-ahead is that of each system.
-        vocoder: Vocoder of all systems.
-        systems: The systems.
+    The look-ahead of `decode` is replaced by that of each system.
     """
 
     candidate: Candidate

@@ -65,15 +65,10 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Row:
-    """Mean scores of a system, over all clips or those of one language.
+    """Mean scores of a system over all clips or, if `language` is not empty, over those of one language.
 
-    Attributes:
-        number: Number of the system, from 1.
-        system: The system.
-        labels: Settings that distinguish it from the other systems, by column.
-        language: Language of the clips; empty for all clips.
-        clips: Number of clips.
-        means: Means of the measured scores, by name.
+    `number` counts the systems from 1, `labels` are the settings that distinguish a system, by column, `clips` is
+    the number of clips, and `means` has the measured scores by name.
     """
 
     number: int
@@ -88,10 +83,8 @@ class Row:
 class Findings:
     """Means and intervals of all systems, computed once for all tables and plots.
 
-    Attributes:
-        results: The evaluation.
-        rows: One row for each system that has results, in the order in which they were asked for.
-        language_rows: One row for each system and language; empty where all clips have one language.
+    `rows` has one row for each system with results, in the order in which they were asked for; `language_rows` has
+    one for each system and language, and is empty where all clips have one language.
     """
 
     results: Results
@@ -155,24 +148,12 @@ def format_mean(mean: Mean | None, form: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Table:
-    """A table to show, all of it text.
-
-    Attributes:
-        title: Title of the table.
-        header: Titles of the columns.
-        cells: Rows of cells, each a pair: main text, smaller text.
-        text_columns: Number of columns, from the left, that hold words and not numbers.
-    """
+    """A table of text: cells are pairs of main and smaller text; the first `text_columns` columns hold words."""
 
     title: str
     header: tuple[str, ...]
     cells: tuple[tuple[tuple[str, str], ...], ...]
     text_columns: int = 1
-
-    @classmethod
-    def from_text(cls, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
-        """Returns a table without smaller text."""
-        return cls(title, tuple(header), tuple(tuple((cell, "") for cell in row) for row in rows))
 
     def markdown(self) -> str:
         """Returns the table in Markdown, without its title."""

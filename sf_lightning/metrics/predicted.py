@@ -43,9 +43,7 @@ def _missing(name: str) -> str | None:
         return f"no package {missing[0]}"
     try:
         score = PREDICTORS[name](torch.sin(torch.arange(16000) / 10.0), 16000)
-    except (
-        Exception
-    ) as error:  # third-party code and weights may fail in any way; the other scores are still computed
+    except Exception as error:  # third-party code and weights may fail in any way; the evaluation continues
         return f"{type(error).__name__}: {error}".partition("\n")[0]
     return None if math.isfinite(score) else "its score is not finite"
 

@@ -45,8 +45,8 @@ WORKER_IGNORES = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C and Slurm's warnings reach every process of a job, but are meant for the trainer alone."""
 
 Scorer: TypeAlias = Callable[[np.ndarray, np.ndarray], float]
-"""`(reference [N], degraded [N]) -> score`: a clean clip and the clip to score, float32 at 16 kHz; the longer one is
-truncated to the shorter. It is pickled by name, so not a lambda."""
+"""`(reference [N], degraded [N]) -> score`: a clean clip and the clip to score, float32 at 16 kHz; the longer one
+is truncated to the shorter. It is pickled by name, so not a lambda."""
 
 
 def pesq_wb(reference: np.ndarray, degraded: np.ndarray) -> float:

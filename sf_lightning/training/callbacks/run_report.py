@@ -152,7 +152,7 @@ def run_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
         numbers = [COLUMNS[name].form.format(values[name]) if name in values else "" for name in shown]
         share = [f"{values['stoi'] / ceiling:.0%}"] if has_ceiling else []
         cells.append([mode.replace("_", "-"), *numbers, *share])
-    return Table.from_text("Held-out clips", header, cells)
+    return Table("Held-out clips", tuple(header), tuple(tuple((text, "") for text in row) for row in cells))
 
 
 def _shown_scores(rows: Mapping[str, Mapping[str, float]]) -> list[str]:

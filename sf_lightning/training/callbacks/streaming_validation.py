@@ -35,7 +35,7 @@ LATENCY_TOKENS = 75
 
 
 class StreamingValidation(ScoredValidation):
-    """Decodes the validation clips with the averaged weights, streamed as in use and offline, and logs the scores.
+    """Decodes the validation clips with the averaged weights, both streamed and offline, and logs the scores.
 
     Logs `{streamed,offline}/{pesq_wb,stoi,visqol,mel_l1,seam_db,pitch_jump,level_jump,no_score}`, `streamed/gap` to
     offline, `latency/*`, `gap/lookahead_*` (the gap with a larger look-ahead), and once the same scores of the

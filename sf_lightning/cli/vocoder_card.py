@@ -58,15 +58,7 @@ generator.load_state_dict(load_file("{name}/{weights}"))
 def vocoder_card(
     name: str, trained: TrainedVocoder, scores: Scores | None, license: str | None, data: str | None
 ) -> str:
-    """Returns the card, Markdown below the YAML that the Hugging Face hub reads.
-
-    Args:
-        name: Name of the folder.
-        trained: The vocoder.
-        scores: Scores of the last validation before the checkpoint, if they are known.
-        license: Identifier of the license on the hub, such as "apache-2.0"; None leaves the line to be filled in.
-        data: What it was trained on, Markdown; None leaves it to be filled in.
-    """
+    """Returns the card of a vocoder; arguments as in `decoder_card`."""
     text = TEXT.format(
         name=name,
         mel="MelConfig()" if trained.mel == MelConfig() else repr(trained.mel),

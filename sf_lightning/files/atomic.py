@@ -44,16 +44,7 @@ def atomic_path(path: Path, *, sync: bool = False, temporary: Path | None = None
 
 
 def write_atomically(path: Path, content: bytes | str, *, sync: bool = False) -> None:
-    """Writes a file whole or not at all; text as UTF-8.
-
-    Args:
-        path: Path of the file; an existing file is replaced.
-        content: Content of the file.
-        sync: As `atomic_path`.
-
-    Raises:
-        OSError: as `atomic_path`.
-    """
+    """Writes a file whole or not at all, text as UTF-8; arguments and errors as in `atomic_path`."""
     with atomic_path(path, sync=sync) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 

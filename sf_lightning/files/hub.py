@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from sf_lightning.files.identify import (
     BIGVGAN_WEIGHTS,
@@ -47,22 +48,13 @@ def local_path(
         raise FileNotFoundError(f"no file or folder {name}; a repository of the Hugging Face hub is OWNER/NAME")
     from huggingface_hub import snapshot_download  # slow to import, and seldom needed
 
-    def download(files: list[str]) -> Path:
-        return Path(
-            snapshot_download(
-                hub_id["repository"],
-                revision=hub_id["revision"] or revision,
-                token=token,
-                cache_dir=cache_dir,
-                allow_patterns=files,
-            )
-        )
-
+    options: dict[str, Any] = {"revision": hub_id["revision"] or revision, "token": token, "cache_dir": cache_dir}
     try:
-        folder = download(FILES)
+        folder = Path(snapshot_download(hub_id["repository"], allow_patterns=FILES, **options))
         if (folder / SHARD_INDEX).is_file():  # of Qwen2.5-Omni, only the shards that hold its token2wav
             shards = json.loads((folder / SHARD_INDEX).read_text(encoding="utf-8"))["weight_map"]
-            folder = download(sorted({shard for tensor, shard in shards.items() if "code2wav" in tensor}))
+            needed = sorted({shard for tensor, shard in shards.items() if "code2wav" in tensor})
+            snapshot_download(hub_id["repository"], allow_patterns=needed, **options)
         return folder
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]

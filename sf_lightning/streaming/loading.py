@@ -38,9 +38,9 @@ def load_decoder(
         vocoder: The vocoder: "griffin_lim", or what else `VocoderConfig.checkpoint` accepts; None for the one of
             training.
         device: Device of the network and the vocoder, such as "cuda".
-        revision: As in `local_path`.
-        token: As in `local_path`.
-        cache_dir: As in `local_path`.
+        revision: Branch, tag or commit of the repository, unless the id names one.
+        token: Access token of the hub; by default that of `hf auth login` or of HF_TOKEN.
+        cache_dir: Folder of downloaded repositories; by default that under HF_HOME.
         **decode_options: Fields of `DecodeConfig` to change, such as `steps=8` or `lookahead=4`.
 
     Raises:
@@ -84,29 +84,19 @@ def make_decoder(
     return StreamingDecoder(trained.model, mel_to_wave, replace(settings, **decode_options))
 
 
-def load_pretrained(
-    name: str | Path,
-    average: bool = True,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-) -> Pretrained:
-    """Returns a trained decoder with everything that is known of it, on the CPU.
+def load_pretrained(name: str | Path, average: bool = True, **hub_options: Any) -> Pretrained:
+    """Returns a trained model with its description, on the CPU.
 
     Args:
         name: As in `load_decoder`.
-        average: Whether to load the averaged weights of a checkpoint or the raw ones; an exported folder has only
-            those that it was made of.
-        revision: As in `local_path`.
-        token: As in `local_path`.
-        cache_dir: As in `local_path`.
+        average: Whether to load the averaged weights of a checkpoint or the raw ones; an exported folder has one of
+            the two.
+        **hub_options: `revision`, `token` and `cache_dir` of `local_path`.
 
     Raises:
-        FileNotFoundError: if there is nothing of that name, or a file in it is missing.
-        ValueError: if it is no decoder, damaged or of a newer format.
+        FileNotFoundError, ValueError: as `load_decoder`.
     """
-    path = local_path(name, revision=revision, token=token, cache_dir=cache_dir)
+    path = local_path(name, **hub_options)
     if require_kind(path, *DECODERS) is Kind.DECODER_EXPORT:
         return load_export(path)
     return _load_checkpoint(path, average)

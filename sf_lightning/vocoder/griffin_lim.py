@@ -27,12 +27,7 @@ class GriffinLim(nn.Module):
     window: Tensor
 
     def __init__(
-        self,
-        mel: MelConfig,
-        iterations: int = 32,
-        momentum: float = 0.99,
-        left: int = 8,
-        right: int = 8,
+        self, mel: MelConfig, iterations: int = 32, momentum: float = 0.99, left: int = 8, right: int = 8
     ) -> None:
         super().__init__()
         self.mel = mel
@@ -92,20 +87,11 @@ class GriffinLim(nn.Module):
         return wave[:, inset : inset + mel.shape[1] * self.hop]
 
     def _stft(self, wave: Tensor) -> Tensor:
-        config = self.mel
-        return torch.stft(
-            wave,
-            config.n_fft,
-            self.hop,
-            config.win_length,
-            self.window,
-            pad_mode="constant",
-            return_complex=True,
-        )
+        sizes = (self.mel.n_fft, self.hop, self.mel.win_length)
+        return torch.stft(wave, *sizes, self.window, pad_mode="constant", return_complex=True)
 
     def _istft(self, spectrum: Tensor, size: int) -> Tensor:
-        config = self.mel
-        return torch.istft(spectrum, config.n_fft, self.hop, config.win_length, self.window, length=size)
+        return torch.istft(spectrum, self.mel.n_fft, self.hop, self.mel.win_length, self.window, length=size)
 
     @staticmethod
     def _with_phase(magnitude: Tensor, spectrum: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`sf-export`: the folder decodes as the checkpoint does, its card says what it is, and mistakes are one line."""
+"""`sf-export`: the folder decodes as the checkpoint does, the card describes it, each mistake gets one line."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ step,train/loss,val/loss,streamed/stoi,streamed/gap,copy_synthesis/stoi,latency/
 
 @pytest.fixture(scope="module")
 def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The second step of a run whose averaged weights say something, and something else than the raw ones."""
+    """Trains two steps; the averaged weights differ from the raw ones, and neither is silent."""
     folder = tmp_path_factory.mktemp("run")
     module = decoder_module()
     randomize_weights(module.model).train()
@@ -60,10 +60,10 @@ def test_an_export_streams_with_the_settings_of_training(checkpoint: Path, folde
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 50, 20))
     trained = StreamFlowModule.load_from_checkpoint(checkpoint).decoder()
     waves = []
-    for decoder in (trained, load_decoder(folder)):
+    for decoder in (trained, load_decoder(folder), load_decoder(checkpoint)):
         stream = decoder.open()
         waves.append(torch.cat([stream.push(tokens), stream.flush()]))
-    assert torch.equal(*waves) and waves[0].abs().max() > 0.01
+    assert torch.equal(waves[0], waves[1]) and torch.equal(waves[0], waves[2]) and waves[0].abs().max() > 0.01
 
 
 def test_the_raw_weights_are_exported_on_demand(checkpoint: Path, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_sf_decode_makes_the_same_bytes_of_the_folder(
     assert np.abs(soundfile.read(tmp_path / "a.wav")[0]).max() > 0.01
 
 
-def test_the_hub_reads_the_card_and_it_says_what_the_decoder_is(folder: Path) -> None:
+def test_the_hub_can_read_the_card_and_it_describes_the_decoder(folder: Path) -> None:
     card = huggingface_hub.ModelCard.load(folder / "README.md")
     assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == (
         "cc-by-4.0",
@@ -109,7 +109,7 @@ def test_the_hub_reads_the_card_and_it_says_what_the_decoder_is(folder: Path) ->
     assert re.search(r"\| tokens \| kmeans \(digest `[0-9a-f]{16}`\), 50 codes, 25 per second \|", card.content)
 
 
-def test_the_card_has_the_scores_of_the_last_validation_until_the_checkpoint(folder: Path) -> None:
+def test_the_card_has_the_scores_of_the_last_validation_before_the_checkpoint(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     assert "Held-out clips at step 2:" in card
     assert re.search(r"\| streamed \|.* 0.720 \|.* 0.0200 \| 73% \|", card)
@@ -117,7 +117,7 @@ def test_the_card_has_the_scores_of_the_last_validation_until_the_checkpoint(fol
     assert "loss 0.4; first packet after 510 ms" in card
 
 
-def test_without_metrics_and_license_the_card_says_so(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_card_marks_missing_metrics_and_license(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "alone.ckpt").write_bytes(checkpoint.read_bytes())
     export.main([str(tmp_path / "alone.ckpt"), str(tmp_path / "decoder")])
     card = huggingface_hub.ModelCard.load(tmp_path / "decoder" / "README.md")
@@ -143,7 +143,7 @@ def edited(checkpoint: Path, where: Path, edit: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "message"),
     [
         (lambda c: c.update(format=99), "odd.ckpt has format 99, sf-lightning .* reads up to 1: install a newer"),
         (lambda c: c.pop("format"), "odd.ckpt has no format number: checkpoints from before there was one"),
@@ -159,37 +159,35 @@ def edited(checkpoint: Path, where: Path, edit: Any) -> str:
         ),
     ],
 )
-def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_line(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, edit: Any, said: str
+def test_a_checkpoint_that_cannot_be_used_gets_one_line(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, edit: Any, message: str
 ) -> None:
     odd = edited(checkpoint, tmp_path / "odd.ckpt", edit)
     np.save(tmp_path / "t.npy", np.arange(9))
-    assert re.search(said, error_line(capsys, export.main, odd, str(tmp_path / "out")))
+    assert re.search(message, error_line(capsys, export.main, odd, str(tmp_path / "out")))
     args = [f"--ckpt={odd}", f"--tokens={tmp_path}/t.npy", f"--out={tmp_path}/o.wav"]
-    assert re.search(said, error_line(capsys, decode.main, *args))
+    assert re.search(message, error_line(capsys, decode.main, *args))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["odd.ckpt", "t.npy"]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "no file or folder .*/x.ckpt: expected a decoder checkpoint of sf-fit or a vocoder"),
         (b"garbage", "x.ckpt is no readable file of torch weights"),
         (b"", "x.ckpt is no readable file of torch weights"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture, content: bytes | None, said: str
+def test_a_file_that_is_no_checkpoint_gets_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, content: bytes | None, message: str
 ) -> None:
     if content is not None:
         (tmp_path / "x.ckpt").write_bytes(content)
-    assert re.search(said, error_line(capsys, export.main, str(tmp_path / "x.ckpt"), str(tmp_path / "out")))
+    assert re.search(message, error_line(capsys, export.main, str(tmp_path / "x.ckpt"), str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_cut_in_half_is_refused(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_truncated_checkpoint_is_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     whole = checkpoint.read_bytes()
     (tmp_path / "x.ckpt").write_bytes(whole[: len(whole) // 2])
     assert "x.ckpt is no readable file of torch weights" in error_line(
@@ -197,24 +195,24 @@ def test_a_checkpoint_cut_in_half_is_refused(
     )
 
 
-def test_what_is_there_already_is_not_overwritten(
+def test_an_existing_folder_is_not_overwritten(
     checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    said = error_line(capsys, export.main, str(checkpoint), str(folder))
-    assert said.endswith(f"{folder} exists already: give another path, or move it away")
+    message = error_line(capsys, export.main, str(checkpoint), str(folder))
+    assert message.endswith(f"{folder} exists already: give another path, or move it away")
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_checkpoint_of_a_newer_format_or_of_none_is_not_resumed(
+def test_a_checkpoint_of_a_newer_format_or_without_one_is_not_resumed(
     checkpoint: Path, tmp_path: Path, shards: ShardSet
 ) -> None:
     newer = edited(checkpoint, tmp_path / "newer.ckpt", lambda content: content.update(format=99))
     other = edited(checkpoint, tmp_path / "other.ckpt", lambda content: content.pop("format"))
-    said = "this checkpoint has format 99, sf-lightning .* reads up to 1: install"
-    with pytest.raises(ValueError, match=said):
+    message = "this checkpoint has format 99, sf-lightning .* reads up to 1: install"
+    with pytest.raises(ValueError, match=message):
         StreamFlowModule.load_from_checkpoint(newer)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         fit_decoder(tmp_path / "a", decoder_module(), decoder_data(shards), 3, ckpt_path=newer)
     with pytest.raises(ValueError, match="it is not one of sf-fit"):
         fit_decoder(tmp_path / "b", decoder_module(), decoder_data(shards), 3, ckpt_path=other)

@@ -1,8 +1,9 @@
-"""Runs that begin with foreign weights or another's config, and what is left on disk at their end."""
+"""Runs that are initialized from other weights or another run's config, and the files that they leave."""
 
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import wandb
@@ -27,21 +28,21 @@ WARM = (
 )
 
 
-def test_a_warm_start_is_said_and_recorded_and_a_resumed_run_needs_the_weights_no_more(
+def test_a_warm_start_is_reported_and_recorded_and_not_repeated_on_resume(
     shards: ShardSet, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     folder = save_token2wav(small_token2wav(num_embeds=50), tmp_path / "qwen")
-    begins = decoder_arguments(
+    arguments = decoder_arguments(
         shards, tmp_path / "run", *WARM, f"--model.init_from={folder}", "--trainer.max_steps=2"
     )
-    fit.main(begins)
+    fit.main(arguments)
     wandb.finish()
-    said = "".join(capfd.readouterr())
-    assert "M parameters loaded" in said and "x-vectors skipped" in said
+    message = "".join(capfd.readouterr())
+    assert "M parameters loaded" in message and "x-vectors skipped" in message
     hparams = tmp_path / "run" / "csv" / "hparams.yaml"
     assert "M parameters loaded" in (before := yaml.safe_load(hparams.read_text())["initialized_from"])
     shutil.rmtree(folder)
-    fit.main([*begins, "--trainer.max_steps=4", "--ckpt_path=last"])
+    fit.main([*arguments, "--trainer.max_steps=4", "--ckpt_path=last"])
     wandb.finish()
     assert yaml.safe_load(hparams.read_text())["initialized_from"] == before
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -50,34 +51,36 @@ def test_a_warm_start_is_said_and_recorded_and_a_resumed_run_needs_the_weights_n
     assert "M parameters loaded" not in "".join(capfd.readouterr())
 
 
-def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
+def test_weights_of_another_size_are_refused_before_anything_is_written(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = save_token2wav(small_token2wav(), tmp_path / "qwen")
     wide = "--model.dit.width=128"
     args = decoder_arguments(shards, tmp_path / "run", *WARM, wide, f"--model.init_from={folder}")
-    said = error_line(capsys, fit.main, *args)
-    assert said == "error: --model.init_from: dit.width is 128, the weights to start from have 64"
+    message = error_line(capsys, fit.main, *args)
+    assert message == "error: --model.init_from: dit.width is 128, the weights to start from have 64"
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_begins_with_a_trained_decoder_another_rate_and_another_layout(
-    run: Path, fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_a_run_is_initialized_from_an_export_a_checkpoint_or_the_hub(
+    run: Path, fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(tmp_path / "exported"))
     export.main([str(run / "checkpoints" / "last.ckpt"), str(tmp_path / "exported")])
     averages = read_checkpoint(run / "checkpoints" / "last.ckpt").weights
     still = ["--model.optimizer.learning_rate=1e-12", "--trainer.limit_val_batches=0", "--trainer.max_steps=1"]
-    for begun in (tmp_path / "exported", run / "checkpoints" / "last.ckpt"):
-        fit.main(decoder_arguments(fitted, tmp_path / begun.name, *still, f"--model.init_from={begun}"))
+    for source in (Path("owner/name@v1"), tmp_path / "exported", run / "checkpoints" / "last.ckpt"):
+        fit.main(decoder_arguments(fitted, tmp_path / source.name, *still, f"--model.init_from={source}"))
         wandb.finish()
-        assert f"--model.init_from: {begun}: averaged weights of step 4" in capsys.readouterr().out
-        weights = read_checkpoint(tmp_path / begun.name / "checkpoints" / "last.ckpt", average=False).weights
+        assert f"--model.init_from: {source}: averaged weights of step 4" in capsys.readouterr().out
+        weights = read_checkpoint(tmp_path / source.name / "checkpoints" / "last.ckpt", average=False).weights
         for name, value in averages.items():
             torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
-    wide = decoder_arguments(fitted, tmp_path / "wide", "--model.dit.token_width=8", f"--model.init_from={begun}")
-    said = error_line(capsys, fit.main, *wide)
+    wide = decoder_arguments(fitted, tmp_path / "wide", "--model.dit.token_width=8", f"--model.init_from={source}")
+    message = error_line(capsys, fit.main, *wide)
     assert (
-        "--model.dit: the checkpoint has token_width" in said and "this run has 8: give this run its value" in said
+        "--model.dit: the checkpoint has token_width" in message
+        and "this run has 8: give this run its value" in message
     )
     assert not (tmp_path / "wide").exists()
 
@@ -96,7 +99,7 @@ def test_the_last_checkpoint_is_that_of_the_last_step(
     assert last["global_step"] == steps
 
 
-def test_the_config_of_one_run_makes_another_and_leaves_the_first_alone(shards: ShardSet, tmp_path: Path) -> None:
+def test_the_config_of_a_run_starts_another_and_leaves_the_first(shards: ShardSet, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     fit.main(decoder_arguments(shards, first, "--trainer.limit_val_batches=0", "--trainer.max_steps=3"))
     wandb.finish()

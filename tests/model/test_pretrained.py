@@ -1,4 +1,4 @@
-"""Trained decoders in folders: what is saved comes back to the bit, what is damaged is named, what is old loads."""
+"""Exported decoders: they load to the bit, in every format there has been, and damage is named."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -30,16 +30,19 @@ from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.loading import load_decoder, load_pretrained, make_decoder
 from sf_lightning.streaming.state import DecodeConfig
+from sf_lightning.vocoder.bigvgan import BigVGANVocoder
 from sf_lightning.vocoder.config import VocoderConfig
+from sf_lightning.vocoder.griffin_lim import GriffinLim
 from tests.toys.networks import randomize_weights
+from tests.toys.vocoder_files import write_vocoder
 
 EXPORTS = Path(__file__).parent / "exports"
-"""One folder for each format that there ever was, `tiny` as the version of its time wrote it; `decoded.npz` is
-the mel that it gave for some tokens."""
+"""One folder for each format, `small_decoder` as the version of its time wrote it; `decoded.npz` is the mel that it
+decoded for some tokens."""
 
 
-def tiny() -> Pretrained:
-    """A decoder that says something in few bytes, with nothing as it is by default."""
+def small_decoder() -> Pretrained:
+    """Returns a small decoder whose output depends on its inputs, with no setting at its default."""
     config = ModelConfig(
         Layout(3, 12, (0,), (1,), drawn_for=3),
         DiTConfig(width=16, num_heads=2, rope_heads=1, token_width=6, speaker_width=5, vocabulary=20),
@@ -65,13 +68,13 @@ def tiny() -> Pretrained:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A decoder's folder."""
-    save_export(tmp_path / "tiny", tiny(), "A card.\n")
+    """Writes the folder of a decoder."""
+    save_export(tmp_path / "tiny", small_decoder(), "A card.\n")
     return tmp_path / "tiny"
 
 
-def test_a_digest_is_of_the_weights_and_how_they_decode_whoever_wrote_them(folder: Path) -> None:
-    trained = tiny()
+def test_a_digest_depends_on_weights_and_settings_but_not_on_the_version_that_wrote_them(folder: Path) -> None:
+    trained = small_decoder()
     assert len(trained.digest) == 16 and load_export(folder).digest == trained.digest
     for change in ({"decode": trained.description.decode | {"seed": 6}}, {"weights": WeightsOrigin(8, True)}):
         assert Pretrained(trained.model, replace(trained.description, **change)).digest != trained.digest
@@ -82,8 +85,8 @@ def test_a_digest_is_of_the_weights_and_how_they_decode_whoever_wrote_them(folde
     assert other.digest == trained.digest != load_export(folder).digest
 
 
-def test_what_is_saved_comes_back_to_the_bit(folder: Path) -> None:
-    saved, loaded = tiny(), load_export(folder)
+def test_a_saved_decoder_loads_to_the_bit(folder: Path) -> None:
+    saved, loaded = small_decoder(), load_export(folder)
     assert loaded.description == saved.description and not loaded.model.training
     weights = saved.model.state_dict()
     assert weights.keys() == loaded.model.state_dict().keys() == load_file(folder / "model.safetensors").keys()
@@ -92,12 +95,16 @@ def test_what_is_saved_comes_back_to_the_bit(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
 
 
-def test_the_present_format_is_stored() -> None:
+def test_the_digest_of_a_stored_export_is_what_it_was() -> None:
+    assert load_export(EXPORTS / "format-1").digest == "8759f2da5f7cb9e8"  # evaluations store it
+
+
+def test_an_export_of_the_current_format_is_stored() -> None:
     assert (EXPORTS / f"format-{EXPORT_FORMAT}").is_dir()
 
 
 @pytest.mark.parametrize("stored", sorted(EXPORTS.iterdir()), ids=lambda path: path.name)
-def test_a_folder_of_any_format_there_was_gives_the_mel_that_it_gave(stored: Path) -> None:
+def test_an_export_of_each_format_decodes_the_mel_of_its_time(stored: Path) -> None:
     recorded = np.load(stored / "decoded.npz")
     decoder = load_decoder(stored)
     assert (decoder.config.steps, decoder.config.seed, decoder.model.layout.block_size) == (3, 5, 12)
@@ -106,10 +113,10 @@ def test_a_folder_of_any_format_there_was_gives_the_mel_that_it_gave(stored: Pat
     stream.end()
     mel = torch.cat([decoder.step([stream])[0].mel for _ in range(4)])
     np.testing.assert_allclose(mel.numpy(), recorded["mel"], atol=1e-3)
-    assert recorded["mel"].std() > 0.5  # it says something
+    assert recorded["mel"].std() > 0.5  # not silence
 
 
-def test_a_setting_that_an_older_version_did_not_know_is_the_default(folder: Path) -> None:
+def test_a_setting_that_an_older_version_did_not_have_is_the_default(folder: Path) -> None:
     change(folder, lambda config: config["model"]["speaker"].pop("encoder"))
     assert load_export(folder).model.speaker.encoder == "joint"
 
@@ -122,12 +129,12 @@ def change(folder: Path, edit: Callable[[dict], Any]) -> None:
 
 
 def cut(path: Path) -> None:
-    """Leaves the first half of a file."""
+    """Truncates a file to its first half."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (
             lambda f: (f / "model.safetensors").unlink(),
@@ -151,7 +158,7 @@ def cut(path: Path) -> None:
         ),
         (lambda f: change(f, lambda c: c["model"].pop("mel")), "config.model.mel is missing"),
         (lambda f: change(f, lambda c: c["model"].update(predict="x")), "config.model.predict is 'x': expected"),
-        (lambda f: change(f, lambda c: c["model"]["layout"].update(forward=[9])), "layout.forward names layer 9"),
+        (lambda f: change(f, lambda c: c["model"]["layout"].update(forward=[9])), "layout.forward lists layer 9"),
         (lambda f: change(f, lambda c: c["model"]["dit"].update(num_heads=0)), "config.yaml: "),
         (
             lambda f: change(f, lambda c: c["model"]["dit"].update(vocabulary=30)),
@@ -167,22 +174,22 @@ def cut(path: Path) -> None:
         ),
     ],
 )
-def test_what_is_damaged_or_does_not_fit_is_named(folder: Path, damage: Callable[[Path], Any], said: str) -> None:
+def test_a_damaged_file_or_a_mismatch_is_named(folder: Path, damage: Callable[[Path], Any], message: str) -> None:
     damage(folder)
-    with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         load_export(folder)
     assert str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["decode", "vocoder"])
-def test_settings_of_decoding_that_are_damaged_are_named(folder: Path, name: str) -> None:
+def test_damaged_decode_settings_are_named(folder: Path, name: str) -> None:
     change(folder, lambda config: config[name].update(colour="red"))
     with pytest.raises(ValueError, match=f"{name}.colour is unknown"):
         load_decoder(folder)
     assert load_pretrained(folder).model  # which does not need them
 
 
-def test_a_folder_that_could_not_be_written_whole_is_not_there(
+def test_a_folder_that_cannot_be_completed_is_not_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any) -> None:
@@ -190,18 +197,18 @@ def test_a_folder_that_could_not_be_written_whole_is_not_there(
 
     monkeypatch.setattr(Description, "write", full)
     with pytest.raises(OSError, match="no space"):
-        save_export(tmp_path / "tiny", tiny(), "A card.\n")
+        save_export(tmp_path / "tiny", small_decoder(), "A card.\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_overwritten_not_even_an_empty_folder(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_replaced_even_if_it_is_empty(tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
     with pytest.raises(FileExistsError, match="tiny exists already: give another path"):
-        save_export(tmp_path / "tiny", tiny(), "A card.\n")
+        save_export(tmp_path / "tiny", small_decoder(), "A card.\n")
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny"] and not list((tmp_path / "tiny").iterdir())
 
 
-def test_an_id_of_the_hub_is_brought_from_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_of_the_hub_is_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def snapshot_download(name: str, revision: str | None, allow_patterns: list[str], **others: Any) -> str:
         assert name == "owner/name" and {"config.yaml", "model.safetensors"} <= {*allow_patterns}
         assert revision is None and others == {"token": None, "cache_dir": None}
@@ -209,11 +216,11 @@ def test_an_id_of_the_hub_is_brought_from_there(folder: Path, monkeypatch: pytes
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     model = load_pretrained("owner/name").model
-    assert torch.equal(model.dit.from_mel.weight, tiny().model.dit.from_mel.weight) and not model.training
+    assert torch.equal(model.dit.from_mel.weight, small_decoder().model.dit.from_mel.weight) and not model.training
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("owner/name", "no file or folder owner/name, and the hub does not provide it .no such thing."),
         (
@@ -224,20 +231,44 @@ def test_an_id_of_the_hub_is_brought_from_there(folder: Path, monkeypatch: pytes
         ("decoder", "no file or folder decoder; a repo"),
     ],
 )
-def test_a_name_of_nothing_is_said_in_one_line(name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_does_not_exist_gets_one_line(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def snapshot_download(*args: Any, **kwargs: Any) -> str:
         assert name == "owner/name"
         raise LocalEntryNotFoundError("no such thing\nand much more to read")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(FileNotFoundError, match=said) as error:
+    with pytest.raises(FileNotFoundError, match=message) as error:
         load_pretrained(name)
     assert "\n" not in str(error.value)
 
 
-def test_the_vocoder_may_be_another(folder: Path) -> None:
+def test_a_missing_vocoder_of_training_can_be_replaced(folder: Path) -> None:
     trained = load_export(folder)
     lost = replace(trained.description, vocoder={"checkpoint": "/nowhere/g.pt"})
     with pytest.raises(FileNotFoundError, match=r"vocoder: no file or folder /nowhere/g\.pt"):
         make_decoder(trained._replace(description=lost))
     assert make_decoder(trained._replace(description=lost), VocoderConfig(), steps=2).config.steps == 2
+
+
+def test_a_decoder_is_loaded_with_another_vocoder_and_other_settings(folder: Path, tmp_path: Path) -> None:
+    mel = small_decoder().description.model.mel
+    decoder = load_decoder(folder, vocoder=str(write_vocoder(tmp_path / "vocoder", mel=mel)), steps=2, lookahead=3)
+    assert isinstance(decoder.vocoder, BigVGANVocoder)
+    assert (decoder.config.steps, decoder.config.lookahead, decoder.config.seed) == (2, 3, 5)
+    assert isinstance(load_decoder(folder, vocoder="griffin_lim").vocoder, GriffinLim)
+    with pytest.raises(ValueError, match=r"decode option step is unknown: expected one of .*steps"):
+        load_decoder(folder, step=2)
+
+
+def test_a_stored_null_vocoder_is_griffin_lim(folder: Path) -> None:
+    change(folder, lambda config: config["vocoder"].update(checkpoint=None))
+    vocoder = load_decoder(folder).vocoder
+    assert isinstance(vocoder, GriffinLim) and vocoder.iterations == 4
+    assert VocoderConfig(None) == VocoderConfig("griffin_lim") == VocoderConfig()
+
+
+def test_a_vocoder_may_be_a_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_vocoder(tmp_path / "vocoder")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(folder))
+    local = VocoderConfig(str(folder)).make(MelConfig())
+    assert VocoderConfig("owner/name@main").make(MelConfig()).digest == local.digest

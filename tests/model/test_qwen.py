@@ -251,12 +251,12 @@ def test_x_vectors_of_another_encoder_do_not_inherit_the_sibling_s_weights() -> 
 
     kept, _ = columns(X_VECTORS)
     assert torch.equal(kept, theirs.input_embed.proj.weight[:, -20:])
-    fresh, said = columns("speechbrain")
-    assert (fresh == 0).all() and "speaker.x_vectors is 'speechbrain', not 'qwen2.5-omni'" in said
+    fresh, message = columns("speechbrain")
+    assert (fresh == 0).all() and "speaker.x_vectors is 'speechbrain', not 'qwen2.5-omni'" in message
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"layout": Layout(5, 24, (0, 2), (1,))}, "layout.num_layers is 5, the weights to start from have 4"),
         ({"dit": {"width": 128}}, "dit.width is 128, the weights to start from have 64"),
@@ -269,8 +269,8 @@ def test_x_vectors_of_another_encoder_do_not_inherit_the_sibling_s_weights() -> 
         ({"speaker": SpeakerConfig("qwen", 32)}, "speaker.channels is 32, the weights to start from have 16"),
     ],
 )
-def test_weights_of_another_architecture_are_refused_with_both_values(change: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_weights_of_another_architecture_are_refused_with_both_values(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         fill(recipe(**change), small_token2wav().state_dict())
 
 
@@ -290,15 +290,15 @@ def test_what_is_missing_or_unknown_in_foreign_weights_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({}, "dit.null_condition is 'learned', token2wav requires 'zeros'"),
         ({"dit": {"rope_heads": 2}}, "dit.rope_heads is 2, token2wav requires 1"),
         ({"predict": "mel"}, "predict is 'mel', token2wav requires 'velocity'"),
     ],
 )
-def test_what_the_sibling_cannot_do_is_not_exported(change: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_the_sibling_cannot_do_is_not_exported(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         to_qwen(recipe(**change))
 
 

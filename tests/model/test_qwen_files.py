@@ -128,12 +128,12 @@ def test_a_shard_of_another_download_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [("{", "is no JSON"), ("[]", "holds a list: expected a JSON object"), ("{}", "has no weight_map")],
 )
-def test_a_broken_index_is_named(tmp_path: Path, content: str, said: str) -> None:
+def test_a_broken_index_is_named(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(ValueError, match=f"index.json {said}"):
+    with pytest.raises(ValueError, match=f"index.json {message}"):
         read_qwen(tmp_path, DIT)
 
 
@@ -152,14 +152,14 @@ def test_a_truncated_torch_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (torch.ones(2), "holds a Tensor: expected a state dict"),
         ({"generator": dict(OWN)}, "holds a dict under 'generator': expected a state dict, of tensors only"),
         ({}, f"no tensor of {DIT} in it: it has nothing"),
     ],
 )
-def test_a_torch_file_of_something_else_says_of_what(tmp_path: Path, content: object, said: str) -> None:
+def test_a_torch_file_of_something_else_says_of_what(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=f"w.pt.*{said}"):
+    with pytest.raises(ValueError, match=f"w.pt.*{message}"):
         read_qwen(tmp_path / "w.pt", DIT)

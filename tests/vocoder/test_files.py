@@ -88,14 +88,14 @@ def test_what_is_damaged_in_a_folder_is_named(tmp_path: Path) -> None:
     (folder / CONFIG).write_text(json.dumps({})[:1])
     with pytest.raises(ValueError, match=rf"{CONFIG} is no JSON"):
         VocoderConfig(str(folder)).make(MelConfig())
-    for change, said in (
+    for change, message in (
         (lambda h: h.pop("upsample_rates"), f"{CONFIG} has no upsample_rates"),
         (lambda h: h.update(activation="relu"), f"{CONFIG} has activation relu: expected snake or snakebeta"),
     ):
         h = SMALL_GENERATOR.hyperparameters(MelConfig())
         change(h)
         (folder / CONFIG).write_text(json.dumps(h))
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             VocoderConfig(str(folder)).make(MelConfig())
     (folder / CONFIG).write_text("[1]")
     with pytest.raises(ValueError, match=f"{CONFIG} is no JSON of hyperparameters"):

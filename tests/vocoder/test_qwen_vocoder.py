@@ -143,8 +143,8 @@ def test_sizes_are_those_of_the_released_model_where_no_config_says_others(
     }
     monkeypatch.setitem(SIZES, "upsample_initial_channel", 128)  # the released 1536 take seconds to make
     torch.save(state, tmp_path / "vocoder.pt")
-    said = r"the released checkpoint \(there is no bigvgan_config\): conv_pre.bias is \[64\], expected"
-    with pytest.raises(ValueError, match=said):
+    message = r"the released checkpoint \(there is no bigvgan_config\): conv_pre.bias is \[64\], expected"
+    with pytest.raises(ValueError, match=message):
         load_qwen(tmp_path / "vocoder.pt", MelConfig())
 
 
@@ -257,7 +257,7 @@ def test_24_khz_waves_are_scored_against_16_khz_recordings_and_kept_at_their_own
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"upsample_initial_channel": 128},
@@ -274,11 +274,11 @@ def test_24_khz_waves_are_scored_against_16_khz_recordings_and_kept_at_their_own
     ],
 )
 def test_sizes_that_are_not_those_of_the_weights_are_refused_with_both(
-    state: dict[str, Tensor], tmp_path: Path, change: dict, said: str
+    state: dict[str, Tensor], tmp_path: Path, change: dict, message: str
 ) -> None:
     path = save_as("", tmp_path, state)
     write_config(tmp_path, **change)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         load_qwen(path, MelConfig())
 
 
@@ -295,26 +295,26 @@ def test_a_tensor_that_is_missing_is_named(state: dict[str, Tensor], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"code2wav_dit_model.proj_out.bias": torch.ones(1)}, "no tensor of code2wav_bigvgan_model in it: it has"),
         ({"mpd": {}, "epoch": 1}, "holds a dict under 'mpd'"),
         (torch.ones(1), "holds a Tensor: expected a state dict"),
     ],
 )
-def test_a_file_of_something_else_is_no_vocoder(tmp_path: Path, content: object, said: str) -> None:
+def test_a_file_of_something_else_is_no_vocoder(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "g.pt")
-    with pytest.raises(ValueError, match=f"g.pt.*{said}"):
+    with pytest.raises(ValueError, match=f"g.pt.*{message}"):
         VocoderConfig(checkpoint=str(tmp_path / "g.pt")).make(MelConfig())
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("model.safetensors", "model.safetensors is missing"),
         ("", "bigvgan_generator.safetensors is missing: give a checkpoint"),
     ],
 )
-def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path, name: str, said: str) -> None:
-    with pytest.raises(FileNotFoundError, match=said):
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(FileNotFoundError, match=message):
         VocoderConfig(checkpoint=str(tmp_path / name)).make(MelConfig())

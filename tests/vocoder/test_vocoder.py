@@ -136,15 +136,15 @@ def test_bigvgan_streamed_with_its_context_equals_the_whole(bigvgan: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"num_mels": 100}, "its num_mels is 100, the mel of this run has 80"),
         ({"sampling_rate": 24000}, "its sampling_rate is 24000, the mel of this run has 16000"),
         ({"upsample_rates": [5, 4, 4, 3]}, "multiply to 240, the hop length is 160"),
     ],
 )
-def test_a_vocoder_of_another_mel_is_refused_with_both_values(change: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_vocoder_of_another_mel_is_refused_with_both_values(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         BigVGANVocoder(SMALL_BIGVGAN | change, MelConfig())
 
 

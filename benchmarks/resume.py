@@ -53,7 +53,7 @@ def write_shard(folder: Path, name: str, clips: list[bytes], seconds: float, sam
             f"clip{i:05d}", "mp3", clips[i % len(clips)], {"id": str(i), "speaker": f"voice{i // 10}"}
         )
         writer.add(Sample(source, tokens, b"", seconds))
-    return writer.close({})
+    return writer.finish({})
 
 
 def draw(folder: Path, lanes: int, place: SetPosition) -> str:

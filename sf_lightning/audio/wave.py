@@ -1,4 +1,4 @@
-"""LaneConfig and writing waves. Knows nothing of mels.
+"""Reading and writing waves. Knows nothing of mels.
 
 A wave in memory is float32 [N], mono, between -1 and 1, at a rate that its owner knows.
 """

@@ -18,7 +18,7 @@ from sf_lightning.data.build import build as build_set
 from sf_lightning.data.build import fit_tokenizer
 from sf_lightning.data.build_config import BuildConfig
 from sf_lightning.data.corpus import Filters, find_parts
-from sf_lightning.data.provenance import made_before
+from sf_lightning.data.provenance import load_existing
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.verify import repair as repair_set
 from sf_lightning.data.verify import verify as verify_set
@@ -75,7 +75,7 @@ def build(
         device: Where those two run, such as "cpu" or "cuda".
     """
     target, mel, (number, of) = Path(out), MelConfig(), parse_slice(slice)
-    made = made_before(target)
+    made = load_existing(target)
     require_positive(
         shard_samples=shard_samples,
         processes=processes,

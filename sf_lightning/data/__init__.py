@@ -1,1 +1,1 @@
-"""Shards, lanes and packs: from audio on disk to lists of blocks. Knows nothing of Lightning."""
+"""Corpora, shards, lanes and packs: from audio files to batches of blocks. Knows nothing of Lightning."""

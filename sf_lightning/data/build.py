@@ -1,9 +1,9 @@
-"""Builds a shard set from a corpus. Audio bytes are kept as they came.
+"""Builds a shard set from a corpus. Audio files keep their bytes.
 
-Every part of a corpus makes its own shards, each from a fixed run of its clips, whatever was skipped in
-others. So parts go to any number of processes and jobs, a build that was killed goes on after the last whole
-shard, and the bytes are the same each time. All is written into a folder beside the target, and renamed when
-the last part is there: a set that looks whole is whole.
+Every part of a corpus makes its own shards, each from a fixed range of its clips, however many clips of other
+shards are skipped. Parts can therefore be shared among any number of processes and jobs, an interrupted build
+resumes after the last complete shard, and the bytes are the same each time. All files are written to a folder
+beside the target, which is renamed when the last part is done: a set under its final name is always complete.
 """
 
 import errno
@@ -22,7 +22,7 @@ from rich.console import Console
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import Wave
 from sf_lightning.data import lookup, provenance
-from sf_lightning.data.build_config import BuildConfig, samples_of
+from sf_lightning.data.build_config import BuildConfig, SkippedClips, make_samples
 from sf_lightning.data.corpus import CorpusClip, CorpusPart
 from sf_lightning.data.jobs import ProgressCounter, run_jobs
 from sf_lightning.data.lookup import MAX_FIT_SECONDS, mean_token_mels
@@ -40,93 +40,97 @@ def build(
     job_slice: tuple[int, int] = (1, 1),
     processes: int = 1,
 ) -> Manifest | None:
-    """Writes a shard set, or goes on with one; one that this very build has made is left as it is.
+    """Builds a shard set, or resumes an interrupted build; a set that this build completed before is left as it is.
 
     Args:
-        parts: Of the corpus, the same for every part.
-        out: The folder to make.
-        config: How.
-        part: Which part of how many this job does, (1, 1) being all.
-        processes: That work side by side.
+        parts: All parts of the corpus, the same for every job.
+        out: Folder of the set.
+        config: How clips become samples.
+        job_slice: (k, n): this job does every n-th part, starting with the k-th; (1, 1) does all.
+        processes: Number of processes.
 
     Returns:
-        The manifest; None while other parts are missing.
+        The manifest; None while other jobs have parts left.
 
     Raises:
-        FileExistsError: if `out` is there already, and not made by this build.
-        ValueError: if the build that is to be continued was another one, or not one clip could be used.
+        FileExistsError: if `out` exists and another build made it.
+        ValueError: if an interrupted build had other options or files, or no clip can be used.
     """
-    if (manifest := _made(out, parts, config)) is not None:
+    if (manifest := _load_built(out, parts, config)) is not None:
         return manifest
     partial = out.with_name(out.name + ".partial")
-    number, of = job_slice
+    number, count = job_slice
     try:
         _begin(partial, parts, config)
-        if out.exists():  # another job has given it its name, before this one began the folder anew
+        if out.exists():  # another job completed and renamed the set before this one created the folder again
             raise FileExistsError(out)
-        mine = [part for part in parts[number - 1 :: of] if not _mark(partial, part).is_file()]
+        todo = [part for part in parts[number - 1 :: count] if not _done_mark(partial, part).is_file()]
         do = functools.partial(build_part, partial=partial, config=config)
-        run_jobs(do, mine, sum(part.bytes for part in mine), processes, f"writing {out}")
-        if all(_mark(partial, part).is_file() for part in parts):
-            manifest = _gather(partial, out, parts, config)
-            _tidy(out, parts, manifest)
+        run_jobs(do, todo, sum(part.bytes for part in todo), processes, f"writing {out}")
+        if all(_done_mark(partial, part).is_file() for part in parts):
+            manifest = _complete(partial, out, parts, config)
+            _clean_up(out, parts, manifest)
             return manifest
     except OSError as error:
-        # Of jobs that end at the same time one is the quicker, and takes the folder away from under the others.
+        # Of jobs that end at the same time the first renames the folder, and the others no longer find it.
         if not out.exists():
             raise _explained(error, partial) from error
         shutil.rmtree(partial, ignore_errors=True)
-    return _made(out, parts, config)
+    return _load_built(out, parts, config)
 
 
-def _made(out: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> Manifest | None:
-    """Returns the manifest of the set, if this very build has made it, tidied up; None if there is no set yet.
+def _load_built(out: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> Manifest | None:
+    """Returns the manifest of a set that this very build made; None if nothing exists at `out`.
 
     Raises:
         FileExistsError: if something else is there.
     """
-    if (made := provenance.made_before(out)) is None:
+    if (built := provenance.load_existing(out)) is None:
         return None
-    if different := provenance.differences(made, provenance.describe(parts, config)):
+    if different := provenance.differences(built, provenance.describe(parts, config)):
         raise FileExistsError(
-            f"{out} is there already, made by another build ({different}): delete it to build it anew, or give "
+            f"{out} exists already, made by another build ({different}): delete it to build it again, or give "
             "another --out"
         )
     manifest = Manifest.load(out)
-    _tidy(out, parts, manifest)
+    _clean_up(out, parts, manifest)
     return manifest
 
 
 def _explained(error: OSError, partial: Path) -> OSError:
-    """Says what to do about a disk that is full, or a folder that is gone; other errors say it themselves."""
+    """Returns an error with a remedy if the disk is full or the folder is gone; otherwise the same error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OSError(
-            f"{partial}: {error.strerror}: make room and start the same command again, it goes on after the last "
-            "whole shard"
+            f"{partial}: {error.strerror}: free some space and start the same command again, it resumes after the "
+            "last complete shard"
         )
     if not partial.exists() and isinstance(error, FileNotFoundError):
         return FileNotFoundError(
-            f"{partial} is gone while it was worked on: it was deleted, or another job found that not one clip can "
-            "be used (its log says why)"
+            f"{partial} disappeared during the build: it was deleted, or another job found no usable clip (its log "
+            "has the reason)"
         )
     return error
 
 
 def fit_tokenizer(parts: Sequence[CorpusPart], vocabulary: int, mel: MelConfig) -> KMeansTokenizer:
-    """Fits k-means tokens on at most `MAX_FIT_SECONDS` of a corpus, a little of every part."""
+    """Fits a k-means tokenizer on at most `MAX_FIT_SECONDS` of a corpus, spread over its parts.
+
+    Raises:
+        ValueError: if the corpus is too small for the vocabulary.
+    """
     share = max(10.0, MAX_FIT_SECONDS / len(parts))
 
     def waves() -> Iterator[Wave]:
         total = 0.0
         for i in np.random.default_rng(0).permutation(len(parts)):
             seconds = 0.0
-            for source in parts[i].read():
+            for clip in parts[i].read():
                 if seconds >= share or total >= MAX_FIT_SECONDS:
                     break
                 try:
-                    wave = read_speech(source.audio, mel)
+                    wave = read_speech(clip.audio, mel)
                 except BadSample:
-                    continue  # counted and named when the shards are written
+                    continue  # counted and reported when the shards are written
                 seconds += len(wave) / mel.sample_rate
                 total += len(wave) / mel.sample_rate
                 yield wave
@@ -136,77 +140,75 @@ def fit_tokenizer(parts: Sequence[CorpusPart], vocabulary: int, mel: MelConfig) 
 
 
 def _begin(partial: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> None:
-    """Makes the folder, or checks that the build begun there is this one."""
+    """Creates the folder of an unfinished build, or checks that the one that exists is of this build."""
     build = provenance.describe(parts, config)
-    if (begun := provenance.load(partial)) is not None:
-        if different := provenance.differences(begun, build):
-            raise ValueError(
-                f"{partial} holds another build ({different}): give the same options and files to go on, or "
-                "delete the folder to begin again"
-            )
-        return
-    partial.mkdir(parents=True, exist_ok=True)
-    provenance.save(partial, build)
+    if (begun := provenance.load(partial)) is None:
+        partial.mkdir(parents=True, exist_ok=True)
+        provenance.save(partial, build)
+    elif different := provenance.differences(begun, build):
+        raise ValueError(
+            f"{partial} has an unfinished build with other options or files ({different}): give the same ones to "
+            "resume it, or delete the folder to start again"
+        )
 
 
-def _mark(partial: Path, part: CorpusPart) -> Path:
-    """The file that says that a part is done, and names its shards."""
+def _done_mark(partial: Path, part: CorpusPart) -> Path:
+    """Returns the path of the file that marks a part as done and lists its shards."""
     return partial / f"{part.name}.done"
 
 
 def build_part(part: CorpusPart, counter: ProgressCounter, partial: Path, config: BuildConfig) -> list[str]:
-    """Writes the shards of a part, but for those that are there, and marks it done.
+    """Writes the shards of a part that do not exist yet, and marks the part as done.
 
     Args:
-        part: Of the corpus.
-        counter: Counts its bytes after every shard, and the speech that was written after every clip.
-        partial: The folder of the build.
-        config: How.
+        part: Part of the corpus.
+        counter: Counter of bytes, added after every shard, and of seconds of speech, added after every clip.
+        partial: Folder of the unfinished build.
+        config: How clips become samples.
 
     Returns:
-        A line about each clip that was left out.
+        A line about each clip that was skipped.
     """
-    said, names, seen, sources = list[str](), list[str](), 0, part.read()
-    while run := list(islice(sources, config.shard_samples)):
+    lines, names, num_bytes, clips = list[str](), list[str](), 0, part.read()
+    while shard_clips := list(islice(clips, config.shard_samples)):
         name = f"{part.name}-{len(names):04d}" if names else part.name
         names.append(name)
-        size = sum(len(source.audio) for source in run)
-        seen += size
+        size = sum(len(clip.audio) for clip in shard_clips)
+        num_bytes += size
         if (partial / f"{name}.json").is_file():
-            counter.add(passed=size)
+            counter.add(reused=size)
             continue
-        said += [f"skipped for {name}: {line}" for line in _write(run, counter, partial, name, config)]
+        lines += [
+            f"skipped for {name}: {line}" for line in _write_shard(shard_clips, counter, partial, name, config)
+        ]
         counter.add(made=size)
-    counter.add(passed=max(0, part.bytes - seen))  # texts, headers, padding
-    write_atomically(_mark(partial, part), json.dumps(names).encode())
-    return said
+    counter.add(reused=max(0, part.bytes - num_bytes))  # texts, headers, padding
+    write_atomically(_done_mark(partial, part), json.dumps(names))
+    return lines
 
 
-def _write(
-    run: Sequence[CorpusClip], counter: ProgressCounter, partial: Path, name: str, config: BuildConfig
+def _write_shard(
+    clips: Sequence[CorpusClip], counter: ProgressCounter, partial: Path, name: str, config: BuildConfig
 ) -> list[str]:
-    """Writes a shard, and says which of its clips were left out."""
-    writer, skipped, said = ShardWriter(partial, name), Counter[str](), list[str]()
-    try:
-        for sample in samples_of(run, config, skipped, said):
+    """Writes a shard, and returns a line about each clip that was skipped."""
+    skipped = SkippedClips()
+    with ShardWriter(partial, name) as writer:
+        for sample in make_samples(clips, config, skipped):
             writer.add(sample)
             counter.add(seconds=sample.seconds)
-        writer.close(skipped)
-    except BaseException:
-        writer.abandon()
-        raise
-    return said
+        writer.finish(skipped.counts)
+    return skipped.lines
 
 
-def _gather(partial: Path, out: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> Manifest:
-    """Writes the manifest of a build whose parts are all there, and gives the set its name.
+def _complete(partial: Path, out: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> Manifest:
+    """Writes the manifest and the lookup table, and renames the folder to its final name.
 
-    Nothing is taken away before: a job that is killed here, or is not alone, finds all it needs.
+    Nothing is deleted before the rename: a job that is killed here, or is not the only one, finds all it needs.
 
     Raises:
-        ValueError: if not one clip could be used.
+        ValueError: if no clip could be used.
     """
-    names = [name for part in parts for name in json.loads(_mark(partial, part).read_text())]
+    names = [name for part in parts for name in json.loads(_done_mark(partial, part).read_text())]
     indices = [json.loads((partial / f"{name}.json").read_text()) for name in names]
     skipped = Counter[str]()
     for index in indices:
@@ -214,8 +216,8 @@ def _gather(partial: Path, out: Path, parts: Sequence[CorpusPart], config: Build
     infos = tuple(ShardInfo(**index["info"]) for index in indices if index["rows"])
     if not infos:
         shutil.rmtree(partial)
-        counts = ", ".join(f"{cause}: {count}" for cause, count in skipped.items()) or "there were none"
-        raise ValueError(f"not one clip could be used ({counts}): nothing was written")
+        counts = ", ".join(f"{cause}: {count}" for cause, count in skipped.items()) or "the corpus has none"
+        raise ValueError(f"no clip of the corpus can be used ({counts}): no set was written")
     manifest = Manifest(config.mel, config.spec, infos, dict(skipped), config.speaker.name, config.speaker.width)
     write_atomically(partial / "manifest.json", manifest.as_json())
     write_atomically(partial / lookup.NAME, npy_bytes(mean_token_mels(ShardSet(partial))))
@@ -223,16 +225,16 @@ def _gather(partial: Path, out: Path, parts: Sequence[CorpusPart], config: Build
     return manifest
 
 
-def _tidy(out: Path, parts: Sequence[CorpusPart], manifest: Manifest) -> None:
-    """Takes away what a build needed and a set does not: marks, shards of no samples, what killed jobs left."""
+def _clean_up(out: Path, parts: Sequence[CorpusPart], manifest: Manifest) -> None:
+    """Deletes marks, shards without samples, and temporary files of killed jobs from a complete set."""
     kept = {info.name for info in manifest.shards}
-    marks = [mark for part in parts if (mark := _mark(out, part)).is_file()]
+    marks = [mark for part in parts if (mark := _done_mark(out, part)).is_file()]
     for path in out.glob(".*") if marks else ():
         path.unlink(missing_ok=True)
     for mark in marks:
-        with suppress(FileNotFoundError):  # another job tidies up as well
+        with suppress(FileNotFoundError):  # another job cleans up as well
             for name in json.loads(mark.read_text()):
                 if f"{name}.tar" not in kept:
                     for suffix in (".tar", ".json"):
                         (out / f"{name}{suffix}").unlink(missing_ok=True)
-        mark.unlink(missing_ok=True)  # last: while it is there, this is done again when it was killed
+        mark.unlink(missing_ok=True)  # last: while it exists, an interrupted clean-up is repeated

@@ -1,9 +1,9 @@
-"""How a clip of a corpus becomes a sample of a shard: filtered, decoded, tokenized, checked, a few at once."""
+"""How a clip of a corpus becomes a sample of a shard: filtered, decoded, tokenized, checked, in batches."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
@@ -14,30 +14,30 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import Wave
 from sf_lightning.data.corpus import CorpusClip, Filters
 from sf_lightning.data.sample import BadSample, fit_to_tokens, read_speech, read_tokens, read_x_vector
-from sf_lightning.data.shards import FORMAT
 from sf_lightning.data.writer import Sample, npy_bytes
+from sf_lightning.files.formats import SHARDS_FORMAT
 from sf_lightning.tokens.base import Tokenizer, TokenizerSpec
 
 
 class SpeakerEncoder(Protocol):
-    """What makes x-vectors.
+    """Computes x-vectors.
 
     Attributes:
-        name: As the model's `speaker.x_vectors` says it.
-        width: Of an x-vector.
+        name: Name of the encoder, as in the model's `speaker.x_vectors`.
+        width: Width X of an x-vector.
     """
 
     name: str
     width: int
 
     def encode(self, waves: Sequence[Wave]) -> list[NDArray[np.float32]]:
-        """Returns the x-vector [width] of each wave [N] at 16 kHz."""
+        """Returns the x-vector [X] of each wave [N] at 16 kHz."""
         ...
 
 
 @dataclass(frozen=True)
 class SpeakerSpec:
-    """X-vectors made elsewhere; no name says that there are none."""
+    """Name and width of precomputed x-vectors; an empty name if there are none."""
 
     name: str = ""
     width: int = 0
@@ -48,12 +48,12 @@ class BuildConfig:
     """How every clip becomes a sample.
 
     Args:
-        tokenizer: Makes the tokens; or the spec of one, if they lie beside the audio as `tokens.npy`.
-        mel: The mel of the models to be trained on the set.
-        speaker: Makes x-vectors; or the spec of what made those that lie beside the audio as `speaker.npy`.
-        filters: Which clips are taken.
-        shard_samples: Clips that make a shard; fewer are in it where some are skipped.
-        at_once: Clips that go through tokenizer and speaker encoder together.
+        tokenizer: The tokenizer; or the spec of one whose tokens are stored beside the audio as `tokens.npy`.
+        mel: Mel settings of the models to be trained on the set.
+        speaker: The speaker encoder; or the spec of x-vectors that are stored beside the audio as `speaker.npy`.
+        filters: Which clips are accepted.
+        shard_samples: Clips per shard, counted before any is skipped.
+        at_once: Clips that tokenizer and speaker encoder process together.
     """
 
     tokenizer: Tokenizer | TokenizerSpec
@@ -65,82 +65,100 @@ class BuildConfig:
 
     @property
     def spec(self) -> TokenizerSpec:
-        """Of the tokenizer."""
+        """Spec of the tokenizer."""
         return self.tokenizer if isinstance(self.tokenizer, TokenizerSpec) else self.tokenizer.spec
 
     def as_dict(self) -> dict[str, Any]:
-        """What two builds of one set must have in common."""
-        filters = asdict(self.filters) | {
-            "languages": sorted({language.lower() for language in self.filters.languages}),
-            "blocked_speakers": sorted(self.filters.blocked_speakers),
-        }
-        speaker = [self.speaker.name, self.speaker.width]
-        said = {
-            "format": FORMAT,
+        """Returns everything that the bytes of the set depend on, beside the corpus, as plain values."""
+        values = {
+            "format": SHARDS_FORMAT,
             "mel": asdict(self.mel),
             "tokenizer": asdict(self.spec),
-            "speaker": speaker,
-            "filters": filters,
+            "speaker": [self.speaker.name, self.speaker.width],
+            "filters": asdict(self.filters)
+            | {
+                "languages": sorted({language.lower() for language in self.filters.languages}),
+                "blocked_speakers": sorted(self.filters.blocked_speakers),
+            },
             "shard_samples": self.shard_samples,
         }
-        return json.loads(json.dumps(said))
+        return json.loads(json.dumps(values))
 
 
-def samples_of(
-    run: Sequence[CorpusClip], config: BuildConfig, skipped: Counter[str], said: list[str]
-) -> Iterator[Sample]:
-    """Yields what can be used of a run of clips, a few at once; counts and names what cannot."""
-    taken: set[str] = set()
+@dataclass
+class SkippedClips:
+    """The clips of a shard that were skipped.
 
-    def usable(source: CorpusClip) -> Iterator[tuple[CorpusClip, Wave]]:
-        try:
-            if source.damage:
-                raise BadSample("damaged tar", source.damage)
-            if reason := config.filters.reason_against(source.fields):
-                skipped[f"filtered: {reason}"] += 1
-                return
-            if source.key in taken:
-                raise BadSample("duplicate key", source.key)
-            if not source.audio:
-                raise BadSample("incomplete", "no audio")
-            wave = read_speech(source.audio, config.mel)
-            if not config.filters.takes(len(wave) / config.mel.sample_rate):
-                skipped["filtered: duration"] += 1
-                return
-            taken.add(source.key)
-            yield source, wave
-        except BadSample as error:
-            skipped[error.cause] += 1
-            said.append(f"{source.file}: {error}")
+    Attributes:
+        counts: Number of clips by cause.
+        lines: A line about each broken clip; filtered ones are only counted.
+    """
 
-    pairs = (pair for source in run for pair in usable(source))
-    while batch := list(islice(pairs, config.at_once)):
-        sources, waves = [source for source, _ in batch], [wave for _, wave in batch]
-        codes, x_vectors = _tokens_of(sources, waves, config), _x_vectors_of(sources, waves, config)
-        for source, wave, code, x_vector in zip(sources, waves, codes, x_vectors, strict=True):
+    counts: Counter[str] = field(default_factory=Counter)
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, clip: CorpusClip, error: BadSample) -> None:
+        """Adds a broken clip."""
+        self.counts[error.cause] += 1
+        self.lines.append(f"{clip.file_name}: {error}")
+
+
+def make_samples(clips: Sequence[CorpusClip], config: BuildConfig, skipped: SkippedClips) -> Iterator[Sample]:
+    """Yields the samples of the clips of one shard; adds those that cannot be used to `skipped`."""
+    usable = _usable_clips(clips, config, skipped)
+    while batch := list(islice(usable, config.at_once)):
+        batch_clips, waves = [clip for clip, _ in batch], [wave for _, wave in batch]
+        tokens_files, x_vectors = _tokenize(batch_clips, waves, config), _embed(batch_clips, waves, config)
+        for clip, wave, tokens_file, x_vector in zip(batch_clips, waves, tokens_files, x_vectors, strict=True):
             try:
-                # What training would refuse has no place in a set.
-                tokens = read_tokens(code, config.spec.vocabulary)
+                # The checks of training: a set has no sample that training would skip.
+                tokens = read_tokens(tokens_file, config.spec.vocabulary)
                 fit_to_tokens(wave, tokens, config.mel, config.spec.frames_per_token)
                 read_x_vector(x_vector, config.speaker.width)
             except BadSample as error:
-                skipped[error.cause] += 1
-                said.append(f"{source.file}: {error}")
+                skipped.add(clip, error)
             else:
-                yield Sample(source, tokens, x_vector, len(wave) / config.mel.sample_rate)
+                yield Sample(clip, tokens, x_vector, len(wave) / config.mel.sample_rate)
 
 
-def _tokens_of(sources: Sequence[CorpusClip], waves: Sequence[Wave], config: BuildConfig) -> list[bytes]:
-    """The bytes of `tokens.npy` of each clip; empty where it was to be made elsewhere and is not there."""
+def _usable_clips(
+    clips: Sequence[CorpusClip], config: BuildConfig, skipped: SkippedClips
+) -> Iterator[tuple[CorpusClip, Wave]]:
+    """Yields the clips that can be decoded and pass the filters, with their waves."""
+    keys: set[str] = set()
+    for clip in clips:
+        try:
+            if clip.damage:
+                raise BadSample("damaged tar", clip.damage)
+            if reason := config.filters.rejection_reason(clip.fields):
+                skipped.counts[f"filtered: {reason}"] += 1
+                continue
+            if clip.key in keys:
+                raise BadSample("duplicate key", clip.key)
+            if not clip.audio:
+                raise BadSample("incomplete", "no audio")
+            wave = read_speech(clip.audio, config.mel)
+        except BadSample as error:
+            skipped.add(clip, error)
+            continue
+        if not config.filters.accepts_duration(len(wave) / config.mel.sample_rate):
+            skipped.counts["filtered: duration"] += 1
+            continue
+        keys.add(clip.key)
+        yield clip, wave
+
+
+def _tokenize(clips: Sequence[CorpusClip], waves: Sequence[Wave], config: BuildConfig) -> list[bytes]:
+    """Returns the content of `tokens.npy` of each clip; empty where a precomputed one is missing."""
     if isinstance(config.tokenizer, TokenizerSpec):
-        return [source.made.get("tokens.npy", b"") for source in sources]
+        return [clip.precomputed.get("tokens.npy", b"") for clip in clips]
     return [npy_bytes(tokens.astype(np.int32)) for tokens in config.tokenizer.encode(waves)]
 
 
-def _x_vectors_of(sources: Sequence[CorpusClip], waves: Sequence[Wave], config: BuildConfig) -> list[bytes]:
-    """The bytes of `speaker.npy` of each clip; empty where none are wanted, or one is not there."""
+def _embed(clips: Sequence[CorpusClip], waves: Sequence[Wave], config: BuildConfig) -> list[bytes]:
+    """Returns the content of `speaker.npy` of each clip; empty without x-vectors, or where one is missing."""
     if not config.speaker.name:
-        return [b""] * len(sources)
+        return [b""] * len(clips)
     if isinstance(config.speaker, SpeakerSpec):
-        return [source.made.get("speaker.npy", b"") for source in sources]
+        return [clip.precomputed.get("speaker.npy", b"") for clip in clips]
     return [npy_bytes(x_vector.astype(np.float16)) for x_vector in config.speaker.encode(waves)]

@@ -1,4 +1,4 @@
-"""The clips that validation listens to, and whoever else wants some of a set in a fixed order."""
+"""Clips of a shard set in a fixed order, for validation and for commands that decode a few of them."""
 
 import logging
 from collections.abc import Iterator
@@ -14,43 +14,39 @@ log = logging.getLogger(__name__)
 
 
 def evenly_spaced_clips(shards: ShardSet, count: int, requirements: ClipRequirements) -> Iterator[DrawnClip]:
-    """Yields up to `count` clips spread evenly over a set, in a fixed order: what validation listens to.
+    """Yields up to `count` clips spread evenly over a set, the same ones at every call.
 
-    A broken sample is left out; the reference is a crop of another clip of the same speaker in the same
-    shard where there is one.
+    The reference is a crop of another clip of the same speaker in the same shard, or of the clip itself if there is
+    no other. Broken samples are skipped with a warning.
+
+    Args:
+        shards: The set.
+        count: Number of clips.
+        requirements: What the model requires of clips; crop length and x-vector width are used.
     """
     count = min(count, shards.samples)
     chosen = {i * shards.samples // count for i in range(count)} if count else set()
     spec, mel = shards.manifest.tokenizer, shards.manifest.mel
     start = 0
     for number, info in enumerate(shards.manifest.shards):
-        wanted = [i for i in range(info.samples) if start + i in chosen]
+        selected = [i for i in range(info.samples) if start + i in chosen]
         start += info.samples
-        if not wanted:
+        if not selected:
             continue
         index = shards.read_index(number)
-        speakers = {index[i].speaker for i in wanted}
-        raws = {
-            raw["__key__"]: raw
-            for raw in shards.read_samples(number, [row for row in index if row.speaker in speakers])
-        }
-        for i in wanted:
+        speakers = {index[i].speaker for i in selected}
+        rows = [row for row in index if row.speaker in speakers]
+        raws = {raw["__key__"]: raw for raw in shards.read_samples(number, rows)}
+        for i in selected:
             key, speaker = index[i].key, index[i].speaker
-            if key not in raws:
-                log.warning(
-                    "left %s of %s in %s out: damaged, not in the tar as the index has it",
-                    key,
-                    info.name,
-                    shards.folder,
-                )
-                continue
-            same = [row.key for row in index if row.speaker == speaker and row.key != key and row.key in raws]
-            where = np.random.default_rng([0, number, i]).random()
+            others = [row.key for row in rows if row.speaker == speaker and row.key != key and row.key in raws]
+            position = np.random.default_rng([0, number, i]).random()
             try:
-                clip = decode_clip(
-                    raws[key], mel, spec.vocabulary, spec.frames_per_token, requirements.x_vector_width
-                )
-                reference = reference_crop(raws[[*same, key][0]], mel, requirements.crop_samples, where)
-                yield DrawnClip(clip, reference, language=index[i].language, is_own_reference=not same)
+                if key not in raws:
+                    raise BadSample("damaged", "its bytes differ from what the index has")
+                width = requirements.x_vector_width
+                clip = decode_clip(raws[key], mel, spec.vocabulary, spec.frames_per_token, width)
+                reference = reference_crop(raws[[*others, key][0]], mel, requirements.crop_samples, position)
+                yield DrawnClip(clip, reference, language=index[i].language, is_own_reference=not others)
             except BadSample as error:
-                log.warning("left %s of %s in %s out: %s", key, info.name, shards.folder, error)
+                log.warning("skipped %s in %s of %s: %s", key, info.name, shards.folder, error)

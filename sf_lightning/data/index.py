@@ -1,4 +1,7 @@
-"""The index of a shard: what each sample is, and where its bytes lie. Knows nothing of tars and sets."""
+"""The index of a shard: keys, tokens and speakers of its samples, and where their bytes are in the tar.
+
+Knows nothing of tars and sets.
+"""
 
 import json
 import zlib
@@ -7,15 +10,15 @@ from typing import NamedTuple
 
 
 class IndexRow(NamedTuple):
-    """One sample, as a shard's index has it.
+    """One sample in the index of a shard.
 
     Attributes:
-        key: Of the sample.
-        tokens: How many.
-        checksum: Of its files; see `checksum`.
+        key: Key of the sample.
+        tokens: Number of tokens.
+        checksum: CRC-32 of its files; see `checksum`.
         speaker: Name of the speaker.
-        language: Empty where it is not known.
-        files: Where the bytes of each lie in the tar, (offset, size) by suffix.
+        language: Language, such as "en"; empty if unknown.
+        files: Offset and size in bytes of each file in the tar, by suffix.
     """
 
     key: str
@@ -34,28 +37,28 @@ def checksum(files: Mapping[str, bytes]) -> int:
     return total
 
 
-def parse_index(said: bytes, samples: int | None, size: int) -> list[IndexRow]:
-    """Reads what an index says, its samples in the order of the tar.
+def parse_index(content: bytes, samples: int | None, size: int) -> list[IndexRow]:
+    """Returns the rows of an index, in the order of the tar.
 
     Args:
-        said: Its bytes.
-        samples: How many the manifest has; None where it is not to be asked.
-        size: Bytes of the tar: what would lie beyond is not asked for.
+        content: Bytes of the index.
+        samples: Number of samples in the manifest; None skips the comparison.
+        size: Size of the tar in bytes, which no file may exceed.
 
     Raises:
-        ValueError: if it is damaged, or of another shard.
+        ValueError: if the index is damaged, or belongs to another shard.
     """
     try:
-        rows = [IndexRow(*row) for row in json.loads(said)["rows"]]
-        places = [place for row in rows for place in row.files.values()]
+        rows = [IndexRow(*row) for row in json.loads(content)["rows"]]
+        ranges = [found for row in rows for found in row.files.values()]
         texts = [text for row in rows for text in (row.key, row.speaker, row.language)]
-        numbers = [number for place in places for number in place] + [row.tokens for row in rows]
+        numbers = [number for found in ranges for number in found] + [row.tokens for row in rows]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"no index: {error}") from error
+        raise ValueError(f"not an index: {error}") from error
     if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
-        raise ValueError("no index: a row has something of another kind")
-    if not all(len(place) == 2 and min(place) >= 0 and sum(place) <= size for place in places):
-        raise ValueError(f"a file that does not lie within {size} bytes")
+        raise ValueError("not an index: a row has a value of the wrong type")
+    if not all(len(found) == 2 and min(found) >= 0 and sum(found) <= size for found in ranges):
+        raise ValueError(f"a file is not within the {size} bytes of the tar")
     if samples not in (None, len(rows)):
-        raise ValueError(f"{len(rows)} samples in the index, the manifest has {samples}")
+        raise ValueError(f"{len(rows)} samples in the index, {samples} in the manifest")
     return rows

@@ -1,7 +1,7 @@
-"""Work in processes, and how far it is: a bar on a terminal, a line a minute in the log of a job.
+"""Runs jobs in processes and reports progress: a bar on a terminal, a line per minute in a log file.
 
-Knows nothing of what the work is. Every job counts, while it goes on, the bytes that it is done with: so a job
-that takes an hour is seen to move, whichever process it is in.
+Knows nothing of what the jobs do. Every job counts the bytes that it has processed while it runs, so that progress
+is visible within a job of an hour, in whichever process it runs.
 """
 
 import multiprocessing
@@ -19,107 +19,113 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn
 
-SECONDS_BETWEEN_LOOKS = 1.0
-"""How often the bar is moved."""
+SECONDS_BETWEEN_UPDATES = 1.0
+"""Interval at which the bar is updated."""
 
 SECONDS_BETWEEN_LINES = 60.0
-"""How often work without a terminal says how far it is."""
+"""Interval at which progress is printed where there is no terminal."""
 
 Item = TypeVar("Item")
-Said = TypeVar("Said")
+Finding = TypeVar("Finding")
 
 
 class ProgressCounter:
-    """What is done so far, counted by all processes together.
+    """Counts finished work, shared by all processes.
 
     Args:
-        processes: That count; more than one are started afresh, and need locks that can be handed to them.
+        processes: Number of processes that count; several are spawned, and need a lock that can be sent to them.
     """
 
     def __init__(self, processes: int = 1) -> None:
         self.counts = multiprocessing.get_context("spawn" if processes > 1 else None).Array("d", 3)
 
-    def add(self, made: int = 0, seconds: float = 0.0, passed: int = 0) -> None:
-        """Counts a little more.
+    def add(self, made: int = 0, seconds: float = 0.0, reused: int = 0) -> None:
+        """Adds to the counts.
 
         Args:
-            made: Bytes that were worked on; with the time that they took they say how long the rest will take.
-            seconds: Of speech.
-            passed: Bytes that are done and asked for no work, such as those of an earlier run.
+            made: Bytes that were processed now; the remaining time is estimated from them.
+            seconds: Seconds of speech.
+            reused: Bytes that needed no work, such as those that an earlier run processed.
         """
         with self.counts.get_lock():
-            for i, more in enumerate((made, seconds, passed)):
+            for i, more in enumerate((made, seconds, reused)):
                 self.counts[i] += more
 
     def read(self) -> tuple[float, float, float]:
-        """Returns bytes made, seconds of speech, and bytes passed."""
+        """Returns bytes made, seconds of speech, and bytes reused."""
         with self.counts.get_lock():
             return self.counts[0], self.counts[1], self.counts[2]
 
 
 def run_jobs(
-    do: Callable[[Item, ProgressCounter], list[Said]], items: Sequence[Item], total: int, processes: int, title: str
-) -> list[Said]:
-    """Does jobs, says how far they are, and prints what each has to say when it ends.
+    do: Callable[[Item, ProgressCounter], list[Finding]],
+    items: Sequence[Item],
+    total: int,
+    processes: int,
+    title: str,
+) -> list[Finding]:
+    """Runs a job for each item, reports progress, and prints the findings of each job when it ends.
 
     Args:
-        do: Does one job, counts it, and returns what there is to say. Each process is handed it once.
-        items: The jobs.
-        total: Bytes of all of them.
-        processes: That work side by side; 1 is this one.
-        title: What is done.
+        do: Function that does the job of an item, counts it, and returns its findings; sent once to each process.
+        items: The items.
+        total: Bytes of all items.
+        processes: Number of processes; 1 runs the jobs in this one.
+        title: Title of the progress bar.
 
     Returns:
-        What all had to say, in the order of the jobs.
+        All findings, in the order of the items.
+
+    Raises:
+        RuntimeError: if a process was killed.
     """
-    counter, said = ProgressCounter(processes), list[Said]()
-    with _shown(title, total, counter) as console:
-        for each in _results(do, items, processes, counter):
-            for line in each:
-                console.print(str(line), markup=False, highlight=False, soft_wrap=True)
-            said += each
-    return said
+    counter, findings = ProgressCounter(processes), list[Finding]()
+    with _report_progress(title, total, counter) as console:
+        for found in _results(do, items, processes, counter):
+            for finding in found:
+                console.print(str(finding), markup=False, highlight=False, soft_wrap=True)
+            findings += found
+    return findings
 
 
 def progress_line(counter: ProgressCounter, total: int, elapsed: float) -> str:
-    """Says what share is done, how much speech, how fast, and how long the rest will take.
+    """Returns the share that is done, hours of speech, speed, and remaining time.
 
     >>> counter = ProgressCounter()
     >>> counter.add(made=100, seconds=3600.0)
-    >>> counter.add(passed=500)
+    >>> counter.add(reused=500)
     >>> progress_line(counter, 1000, elapsed=60.0)
     '60% of 1.0 kB, 1.0 h of speech, 60 x real time, 4 min left'
     """
-    made, seconds, passed = counter.read()
-    share, hours, rate = min(1.0, (made + passed) / max(1, total)), seconds / 3600, seconds / elapsed
+    made, seconds, reused = counter.read()
+    share, hours, rate = min(1.0, (made + reused) / max(1, total)), seconds / 3600, seconds / elapsed
     if made:
-        left = elapsed * max(0.0, total - made - passed) / made
-        wait = f"{left / 3600:.1f} h left" if left > 3600 else f"{left / 60:.0f} min left"
+        left = elapsed * max(0.0, total - made - reused) / made
+        remaining = f"{left / 3600:.1f} h left" if left > 3600 else f"{left / 60:.0f} min left"
     else:
-        wait = "time left unknown"
-    return f"{share:.0%} of {decimal(total)}, {hours:.1f} h of speech, {rate:.0f} x real time, {wait}"
+        remaining = "time left unknown"
+    return f"{share:.0%} of {decimal(total)}, {hours:.1f} h of speech, {rate:.0f} x real time, {remaining}"
 
 
 @contextmanager
-def _shown(title: str, total: int, counter: ProgressCounter) -> Iterator[Console]:
-    """Shows how far a counter is while the block runs; what is printed meanwhile goes to the console given."""
-    columns = (TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[said]}"))
-    stop, began = threading.Event(), time.monotonic()
+def _report_progress(title: str, total: int, counter: ProgressCounter) -> Iterator[Console]:
+    """Reports the progress of a counter while the block runs; yields the console to print to meanwhile."""
+    columns = (TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[line]}"))
+    stop, start = threading.Event(), time.monotonic()
     console = Console()
-    in_log = not console.is_interactive
-    with Progress(*columns, console=console, transient=True, disable=in_log) as progress:
-        task = progress.add_task(title, total=max(1, total), said="")
+    is_log = not console.is_interactive
+    with Progress(*columns, console=console, transient=True, disable=is_log) as progress:
+        task = progress.add_task(title, total=max(1, total), line="")
 
         def watch() -> None:
-            said_at = began
-            while not stop.wait(SECONDS_BETWEEN_LOOKS):
-                now, (made, _, passed) = time.monotonic(), counter.read()
-                said = progress_line(counter, total, now - began)
-                progress.update(task, completed=made + passed, said=said)
-                # The log of a job shows no bar: a line a minute instead.
-                if in_log and now - said_at >= SECONDS_BETWEEN_LINES:
-                    said_at = now
-                    print(f"{title}: {said}", flush=True)
+            last_printed = start
+            while not stop.wait(SECONDS_BETWEEN_UPDATES):
+                now, (made, _, reused) = time.monotonic(), counter.read()
+                line = progress_line(counter, total, now - start)
+                progress.update(task, completed=made + reused, line=line)
+                if is_log and now - last_printed >= SECONDS_BETWEEN_LINES:
+                    last_printed = now
+                    print(f"{title}: {line}", flush=True)
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
@@ -131,26 +137,26 @@ def _shown(title: str, total: int, counter: ProgressCounter) -> Iterator[Console
 
 
 def _results(
-    do: Callable[[Item, ProgressCounter], list[Said]],
+    do: Callable[[Item, ProgressCounter], list[Finding]],
     items: Sequence[Item],
     processes: int,
     counter: ProgressCounter,
-) -> Iterator[list[Said]]:
-    """Yields what each job has to say, in order."""
+) -> Iterator[list[Finding]]:
+    """Yields the findings of each job, in order."""
     if processes == 1:
         for item in items:
             yield do(item, counter)
         return
     # Not forked: torch's threads do not survive a fork.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, _begin_process, (do, counter)) as pool:
-        futures = [pool.submit(_do_here, item) for item in items]
+    with ProcessPoolExecutor(processes, spawn, _start_process, (do, counter)) as pool:
+        futures = [pool.submit(_do_in_process, item) for item in items]
         try:
             for future in futures:
                 yield future.result()
         except BrokenProcessPool as error:
             raise RuntimeError(
-                f"one of the {processes} processes was killed, maybe for want of memory: lower --processes and "
+                f"one of the {processes} processes was killed, possibly for lack of memory: lower --processes and "
                 "start the same command again"
             ) from error
         except BaseException:
@@ -158,24 +164,24 @@ def _results(
             raise
 
 
-_mine: tuple[Callable[[Any, ProgressCounter], list[Any]], ProgressCounter]
-"""What a process of the pool does, and where it counts: sent once, for a tokenizer is slow to load."""
+_job: tuple[Callable[[Any, ProgressCounter], list[Any]], ProgressCounter]
+"""Job and counter of a process of the pool: sent once, because a tokenizer is slow to load."""
 
 
-def _begin_process(do: Callable[[Any, ProgressCounter], list[Any]], counter: ProgressCounter) -> None:
-    global _mine
-    _mine = do, counter
+def _start_process(do: Callable[[Any, ProgressCounter], list[Any]], counter: ProgressCounter) -> None:
+    global _job
+    _job = do, counter
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _do_here(item: Any) -> list[Any]:
-    do, counter = _mine
+def _do_in_process(item: Any) -> list[Any]:
+    do, counter = _job
     return do(item, counter)
 
 
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone: a pool whose owner was killed waits for ever."""
+def _exit_with_parent() -> None:
+    """Ends this process when its parent is gone: a pool whose owner was killed waits forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,9 +1,10 @@
-"""The order of samples: a pure function of (seed, epoch, lane) that does not know the world size.
+"""The order of training clips: a pure function of (seed, epoch, lane), independent of the number of processes.
 
-A run has V fixed *lanes*; ranks and workers own whole lanes, and a step takes one pack of each. In every
-epoch the shards of a set are permuted and dealt to the lanes; a lane reads its shards in groups, from start to
-end, and permutes the samples within a group. Where sets are mixed, whose turn it is is drawn by weight. There is
-no buffer with a hidden state: a lane resumes from a few numbers, having read nothing but the groups it is in.
+A run has V fixed *lanes*. Ranks and loader workers own whole lanes, and a training step takes one pack of each. In
+every epoch the shards of a set are permuted and dealt to the lanes; a lane reads its shards in groups, each from
+start to end, and permutes the samples within a group. Where several sets are mixed, the set of each clip is drawn
+by weight. There is no shuffle buffer with hidden state: a lane resumes from a few numbers and reads only its
+current groups again.
 """
 
 import logging
@@ -25,11 +26,11 @@ log = logging.getLogger(__name__)
 
 
 class SetPosition(NamedTuple):
-    """Where a lane stands in one set.
+    """Position of a lane in one set.
 
     Attributes:
-        epoch: Times it has begun its shards.
-        sample: The next sample, counted within the lane's epoch; past its last one the next epoch begins.
+        epoch: Number of passes of the lane through its shards that are complete.
+        sample: Number of the next sample within the lane's epoch; after the last one the next epoch begins.
     """
 
     epoch: int = 0
@@ -38,13 +39,13 @@ class SetPosition(NamedTuple):
 
 @dataclass(frozen=True)
 class LaneState:
-    """Where a lane stands.
+    """State of a lane; checkpoints store it under these names.
 
     Attributes:
-        places: In each set.
-        turn: Clips drawn so far; it keys whose turn it is.
-        block: Blocks of the next clip that are used up already.
-        pack: Packs made so far; it keys the noise of training.
+        places: Position in each set.
+        turn: Number of clips drawn so far; key of the draw of the next clip's set.
+        block: Number of blocks of the next clip that are packed already.
+        pack: Number of packs made so far; key of the random draws of training.
     """
 
     places: tuple[SetPosition, ...] = ()
@@ -55,15 +56,15 @@ class LaneState:
 
 @dataclass
 class DrawnClip:
-    """A clip that a lane has drawn, and a crop of the same speaker from another clip where there is one.
+    """A clip drawn from a set, with a reference crop of the same speaker.
 
     Attributes:
         clip: The clip.
-        reference: The crop, [N].
-        state: Where the lane stood before it.
-        after: Where the lane stands when the clip is used up.
-        language: Of the clip, where it was asked for and is known.
-        is_own_reference: Whether the crop is of the clip itself, there being no other, where it was asked for.
+        reference: Reference crop [N], from another clip of the speaker if there is one.
+        state: State of the lane before the clip.
+        after: State of the lane when all blocks of the clip are packed.
+        language: Language of the clip; empty if unknown, or in training.
+        is_own_reference: Whether the crop is of the clip itself, there being no other; always False in training.
     """
 
     clip: Clip
@@ -75,15 +76,16 @@ class DrawnClip:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Every `of`-th sample of a shard, from the `part`-th on: how few shards feed many lanes."""
+class _ShardSlice:
+    """Every `step`-th sample of a shard from `first` on: with few shards, several lanes share one."""
 
     shard: int
-    part: int
-    of: int
+    first: int
+    step: int
 
     def size(self, samples: int) -> int:
-        return len(range(self.part, samples, self.of))
+        """Returns the number of samples in the slice of a shard with so many samples."""
+        return len(range(self.first, samples, self.step))
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,15 @@ class LaneConfig:
     """How lanes read.
 
     Args:
-        seed: Of the order.
-        num_lanes: V, the same for the whole life of a run.
-        requirements: What the model requires of clips; shorter ones are passed over.
-        group: Shards whose samples are shuffled together.
-        max_bad_share: Stop when more than this share of the samples is broken.
-        perturbation: Of clips, at random.
+        seed: Seed of the order.
+        num_lanes: Number of lanes V, the same for the whole run.
+        requirements: What the model requires of clips; shorter ones are skipped.
+        group: Number of shards whose samples are shuffled together.
+        max_bad_share: Share of broken samples above which training stops.
+        perturbation: Random changes of speed and level.
+
+    Raises:
+        ValueError: if `max_bad_share` is not in [0, 1).
     """
 
     seed: int
@@ -108,21 +113,21 @@ class LaneConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_share < 1:
-            # At 1, a lane whose samples are all broken would look for a good one for ever.
-            raise ValueError(f"data.max_bad_share is {self.max_bad_share}: wanted 0 or more, and less than 1")
+            # At 1, a lane whose samples are all broken would look for a good one forever.
+            raise ValueError(f"data.max_bad_share is {self.max_bad_share}: expected 0 or more, and less than 1")
 
 
 class Lane:
-    """One lane of an endless, shuffled stream over one shard set or several.
+    """One lane of an endless, shuffled stream of clips from one shard set or several.
 
     Args:
         sets: The sets.
         lane: Number of this lane, 0 .. num_lanes - 1.
-        reading: How.
-        weights: Of each set, how often it is drawn from; by default all alike.
+        config: How lanes read.
+        weights: Relative frequency of the clips of each set; by default equal.
 
     Attributes:
-        skipped: Broken samples by cause, counted while reading.
+        skipped: Number of broken samples met so far, by cause.
 
     Raises:
         ValueError: if a set has fewer samples than there are lanes.
@@ -133,54 +138,46 @@ class Lane:
     ) -> None:
         self.lane, self.config = lane, config
         self.skipped: Counter[str] = Counter()
-        self.readers = [_SetReader(each, i, lane, config, self.skipped) for i, each in enumerate(sets)]
-        weighed = np.asarray(weights or [1.0] * len(sets), np.float64)
-        self.chances = weighed / weighed.sum()
+        self.readers = [_SetReader(shards, i, lane, config, self.skipped) for i, shards in enumerate(sets)]
+        frequencies = np.asarray(weights or [1.0] * len(sets), np.float64)
+        self.probabilities = frequencies / frequencies.sum()
 
     def draw_clips(self, state: LaneState) -> Iterator[DrawnClip]:
-        """Yields clips without end, from a state on.
+        """Yields clips without end, starting at a state.
 
         Raises:
-            RuntimeError: if too many samples are broken.
+            RuntimeError: if too many samples are broken, or all clips are too short.
         """
-        places = list(state.places) or [SetPosition()] * len(self.readers)
-        streams = [reader.draw_clips(place) for reader, place in zip(self.readers, places, strict=True)]
+        positions = list(state.places) or [SetPosition()] * len(self.readers)
+        streams = [reader.read_from(position) for reader, position in zip(self.readers, positions, strict=True)]
         turn, block = state.turn, state.block
         while True:
-            which = self._turn(turn) if len(streams) > 1 else 0
-            found = next(streams[which])
-            places[which] = found.place
-            before = replace(state, places=tuple(places), turn=turn, block=block)
-            places[which], turn, block = SetPosition(found.place.epoch, found.place.sample + 1), turn + 1, 0
-            after = replace(before, places=tuple(places), turn=turn, block=0)
-            yield DrawnClip(found.clip, found.reference, before, after)
+            number = self._draw_set(turn) if len(streams) > 1 else 0
+            clip, reference, positions[number] = next(streams[number])
+            before = replace(state, places=tuple(positions), turn=turn, block=block)
+            epoch, sample = positions[number]
+            positions[number], turn, block = SetPosition(epoch, sample + 1), turn + 1, 0
+            after = replace(before, places=tuple(positions), turn=turn, block=0)
+            yield DrawnClip(clip, reference, before, after)
 
-    def _turn(self, turn: int) -> int:
-        """Which set is drawn from."""
+    def _draw_set(self, turn: int) -> int:
+        """Returns the number of the set that the next clip is taken from."""
         random = np.random.default_rng([self.config.seed, self.lane, turn, 2])
-        return int(random.choice(len(self.readers), p=self.chances))
-
-
-class _Found(NamedTuple):
-    """A clip of a set, a crop of its speaker, and where it lies."""
-
-    clip: Clip
-    reference: Wave
-    place: SetPosition
+        return int(random.choice(len(self.readers), p=self.probabilities))
 
 
 @dataclass
 class _SetReader:
-    """A lane's way through one set."""
+    """Reads the clips of one lane from one set."""
 
     shards: ShardSet
     number: int
     lane: int
     config: LaneConfig
     skipped: Counter[str]
-    seen: int = 0
+    num_read: int = 0
     bad: Counter[str] = field(default_factory=Counter)
-    short: int = 0
+    num_short: int = 0
     longest: int = 0
 
     def __post_init__(self) -> None:
@@ -190,116 +187,116 @@ class _SetReader:
                 "lower --data.lanes or build a larger set"
             )
 
-    def draw_clips(self, place: SetPosition) -> Iterator[_Found]:
-        """Yields clips without end; what is broken is passed over, unless it is too much."""
-        epoch, sample = place
+    def read_from(self, position: SetPosition) -> Iterator[tuple[Clip, Wave, SetPosition]]:
+        """Yields clips, each with its reference crop and position, without end; skips broken ones.
+
+        Raises:
+            RuntimeError: as `Lane.draw_clips`.
+        """
+        epoch, sample = position
         while True:
             start = 0
             for number, group in enumerate(self._groups(epoch)):
-                size = sum(part.size(self._samples(part)) for part in group)
+                size = sum(part.size(self.shards.manifest.shards[part.shard].samples) for part in group)
                 if sample < start + size:
-                    yield from self._draw_group(group, (epoch, number), start, sample)
+                    yield from self._read_group(group, (epoch, number), start, sample)
                     sample = start + size
                 start += size
             epoch, sample = epoch + 1, 0
 
-    def _samples(self, part: _Part) -> int:
-        return self.shards.manifest.shards[part.shard].samples
-
     def _random(self, *key: int) -> np.random.Generator:
-        # The first set's numbers do not change when another is added.
+        # Adding a set leaves the draws of the first one unchanged.
         return np.random.default_rng([self.config.seed + self.number, *key])
 
-    def _groups(self, epoch: int) -> list[list[_Part]]:
-        """The parts of this lane in an epoch, in groups that are shuffled together."""
+    def _groups(self, epoch: int) -> list[list[_ShardSlice]]:
+        """Returns the shards or slices of this lane in an epoch, in groups that are shuffled together."""
         lanes, group = self.config.num_lanes, self.config.group
-        held = [i for i, shard in enumerate(self.shards.manifest.shards) if shard.samples]
-        of = -(-lanes // len(held))
-        order = self._random(epoch).permutation(len(held) * of)[self.lane :: lanes]
-        mine = [_Part(held[i // of], int(i % of), of) for i in order]
-        return [mine[i : i + group] for i in range(0, len(mine), group)]
+        shards = [i for i, shard in enumerate(self.shards.manifest.shards) if shard.samples]
+        step = -(-lanes // len(shards))
+        order = self._random(epoch).permutation(len(shards) * step)[self.lane :: lanes]
+        slices = [_ShardSlice(shards[i // step], int(i % step), step) for i in order]
+        return [slices[i : i + group] for i in range(0, len(slices), group)]
 
-    def _draw_group(self, group: list[_Part], key: tuple[int, int], start: int, sample: int) -> Iterator[_Found]:
+    def _read_group(
+        self, group: list[_ShardSlice], key: tuple[int, int], start: int, sample: int
+    ) -> Iterator[tuple[Clip, Wave, SetPosition]]:
         epoch, number = key
         raws: dict[SampleName, RawSample] = {}
-        rows, tokens = list[tuple[SampleName, str]](), list[int]()
+        samples, tokens = list[tuple[SampleName, str]](), list[int]()
         for part in group:
-            mine = self.shards.read_index(part.shard)[part.part :: part.of]
-            rows += [(SampleName(part.shard, row.key), row.speaker) for row in mine]
-            tokens += [row.tokens for row in mine]
-            raws |= {
-                SampleName(part.shard, raw["__key__"]): raw for raw in self.shards.read_samples(part.shard, mine)
-            }
+            rows = self.shards.read_index(part.shard)[part.first :: part.step]
+            samples += [(SampleName(part.shard, row.key), row.speaker) for row in rows]
+            tokens += [row.tokens for row in rows]
+            for raw in self.shards.read_samples(part.shard, rows):
+                raws[SampleName(part.shard, raw["__key__"])] = raw
         random = self._random(epoch, self.lane, number)
-        order = random.permutation(len(rows))
-        references = References(
-            raws,
-            self._decode,
-            [rows[i] for i in order],
-            random.random(len(rows)),
-            self.config.requirements.crop_samples,
-        )
-        for place in range(max(0, sample - start), len(order)):
-            name = rows[order[place]][0]
-            if self._too_short(tokens[order[place]], name):
+        order = random.permutation(len(samples))
+        crop_samples = self.config.requirements.crop_samples
+        shuffled, crop_starts = [samples[i] for i in order], random.random(len(samples))
+        references = References(raws, self._decode, shuffled, crop_starts, crop_samples)
+        for i in range(max(0, sample - start), len(order)):
+            name = shuffled[i][0]
+            if self._is_too_short(tokens[order[i]], name):
                 continue
             try:
                 if name not in raws:
-                    raise BadSample("damaged", "not in the tar as the index has it")
+                    raise BadSample("damaged", "its bytes differ from what the index has")
                 clip = self._decode(raws[name])
-                reference = references.crop_for(place, clip)
-                clip = self._perturbed(clip, epoch, start + place)
-                self.seen += 1
+                reference = references.crop_for(i, clip)
+                clip = self._perturb(clip, epoch, start + i)
+                self.num_read += 1
             except BadSample as error:
                 self._skip(name, error)
             else:
-                if not self._too_short(len(clip.tokens), name):  # made faster, it may have become so
-                    yield _Found(clip, reference, SetPosition(epoch, start + place))
+                if not self._is_too_short(len(clip.tokens), name):  # a clip made faster may have become too short
+                    yield clip, reference, SetPosition(epoch, start + i)
 
-    def _too_short(self, tokens: int, name: SampleName) -> bool:
-        """Whether a clip of so many tokens is passed over, which is said of the first.
+    def _is_too_short(self, tokens: int, name: SampleName) -> bool:
+        """Returns whether a clip of so many tokens is skipped; logs the first one.
 
         Raises:
-            RuntimeError: if the first 20 all are: so may be the others, without end.
+            RuntimeError: if the first 20 clips all are: the others may be as well, without end.
         """
-        frames = tokens * self.shards.manifest.tokenizer.frames_per_token
+        frames, required = (
+            tokens * self.shards.manifest.tokenizer.frames_per_token,
+            self.config.requirements.min_frames,
+        )
         self.longest = max(self.longest, frames)
-        if frames >= self.config.requirements.min_frames:
+        if frames >= required:
             return False
-        folder, wanted = self.shards.folder, self.config.requirements.min_frames
-        if self.short == 0:
-            log.warning("%s of %s: clips of less than %d frames are passed over", name.key, folder, wanted)
-        self.short += 1
-        if self.short >= 20 and self.longest < wanted:
+        folder = self.shards.folder
+        if self.num_short == 0:
+            log.warning("%s of %s: clips of less than %d frames are skipped", name.key, folder, required)
+        self.num_short += 1
+        if self.num_short >= 20 and self.longest < required:
             raise RuntimeError(
-                f"all {self.short} clips of {folder} that lane {self.lane} has met are too short: the longest has "
-                f"{self.longest} frames, wanted are {wanted}: lower --model.segments.frames"
+                f"the first {self.num_short} clips of {folder} in lane {self.lane} are too short: the longest has "
+                f"{self.longest} frames, expected {required}: lower --model.segments.frames"
             )
         return True
 
-    def _perturbed(self, clip: Clip, epoch: int, sample: int) -> Clip:
+    def _perturb(self, clip: Clip, epoch: int, sample: int) -> Clip:
         if not self.config.perturbation.is_active:
             return clip
         manifest, random = self.shards.manifest, self._random(epoch, self.lane, sample, 3)
         return self.config.perturbation.apply(clip, manifest.mel, manifest.tokenizer.frames_per_token, random)
 
     def _decode(self, raw: RawSample) -> Clip:
-        manifest = self.shards.manifest
+        manifest, width = self.shards.manifest, self.config.requirements.x_vector_width
         spec = manifest.tokenizer
-        return decode_clip(
-            raw, manifest.mel, spec.vocabulary, spec.frames_per_token, self.config.requirements.x_vector_width
-        )
+        return decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token, width)
 
     def _skip(self, name: SampleName, error: BadSample) -> None:
-        self.seen += 1
+        self.num_read += 1
         self.bad[error.cause] += 1
         self.skipped[error.cause] += 1
-        shard = self.shards.manifest.shards[name.shard].name
+        shard, limit = self.shards.manifest.shards[name.shard].name, self.config.max_bad_share
         log.warning("skipped %s in %s of %s: %s", name.key, shard, self.shards.folder, error)
         bad = self.bad.total()
-        if self.seen >= 20 and bad > self.config.max_bad_share * self.seen:
+        if self.num_read >= 20 and bad > limit * self.num_read:
+            causes = ", ".join(f"{cause}: {count}" for cause, count in self.bad.items())
             raise RuntimeError(
-                f"{bad} of {self.seen} samples of {self.shards.folder} are broken "
-                f"({', '.join(f'{cause}: {n}' for cause, n in self.bad.items())}), the last one {name.key} "
-                f"in {shard}: mend the set, or raise --data.max_bad_share above {self.config.max_bad_share}"
+                f"{bad} of {self.num_read} samples of {self.shards.folder} are broken ({causes}), the last one "
+                f"{name.key} in {shard}: repair the set with sf-shards verify, or raise --data.max_bad_share "
+                f"above {limit}"
             )

@@ -1,6 +1,6 @@
-"""The look-up table of a set: the mean mel of each token. Knows nothing of who decodes with it.
+"""The lookup table of a set: the mean mel of each token. Knows nothing of decoders.
 
-The best decoder that has no network, shown as a baseline beside those that have one.
+It is the lookup baseline of validation: the best decoder without a network.
 """
 
 import numpy as np
@@ -14,17 +14,17 @@ from sf_lightning.data.shards import Manifest, ShardSet
 NAME = "lookup.npy"
 
 MAX_FIT_SECONDS = 2 * 3600
-"""K-means is fitted, and the look-up table made, on no more speech than this, spread over the corpus."""
+"""Seconds of speech, spread over the corpus, that k-means and the lookup table are computed from at most."""
 
 
 def mean_token_mels(shards: ShardSet) -> NDArray[np.float32]:
-    """Returns the mean mel of each token, [vocabulary, frames_per_token, F]; tokens never seen get the mean of all.
+    """Returns the mean mel of each token, [vocabulary, frames_per_token, F].
 
-    Made of at most `MAX_FIT_SECONDS` of the set.
+    Computed from at most `MAX_FIT_SECONDS` of the set; tokens that do not occur get the mean of all.
     """
     manifest = shards.manifest
     spec, to_mel = manifest.tokenizer, MelSpectrogram(manifest.mel)
-    total = np.zeros(_shape(manifest))
+    total = np.zeros(_table_shape(manifest))
     count, seconds = np.zeros(spec.vocabulary), 0.0
     for number in np.random.default_rng(0).permutation(len(manifest.shards)):
         if seconds >= MAX_FIT_SECONDS:
@@ -40,8 +40,8 @@ def mean_token_mels(shards: ShardSet) -> NDArray[np.float32]:
     return np.where(seen > 0, total / np.maximum(seen, 1), overall).astype(np.float32)
 
 
-def reason_against(shards: ShardSet) -> str | None:
-    """Returns what is wrong with the table of a set, or None. Whether its means are right is not checked."""
+def table_problem(shards: ShardSet) -> str | None:
+    """Returns what is wrong with the lookup table of a set, or None; the means themselves are not checked."""
     try:
         with shards.open(NAME) as file:
             table = np.lib.format.read_array(file, allow_pickle=False)
@@ -49,11 +49,11 @@ def reason_against(shards: ShardSet) -> str | None:
         return "missing"
     except (OSError, ValueError) as error:
         return f"cannot be read: {error}"
-    wanted = _shape(shards.manifest)
-    if (table.dtype, table.shape) != (np.float32, wanted):
-        return f"{table.dtype} of shape {table.shape}, wanted float32 of {wanted}"
+    expected = _table_shape(shards.manifest)
+    if (table.dtype, table.shape) != (np.float32, expected):
+        return f"{table.dtype} of shape {table.shape}, expected float32 of {expected}"
     return None if np.isfinite(table).all() else "not finite"
 
 
-def _shape(manifest: Manifest) -> tuple[int, int, int]:
+def _table_shape(manifest: Manifest) -> tuple[int, int, int]:
     return manifest.tokenizer.vocabulary, manifest.tokenizer.frames_per_token, manifest.mel.num_bands

@@ -1,10 +1,11 @@
 """Clips cut into blocks and packed, so that every step does the same work on every rank.
 
-A pack has a fixed number M of blocks and a fixed number of reference crops. A clip that does not fit whole
-is cut, and its tail opens the next pack. Each block carries its wave with the context that a mel frame
-needs, so mels are made on the device, block by block, equal to those of the whole clip.
+A pack has a fixed number M of blocks and of reference crops. A clip that does not fit whole is cut, and its tail
+opens the next pack. The wave of each block includes the context of its mel frames, so that the device can compute
+mels block by block, equal to those of the whole clip.
 
-Letters: U utterances (pieces of clips), M blocks, W frames of a block, K tokens of a block, N samples.
+Letters: U utterances (pieces of clips), M blocks, W frames of a block, K tokens of a block, N samples of a crop, X
+width of an x-vector, F mel bands.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,18 +25,18 @@ from sf_lightning.model.blocks import Blocks
 
 @dataclass
 class Pack:
-    """M blocks of one or more pieces.
+    """M blocks of one or more pieces of clips.
 
     Attributes:
-        wave: Each block's samples with their context, float32 [M, pad + W * hop + pad].
-        tokens: int64 [M, K]; 0 under padding.
-        blocks: Where the blocks belong.
-        reference: A crop of each piece's speaker, float32 [U, N]; zeros where there is no piece.
-        x_vector: Of each piece, float32 [U, X]; X is 0 where none is wanted.
-        keys: The clip of each piece, in order.
-        key: Of this pack's random draws: (lane, number of the pack in its lane).
-        state: Where the lane stands after this pack.
-        skipped: Broken samples met so far in this lane, by cause.
+        wave: Samples of each block with their context, float32 [M, pad + W * hop + pad].
+        tokens: Tokens, int64 [M, K]; 0 under padding.
+        blocks: Utterance, position and valid frames of each block.
+        reference: Reference crop of each piece, float32 [U, N]; zeros for unused pieces.
+        x_vector: X-vector of each piece, float32 [U, X]; X is 0 where none is read.
+        keys: Key of the clip of each piece, in order.
+        key: Key of the random draws of this pack: (lane, number of the pack in its lane).
+        state: State of the lane after this pack.
+        skipped: Number of broken samples met so far in this lane, by cause.
     """
 
     wave: Tensor
@@ -49,23 +50,33 @@ class Pack:
     skipped: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PackKey:
+    """Size of a pack in its batch, and the key of its random draws."""
+
+    num_blocks: int
+    num_utterances: int
+    lane: int
+    pack: int
+
+
 @dataclass
 class Batch:
-    """The packs of one step, one of each lane that a rank owns, laid one after the other.
+    """The packs of one step, one of each lane of a rank, concatenated.
 
     Attributes:
-        wave: [M, pad + W * hop + pad], M over all packs.
-        tokens: [M, K].
-        blocks: Where the blocks belong.
-        reference: [U, N].
-        x_vector: [U, X].
-        packs: Blocks and utterances of each pack, with its lane and number: what keys the random draws.
-        keys: The clip of each utterance, [U]; empty where a pack has fewer pieces than it may.
-        num_frames: Valid frames, known without asking the device.
-        states: Where each lane stands after this batch.
-        skipped: Broken samples met so far, by lane and cause.
-        mels: Log-mels [M, W, F] to be taken for those of the waves, if there are any.
-        starts: Frames, of all blocks laid one after the other, at which segments begin, int64 [B], if any are cut.
+        wave: Samples of each block with their context, [M, pad + W * hop + pad], M over all packs.
+        tokens: Tokens [M, K].
+        blocks: Utterance, position and valid frames of each block.
+        reference: Reference crops [U, N].
+        x_vector: X-vectors [U, X].
+        packs: Number of blocks and utterances, lane and number of each pack: the keys of random draws.
+        keys: Key of the clip of each utterance, [U]; empty for unused pieces of a pack.
+        num_frames: Number of valid frames, known without waiting for the device.
+        states: State of each lane after this batch.
+        skipped: Number of broken samples met so far, by lane and cause.
+        mels: Log-mels [M, W, F] that replace those of the waves; None where there are none.
+        starts: First frame of each segment, counted over all blocks of the batch, int64 [B]; None without segments.
     """
 
     wave: Tensor
@@ -73,7 +84,7 @@ class Batch:
     blocks: Blocks
     reference: Tensor
     x_vector: Tensor
-    packs: list["PackKey"]
+    packs: list[PackKey]
     keys: list[str]
     num_frames: int
     states: dict[int, LaneState]
@@ -83,7 +94,7 @@ class Batch:
 
     @classmethod
     def from_packs(cls, packs: Sequence[Pack]) -> "Batch":
-        """Lays packs one after the other."""
+        """Returns the concatenation of packs."""
         return cls(
             torch.cat([pack.wave for pack in packs]),
             torch.cat([pack.tokens for pack in packs]),
@@ -110,7 +121,7 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """Returns the batch in pinned memory, for copies that do not wait."""
+        """Returns the batch in pinned memory, for asynchronous copies to the device."""
         return replace(
             self,
             wave=self.wave.pin_memory(),
@@ -122,25 +133,15 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class PackKey:
-    """The size of a pack in its batch, and the key of its random draws."""
-
-    num_blocks: int
-    num_utterances: int
-    lane: int
-    pack: int
-
-
-@dataclass(frozen=True)
 class PackShape:
-    """The fixed shape of a pack.
+    """The fixed shape of packs.
 
     Args:
-        num_blocks: M.
-        block_size: W, frames of a block.
-        frames_per_token: Frames of a token.
-        max_pieces: U, pieces of clips in a pack; blocks beyond the last piece are padding.
-        mel: For hop and context.
+        num_blocks: Number of blocks M.
+        block_size: Frames of a block W.
+        frames_per_token: Frames per token.
+        max_pieces: Largest number of pieces U in a pack; the blocks after the last piece are padding.
+        mel: Mel settings, for hop length and context.
     """
 
     num_blocks: int
@@ -150,8 +151,8 @@ class PackShape:
     mel: MelConfig
 
 
-class _Filling:
-    """A pack that is being filled, each piece as soon as it is there: its clip then still lies in the cache."""
+class _PackBuilder:
+    """Fills a pack piece by piece, each copied while its clip is still in the CPU cache."""
 
     def __init__(self, shape: PackShape) -> None:
         self.shape = shape
@@ -161,67 +162,71 @@ class _Filling:
         self.utterance, self.position = np.zeros((2, count), np.int64)
         self.valid = np.zeros((count, shape.block_size), np.bool_)
         self.pieces: list[DrawnClip] = []
-        self.used = 0
+        self.num_filled = 0
 
     @property
-    def free(self) -> int:
-        """Blocks that it can still take."""
-        return self.shape.num_blocks - self.used if len(self.pieces) < self.shape.max_pieces else 0
+    def num_free(self) -> int:
+        """Number of blocks that can still be added."""
+        return self.shape.num_blocks - self.num_filled if len(self.pieces) < self.shape.max_pieces else 0
 
     def add(self, drawn: DrawnClip, first: int, end: int) -> None:
-        """Takes the blocks of a clip from `first` up to but without `end`."""
-        shape, here = self.shape, slice(self.used, self.used + end - first)
-        at = self.used
-        for part in _waves(drawn.clip.wave, first, end, shape):
-            self.wave[at : at + len(part)] = part
-            at += len(part)
+        """Adds blocks `first` to `end - 1` of a clip."""
+        shape, target = self.shape, slice(self.num_filled, self.num_filled + end - first)
+        start = self.num_filled
+        for waves in _block_waves(drawn.clip.wave, first, end, shape):
+            self.wave[start : start + len(waves)] = waves
+            start += len(waves)
         per_block = shape.block_size // shape.frames_per_token
-        held = drawn.clip.tokens[first * per_block : end * per_block]
-        self.tokens[here].reshape(-1)[: len(held)] = held
-        self.valid[here].reshape(-1)[: len(held) * shape.frames_per_token] = True
-        self.utterance[here] = len(self.pieces)
-        self.position[here] = np.arange(end - first)
+        tokens = drawn.clip.tokens[first * per_block : end * per_block]
+        self.tokens[target].reshape(-1)[: len(tokens)] = tokens
+        self.valid[target].reshape(-1)[: len(tokens) * shape.frames_per_token] = True
+        self.utterance[target] = len(self.pieces)
+        self.position[target] = np.arange(end - first)
         self.pieces.append(drawn)
-        self.used = here.stop
+        self.num_filled = target.stop
 
     def finish(self, key: tuple[int, int], state: LaneState) -> Pack:
-        """Returns the pack, its rest padding."""
+        """Returns the pack; blocks that are not filled are padding."""
         shape = self.shape
-        self.wave[self.used :] = 0
+        self.wave[self.num_filled :] = 0
         utterance, position, valid = map(torch.from_numpy, (self.utterance, self.position, self.valid))
         return Pack(
             wave=torch.from_numpy(self.wave),
             tokens=torch.from_numpy(self.tokens),
             blocks=Blocks(utterance, position, valid, shape.max_pieces, shape.num_blocks, packed=True),
-            reference=_filled([each.reference for each in self.pieces], shape.max_pieces),
-            x_vector=_filled([each.clip.x_vector for each in self.pieces], shape.max_pieces),
-            keys=[each.clip.key for each in self.pieces],
+            reference=_stack_padded([piece.reference for piece in self.pieces], shape.max_pieces),
+            x_vector=_stack_padded([piece.clip.x_vector for piece in self.pieces], shape.max_pieces),
+            keys=[piece.clip.key for piece in self.pieces],
             key=key,
             state=state,
         )
 
 
-def _filled(rows: list[NDArray[np.float32]], count: int) -> Tensor:
-    """Rows on top of each other, and zeros to a count of them."""
+def _stack_padded(rows: list[NDArray[np.float32]], count: int) -> Tensor:
+    """Stacks rows, and zeros up to a count of them."""
     out = np.empty((count, *rows[0].shape), np.float32)
     np.stack(rows, out=out[: len(rows)])
     out[len(rows) :] = 0
     return torch.from_numpy(out)
 
 
-def _waves(wave: Wave, first: int, end: int, shape: PackShape) -> Iterator[NDArray[np.float32]]:
-    """The wave of each block with its context, [., pad + W * hop + pad], in parts: views of it but at its edges."""
+def _block_waves(wave: Wave, first: int, end: int, shape: PackShape) -> Iterator[NDArray[np.float32]]:
+    """Yields the waves of blocks with context, [., pad + W * hop + pad]; views of the wave except at its edges."""
     size, pad = shape.block_size * shape.mel.hop_length, shape.mel.pad
-    inside = (len(wave) - pad) // size  # blocks from 1 up to but without this one lie wholly within the wave
-    for start, stop in ((first, min(end, 1)), (max(first, 1), min(end, inside)), (max(first, inside, 1), end)):
+    inner_end = (len(wave) - pad) // size  # blocks 1 to inner_end - 1 are wholly within the wave
+    for start, stop in (
+        (first, min(end, 1)),
+        (max(first, 1), min(end, inner_end)),
+        (max(first, inner_end, 1), end),
+    ):
         if start < stop:
-            stretch = _stretch(wave, start * size - pad, stop * size + pad, pad)
-            strides = (size * stretch.itemsize, stretch.itemsize)
-            yield as_strided(stretch, (stop - start, size + 2 * pad), strides, writeable=False)
+            samples = _reflected_slice(wave, start * size - pad, stop * size + pad, pad)
+            strides = (size * samples.itemsize, samples.itemsize)
+            yield as_strided(samples, (stop - start, size + 2 * pad), strides, writeable=False)
 
 
-def _stretch(wave: Wave, start: int, stop: int, pad: int) -> Wave:
-    """Samples of a wave; beyond its edges lie `pad` of its reflection, as `MelSpectrogram` has it, and zeros."""
+def _reflected_slice(wave: Wave, start: int, stop: int, pad: int) -> Wave:
+    """Returns samples of a wave extended by `pad` reflected samples, as in `MelSpectrogram`, and then by zeros."""
     if 0 <= start and stop <= len(wave):
         return wave[start:stop]
     out, before, after = np.zeros(stop - start, np.float32), max(0, -start), max(0, stop - len(wave))
@@ -233,30 +238,31 @@ def _stretch(wave: Wave, start: int, stop: int, pad: int) -> Wave:
 
 
 def pack_clips(
-    draws: Iterable[DrawnClip], shape: PackShape, lane: int = 0, state: LaneState | None = None
+    clips: Iterable[DrawnClip], shape: PackShape, lane: int = 0, state: LaneState | None = None
 ) -> Iterator[Pack]:
-    """Packs clips; what remains at the end of a finite stream makes a last pack with padding.
+    """Packs clips; the end of a finite stream makes a last pack with padding.
 
     Args:
-        draws: Clips, each with the state that begins with it.
-        shape: Of a pack.
-        lane: Keys the random draws.
-        state: Where the lane begins: its `pack` is counted on, its `block` is cut off the first clip.
+        clips: Clips, each with the lane's state before it.
+        shape: Shape of the packs.
+        lane: Number of the lane, a key of the random draws.
+        state: State in which the lane begins, for the number of the first pack; None for a fresh lane.
     """
     number = state.pack if state else 0
-    filling = _Filling(shape)
-    for drawn in draws:
+    builder = _PackBuilder(shape)
+    for drawn in clips:
         count = -(-len(drawn.clip.tokens) * shape.frames_per_token // shape.block_size)
         first = drawn.state.block
         while first < count:
-            end = min(count, first + filling.free)
-            filling.add(drawn, first, end)
+            end = min(count, first + builder.num_free)
+            builder.add(drawn, first, end)
             first = end
-            if not filling.free:
+            if not builder.num_free:
                 number += 1
-                used_up = first == count
-                after = replace(drawn.after if used_up else drawn.state, block=0 if used_up else first, pack=number)
-                yield filling.finish((lane, number - 1), after)
-                filling = _Filling(shape)
-    if filling.pieces:
-        yield filling.finish((lane, number), LaneState())
+                is_complete = first == count
+                reached = drawn.after if is_complete else drawn.state
+                after = replace(reached, block=0 if is_complete else first, pack=number)
+                yield builder.finish((lane, number - 1), after)
+                builder = _PackBuilder(shape)
+    if builder.pieces:
+        yield builder.finish((lane, number), LaneState())

@@ -1,4 +1,4 @@
-"""Clips made a little faster, slower, louder or softer: more voices from the same speech. Off by default."""
+"""Random changes of speed and level of training clips: more voices from the same speech. Off by default."""
 
 from dataclasses import dataclass, replace
 
@@ -11,12 +11,14 @@ from sf_lightning.data.sample import Clip
 
 @dataclass(frozen=True)
 class Perturbation:
-    """How much clips are changed at random, evenly up to these bounds.
+    """Bounds of the random changes, drawn uniformly for each clip.
 
     Args:
-        speed: Share by which speech is faster or slower, pitch and all; 0.1 is from 0.9 to 1.1 times. Each token
-            of the changed clip is the one that was spoken at that moment.
-        level_db: Decibels by which it is softer.
+        speed: Largest relative change of speed, and with it of pitch: 0.1 gives 0.9 to 1.1 times the speed.
+        level_db: Largest attenuation in dB.
+
+    Raises:
+        ValueError: if `speed` is not between 0 and 0.5, or `level_db` is negative.
     """
 
     speed: float = 0.0
@@ -25,16 +27,19 @@ class Perturbation:
     def __post_init__(self) -> None:
         if not 0 <= self.speed <= 0.5 or self.level_db < 0:
             raise ValueError(
-                f"perturbation: speed {self.speed} and level_db {self.level_db}: wanted 0 to 0.5, and 0 or more"
+                f"data.speed is {self.speed} and data.level_db is {self.level_db}: expected 0 to 0.5, and 0 or more"
             )
 
     @property
     def is_active(self) -> bool:
-        """Whether it does anything."""
+        """Whether clips are changed at all."""
         return bool(self.speed or self.level_db)
 
     def apply(self, clip: Clip, mel: MelConfig, frames_per_token: int, random: np.random.Generator) -> Clip:
-        """Returns a changed clip; the clip itself where nothing is to be changed."""
+        """Returns a changed clip, or the clip itself if both bounds are 0.
+
+        Each token of a clip of another speed is the token that was spoken at that moment.
+        """
         if self.speed:
             factor = 1 + random.uniform(-self.speed, self.speed)
             length = max(1, round(len(clip.tokens) / factor))

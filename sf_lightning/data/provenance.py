@@ -1,6 +1,6 @@
-"""What a build was, as `build.json` in its folder has it: the config and the corpus, and what two builds differ in.
+"""Provenance of a shard set, `build.json`: configuration and corpus of the build, and how two builds differ.
 
-It is written when a build begins and stays in the set: with it a job that is started again knows its own work.
+The file is written when a build begins and stays in the set: a job that is started again recognizes its own build.
 Knows nothing of how shards are made.
 """
 
@@ -17,21 +17,21 @@ from sf_lightning.files.atomic import write_atomically
 NAME = "build.json"
 
 MAX_PARTS_NAMED = 3
-"""Of the units that are other ones than before, so many are named in a line."""
+"""Number of changed parts that an error names."""
 
 
-def describe(units: Sequence[CorpusPart], config: BuildConfig) -> dict[str, Any]:
-    """Returns what two builds of one set have in common; of the corpus each unit and its size in bytes."""
-    return config.as_dict() | {"units": {unit.name: unit.bytes for unit in units}}
+def describe(parts: Sequence[CorpusPart], config: BuildConfig) -> dict[str, Any]:
+    """Returns the content of `build.json`: the configuration, and the size in bytes of each part of the corpus."""
+    return config.as_dict() | {"units": {part.name: part.bytes for part in parts}}
 
 
 def save(folder: Path, build: dict[str, Any]) -> None:
-    """Writes what a build is."""
-    write_atomically(folder / NAME, (json.dumps(build, indent=1) + "\n").encode())
+    """Writes `build.json`."""
+    write_atomically(folder / NAME, json.dumps(build, indent=1) + "\n")
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """Reads what a build was; None where nothing says it.
+    """Reads `build.json`; returns None if there is none.
 
     Raises:
         ValueError: if the file is damaged.
@@ -45,8 +45,8 @@ def load(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is damaged ({error}): delete {folder} and build again") from error
 
 
-def made_before(out: Path) -> dict[str, Any] | None:
-    """Returns what build a set is of; None if there is no set yet.
+def load_existing(out: Path) -> dict[str, Any] | None:
+    """Reads `build.json` of an existing set; returns None if nothing exists at `out`.
 
     Raises:
         FileExistsError: if something else is there.
@@ -54,42 +54,41 @@ def made_before(out: Path) -> dict[str, Any] | None:
     if not out.exists():
         return None
     if (build := load(out)) is None:
-        raise FileExistsError(f"{out} is there already: delete it or give another --out")
+        raise FileExistsError(f"{out} exists already: delete it or give another --out")
     return build
 
 
-def differences(was: dict[str, Any], now: dict[str, Any]) -> str:
-    """Says in which options and units a build is another one than before; empty if it is the same."""
-    before, after = _options(was), _options(now)
-    said = [
-        f"{name} was {reprlib.repr(before.get(name))} and is {reprlib.repr(value)}"
-        for name, value in after.items()
-        if before.get(name) != value
+def differences(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Returns the options and parts in which two builds differ, for an error; empty if they are the same."""
+    old, new = _flatten_options(before), _flatten_options(after)
+    changed = [
+        f"{name} was {reprlib.repr(old.get(name))} and is {reprlib.repr(value)}"
+        for name, value in new.items()
+        if old.get(name) != value
     ]
-    # The units of files follow from the options: where those differ, they say it all.
-    return ", ".join(said or _changed(was["units"], now["units"]))
+    # Parts made of files follow from the options, so that changed options explain changed parts.
+    return ", ".join(changed or _changed_parts(before["units"], after["units"]))
 
 
-def _options(build: dict[str, Any]) -> dict[str, Any]:
-    """By name, as a user says them: filters have options of their own."""
+def _flatten_options(build: dict[str, Any]) -> dict[str, Any]:
+    """Returns options by the name that a user gives: those of filters have names of their own."""
     flat: dict[str, Any] = {}
     for name, value in build.items():
         if name == "filters":
             flat |= value
         elif name != "units":
             inner = value if isinstance(value, dict) else {}
-            flat |= {f"{name}.{each}": inner[each] for each in inner} or {name: value}
+            flat |= {f"{name}.{key}": inner[key] for key in inner} or {name: value}
     return flat
 
 
-def _changed(was: dict[str, int], now: dict[str, int]) -> list[str]:
-    """Names the units that are other ones than before, the first few of them."""
-    said = [f"unit {name} is gone" for name in was if name not in now]
-    for name, size in now.items():
-        if name not in was:
-            said.append(f"unit {name} is new")
-        elif size != was[name]:
-            said.append(f"unit {name} had {was[name]} bytes and has {size}")
-    if len(said) > MAX_PARTS_NAMED:
-        said[MAX_PARTS_NAMED:] = [f"and more, {len(said)} units in all"]
-    return said
+def _changed_parts(before: dict[str, int], after: dict[str, int]) -> list[str]:
+    changed = [f"part {name} is gone" for name in before if name not in after]
+    for name, size in after.items():
+        if name not in before:
+            changed.append(f"part {name} is new")
+        elif size != before[name]:
+            changed.append(f"part {name} had {before[name]} bytes and has {size}")
+    if len(changed) > MAX_PARTS_NAMED:
+        changed[MAX_PARTS_NAMED:] = [f"and others, {len(changed)} parts in all"]
+    return changed

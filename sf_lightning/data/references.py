@@ -1,4 +1,4 @@
-"""Which crop of a speaker's voice stands beside a clip. Knows nothing of lanes."""
+"""The reference crop of each clip: a piece of another clip of the same speaker. Knows nothing of lanes."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,24 +12,24 @@ from sf_lightning.data.sample import BadSample, Clip, RawSample, crop_wave
 
 
 class SampleName(NamedTuple):
-    """Which sample of a set."""
+    """A sample of a set: number of the shard, and key within it."""
 
     shard: int
     key: str
 
 
 class References:
-    """Reference crops in a group of shuffled samples: of the clip of the same speaker that came last.
+    """Reference crops in a group of shuffled samples: of the previous clip of the same speaker in that order.
 
-    So each clip is decoded once, and yet the crop is a pure function of the order: after a resume the clip is
-    looked up again. A speaker's first clip takes its crop from the second, and a single one from itself.
+    Each clip is decoded only once, and yet the crop is a pure function of the order: after a resume the previous
+    clip is decoded again. The first clip of a speaker gets a crop of the second; the only one, of itself.
 
     Args:
         raws: Samples that could be read.
-        decode: Makes a clip of one, or raises BadSample.
-        order: The samples as they are shuffled, each with its speaker.
-        where: Of each, where its crop begins, between 0 and 1, [len(order)].
-        crop_samples: Length of a crop; 0 takes none.
+        decode: Function that decodes a sample, or raises BadSample.
+        order: The samples in shuffled order, each with its speaker.
+        positions: Relative start of the crop of each sample, between 0 and 1, [len(order)].
+        crop_samples: Length of a crop; 0 for empty ones.
     """
 
     def __init__(
@@ -37,36 +37,42 @@ class References:
         raws: Mapping[SampleName, RawSample],
         decode: Callable[[RawSample], Clip],
         order: Sequence[tuple[SampleName, str]],
-        where: NDArray[np.float64],
+        positions: NDArray[np.float64],
         crop_samples: int,
     ) -> None:
-        self.raws, self.decode, self.order, self.where = raws, decode, order, where
+        self.raws, self.decode, self.order, self.positions = raws, decode, order, positions
         self.crop_samples = crop_samples
-        self.places: dict[str, list[int]] = defaultdict(list)
-        for place, (_, speaker) in enumerate(order):
-            self.places[speaker].append(place)
-        self.last: dict[str, Wave] = {}
+        self.samples_of_speaker: dict[str, list[int]] = defaultdict(list)
+        for number, (_, speaker) in enumerate(order):
+            self.samples_of_speaker[speaker].append(number)
+        self.previous: dict[str, Wave] = {}
 
-    def crop_for(self, place: int, clip: Clip) -> Wave:
-        """Returns the crop for the clip at a place, and keeps one of the clip for the speaker's next."""
-        speaker = self.order[place][1]
-        own = self._crop(clip.wave, place)
-        reference = self.last.get(speaker)
+    def crop_for(self, number: int, clip: Clip) -> Wave:
+        """Returns the reference crop of a clip, and keeps a crop of the clip for the speaker's next one.
+
+        Args:
+            number: Number of the clip in the shuffled order.
+            clip: The decoded clip.
+        """
+        speaker = self.order[number][1]
+        own = self._crop(clip.wave, number)
+        reference = self.previous.get(speaker)
         if reference is None and len(own):
-            mine = self.places[speaker]
-            here = mine.index(place)
-            others = [*reversed(mine[:here]), *mine[here + 1 :]]
-            reference = next((crop for each in others if (crop := self._decoded(each)) is not None), own)
-        self.last[speaker] = own
+            numbers = self.samples_of_speaker[speaker]
+            here = numbers.index(number)
+            others = [*reversed(numbers[:here]), *numbers[here + 1 :]]
+            crops = (self._decode_crop(other) for other in others)
+            reference = next((crop for crop in crops if crop is not None), own)
+        self.previous[speaker] = own
         return own if reference is None else reference
 
-    def _decoded(self, place: int) -> Wave | None:
-        """The crop of the clip at another place, or None if it is broken."""
-        raw = self.raws.get(self.order[place][0])
+    def _decode_crop(self, number: int) -> Wave | None:
+        """Returns a crop of another clip, or None if that is broken."""
+        raw = self.raws.get(self.order[number][0])
         try:
-            return None if raw is None else self._crop(self.decode(raw).wave, place)
+            return None if raw is None else self._crop(self.decode(raw).wave, number)
         except BadSample:
             return None
 
-    def _crop(self, wave: Wave, place: int) -> Wave:
-        return crop_wave(wave, self.crop_samples, float(self.where[place]))
+    def _crop(self, wave: Wave, number: int) -> Wave:
+        return crop_wave(wave, self.crop_samples, float(self.positions[number]))

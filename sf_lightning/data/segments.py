@@ -1,7 +1,7 @@
-"""Segments of speech, cut out of packs at random: what a vocoder is trained on.
+"""Segments of speech, cut out of packs at random: the training examples of a vocoder.
 
-A pack holds the wave of its pieces in blocks, each with the context of its mel. Laid one after the other the
-blocks of a piece are its wave again, and their mels are those of the whole clip; a segment is a window on both.
+A pack holds the wave of its pieces in blocks, each with the context of its mel. Concatenated, the blocks of a piece
+are its wave again, and their mels are those of the whole clip; a segment is a window on both.
 
 Letters: B segments, S frames of a segment, M blocks, W frames of a block, F mel bands, N samples.
 """
@@ -17,7 +17,7 @@ from sf_lightning.data.packing import Batch
 from sf_lightning.flow.noise import keyed_generator
 
 BLOCK_FRAMES = 24
-"""Of the blocks in which a pack comes; segments begin at any frame."""
+"""Frames of the blocks of a vocoder's packs; segments may begin at any frame."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,11 @@ class SegmentConfig:
     """How segments are cut.
 
     Args:
-        frames: S, frames of a segment.
-        per_pack: Segments of a pack: a step trains on so many of each lane.
+        frames: Frames of a segment S.
+        per_pack: Segments per pack; one step trains on so many of each lane.
+
+    Raises:
+        ValueError: if one of them is below 1.
     """
 
     frames: int = 32
@@ -34,16 +37,18 @@ class SegmentConfig:
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.per_pack < 1:
-            raise ValueError(f"segments: frames {self.frames}, per_pack {self.per_pack}: wanted 1 or more of each")
+            raise ValueError(
+                f"segments.frames is {self.frames} and segments.per_pack is {self.per_pack}: expected 1 or more"
+            )
 
 
 class Segments(NamedTuple):
     """Segments of a batch.
 
     Attributes:
-        wave: [B, S * hop].
-        mel: Log-mels of the same frames, each as the whole clip has it, [B, S, F]; or those that the batch brings.
-        utterance: Of the batch, int64 [B].
+        wave: Samples [B, S * hop].
+        mel: Log-mels of the same frames, as in the mel of the whole clip or in `Batch.mels`, [B, S, F].
+        utterance: Number of the utterance of each segment in the batch, int64 [B].
     """
 
     wave: Tensor
@@ -52,40 +57,46 @@ class Segments(NamedTuple):
 
 
 def draw_starts(batch: Batch, config: SegmentConfig, seed: int) -> Tensor:
-    """Draws where the segments of a batch begin, none across the edge of a piece; keyed by (seed, lane, pack).
+    """Draws the starts of the segments of a batch, each within one piece; keyed by (seed, lane, pack).
 
     Args:
-        batch: Of one pack or several, on the host: a device would have to be waited for.
-        config: How.
-        seed: Of where they begin.
+        batch: Batch of one pack or several, on the host: reading from a device would block until it is idle.
+        config: Length and number of the segments.
+        seed: Seed of the starts.
 
     Returns:
-        Frames of all blocks laid one after the other, int64 [B].
+        First frame of each segment, counted over all blocks of the batch, int64 [B].
 
     Raises:
-        ValueError: if a pack holds no piece that is long enough.
+        ValueError: if a pack has no piece that is long enough.
     """
     blocks, frames = batch.blocks, config.frames
-    starts, offset, first = [], 0, 0
+    starts, num_utterances, first = [], 0, 0
     for pack in batch.packs:
-        here = slice(first, first + pack.num_blocks)
-        begins = _begins(blocks.utterance[here], blocks.valid[here], frames)
-        if not len(begins):
-            keys = batch.keys[offset : offset + pack.num_utterances]
-            longest = int(blocks.valid[here].sum())
+        rows = slice(first, first + pack.num_blocks)
+        possible = _possible_starts(blocks.utterance[rows], blocks.valid[rows], frames)
+        if not len(possible):
+            keys = batch.keys[num_utterances : num_utterances + pack.num_utterances]
+            total = int(blocks.valid[rows].sum())
             raise ValueError(
-                f"no segment of {frames} frames fits into {', '.join(key for key in keys if key)}: the pack has "
-                f"{longest} frames in all: lower --model.segments.frames or raise --data.pack_frames"
+                f"the pack of {', '.join(key for key in keys if key)} has {total} frames in all, and no segment of "
+                f"{frames} frames fits into one clip: lower --model.segments.frames or raise --data.pack_frames"
             )
         random = keyed_generator(seed, pack.lane, pack.pack, frames)
-        drawn = torch.randint(len(begins), (config.per_pack,), generator=random)
-        starts.append(begins[drawn] + first * blocks.block_size)
-        first, offset = here.stop, offset + pack.num_utterances
+        drawn = torch.randint(len(possible), (config.per_pack,), generator=random)
+        starts.append(possible[drawn] + first * blocks.block_size)
+        first, num_utterances = rows.stop, num_utterances + pack.num_utterances
     return torch.cat(starts)
 
 
 def slice_segments(batch: Batch, frames: int, mel: MelSpectrogram) -> Segments:
-    """Cuts segments of so many frames out of a batch, which knows where they begin; on its device."""
+    """Returns the segments of a batch that begin at `Batch.starts`, on its device.
+
+    Args:
+        batch: Batch with its `starts`.
+        frames: Frames of a segment S.
+        mel: Mel spectrogram, used where the batch has no `mels`.
+    """
     assert batch.starts is not None, "draw_starts comes first"
     blocks, hop, pad = batch.blocks, mel.config.hop_length, mel.config.pad
     at = batch.starts[:, None] + torch.arange(frames, device=batch.wave.device)  # [B, S]
@@ -94,12 +105,12 @@ def slice_segments(batch: Batch, frames: int, mel: MelSpectrogram) -> Segments:
     return Segments(inner[at].flatten(1), mels[at], blocks.utterance[batch.starts // blocks.block_size])
 
 
-def _begins(utterance: Tensor, valid: Tensor, frames: int) -> Tensor:
-    """Frames of a pack at which a segment may begin: its first and its last are valid and of one utterance.
+def _possible_starts(utterance: Tensor, valid: Tensor, frames: int) -> Tensor:
+    """Returns the frames of a pack at which a segment may begin: first and last frame valid and of one utterance.
 
-    Padding lies at the ends of utterances alone, so all between are so too.
+    Padding is only at the ends of utterances, so that all frames between are valid too.
 
-    >>> _begins(torch.tensor([0, 0, 1]), torch.tensor([[1, 1], [1, 0], [1, 1]]).bool(), frames=2).tolist()
+    >>> _possible_starts(torch.tensor([0, 0, 1]), torch.tensor([[1, 1], [1, 0], [1, 1]]).bool(), frames=2).tolist()
     [0, 1, 4]
     """
     owner = utterance[:, None].expand_as(valid).flatten()

@@ -1,10 +1,10 @@
-"""Mels as a decoder makes them of the very speech that a vocoder is to give back: teacher-forced.
+"""Mels that a trained decoder predicts for recorded speech, teacher-forced: the training input of a vocoder.
 
-A decoder that speaks from noise speaks its tokens with a melody of its own, of which the recorded wave is no copy.
-So it is led: the network sees a point x_t of the path that ends in the recorded mel, at a time t drawn for each
-piece, with the piece's own tokens and speaker and its usual guidance, and one evaluation says where the path ends:
-x_1 = x_t + (1 - t) v. Late times give mels near the recorded one, early times those that the tokens alone tell; all
-have the decoder's faults, blurred harmonics first, and the rhythm of the recording.
+Decoded from noise, the mel of an utterance has a melody of its own, and the recorded wave is no target for it. With
+teacher forcing the network gets a point x_t of the path that ends in the recorded mel, at a time t drawn for each
+piece, with the piece's own tokens and speaker and the usual guidance; one evaluation predicts the end of the path,
+x_1 = x_t + (1 - t) v. Late times give mels near the recorded one, early times mels that follow from the tokens
+alone. All of them have the decoder's errors, blurred harmonics first, and the timing of the recording.
 
 Letters: U utterances, M blocks, W frames of a block, T frames, F mel bands.
 """
@@ -21,16 +21,16 @@ from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.streamflow import StreamFlow
 
 KEY = 1
-"""Ends the key of the random draws, so that they are no one else's."""
+"""Last part of the key of the random draws, which keeps them apart from all others."""
 
 
 class Teacher:
-    """Makes the mels of packs with a trained decoder.
+    """Predicts the mels of packs with a trained decoder.
 
     Args:
-        model: The decoder, which is not trained further.
-        guidance: Strength of its guidance when it decodes.
-        seed: Of noise and times, beside lane and pack.
+        model: The decoder; its weights are frozen.
+        guidance: Strength of the guidance.
+        seed: Seed of noise and times, beside lane and number of the pack.
     """
 
     def __init__(self, model: StreamFlow, guidance: float, seed: int) -> None:
@@ -38,7 +38,7 @@ class Teacher:
 
     @torch.no_grad()
     def predict_mels(self, batch: Batch) -> Tensor:
-        """Returns the log-mels [M, W, F] of a batch, on its device; what is under padding means nothing."""
+        """Returns the log-mels [M, W, F] of a batch, on its device; values under padding are undefined."""
         model, blocks, device = self.model.to(batch.wave.device), batch.blocks, batch.wave.device
         x_0, t = self._draw(batch)
         x_1 = model.to_flow(model.mel.frames(batch.wave))
@@ -48,7 +48,7 @@ class Teacher:
         speaker = model.encode_speaker(batch.reference, batch.x_vector)
         condition = model.condition(batch.tokens, speaker, blocks, kept, kept)
         null = model.null_condition(blocks) if self.guidance else condition
-        times = torch.cat([t, t])  # of both branches
+        times = torch.cat([t, t])  # for both branches of the guidance
 
         def network(x: Tensor, _: int, condition: Tensor, blocks: Blocks) -> Tensor:
             return model.velocity(x, times[: blocks.num_utterances], condition, blocks)
@@ -57,17 +57,23 @@ class Teacher:
         return model.to_mel(x_t + (1 - at) * velocity).float()
 
     def _draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Noise [M, W, F] and times [U], the same at any world size and after a resume."""
+        """Draws noise [M, W, F] and times [U], the same at any world size and after a resume."""
         frames, bands, device = batch.blocks.block_size, self.model.mel.config.num_bands, batch.wave.device
         noise, times = [], []
-        for each in batch.packs:
-            random = keyed_generator(self.seed, each.lane, each.pack, KEY, device=device)
-            noise.append(torch.randn(each.num_blocks, frames, bands, generator=random, device=device))
-            times.append(torch.rand(each.num_utterances, generator=random, device=device))
+        for pack in batch.packs:
+            random = keyed_generator(self.seed, pack.lane, pack.pack, KEY, device=device)
+            noise.append(torch.randn(pack.num_blocks, frames, bands, generator=random, device=device))
+            times.append(torch.rand(pack.num_utterances, generator=random, device=device))
         return torch.cat(noise), torch.cat(times)
 
     def predict_clip_mel(self, drawn: DrawnClip, number: int, device: torch.device) -> Tensor:
-        """Returns the log-mel [T, F] of a whole clip; noise and time follow its number."""
+        """Returns the log-mel [T, F] of a whole clip.
+
+        Args:
+            drawn: The clip.
+            number: Number of the clip, the key of noise and time.
+            device: Device of the result.
+        """
         model = self.model
         block, config = model.layout.block_size, model.mel.config
         count = -(-len(drawn.clip.wave) // (block * config.hop_length))

@@ -1,7 +1,6 @@
-"""Checks shards, and mends them. Knows nothing of how they are read in training."""
+"""Verifies and repairs shards. Knows nothing of how training reads them."""
 
 import functools
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -16,53 +15,55 @@ from sf_lightning.data.corpus import CorpusClip
 from sf_lightning.data.index import parse_index
 from sf_lightning.data.jobs import ProgressCounter, run_jobs
 from sf_lightning.data.sample import BadSample, RawSample, decode_clip, find_audio, read_tokens
-from sf_lightning.data.shards import ShardInfo, ShardSet, index_name
+from sf_lightning.data.shards import ShardInfo, ShardSet
 from sf_lightning.data.writer import Sample, ShardWriter, npy_bytes
 from sf_lightning.files.atomic import write_atomically
+from sf_lightning.files.digest import file_digest
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong in a set.
+    """A problem in a set.
 
     Attributes:
-        shard: Number of the shard; None where it is the look-up table.
-        file: Its name.
-        key: Of the sample, empty where it is the whole file.
-        what: What is wrong.
+        shard: Number of the shard; None for the lookup table.
+        file: Name of the file.
+        key: Key of the sample; empty if it concerns the whole file.
+        description: Description of the problem.
     """
 
     shard: int | None
     file: str
     key: str
-    what: str
+    description: str
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, (self.file, self.key, self.what)))
+        return ": ".join(filter(None, (self.file, self.key, self.description)))
 
 
 def verify(shards: ShardSet, job_slice: tuple[int, int] = (1, 1), processes: int = 1) -> list[Problem]:
-    """Reads a set, or a part of it, says how far it is, and prints and returns what is wrong.
+    """Reads a set, or a slice of its shards, reports progress, and prints and returns the problems.
 
     Args:
         shards: The set.
-        part: Which part of its shards of how many, (1, 1) being all; the look-up table belongs to the first.
-        processes: That read side by side.
+        job_slice: (k, n): every n-th shard is read, starting with the k-th; (1, 1) reads all. The lookup table
+            belongs to the first slice.
+        processes: Number of processes.
     """
-    number, of = job_slice
+    number, count = job_slice
     manifest = shards.manifest
-    numbers = range(len(manifest.shards))[number - 1 :: of]
-    # A set as new: its manifest, already read, would go to every process.
-    do = functools.partial(_verify, shards=ShardSet(shards.folder, shards.cache_gb))
-    total = sum(manifest.shards[each].bytes for each in numbers)
+    numbers = range(len(manifest.shards))[number - 1 :: count]
+    # A new object, because the manifest that this one has read would be sent to every process.
+    do = functools.partial(_verify_item, shards=ShardSet(shards.folder, shards.cache_gb))
+    total = sum(manifest.shards[shard].bytes for shard in numbers)
     items = [*([None] if number == 1 else []), *numbers]
     return run_jobs(do, items, total, processes, f"verifying {shards.folder}")
 
 
-def _verify(number: int | None, counter: ProgressCounter, shards: ShardSet) -> list[Problem]:
-    """Checks and counts a shard, or the look-up table, which has no number."""
+def _verify_item(number: int | None, counter: ProgressCounter, shards: ShardSet) -> list[Problem]:
+    """Verifies and counts a shard, or the lookup table if the number is None."""
     if number is None:
         return verify_table(shards)
     problems, info = verify_shard(shards, number), shards.manifest.shards[number]
@@ -71,44 +72,45 @@ def _verify(number: int | None, counter: ProgressCounter, shards: ShardSet) -> l
 
 
 def verify_table(shards: ShardSet) -> list[Problem]:
-    """Returns what is wrong with the look-up table of a set."""
-    reason = lookup.reason_against(shards)
-    return [Problem(None, lookup.NAME, "", reason)] if reason else []
+    """Returns the problem of the lookup table of a set, if there is one."""
+    problem = lookup.table_problem(shards)
+    return [Problem(None, lookup.NAME, "", problem)] if problem else []
 
 
 def verify_shard(shards: ShardSet, number: int) -> list[Problem]:
-    """Reads a shard whole and returns what is wrong with it and with every sample that training would skip."""
+    """Reads a shard completely; returns its problems, and those of every sample that training would skip."""
     info, problems = shards.manifest.shards[number], list[Problem]()
 
-    def note(key: str, what: str) -> None:
-        problems.append(Problem(number, info.name, key, what))
+    def add(key: str, description: str) -> None:
+        problems.append(Problem(number, info.name, key, description))
 
     try:
         rows = shards.read_index(number)
         digest = _digest(shards, info)
     except (OSError, ValueError) as error:
-        note("", f"cannot be read: {error}")
+        add("", f"cannot be read: {error}")
         return problems
     if digest != info.digest:
-        note("", f"digest {digest[:12]}, the manifest has {info.digest[:12]}")
-    if (came := sum(row.tokens for row in rows)) != info.tokens:
-        note("", f"{came} tokens in the index, the manifest has {info.tokens}")
+        add("", f"digest {digest[:12]}, the manifest has {info.digest[:12]}")
+    if (tokens := sum(row.tokens for row in rows)) != info.tokens:
+        add("", f"{tokens} tokens in the index, the manifest has {info.tokens}")
     found: Counter[str] = Counter()
     for raw in shards.read_samples(number):
         found[raw["__key__"]] += 1
-        if reason := _reason_against(shards, raw):
-            note(raw["__key__"], reason)
+        if problem := _sample_problem(shards, raw):
+            add(raw["__key__"], problem)
     for key in (row.key for row in rows if not found[row.key]):
-        note(key, "damaged: not in the tar as the index has it")
+        add(key, "damaged: its bytes differ from what the index has")
     return problems
 
 
 def _digest(shards: ShardSet, info: ShardInfo) -> str:
     with shards.open(info.name) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(file)  # type: ignore[arg-type]
 
 
-def _reason_against(shards: ShardSet, raw: RawSample) -> str | None:
+def _sample_problem(shards: ShardSet, raw: RawSample) -> str | None:
+    """Returns why training would skip a sample, or None."""
     manifest = shards.manifest
     spec, width = manifest.tokenizer, manifest.x_vector_width
     try:
@@ -118,75 +120,72 @@ def _reason_against(shards: ShardSet, raw: RawSample) -> str | None:
     return None
 
 
-def _known(shards: ShardSet, number: int) -> Iterator[RawSample]:
-    """Yields the samples that are what was written: the index knows what was, or else the digest of the tar."""
+def _undamaged_samples(shards: ShardSet, number: int) -> Iterator[RawSample]:
+    """Yields the samples whose bytes are proven by the index, or else by the digest of the tar."""
     info = shards.manifest.shards[number]
-    tar, index = (Path(shards.folder, name) for name in (info.name, index_name(info)))
+    tar, index = Path(shards.folder, info.name), Path(shards.folder, info.index_name)
     try:
-        # Not as many as the manifest has: a repair that was killed has written this shard again already.
+        # Not as many as in the manifest: an interrupted repair may have rewritten this shard already.
         rows = parse_index(index.read_bytes(), None, max(info.bytes, tar.stat().st_size))
     except (OSError, ValueError) as error:
         if tar.is_file() and _digest(shards, info) == info.digest:
             yield from tarfile_samples(iter([{"url": str(tar)}]))  # type: ignore[misc]
         else:
-            log.warning("%s is given up, for nothing says what was in it: %s", info.name, error)
+            log.warning("%s is dropped, because neither index nor digest proves its content: %s", info.name, error)
     else:
         yield from shards.read_samples(number, rows)
 
 
-def _skipped(folder: Path, info: ShardInfo) -> dict[str, int]:
-    """What was left out of a shard when it was built; nothing, if its index is no more."""
+def _skipped_at_build(folder: Path, info: ShardInfo) -> dict[str, int]:
+    """Returns the counts of clips that were skipped when a shard was built; empty if its index is unreadable."""
     try:
-        return dict(json.loads((folder / index_name(info)).read_bytes())["skipped"])
+        return dict(json.loads((folder / info.index_name).read_bytes())["skipped"])
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
-def _write_again(shards: ShardSet, number: int) -> ShardInfo:
-    """Writes a shard without its broken samples."""
+def _rewrite_shard(shards: ShardSet, number: int) -> ShardInfo:
+    """Writes a shard again without its broken samples."""
     folder, manifest, info = Path(shards.folder), shards.manifest, shards.manifest.shards[number]
-    writer, skipped = ShardWriter(folder, Path(info.name).stem), _skipped(folder, info)
-    try:
-        for raw in _known(shards, number):
-            if not _reason_against(shards, raw):
+    skipped = _skipped_at_build(folder, info)
+    with ShardWriter(folder, Path(info.name).stem) as writer:
+        for raw in _undamaged_samples(shards, number):
+            if not _sample_problem(shards, raw):
                 (suffix, audio), fields = find_audio(raw), json.loads(raw["json"])
                 tokens = read_tokens(raw["tokens.npy"], manifest.tokenizer.vocabulary)
-                source = CorpusClip(raw["__key__"], suffix, audio, fields)
-                writer.add(Sample(source, tokens, raw.get("speaker.npy", b""), fields["duration"]))
-        return writer.close(skipped)
-    except BaseException:
-        writer.abandon()
-        raise
+                clip = CorpusClip(raw["__key__"], suffix, audio, fields)
+                writer.add(Sample(clip, tokens, raw.get("speaker.npy", b""), fields["duration"]))
+        return writer.finish(skipped)
 
 
 def repair(shards: ShardSet, numbers: Iterable[int]) -> int:
-    """Writes shards again without their broken samples, then the manifest, and then the look-up table.
+    """Writes shards again without their broken samples, then the manifest, and then the lookup table.
 
     Args:
-        shards: A set in a folder.
-        numbers: Of the shards; without any the table alone is made again.
+        shards: A set in a local folder.
+        numbers: Numbers of the shards; if empty, only the lookup table is made again.
 
     Returns:
-        How many samples are gone.
+        Number of samples that were removed.
 
     Raises:
-        ValueError: if the set lies elsewhere, or not one sample of it is good.
+        ValueError: if the set is remote, or no sample would be left.
     """
     folder, manifest = Path(shards.folder), shards.manifest
     if not folder.is_dir():
-        raise ValueError(f"{shards.folder} is no folder here: only a set in a folder can be repaired")
+        raise ValueError(f"{shards.folder} is not a local folder: only a set in a local folder can be repaired")
     infos = list(manifest.shards)
-    # Of samples that will be gone: a repair that is killed leaves no table rather than that one.
+    # The table includes samples that will be removed: an interrupted repair leaves none rather than a wrong one.
     (folder / lookup.NAME).unlink(missing_ok=True)
     for number in numbers:
-        infos[number] = _write_again(shards, number)
+        infos[number] = _rewrite_shard(shards, number)
     left = tuple(info for info in infos if info.samples)
     if not left:
-        raise ValueError(f"{folder}: not one sample is good: build the set again")
+        raise ValueError(f"{folder}: no sample is undamaged: build the set again")
     write_atomically(folder / "manifest.json", replace(manifest, shards=left).as_json())
     for info in infos:
-        if not info.samples:  # the manifest does not have it any more
-            for name in (info.name, index_name(info)):
+        if not info.samples:  # no longer in the manifest
+            for name in (info.name, info.index_name):
                 (folder / name).unlink(missing_ok=True)
     write_atomically(folder / lookup.NAME, npy_bytes(lookup.mean_token_mels(ShardSet(folder))))
     return shards.samples - sum(info.samples for info in left)

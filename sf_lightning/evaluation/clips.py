@@ -136,7 +136,7 @@ class FolderClips:
 
     def _raw(self, source: CorpusClip, requirements: ClipRequirements) -> RawSample:
         """Returns a file and the files beside it as a sample of a shard, with tokens."""
-        raw = _audio(source) | source.made
+        raw = _audio(source) | source.precomputed
         if "tokens.npy" not in raw:
             if self.tokenizer is None:
                 spec = requirements.tokens

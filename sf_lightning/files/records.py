@@ -1,6 +1,7 @@
 """Dataclasses from the plain values of a config file, a checkpoint or a JSON file."""
 
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -27,7 +28,7 @@ def from_plain(kind: type[Record], values: object, name: str) -> Record:
     """
     if not isinstance(values, dict):
         raise ValueError(f"{name} is {values!r:.60}: expected names and values")
-    hints = get_type_hints(kind)
+    hints = _field_types(kind)
     arguments: dict[str, Any] = {}
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
@@ -37,10 +38,21 @@ def from_plain(kind: type[Record], values: object, name: str) -> Record:
             raise ValueError(f"{name}.{key} is unknown to this version")
         if is_dataclass(hint := hints[key]):
             value = from_plain(hint, value, f"{name}.{key}")  # type: ignore[arg-type]
+        elif _holds_dataclasses(hint) and isinstance(value, list | tuple):
+            value = tuple(from_plain(get_args(hint)[0], item, f"{name}.{key}[{i}]") for i, item in enumerate(value))
         elif not _matches(value, hint):
             raise ValueError(f"{name}.{key} is {value!r:.60}: expected {getattr(hint, '__name__', hint)}")
         arguments[key] = value
     return kind(**arguments)
+
+
+_field_types = cache(get_type_hints)
+"""Types of the fields of a dataclass by name; a manifest has a record for each of thousands of shards."""
+
+
+def _holds_dataclasses(hint: Any) -> bool:
+    """Returns whether a type is a tuple of dataclasses of one kind."""
+    return get_origin(hint) is tuple and is_dataclass(get_args(hint)[0])
 
 
 def _matches(value: object, hint: Any) -> bool:
@@ -50,6 +62,10 @@ def _matches(value: object, hint: Any) -> bool:
         return any(_matches(value, option) for option in inner)
     if origin is Literal:
         return value in inner
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _matches(key, inner[0]) and _matches(item, inner[1]) for key, item in value.items()
+        )
     if origin is tuple:
         return isinstance(value, list | tuple) and all(_matches(item, inner[0]) for item in value)
     return type(value) in ((int, float) if hint is float else (hint,))

@@ -118,19 +118,19 @@ def test_a_job_that_works_where_another_one_ends_is_content(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The same part, started twice: the slower one is still writing when the folder gets its name.
-    parts, write = find_parts(emilia(tmp_path / "emilia"), 3), building._write
+    parts, write = find_parts(emilia(tmp_path / "emilia"), 3), building._write_shard
 
     def slow(*args: Any) -> list[str]:
-        monkeypatch.setattr(building, "_write", write)
+        monkeypatch.setattr(building, "_write_shard", write)
         assert build(parts, tmp_path / "set", config) is not None
         return write(*args)
 
-    monkeypatch.setattr(building, "_write", slow)
+    monkeypatch.setattr(building, "_write_shard", slow)
     assert build(parts, tmp_path / "set", config) == ShardSet(tmp_path / "set").manifest
     assert not (tmp_path / "set.partial").exists() and not list((tmp_path / "set").glob(".*"))
 
 
-@pytest.mark.parametrize("killed", ["write_atomically", "rename", "_tidy"])
+@pytest.mark.parametrize("killed", ["write_atomically", "rename", "_clean_up"])
 def test_a_build_killed_at_its_very_end_ends_when_it_is_started_again(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
 ) -> None:

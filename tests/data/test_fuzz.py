@@ -71,7 +71,7 @@ def test_every_sample_that_is_lost_is_counted_under_a_cause(small: ShardSet, tmp
         (reader,) = lane.readers
         left = len(list(reader.shards.read_samples(0)))
         (group,) = reader._groups(0)
-        drawn = list(reader._draw_group(group, (0, 0), 0, 0))
+        drawn = list(reader._read_group(group, (0, 0), 0, 0))
         assert len(drawn) == left and lane.skipped == ({"damaged": 8 - left} if left < 8 else {})
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from sf_lightning.data import work as working
+from sf_lightning.data import jobs as working
 from sf_lightning.data.jobs import ProgressCounter, progress_line, work
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines come at once, not every minute."""
-    monkeypatch.setattr(working, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(working, "SECONDS_BETWEEN_UPDATES", 0.01)
     monkeypatch.setattr(working, "SECONDS_BETWEEN_LINES", 0.0)
 
 
@@ -50,7 +50,7 @@ def test_the_log_of_one_long_job_shows_it_move(quick: None, capsys: pytest.Captu
 def test_a_job_that_is_done_already_does_not_make_the_rest_look_quick() -> None:
     counter = ProgressCounter()
     assert progress_line(counter, 1000, 1.0) == "0% of 1.0 kB, 0.0 h of speech, 0 x real time, time left unknown"
-    counter.add(passed=900)
+    counter.add(reused=900)
     assert "90% of 1.0 kB" in progress_line(counter, 1000, 1.0) and "unknown" in progress_line(counter, 1000, 1.0)
     counter.add(made=10, seconds=60.0)
     assert progress_line(counter, 1000, 3600.0).endswith("9.0 h left")

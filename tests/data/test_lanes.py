@@ -162,7 +162,7 @@ def test_too_many_broken_samples_stop_the_run_with_causes_and_knob(shards: Shard
 
 
 def test_a_share_that_would_never_stop_a_run_is_refused(shards: ShardSet) -> None:
-    with pytest.raises(ValueError, match=r"max_bad_share is 1.0: wanted 0 or more, and less than 1"):
+    with pytest.raises(ValueError, match=r"max_bad_share is 1.0: expected 0 or more, and less than 1"):
         make_lane(shards, max_bad_share=1.0)
 
 
@@ -182,7 +182,7 @@ def test_validation_names_the_clips_that_a_truncated_tar_lost(
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size * 6 // 10])
     clips = list(evenly_spaced_clips(broken, 23, ClipRequirements(crop_samples=4000)))
     assert 19 <= len(clips) < 23
-    named = [message for message in caplog.messages if message.startswith("left ")]
+    named = [message for message in caplog.messages if message.startswith("skipped ")]
     assert len(named) == 23 - len(clips) and all("of shard-000001.tar" in message for message in named)
     broken.check_files()
     assert "is it truncated?" in caplog.text

@@ -96,5 +96,5 @@ def test_levels_go_down_by_no_more_than_was_said() -> None:
 
 
 def test_perturbations_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"speed 0.9 and level_db 0.0: wanted 0 to 0.5"):
+    with pytest.raises(ValueError, match=r"data.speed is 0.9 and data.level_db is 0.0: expected 0 to 0.5"):
         Perturbation(speed=0.9)

@@ -72,7 +72,7 @@ def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, s
         (
             {"segments": SegmentConfig(frames=1000)},
             {"pack_frames": 4800},
-            r"the longest has 2\d\d frames, wanted are 1000: lower --model.segments.frames",
+            r"the longest has 2\d\d frames, expected 1000: lower --model.segments.frames",
         ),
     ],
 )
@@ -90,7 +90,7 @@ def test_clips_shorter_than_a_segment_are_passed_over_and_every_pack_holds_one(
     module = vocoder_module(segments=SegmentConfig(frames=180, per_pack=1))
     datamodule, notes = vocoder_data(shards, pack_frames=408, lanes=1), VocoderLosses()
     fit_vocoder(module, datamodule, 6, notes)
-    assert caplog.text.count("clips of less than 180 frames are passed over") == 1
+    assert caplog.text.count("clips of less than 180 frames are skipped") == 1
     assert not any(datamodule.skipped.values())  # they are not broken
     lengths = {
         each.clip.key: len(each.clip.wave) // 160 for each in evenly_spaced_clips(shards, 23, ClipRequirements())

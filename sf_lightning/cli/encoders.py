@@ -1,10 +1,7 @@
-"""Which tokenizer and speaker encoder a build uses: loaded, found beside the set, fitted, or none at all.
-
-Where tokens or x-vectors were made elsewhere there is nothing to load: their spec says what they are.
-"""
+"""Tokenizer and speaker encoder of a build: loaded, found beside the set, fitted, or described if precomputed."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sf_lightning.audio.mel import MelConfig
@@ -15,68 +12,76 @@ from sf_lightning.tokens.base import Tokenizer, TokenizerSpec
 from sf_lightning.tokens.load import load_tokenizer
 
 
+@dataclass(frozen=True)
+class TokenizerChoice:
+    """Options of `sf-shards build` that choose the tokenizer.
+
+    Args:
+        path: Value of --tokenizer.
+        vocabulary: Value of --vocabulary.
+        name: Name of the tokenizer of precomputed tokens.
+        device: Device of the S3 tokenizer.
+        existing: Tokenizer of the set if that exists already; no new one is fitted then.
+    """
+
+    path: str | None
+    vocabulary: int | None
+    name: str
+    device: str
+    existing: TokenizerSpec | None
+
+
 def runs_on_device(tokenizer: str | None) -> bool:
-    """Whether a tokenizer runs where it is told to; k-means runs on the CPU, and precomputed tokens nowhere."""
+    """Returns whether the tokenizer in a file uses --device: S3 does, k-means and precomputed tokens do not."""
     return tokenizer is not None and Path(tokenizer).suffix in (".onnx", ".pt")
 
 
 def choose_tokenizer(
-    path: str | None,
-    vocabulary: int | None,
-    tokens_by: str,
-    parts: Sequence[CorpusPart],
-    target: Path,
-    mel: MelConfig,
-    num_slices: int,
-    device: str,
-    of_set: TokenizerSpec | None = None,
+    choice: TokenizerChoice, parts: Sequence[CorpusPart], target: Path, mel: MelConfig, num_slices: int
 ) -> Tokenizer | TokenizerSpec:
-    """Loads, fits or describes what makes the tokens.
+    """Returns the tokenizer of a build, or its spec if the tokens are precomputed.
 
     Args:
-        path: As `--tokenizer` has it.
-        vocabulary: As `--vocabulary` has it.
-        tokens_by: What made precomputed tokens.
-        parts: Of the corpus, for k-means to be fitted on.
-        target: The set to be made; k-means tokens lie beside it.
-        mel: Of the models to be trained.
-        num_slices: Jobs that share the work.
-        device: Where S3 tokens are made.
-        of_set: What made the tokens of a set that is there already: nothing is fitted for it again.
+        choice: Options of the user.
+        parts: Parts of the corpus, on which k-means is fitted.
+        target: Folder of the set; the k-means tokenizer is saved beside it.
+        mel: Mel settings of the models to be trained.
+        num_slices: Number of jobs that share the work.
 
     Raises:
-        FileNotFoundError: if there is no such file, or several jobs would each fit k-means of their own.
-        ValueError: if the vocabulary is missing, or another one than the tokenizer's; or if several tokenizers lie
-            beside the set and none is named.
+        FileNotFoundError: if there is no such file, or several jobs would each fit their own tokenizer.
+        ValueError: if the vocabulary is missing or differs from the tokenizer's, or if several tokenizers are
+            beside the set and none is chosen.
     """
+    path, vocabulary = choice.path, choice.vocabulary
     if path == "precomputed":
         if vocabulary is None:
-            raise ValueError("--tokenizer=precomputed needs --vocabulary: how many codes do its tokens have?")
-        return TokenizerSpec(tokens_by, vocabulary, 4, tokens_by)
+            raise ValueError("--tokenizer=precomputed requires --vocabulary, the number of codes of its tokens")
+        return TokenizerSpec(choice.name, vocabulary, 4, choice.name)
     codes = vocabulary or 1024
     beside = target.parent / f"kmeans-{codes}.npz"
     others = sorted(target.parent.glob("kmeans-*.npz"))
     if path is None and vocabulary is None and others and beside not in others:
         if len(others) > 1:
-            names = " or ".join(str(each) for each in others)
-            raise ValueError(f"several tokenizers lie beside {target}: say which: --tokenizer={names}")
+            names = " or ".join(map(str, others))
+            raise ValueError(f"several tokenizers are beside {target}: choose one with --tokenizer={names}")
         beside = others[0]
     if path is not None or beside.is_file():
-        made = load_tokenizer(Path(path) if path else beside, device)
-        if vocabulary not in (None, made.spec.vocabulary):
+        loaded = load_tokenizer(Path(path) if path else beside, choice.device)
+        if vocabulary not in (None, loaded.spec.vocabulary):
             raise ValueError(
-                f"--vocabulary {vocabulary}, but --tokenizer {path} has {made.spec.vocabulary} codes: "
-                "leave one of them out"
+                f"--vocabulary is {vocabulary}, but --tokenizer {path} has {loaded.spec.vocabulary} codes: leave "
+                "one of them out"
             )
         if path is None:
-            print(f"tokens: {beside}, fitted before (delete it to fit anew)")
-        return made
-    if of_set is not None:
-        return replace(of_set, name="kmeans", vocabulary=codes)
+            print(f"tokens: {beside}, fitted before (delete it to fit a new one)")
+        return loaded
+    if choice.existing is not None:
+        return replace(choice.existing, name="kmeans", vocabulary=codes)
     if num_slices > 1:
         raise FileNotFoundError(
-            f"no tokenizer at {beside}: jobs that share the work must share it too; make it first with `sf-shards "
-            f"fit --audio AUDIO --out {beside}`, or give --tokenizer"
+            f"no tokenizer at {beside}: jobs that share a build must share its tokenizer; make it first with "
+            f"`sf-shards fit --audio AUDIO --out {beside}`, or give --tokenizer"
         )
     fitted = fit_tokenizer(parts, codes, mel)
     fitted.save(beside)
@@ -85,13 +90,13 @@ def choose_tokenizer(
 
 
 def choose_speaker(path: str | None, x_vectors: str, width: int, device: str) -> SpeakerEncoder | SpeakerSpec:
-    """Loads or describes what makes the x-vectors.
+    """Returns the speaker encoder of a build, or the spec of precomputed x-vectors.
 
     Args:
-        path: As `--speaker_encoder` has it.
-        x_vectors: Name of the encoder whose embeddings lie beside the audio; empty where there are none.
-        width: Theirs.
-        device: Where they are made.
+        path: Value of --speaker_encoder.
+        x_vectors: Name of the encoder of precomputed x-vectors; empty for none.
+        width: Width of precomputed x-vectors.
+        device: Device of the speaker encoder.
 
     Raises:
         ValueError: if both are given.
@@ -100,6 +105,8 @@ def choose_speaker(path: str | None, x_vectors: str, width: int, device: str) ->
         from sf_lightning.model.ecapa import PretrainedECAPA
 
         if x_vectors:
-            raise ValueError("--speaker_encoder makes x-vectors and --x_vectors names ready ones: leave one out")
+            raise ValueError(
+                "--speaker_encoder computes x-vectors and --x_vectors names stored ones: give only one"
+            )
         return PretrainedECAPA(path, device)
     return SpeakerSpec(x_vectors, width if x_vectors else 0)

@@ -1,4 +1,4 @@
-"""Looks into a shard set: what it holds in a line, in tables, and a few clips to hear. Changes nothing."""
+"""Shows the content of a shard set: a summary line, tables, and a few clips for listening. Changes nothing."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,90 +12,89 @@ from sf_lightning.data.corpus import clean_key
 from sf_lightning.data.sample import find_audio, read_tokens
 from sf_lightning.data.shards import Manifest, ShardSet
 
+MAX_ROWS = 20
+"""Number of shards in the table of `sf-shards inspect`."""
+
 
 def describe(folder: Path, manifest: Manifest) -> None:
-    """Says in a line what a set holds."""
+    """Prints a summary of a set in one line."""
     seconds = sum(shard.seconds for shard in manifest.shards)
     skipped = ", ".join(f"{count} {cause}" for cause, count in manifest.skipped.items())
     spec = manifest.tokenizer
     length = f"{seconds / 60:.1f} minutes" if seconds < 36000 else f"{seconds / 3600:.1f} hours"
     print(
         f"{folder}: {sum(shard.samples for shard in manifest.shards)} clips, {length}, "
-        f"{len(manifest.shards)} shards, {spec.name} tokens of {spec.vocabulary} codes ({spec.digest})"
+        f"{len(manifest.shards)} shards, {spec.name} tokens with {spec.vocabulary} codes ({spec.digest})"
         + (f"; x-vectors of {manifest.x_vectors}" if manifest.x_vectors else "")
-        + (f"; left out: {skipped}" if skipped else "")
+        + (f"; skipped: {skipped}" if skipped else "")
     )
 
 
 def sample(shards: str, out: str, count: int = 5, seed: int = 0) -> None:
-    """Takes a few clips out of a set, to hear: their audio as it lies there, and their JSON.
+    """Copies a few random clips of a set to a folder, for listening: their audio and their JSON.
 
     Args:
-        shards: Folder of the set, or its place elsewhere.
+        shards: Shard set: a folder, URL or `pipe:` command.
         out: Folder to write them to.
-        count: How many, drawn evenly from all.
-        seed: Of the draw.
+        count: Number of clips.
+        seed: Seed of the random choice.
     """
     require_positive(count=count)
-    held, folder = ShardSet(shards), Path(out)
-    drawn = set(np.random.default_rng(seed).permutation(held.samples)[:count].tolist())
+    source, folder = ShardSet(shards), Path(out)
+    drawn = set(np.random.default_rng(seed).permutation(source.samples)[:count].tolist())
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
-    for number, info in enumerate(held.manifest.shards):
-        wanted = [i - start for i in range(start, start + info.samples) if i in drawn]
+    for number, info in enumerate(source.manifest.shards):
+        selected = [i - start for i in range(start, start + info.samples) if i in drawn]
         start += info.samples
-        # Only the shards that hold one are asked for, index and all.
-        rows = held.read_index(number) if wanted else []
-        for raw in held.read_samples(number, [rows[i] for i in wanted]) if wanted else ():
+        if not selected:  # neither shard nor index is downloaded
+            continue
+        rows = source.read_index(number)
+        for raw in source.read_samples(number, [rows[i] for i in selected]):
             suffix, audio = find_audio(raw)
-            key = clean_key(raw["__key__"])  # a set made by others may have keys that leave the folder
+            key = clean_key(raw["__key__"])  # keys of a foreign set may point outside the folder
             for name, data in ((suffix, audio), ("json", raw.get("json", b"{}"))):
                 (folder / f"{key}.{name}").write_bytes(data)
             print(folder / f"{key}.{suffix}")
 
 
 def inspect(shards: str, read: int = 4) -> None:
-    """Shows what a shard set holds: its shards, lengths of clips, languages, speakers, and codes that are used.
+    """Shows shards, clip lengths, languages, speakers and used codes of a set.
 
     Args:
-        shards: Folder of the set, or its place elsewhere.
-        read: Shards whose tokens are counted.
+        shards: Shard set: a folder, URL or `pipe:` command.
+        read: Number of shards whose tokens are counted.
     """
     require_positive(read=read)
-    held = ShardSet(shards)
-    manifest, console = held.manifest, Console()
+    source = ShardSet(shards)
+    manifest, console = source.manifest, Console()
     describe(Path(shards), manifest)
     table = Table("shard", "clips", "tokens", "minutes", "MB", "digest")
-    for shard in manifest.shards[:20]:
-        table.add_row(
-            shard.name,
-            str(shard.samples),
-            str(shard.tokens),
-            f"{shard.seconds / 60:.1f}",
-            f"{shard.bytes / 1e6:.1f}",
-            shard.digest[:12],
-        )
+    for shard in manifest.shards[:MAX_ROWS]:
+        minutes, size = f"{shard.seconds / 60:.1f}", f"{shard.bytes / 1e6:.1f}"
+        table.add_row(shard.name, str(shard.samples), str(shard.tokens), minutes, size, shard.digest[:12])
     console.print(table)
-    if len(manifest.shards) > 20:
-        print(f"and {len(manifest.shards) - 20} more")
-    rows = [row for number in range(len(manifest.shards)) for row in held.read_index(number)]
+    if len(manifest.shards) > MAX_ROWS:
+        print(f"and {len(manifest.shards) - MAX_ROWS} more")
+    rows = [row for number in range(len(manifest.shards)) for row in source.read_index(number)]
     rate = manifest.mel.frame_rate / manifest.tokenizer.frames_per_token
     seconds = np.array([row.tokens for row in rows]) / rate
     counts, edges = np.histogram(seconds, bins=min(10, max(1, len(set(seconds.tolist())))))
     for count, low, high in zip(counts, edges, edges[1:], strict=False):
         console.print(f"{low:6.1f} to {high:5.1f} s {count:8d} {'#' * round(40 * count / counts.max())}")
-    languages = Counter(row.language or "not said" for row in rows)
+    languages = Counter(row.language or "unknown" for row in rows)
     print("languages: " + ", ".join(f"{name} {count}" for name, count in languages.most_common()))
     speakers = Counter(row.speaker for row in rows)
     most = ", ".join(f"{name} {count}" for name, count in speakers.most_common(3))
-    print(f"speakers: {len(speakers)}, most often {most}")
+    print(f"speakers: {len(speakers)}, most clips: {most}")
     used = np.zeros(manifest.tokenizer.vocabulary, np.int64)
     chosen = range(len(manifest.shards))[:: max(1, len(manifest.shards) // read)][:read]
     for number in chosen:
-        for raw in held.read_samples(number):
+        for raw in source.read_samples(number):
             np.add.at(used, read_tokens(raw["tokens.npy"], len(used)), 1)
     share = used[used > 0] / max(1, used.sum())
     print(
         f"tokens in {len(chosen)} of {len(manifest.shards)} shards: {np.count_nonzero(used)} of {len(used)} "
-        f"codes used, perplexity {np.exp(-(share * np.log(share)).sum()):.0f}, largest {share.max(initial=0):.1%}"
+        f"codes used, perplexity {np.exp(-(share * np.log(share)).sum()):.0f}, "
+        f"largest share {share.max(initial=0):.1%}"
     )

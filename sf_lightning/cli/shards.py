@@ -1,4 +1,4 @@
-"""`sf-shards`: make shard sets, check them, and look into them."""
+"""`sf-shards`: builds, verifies and inspects shard sets."""
 
 import sys
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from jsonargparse import auto_cli
 
 from sf_lightning import __version__
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.cli.encoders import choose_speaker, choose_tokenizer, runs_on_device
+from sf_lightning.cli.encoders import TokenizerChoice, choose_speaker, choose_tokenizer, runs_on_device
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.inspection import describe, inspect, sample
 from sf_lightning.cli.options import parse_slice, read_names, require_device, require_positive, split_list
@@ -30,7 +30,7 @@ def build(
     out: str,
     tokenizer: str | None = None,
     vocabulary: int | None = None,
-    tokens_by: str | None = None,
+    tokenizer_name: str | None = None,
     speaker_encoder: str | None = None,
     x_vectors: str = "",
     x_vector_width: int | None = None,
@@ -42,76 +42,80 @@ def build(
     blocked_speakers: str | None = None,
     slice: str = "1/1",
     processes: int = 1,
-    at_once: int = 16,
+    batch_size: int = 16,
     device: str = "cpu",
 ) -> None:
-    """Turns a corpus into a shard set with tokens; a build that was stopped goes on when it is started again.
+    """Builds a shard set with tokens from a corpus; the same command resumes an interrupted build.
 
-    Without --tokenizer, k-means tokens are used: those fitted before and saved beside the set, or new ones,
-    fitted on this audio. So build the training set first, and its validation set beside it.
+    Without --tokenizer, k-means tokens are used: of the tokenizer file beside the set, if there is one, or else of
+    a new one, fitted on this audio. Build the training set first, and its validation set beside it.
 
     Args:
-        audio: Folder of wav, flac, mp3, ogg or opus files of any rate, searched through; or of tars, as
-            Emilia and Emilia-YODAS are distributed; or one tar.
-        out: Folder to make; if it is there already, it is left as it is, and must be of the same build.
-        tokenizer: File of a tokenizer: `.npz` of k-means, `.onnx` or `.pt` of the S3 tokenizer; or
-            "precomputed", if tokens lie beside the audio (`clip.tokens.npy` beside `clip.wav`).
-        vocabulary: Codes of k-means tokens, by default 1024; of precomputed ones it must be given.
-        tokens_by: What made precomputed tokens, by default "precomputed"; the model's `tokenizer` says the same.
-        speaker_encoder: SpeechBrain ECAPA-TDNN that makes an x-vector of each clip: its folder, or its name on
-            the hub.
-        x_vectors: Name of the encoder whose embeddings lie beside the audio (`clip.speaker.npy` beside
-            `clip.wav`); by default there are none.
-        x_vector_width: Their width, by default 192.
-        shard_samples: Clips of a shard.
-        languages: Languages wanted, such as [en, zh] or en; by default all.
-        min_seconds: Shortest clip.
-        max_seconds: Longest clip.
-        min_dnsmos: Least predicted quality, as Emilia has it.
-        blocked_speakers: File of speakers that are left out, one to a line.
-        slice: Slice of the corpus that this job builds, such as 3/64; the last job writes the manifest.
-        processes: Processes that work side by side.
-        at_once: Clips that go through tokenizer and speaker encoder together.
-        device: Where those two run, such as "cpu" or "cuda".
+        audio: Folder of wav, flac, mp3, ogg or opus files of any sample rate, searched recursively; or folder of
+            tars in the format of Emilia and Emilia-YODAS; or one tar.
+        out: Folder of the set. An existing set is never changed; it must come from the same build.
+        tokenizer: Tokenizer file: `.npz` for k-means, `.onnx` or `.pt` for the S3 tokenizer; or "precomputed" for
+            tokens that are stored beside the audio (`clip.tokens.npy` beside `clip.wav`).
+        vocabulary: Number of codes of k-means, 1024 by default; required for precomputed tokens.
+        tokenizer_name: Name of the tokenizer of precomputed tokens, to which the model's `tokenizer` must be equal;
+            "precomputed" by default.
+        speaker_encoder: SpeechBrain ECAPA-TDNN that computes an x-vector of each clip: folder, or name on the
+            Hugging Face hub.
+        x_vectors: Name of the speaker encoder of x-vectors that are stored beside the audio (`clip.speaker.npy`
+            beside `clip.wav`); none by default.
+        x_vector_width: Width of these x-vectors, 192 by default.
+        shard_samples: Clips per shard.
+        languages: Accepted languages, such as [en, zh] or en; all by default.
+        min_seconds: Shortest accepted clip, in seconds.
+        max_seconds: Longest accepted clip, in seconds.
+        min_dnsmos: Lowest accepted DNSMOS (predicted quality, a field of Emilia's metadata).
+        blocked_speakers: Text file of rejected speakers, one per line.
+        slice: Slice of the corpus that this job builds, such as 3/64: the third of 64 jobs. The job that ends last
+            writes the manifest.
+        processes: Number of processes.
+        batch_size: Clips that tokenizer and speaker encoder process together.
+        device: Device of the S3 tokenizer and the speaker encoder, such as "cpu" or "cuda".
     """
-    target, mel, (number, of) = Path(out), MelConfig(), parse_slice(slice)
-    made = load_existing(target)
+    target, mel, job_slice = Path(out), MelConfig(), parse_slice(slice)
+    existing = load_existing(target)
     require_positive(
         shard_samples=shard_samples,
         processes=processes,
-        at_once=at_once,
+        batch_size=batch_size,
         vocabulary=vocabulary,
         x_vector_width=x_vector_width,
     )
-    for name, is_given, wanted, has in (
-        ("tokens_by", tokens_by is not None, "--tokenizer=precomputed", tokenizer == "precomputed"),
+    uses_device = runs_on_device(tokenizer) or speaker_encoder is not None
+    for name, is_given, required, is_met in (
+        ("tokenizer_name", tokenizer_name is not None, "--tokenizer=precomputed", tokenizer == "precomputed"),
         ("x_vector_width", x_vector_width is not None, "--x_vectors", bool(x_vectors)),
-        ("device", device != "cpu", "S3 tokens or --speaker_encoder", runs_on_device(tokenizer) or speaker_encoder),
+        ("device", device != "cpu", "an S3 --tokenizer or --speaker_encoder", uses_device),
     ):
-        if is_given and not has:
-            raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
+        if is_given and not is_met:
+            raise ValueError(f"--{name} requires {required}: give that too, or leave --{name} out")
     require_device(device)
-    # Before any tokenizer is fitted: that takes a while, and a mistake here is said at once.
-    filters = Filters(
-        split_list(languages),
-        min_seconds,
-        max_seconds,
-        min_dnsmos,
-        read_names(blocked_speakers, "--blocked_speakers"),
-    )
+    # Before a tokenizer is fitted, which takes a while.
+    blocked = read_names(blocked_speakers, "--blocked_speakers")
+    filters = Filters(split_list(languages), min_seconds, max_seconds, min_dnsmos, blocked)
     parts = find_parts(Path(audio), shard_samples)
-    spec = TokenizerSpec(**made["tokenizer"]) if made else None
-    recipe = BuildConfig(
-        choose_tokenizer(tokenizer, vocabulary, tokens_by or "precomputed", parts, target, mel, of, device, spec),
+    choice = TokenizerChoice(
+        path=tokenizer,
+        vocabulary=vocabulary,
+        name=tokenizer_name or "precomputed",
+        device=device,
+        existing=TokenizerSpec(**existing["tokenizer"]) if existing else None,
+    )
+    config = BuildConfig(
+        choose_tokenizer(choice, parts, target, mel, num_slices=job_slice[1]),
         mel,
         choose_speaker(speaker_encoder, x_vectors, x_vector_width or 192, device),
         filters,
         shard_samples,
-        at_once,
+        batch_size,
     )
-    manifest = build_set(parts, target, recipe, (number, of), processes)
-    if made:
-        print(f"{target} is there already, made by this same build: nothing was done")
+    manifest = build_set(parts, target, config, job_slice, processes)
+    if existing:
+        print(f"{target} exists already, from this same build: nothing to do")
     if manifest is None:
         print(f"{target}: slice {slice} is done; the set is complete when all slices are")
     else:
@@ -119,19 +123,19 @@ def build(
 
 
 def fit(audio: str, out: str, vocabulary: int = 1024) -> None:
-    """Fits k-means tokens on a corpus, on at most two hours spread over it.
+    """Fits a k-means tokenizer on at most two hours of a corpus, spread over its parts.
 
     Args:
-        audio: Folder of audio files or of tars.
-        out: File to write, a `.npz`.
-        vocabulary: Codes.
+        audio: Folder of audio files or of tars, as for `sf-shards build`.
+        out: Tokenizer file to write, `.npz`.
+        vocabulary: Number of codes.
     """
     require_positive(vocabulary=vocabulary)
     if Path(out).suffix != ".npz":
-        raise ValueError(f"--out {out}: wanted a name that ends in .npz")
+        raise ValueError(f"--out {out}: expected a file name with suffix .npz")
     if Path(out).exists():
         raise FileExistsError(
-            f"{out} is there already, and sets may have been built with it: delete it to fit anew, or give "
+            f"{out} exists already, and sets may have been built with it: delete it to fit a new one, or give "
             "another --out"
         )
     fit_tokenizer(find_parts(Path(audio), 100), vocabulary, MelConfig()).save(Path(out))
@@ -139,17 +143,17 @@ def fit(audio: str, out: str, vocabulary: int = 1024) -> None:
 
 
 def demo(out: str = "shards/demo", minutes: float = 24.0, vocabulary: int = 1024) -> None:
-    """Synthesises a small corpus in English and Mandarin and builds shard sets of it.
+    """Synthesizes a small corpus in English and Mandarin and builds shard sets from it.
 
     Args:
-        out: Folder to make; it gets `corpus`, `train` and `dev`. What is there already is kept.
-        minutes: Speech to synthesise for training.
-        vocabulary: Codes of k-means tokens.
+        out: Folder that gets `corpus`, `train` and `dev`; those that exist are kept.
+        minutes: Minutes of speech in the training set.
+        vocabulary: Number of codes of the k-means tokenizer.
     """
-    from sf_lightning.data.demo import synthesise
+    from sf_lightning.data.demo import synthesize
 
     folder = Path(out)
-    synthesise(folder / "corpus", minutes=minutes)
+    synthesize(folder / "corpus", minutes=minutes)
     for split in ("train", "dev"):
         if (folder / split).exists():
             describe(folder / split, ShardSet(folder / split).manifest)
@@ -158,38 +162,38 @@ def demo(out: str = "shards/demo", minutes: float = 24.0, vocabulary: int = 1024
 
 
 def verify(shards: str, repair: bool = False, slice: str = "1/1", processes: int = 1) -> None:
-    """Reads a whole set and checks it: digests, counts, every sample's bytes, audio and tokens, the look-up table.
+    """Reads a set and checks digests, counts, the lookup table, and bytes, audio and tokens of every sample.
 
     Args:
-        shards: Folder of the set, or its place elsewhere.
-        repair: Write shards with broken samples again without them, and the look-up table anew; not in parts, for
-            there is one manifest.
+        shards: Shard set: a folder, URL or `pipe:` command, as for `--data.train` of `sf-fit`.
+        repair: Whether to write damaged shards again without their broken samples, and the lookup table; not with
+            --slice, because the set has only one manifest.
         slice: Slice of the shards that this job reads, such as 3/64.
-        processes: Processes that read side by side.
+        processes: Number of processes.
     """
-    (number, of), held = parse_slice(slice), ShardSet(shards)
+    (number, count), source = parse_slice(slice), ShardSet(shards)
     require_positive(processes=processes)
-    if repair and of > 1:
+    if repair and count > 1:
         raise ValueError(
-            f"--repair with --slice {slice}: jobs would undo each other's manifest: verify in slices, then repair "
-            "in one job without --slice (--processes makes it quicker)"
+            f"--repair cannot be combined with --slice {slice}, because jobs would overwrite each other's "
+            "manifest: verify in slices, then repair in one job (--processes makes it faster)"
         )
-    mine = held.manifest.shards[number - 1 :: of]
-    problems = verify_set(held, (number, of), processes)
+    infos = source.manifest.shards[number - 1 :: count]
+    problems = verify_set(source, (number, count), processes)
     broken = {problem.shard for problem in problems if problem.shard is not None}
-    name = shards if of == 1 else f"{shards}, slice {slice}"
+    name = shards if count == 1 else f"{shards}, slice {slice}"
     if problems and repair:
-        lost = repair_set(held, sorted(broken))
-        print(f"{shards}: repaired; {lost} samples are gone")
+        removed = repair_set(source, sorted(broken))
+        print(f"{shards}: repaired, {removed} samples removed")
     elif broken:
         raise ValueError(
-            f"{name}: {len(problems)} problems, in {len(broken)} of {len(mine)} shards: training would skip these "
+            f"{name}: {len(problems)} problems in {len(broken)} of {len(infos)} shards: training would skip these "
             "samples; --repair=true removes them"
         )
     elif problems:
-        raise ValueError(f"{name}: the look-up table is not as it should be; --repair=true makes it again")
+        raise ValueError(f"{name}: the lookup table is missing or wrong: --repair=true makes it again")
     else:
-        print(f"{name}: {sum(info.samples for info in mine)} samples in {len(mine)} shards, all as they should be")
+        print(f"{name}: {sum(info.samples for info in infos)} samples in {len(infos)} shards, no problems")
 
 
 @one_line_errors

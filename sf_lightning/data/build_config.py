@@ -53,7 +53,7 @@ class BuildConfig:
         speaker: The speaker encoder; or the spec of x-vectors that are stored beside the audio as `speaker.npy`.
         filters: Which clips are accepted.
         shard_samples: Clips per shard, counted before any is skipped.
-        at_once: Clips that tokenizer and speaker encoder process together.
+        batch_size: Clips that tokenizer and speaker encoder process together.
     """
 
     tokenizer: Tokenizer | TokenizerSpec
@@ -61,7 +61,7 @@ class BuildConfig:
     speaker: SpeakerEncoder | SpeakerSpec = SpeakerSpec()
     filters: Filters = Filters()
     shard_samples: int = 100
-    at_once: int = 16
+    batch_size: int = 16
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -106,7 +106,7 @@ class SkippedClips:
 def make_samples(clips: Sequence[CorpusClip], config: BuildConfig, skipped: SkippedClips) -> Iterator[Sample]:
     """Yields the samples of the clips of one shard; adds those that cannot be used to `skipped`."""
     usable = _usable_clips(clips, config, skipped)
-    while batch := list(islice(usable, config.at_once)):
+    while batch := list(islice(usable, config.batch_size)):
         batch_clips, waves = [clip for clip, _ in batch], [wave for _, wave in batch]
         tokens_files, x_vectors = _tokenize(batch_clips, waves, config), _embed(batch_clips, waves, config)
         for clip, wave, tokens_file, x_vector in zip(batch_clips, waves, tokens_files, x_vectors, strict=True):

@@ -1,6 +1,6 @@
-"""espeak-ng as a function: a voice and a sentence in, samples out, the same for the same seed.
+"""espeak-ng as a function: from voice and sentence to samples, the same for the same seed.
 
-espeak-ng is under the GPL-3, so it is never a core dependency: the extra `sf-lightning[demo]` brings it.
+espeak-ng is under the GPL-3, so it is not a core dependency: the extra `sf-lightning[demo]` installs it.
 """
 
 import ctypes
@@ -19,34 +19,40 @@ SAMPLE_RATE = 16_000
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker: an espeak language, one of its voice variants, and how they speak."""
+    """A speaker: an espeak language, one of its voice variants, pitch and speed."""
 
     language: str
     variant: str
     pitch: int
     """0 to 99; 50 is the variant's own pitch."""
     pitch_range: int
-    """0 (monotone) to 99; 50 is the variant's own. Low values would flatten the tones of Mandarin."""
+    """0 (monotone) to 99; 50 is the variant's own. Low values flatten the tones of Mandarin."""
     words_per_minute: int
 
     @property
     def name(self) -> str:
-        """The speaker's folder, such as `en-us_m3`."""
+        """Name of the speaker's folder, such as `en-us_m3`."""
         return f"{self.language}_{self.variant}"
 
     @property
     def grammar(self) -> dict[str, str]:
-        """The sentences of this voice's language."""
+        """Grammar of the voice's language."""
         return GRAMMARS[self.language.partition("-")[0]]
 
 
 class Espeak:
-    """A private espeak-ng: a voice and a sentence in, 16 kHz samples out.
+    """A private copy of espeak-ng with samples at 16 kHz.
 
-    espeak-ng keeps flutter, phase and noise in C globals that no call resets, not even terminating it and
-    initialising it again, so the same sentence differs from one call to the next. A copy of the library is
-    loaded as a library of its own, with fresh globals: the seed and the order of the sentences are then all
-    that matters, not what else the process made espeak-ng say before.
+    espeak-ng keeps flutter, phase and noise in C globals that no call resets, not even terminating and initializing
+    it again, so that the same sentence differs from one call to the next. A copy of the library file is loaded
+    instead, with fresh globals: the samples then depend on the seed and the order of the sentences alone.
+
+    Args:
+        seed: Seed of espeak's breath noise.
+
+    Raises:
+        ImportError: if espeak-ng is not installed.
+        RuntimeError: if it cannot read its data.
     """
 
     # Names and numbers of espeak-ng's speak_lib.h.
@@ -56,19 +62,18 @@ class Espeak:
     _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
     _VOLUME_PERCENT = 70
-    """At espeak's own level the louder voices come within a hair of full scale."""
+    """At 100 the louder voices almost reach full scale."""
     _PEAKS = (1_000, 30_000)
-    """Of 16-bit samples. A clip that peaks lower counts as silent; higher, and resampling might clip it."""
+    """Accepted peaks of 16-bit samples: below, a clip counts as silent; above, resampling might clip it."""
 
     def __init__(self, seed: int) -> None:
-        """Loads espeak-ng; raises ImportError if it is not installed."""
         try:
             import espeakng_loader
         except ImportError as error:
             raise ImportError(
                 "the demo corpus needs espeak-ng (package espeakng-loader): pip install 'sf-lightning[demo]'"
             ) from error
-        # Windows cannot delete a library in use: there the copy is left in the temporary folder.
+        # Windows cannot delete a library in use: the copy stays in the temporary folder there.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             self._library = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder))
         data = espeakng_loader.get_data_path()
@@ -78,15 +83,19 @@ class Espeak:
         if self._native_rate <= 0:
             raise RuntimeError(
                 f"espeak-ng could not read its data at {data} ({len(data)} characters long): reinstall "
-                "espeakng-loader, in a shorter path if this one has more than 180 characters"
+                "espeakng-loader, at a shorter path if this one has more than 180 characters"
             )
         self._chunks: list[NDArray[np.int16]] = []
-        self._callback = self._Callback(self._collect)  # C keeps a bare pointer to it
+        self._callback = self._Callback(self._collect)  # kept, because C has only a bare pointer to it
         self._library.espeak_SetSynthCallback(self._callback)
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
 
-    def say(self, voice: Voice, text: str) -> NDArray[np.int16]:
-        """Reads `text` aloud; returns `[N]` samples at `SAMPLE_RATE`, ending in a short pause."""
+    def synthesize(self, voice: Voice, text: str) -> NDArray[np.int16]:
+        """Returns the samples [N] of a text at `SAMPLE_RATE`, ending in a short pause.
+
+        Raises:
+            RuntimeError: if espeak-ng lacks the voice, fails, or its peak is not within `_PEAKS`.
+        """
         name = f"{voice.language}+{voice.variant}"
         if status := self._library.espeak_SetVoiceByName(name.encode()):
             raise RuntimeError(f"espeak-ng has no voice {name} (status {status})")
@@ -101,7 +110,7 @@ class Espeak:
         self._chunks.clear()
         utf8 = text.encode()
         size = ctypes.c_size_t(len(utf8) + 1)
-        flags = self._CHARS_UTF8 | self._END_PAUSE  # without the pause the last vowel is cut off dead
+        flags = self._CHARS_UTF8 | self._END_PAUSE  # without the pause the last vowel is cut off
         if status := self._library.espeak_Synth(utf8, size, 0, 1, 0, flags, None, None):
             raise RuntimeError(f"espeak-ng's {name} could not read {text!r} (status {status})")
         native = np.concatenate([np.zeros(0, np.int16), *self._chunks]).astype(np.float32)
@@ -112,11 +121,11 @@ class Espeak:
         return np.round(resampled).astype(np.int16)
 
     def _collect(self, samples: "ctypes._Pointer[ctypes.c_short]", num_samples: int, _events: object) -> int:
-        """Keeps a copy of what espeak-ng has just made; it calls with no samples when it is done."""
+        """Keeps a copy of the samples of espeak-ng's callback; the last call has none."""
         if samples and num_samples > 0:
             self._chunks.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
-        return 0  # go on
+        return 0  # continue
 
     def close(self) -> None:
-        """Frees espeak-ng's memory; the object is of no use afterwards."""
+        """Frees espeak-ng's memory; the object cannot be used afterwards."""
         self._library.espeak_Terminate()

@@ -1,4 +1,4 @@
-"""Sentences of the demo corpus, drawn from a grammar of English and one of Mandarin. Knows nothing of sound."""
+"""Sentences of the demo corpus, drawn from a grammar of English and one of Mandarin. Knows nothing of audio."""
 
 import random
 import re
@@ -40,7 +40,7 @@ ENGLISH = {
         | vanished""",
 }
 
-# Characters that espeak-ng reads right: not 熊, for one, which comes out as the English word "xiong".
+# Only characters that espeak-ng pronounces correctly: it reads 熊, for example, as the English word "xiong".
 MANDARIN = {
     "sentence": """{who}{did}{what}。 | {when}，{who}{where}{did}{what}。
         | {who}{where}{did}{what}，因为{reason}。 | {who}说{reason}，所以{did}{what}。
@@ -68,7 +68,7 @@ GRAMMARS = {"en": ENGLISH, "cmn": MANDARIN}
 
 
 def draw_sentence(grammar: Mapping[str, str], rng: random.Random) -> str:
-    """Draws one sentence: an alternative of `sentence`, its `{slots}` filled in the same way.
+    """Returns a random sentence: an alternative of `sentence`, its `{slots}` filled in the same way.
 
     >>> draw_sentence({"sentence": "the {animal} sleeps", "animal": "cat"}, random.Random(0))
     'The cat sleeps.'

@@ -1,1 +1,1 @@
-"""Tokenizers: 16 kHz waves to semantic tokens. Knows nothing of the network that turns them back."""
+"""Tokenizers: from 16 kHz waves to semantic tokens. Knows nothing of decoders."""

@@ -1,4 +1,4 @@
-"""What a tokenizer is to the rest of the house."""
+"""Interface of all tokenizers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ Tokens = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """What must agree between shards and model.
+    """Properties of a tokenizer that must be equal in shards and model.
 
     Args:
         name: Kind of tokenizer, such as "kmeans" or "s3".
         vocabulary: Number of codes.
-        frames_per_token: Mel frames of a token.
-        digest: Of its weights: two k-means fitted on different speech have one name and nothing in common.
+        frames_per_token: Mel frames per token.
+        digest: Digest of its weights, because k-means fitted on other speech has the same name and other tokens.
     """
 
     name: str
@@ -30,10 +30,14 @@ class TokenizerSpec:
 
 
 class Tokenizer(Protocol):
-    """Turns waves into tokens."""
+    """Encodes waves as tokens.
+
+    Attributes:
+        spec: Its properties.
+    """
 
     spec: TokenizerSpec
 
     def encode(self, waves: Sequence[Wave]) -> list[Tokens]:
-        """Returns tokens [L] of each wave [N] at 16 kHz."""
+        """Returns the tokens [L] of each wave [N] at 16 kHz."""
         ...

@@ -1,11 +1,9 @@
-"""K-means tokens: the offline default, fitted on the speech at hand and honest about being no semantic model.
+"""K-means tokens: the default, which needs no download; fitted on the user's own speech, not a semantic model.
 
-A token is the nearest centroid to the cepstra of its frames, their mean over the utterance removed, so that
-level and the average voice do not use up the codes.
+A token is the centroid nearest to the cepstra of its frames minus their mean over the utterance, so that no codes
+are spent on level and average voice.
 """
 
-import hashlib
-import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
@@ -19,6 +17,8 @@ from sklearn.metrics import pairwise_distances_argmin
 
 from sf_lightning.audio.mel import MelConfig, MelSpectrogram
 from sf_lightning.audio.wave import Wave
+from sf_lightning.files.atomic import atomic_path
+from sf_lightning.files.digest import digest_of
 from sf_lightning.tokens.base import TokenizerSpec, Tokens
 
 FRAMES_PER_TOKEN = 4
@@ -26,16 +26,15 @@ NUM_CEPSTRA = 20
 
 
 class KMeansTokenizer:
-    """Nearest centroids [K, FRAMES_PER_TOKEN * NUM_CEPSTRA] of cepstra.
+    """Encodes the cepstra of each token as the number of the nearest centroid.
 
     Args:
-        centroids: float32 [K, FRAMES_PER_TOKEN * NUM_CEPSTRA].
+        centroids: Centroids, float32 [K, FRAMES_PER_TOKEN * NUM_CEPSTRA].
     """
 
     def __init__(self, centroids: NDArray[np.float32]) -> None:
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
-        digest = hashlib.sha256(self.centroids.tobytes()).hexdigest()[:16]
-        self.spec = TokenizerSpec("kmeans", len(centroids), FRAMES_PER_TOKEN, digest)
+        self.spec = TokenizerSpec("kmeans", len(centroids), FRAMES_PER_TOKEN, digest_of(self.centroids.tobytes()))
         self.mel = MelSpectrogram(MelConfig())
 
     @classmethod
@@ -43,16 +42,16 @@ class KMeansTokenizer:
         """Fits centroids on speech.
 
         Args:
-            waves: Speech at 16 kHz; a few thousand tokens for each hundred codes, better more.
-            vocabulary: K, number of codes.
-            seed: Of the initial centroids.
+            waves: Waves [N] at 16 kHz; at least a few thousand tokens per hundred codes.
+            vocabulary: Number of codes K.
+            seed: Seed of the initial centroids.
 
         Raises:
             ValueError: if there are fewer tokens than codes.
         """
         mel = MelSpectrogram(MelConfig())
         features = [cepstra(mel, wave) for wave in waves]
-        total = sum(len(each) for each in features)
+        total = sum(map(len, features))
         if total < vocabulary:
             raise ValueError(f"kmeans: {total} tokens of speech for {vocabulary} codes: lower --vocabulary")
         kmeans = MiniBatchKMeans(vocabulary, batch_size=8192, n_init=1, max_iter=30, random_state=seed)
@@ -69,15 +68,14 @@ class KMeansTokenizer:
         ]
 
     def save(self, path: Path) -> None:
-        """Writes the centroids to an `.npz` file, which is either whole or not there: jobs may wait for it."""
+        """Writes the centroids to an `.npz` file, whole or not at all, because other jobs may wait for it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{secrets.token_hex(8)}.{path.name}")
-        np.savez(fresh, centroids=self.centroids)
-        fresh.replace(path)
+        with atomic_path(path) as temporary:
+            np.savez(temporary, centroids=self.centroids)
 
     @classmethod
     def load(cls, path: Path) -> "KMeansTokenizer":
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
             ValueError: if the file is not a k-means tokenizer.
@@ -86,11 +84,11 @@ class KMeansTokenizer:
             with np.load(path) as file:
                 return cls(file["centroids"])
         except (KeyError, OSError, ValueError, BadZipFile) as error:
-            raise ValueError(f"tokenizer: {path} is no k-means tokenizer ({error})") from error
+            raise ValueError(f"tokenizer {path} is not a k-means tokenizer ({error})") from error
 
 
 def cepstra(mel: MelSpectrogram, wave: Wave) -> NDArray[np.float32]:
-    """Returns [L, FRAMES_PER_TOKEN * NUM_CEPSTRA] features, one row per token."""
+    """Returns the features of a wave [N], one row per token, float32 [L, FRAMES_PER_TOKEN * NUM_CEPSTRA]."""
     length = len(wave) // mel.config.hop_length // FRAMES_PER_TOKEN
     if length == 0:
         return np.zeros((0, FRAMES_PER_TOKEN * NUM_CEPSTRA), np.float32)

@@ -1,4 +1,4 @@
-"""A tokenizer from its file."""
+"""Loads a tokenizer from its file."""
 
 from pathlib import Path
 
@@ -6,19 +6,19 @@ from sf_lightning.tokens.base import Tokenizer
 
 
 def load_tokenizer(path: Path, device: str = "cpu") -> Tokenizer:
-    """Loads a tokenizer from its file; the suffix says its kind (`.npz`: k-means; `.onnx`, `.pt`: S3).
+    """Returns the tokenizer in a file, of the kind of its suffix: `.npz` is k-means, `.onnx` and `.pt` are S3.
 
     Args:
-        path: Of the file.
-        device: Where it runs; k-means runs on the CPU.
+        path: Path of the file.
+        device: Device of the S3 tokenizer; k-means runs on the CPU.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if no tokenizer has that suffix, or the file is not one.
+        ValueError: if the suffix is unknown, or the file is not a tokenizer.
     """
-    # Each kind brings libraries of its own: scikit-learn only where k-means is used, s3tokenizer likewise.
+    # Imported here, because each kind needs its own library: scikit-learn or s3tokenizer.
     if not path.is_file():
-        raise FileNotFoundError(f"tokenizer: no file {path}")
+        raise FileNotFoundError(f"tokenizer {path}: no such file")
     if path.suffix == ".npz":
         from sf_lightning.tokens.kmeans import KMeansTokenizer
 
@@ -27,4 +27,4 @@ def load_tokenizer(path: Path, device: str = "cpu") -> Tokenizer:
         from sf_lightning.tokens.s3 import S3Tokenizer
 
         return S3Tokenizer(path, device)
-    raise ValueError(f"tokenizer: {path} has suffix {path.suffix!r}, known are .npz (k-means), .onnx and .pt (S3)")
+    raise ValueError(f"tokenizer {path}: expected suffix .npz (k-means), .onnx or .pt (S3)")

@@ -26,7 +26,7 @@ from tests.toys.audio import write_corpus
 from tests.toys.corpora import emilia, files, mp3
 
 
-def test_parts_give_the_bytes_of_one_job(config: BuildConfig, tmp_path: Path) -> None:
+def test_slices_give_the_same_bytes_as_one_job(config: BuildConfig, tmp_path: Path) -> None:
     parts = find_parts(emilia(tmp_path / "emilia"), 3)
     build(parts, tmp_path / "one", config)
     assert build(parts, tmp_path / "parts", config, job_slice=(2, 2)) is None
@@ -36,14 +36,14 @@ def test_parts_give_the_bytes_of_one_job(config: BuildConfig, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_processes_give_the_bytes_of_one(config: BuildConfig, tmp_path: Path) -> None:
+def test_several_processes_give_the_same_bytes_as_one(config: BuildConfig, tmp_path: Path) -> None:
     parts = find_parts(emilia(tmp_path / "emilia"), 3)
     build(parts, tmp_path / "one", config)
     build(parts, tmp_path / "two", config, processes=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_a_build_that_was_stopped_goes_on_after_the_last_whole_shard(config: BuildConfig, tmp_path: Path) -> None:
+def test_an_interrupted_build_resumes_after_the_last_complete_shard(config: BuildConfig, tmp_path: Path) -> None:
     parts = find_parts(emilia(tmp_path / "emilia"), 3)
     build(parts, tmp_path / "whole", config)
     partial = tmp_path / "set.partial"
@@ -63,7 +63,7 @@ def test_a_build_that_was_stopped_goes_on_after_the_last_whole_shard(config: Bui
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
-def test_progress_moves_with_every_shard_of_a_tar(config: BuildConfig, tmp_path: Path) -> None:
+def test_progress_advances_with_every_shard_of_a_tar(config: BuildConfig, tmp_path: Path) -> None:
     (part,) = find_parts(emilia(tmp_path / "emilia") / "EN-B000000.tar", 3)
     (tmp_path / "set").mkdir()
     seen: list[tuple[float, float, float]] = []
@@ -80,7 +80,7 @@ def test_progress_moves_with_every_shard_of_a_tar(config: BuildConfig, tmp_path:
     assert sum(seen[-1][::2]) == part.bytes
 
 
-def test_jobs_that_end_at_the_same_time_are_both_content(
+def test_jobs_that_end_at_the_same_time_both_succeed(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts, mean_token_mels = find_parts(emilia(tmp_path / "emilia"), 3), building.mean_token_mels
@@ -98,7 +98,7 @@ def test_jobs_that_end_at_the_same_time_are_both_content(
     assert files(tmp_path / "set") == files(tmp_path / "alone")
 
 
-def test_a_job_that_looked_just_before_another_one_ended_begins_nothing(
+def test_a_job_that_starts_while_another_one_completes_the_set_leaves_it_alone(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts, begin = find_parts(emilia(tmp_path / "emilia"), 3), building._begin
@@ -114,7 +114,7 @@ def test_a_job_that_looked_just_before_another_one_ended_begins_nothing(
     assert not (tmp_path / "set.partial").exists()
 
 
-def test_a_job_that_works_where_another_one_ends_is_content(
+def test_a_job_succeeds_when_another_one_completes_the_set_meanwhile(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The same part, started twice: the slower one is still writing when the folder gets its name.
@@ -131,7 +131,7 @@ def test_a_job_that_works_where_another_one_ends_is_content(
 
 
 @pytest.mark.parametrize("killed", ["write_atomically", "rename", "_clean_up"])
-def test_a_build_killed_at_its_very_end_ends_when_it_is_started_again(
+def test_a_build_killed_while_it_completes_the_set_can_be_started_again(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
 ) -> None:
     # With a shard of no samples, which is in no set.
@@ -152,14 +152,14 @@ def test_a_build_killed_at_its_very_end_ends_when_it_is_started_again(
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
-def test_more_parts_than_units_are_no_mistake(config: BuildConfig, tmp_path: Path) -> None:
+def test_more_slices_than_parts_are_accepted(config: BuildConfig, tmp_path: Path) -> None:
     parts = find_parts(emilia(tmp_path / "emilia"), 3)
     assert build(parts, tmp_path / "set", config, job_slice=(5, 5)) is None
     made = [build(parts, tmp_path / "set", config, job_slice=(part, 5)) for part in (4, 2, 1, 3, 5)]
     assert [manifest is not None for manifest in made] == [False, False, True, True, True]
 
 
-def test_a_full_disk_says_where_and_how_to_go_on_and_leaves_nothing_half_written(
+def test_a_full_disk_is_reported_with_a_remedy_and_leaves_no_partial_file(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = find_parts(emilia(tmp_path / "emilia"), 3)
@@ -171,7 +171,7 @@ def test_a_full_disk_says_where_and_how_to_go_on_and_leaves_nothing_half_written
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "add", full)
         with pytest.raises(
-            OSError, match=r"set.partial: No space left on device: make room and start the same comm"
+            OSError, match=r"set.partial: No space left on device: free some space and start the same comm"
         ):
             build(parts, tmp_path / "set", config)
     assert [path.name for path in (tmp_path / "set.partial").iterdir()] == ["build.json"]
@@ -179,7 +179,7 @@ def test_a_full_disk_says_where_and_how_to_go_on_and_leaves_nothing_half_written
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
-def test_the_order_of_languages_makes_no_other_build(config: BuildConfig, tmp_path: Path) -> None:
+def test_the_order_of_languages_does_not_matter(config: BuildConfig, tmp_path: Path) -> None:
     parts = find_parts(emilia(tmp_path / "emilia"), 3)
     one, same, other = (
         BuildConfig(config.tokenizer, filters=Filters(languages=languages), shard_samples=3)
@@ -191,27 +191,27 @@ def test_the_order_of_languages_makes_no_other_build(config: BuildConfig, tmp_pa
         build(parts, tmp_path / "set", other)
 
 
-def test_a_build_cannot_go_on_with_other_options(config: BuildConfig, tmp_path: Path) -> None:
+def test_a_build_cannot_be_resumed_with_other_options(config: BuildConfig, tmp_path: Path) -> None:
     parts = find_parts(emilia(tmp_path / "emilia"), 3)
     build(parts, tmp_path / "set", config, job_slice=(1, 2))
     other = BuildConfig(config.tokenizer, filters=Filters(min_dnsmos=3.0), shard_samples=3)
-    said = r"set.partial holds another build \(min_dnsmos was None and is 3.0\): give the same options"
-    with pytest.raises(ValueError, match=said):
+    message = r"set.partial has an unfinished build .* \(min_dnsmos was None and is 3.0\): give the same ones"
+    with pytest.raises(ValueError, match=message):
         build(parts, tmp_path / "set", other, job_slice=(2, 2))
 
 
-def test_a_corpus_that_changed_under_the_same_names_is_noticed(config: BuildConfig, tmp_path: Path) -> None:
+def test_a_corpus_whose_files_changed_size_is_refused(config: BuildConfig, tmp_path: Path) -> None:
     parts = find_parts(emilia(tmp_path / "emilia"), 3)
     build(parts, tmp_path / "set", config, job_slice=(1, 2))
     tar = tmp_path / "emilia" / "ZH-B000001.tar"
     size = tar.stat().st_size
     tar.write_bytes(tar.read_bytes() + bytes(512))
-    said = rf"\(part ZH-B000001 had {size} bytes and has {size + 512}\): give the same options and files"
-    with pytest.raises(ValueError, match=said):
+    message = rf"\(part ZH-B000001 had {size} bytes and has {size + 512}\): give the same options and files"
+    with pytest.raises(ValueError, match=message):
         build(parts, tmp_path / "set", config, job_slice=(2, 2))
 
 
-def test_of_audio_files_what_lies_beside_them_counts_as_well(config: BuildConfig, tmp_path: Path) -> None:
+def test_changed_files_beside_the_audio_are_noticed(config: BuildConfig, tmp_path: Path) -> None:
     audio = write_corpus(tmp_path / "audio", clips=12)
     build(find_parts(audio, 3), tmp_path / "set", config)
     (audio / "voice0" / "clip002.json").write_text('{"language": "en"}')
@@ -220,31 +220,31 @@ def test_of_audio_files_what_lies_beside_them_counts_as_well(config: BuildConfig
     for path in audio.rglob("*.wav"):
         path.write_bytes(path.read_bytes() + b"longer")
     write_corpus(audio / "more", clips=1)
-    with pytest.raises(FileExistsError, match=r"part shard-000002 had .* has \d+, and more, 5 parts in all"):
+    with pytest.raises(FileExistsError, match=r"part shard-000002 had .* has \d+, and others, 5 parts in all"):
         build(find_parts(audio, 3), tmp_path / "set", config)
 
 
-def test_a_set_that_is_there_is_content_with_its_own_build_and_refuses_another(
-    config: BuildConfig, tmp_path: Path
-) -> None:
+def test_an_existing_set_accepts_its_own_build_and_refuses_others(config: BuildConfig, tmp_path: Path) -> None:
     parts = find_parts(emilia(tmp_path / "emilia"), 3)
     manifest = build(parts, tmp_path / "set", config)
     before = files(tmp_path / "set")
     assert build(parts, tmp_path / "set", config) == manifest
     assert build(parts, tmp_path / "set", config, job_slice=(2, 3)) == manifest  # a job that is started once more
     other = BuildConfig(config.tokenizer, filters=Filters(languages=("zh",)), shard_samples=4)
-    said = r"another build \(languages was \[\] and is \['zh'\], shard_samples was 3 and is 4\): .* another --out"
-    with pytest.raises(FileExistsError, match=said):
+    message = (
+        r"another build \(languages was \[\] and is \['zh'\], shard_samples was 3 and is 4\): .* another --out"
+    )
+    with pytest.raises(FileExistsError, match=message):
         build(parts, tmp_path / "set", other)
     with pytest.raises(FileExistsError, match=r"another build \(part ZH-B000001 is gone\)"):
         build(parts[:1], tmp_path / "set", config)
     assert files(tmp_path / "set") == before and not (tmp_path / "set.partial").exists()
     (tmp_path / "set" / "build.json").unlink()
-    with pytest.raises(FileExistsError, match="set is there already: delete it or give another --out"):
+    with pytest.raises(FileExistsError, match="set exists already: delete it or give another --out"):
         build(parts, tmp_path / "set", config)
 
 
-def test_the_same_command_again_fits_nothing_and_describes_the_set(
+def test_the_same_command_again_fits_no_tokenizer_and_describes_the_set(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     say = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--out={tmp_path}/set"]
@@ -259,9 +259,7 @@ def test_the_same_command_again_fits_nothing_and_describes_the_set(
     assert "tokenizer.vocabulary was 40 and is 50" in capsys.readouterr().err
 
 
-def test_a_sigkill_in_the_middle_costs_nothing_but_the_shards_it_hit_and_leaves_no_process(
-    shards: ShardSet, tmp_path: Path
-) -> None:
+def test_a_sigkill_loses_only_unfinished_shards_and_leaves_no_process(shards: ShardSet, tmp_path: Path) -> None:
     tokens = shards.folder.parent / "kmeans-50.npz"
     say = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--tokenizer={tokens}", "--shard_samples=1"]
     main([*say, f"--out={tmp_path / 'whole'}"])
@@ -288,5 +286,5 @@ def test_a_sigkill_in_the_middle_costs_nothing_but_the_shards_it_hit_and_leaves_
 
 def alive(pid: int) -> bool:
     """Whether a process runs."""
-    said = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
-    return bool(said) and not said.startswith("Z")
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(state) and not state.startswith("Z")

@@ -48,7 +48,7 @@ def test_emilia_and_yodas_tars_become_shards_with_their_fields_and_bytes(
         (Filters(blocked_speakers=frozenset(["EN_B00000_S00001"])), 11, {"filtered: blocked speaker": 3}),
     ],
 )
-def test_filters_leave_clips_out_and_count_them(
+def test_filtered_clips_are_skipped_and_counted(
     config: BuildConfig, tmp_path: Path, filters: Filters, left: int, causes: dict
 ) -> None:
     parts = find_parts(emilia(tmp_path / "emilia"), 3)
@@ -60,14 +60,16 @@ def test_filters_leave_clips_out_and_count_them(
 @pytest.mark.parametrize(
     ("languages", "samples"), [("zh", 7), ("[zh]", 7), ("en,zh", 14), ("[en, zh]", 14), ("", 14)]
 )
-def test_languages_may_be_a_list_or_a_word(shards: ShardSet, tmp_path: Path, languages: str, samples: int) -> None:
+def test_languages_may_be_a_list_or_a_comma_separated_text(
+    shards: ShardSet, tmp_path: Path, languages: str, samples: int
+) -> None:
     tokens = shards.folder.parent / "kmeans-50.npz"
     say = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--out={tmp_path}/set", f"--tokenizer={tokens}"]
     main([*say, f"--languages={languages}"])
     assert ShardSet(tmp_path / "set").samples == samples
 
 
-def test_tokens_made_elsewhere_are_taken_as_they_are_and_checked(tmp_path: Path) -> None:
+def test_precomputed_tokens_are_checked_and_kept(tmp_path: Path) -> None:
     for i, length in enumerate((25, 25, 27, None)):
         soundfile.write(tmp_path / f"clip{i}.wav", synthetic_voice(1.0, seed=i), 16000)
         if length:
@@ -91,11 +93,11 @@ class FakeECAPA:
         return [np.array([len(wave) / 16000, 1], np.float32) for wave in waves]
 
 
-def test_x_vectors_are_made_a_few_clips_at_once_and_stored_beside_their_own_clip(
+def test_x_vectors_are_computed_in_batches_and_stored_with_the_right_clip(
     config: BuildConfig, tmp_path: Path
 ) -> None:
     parts = find_parts(emilia(tmp_path / "emilia"), 3)
-    made = BuildConfig(config.tokenizer, speaker=FakeECAPA(), shard_samples=5, at_once=2)
+    made = BuildConfig(config.tokenizer, speaker=FakeECAPA(), shard_samples=5, batch_size=2)
     build(parts, tmp_path / "set", made)
     held = ShardSet(tmp_path / "set")
     assert (held.manifest.x_vectors, held.manifest.x_vector_width) == ("fake", 2)
@@ -105,7 +107,7 @@ def test_x_vectors_are_made_a_few_clips_at_once_and_stored_beside_their_own_clip
         assert x_vector[0] == pytest.approx(json.loads(raw["json"])["duration"], abs=2e-3)
 
 
-def test_names_that_would_leave_the_folder_or_hide_are_made_harmless(config: BuildConfig, tmp_path: Path) -> None:
+def test_keys_cannot_point_outside_the_folder_or_be_hidden_files(config: BuildConfig, tmp_path: Path) -> None:
     assert clean_key("../../etc/passwd.d") == "--_--_etc_passwd-d"
     assert clean_key("__meta__") == "_meta__" and clean_key("./a b") == "a_b"
     write_tar(tmp_path / "in" / "a.tar", [("../../evil/clip.mp3", mp3(1.0)), ("../../evil/clip.json", b"[1]")])
@@ -114,7 +116,7 @@ def test_names_that_would_leave_the_folder_or_hide_are_made_harmless(config: Bui
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "set"]
 
 
-def test_a_damaged_tar_gives_what_lies_before_the_damage_and_twins_are_counted(
+def test_a_damaged_tar_yields_the_clips_before_the_damage_and_duplicates_are_counted(
     config: BuildConfig, tmp_path: Path
 ) -> None:
     twin = [("a.mp3", mp3(1.0)), ("b.mp3", mp3(1.0, 1)), ("a.mp3", mp3(1.0))]
@@ -146,7 +148,7 @@ def test_a_tar_that_ends_early_is_counted_wherever_it_is_cut_or_broken(
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(2_000, marks=pytest.mark.slow)])
-def test_whatever_happens_to_a_tar_of_a_corpus_it_is_read_to_an_end(tmp_path: Path, count: int) -> None:
+def test_reading_a_randomly_damaged_tar_of_a_corpus_terminates(tmp_path: Path, count: int) -> None:
     members = [(f"{i}.{kind}", bytes(700 * i) or b"x") for i in range(6) for kind in ("mp3", "json")]
     tar = write_tar(tmp_path / "a.tar", members)
     data = tar.read_bytes()
@@ -157,22 +159,20 @@ def test_whatever_happens_to_a_tar_of_a_corpus_it_is_read_to_an_end(tmp_path: Pa
         assert sum(len(source.audio) for source in sources) <= 2 * len(data)
 
 
-def test_tars_whose_shards_would_have_one_name_are_refused(tmp_path: Path) -> None:
-    for pair, said in (
+def test_tars_whose_shards_would_have_the_same_name_are_refused(tmp_path: Path) -> None:
+    for pair, message in (
         (("data", "data-0001"), "data-0001.tar and .*data.tar would both have shards named data-0001"),
         (("a.b", "a-b"), "would both have the key a-b"),
-        (("x", "manifest"), "would have an index named manifest.json"),
+        (("x", "manifest"), "would have an index manifest.json"),
     ):
         folder = tmp_path / pair[0]
         for name in pair:
             write_tar(folder / f"{name}.tar", [])
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             find_parts(folder, 3)
 
 
-def test_text_that_is_no_unicode_and_speakers_without_a_name_do_no_harm(
-    config: BuildConfig, tmp_path: Path
-) -> None:
+def test_invalid_unicode_and_missing_speaker_names_are_accepted(config: BuildConfig, tmp_path: Path) -> None:
     audio = write_corpus(tmp_path / "audio", clips=2, speakers=2)
     (audio / "voice0" / "clip000.json").write_text('{"text": "\\ud800 half", "speaker": null, "language": null}')
     os.rename(audio / "voice1" / "clip001.wav", os.fsencode(audio / "voice1") + b"/caf\xe9.wav")
@@ -185,11 +185,11 @@ def test_text_that_is_no_unicode_and_speakers_without_a_name_do_no_harm(
     assert json.loads(next(held.read_samples(0))["json"])["text"] == "\ud800 half"
 
 
-def test_mixed_folders_and_twins_are_refused(tmp_path: Path) -> None:
+def test_mixed_folders_and_duplicate_keys_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "x" / "a.tar", [])
     write_tar(tmp_path / "y" / "a.tar", [])
     with pytest.raises(ValueError, match="would both have the key a: rename one"):
         find_parts(tmp_path, 3)
     soundfile.write(tmp_path / "a.wav", synthetic_voice(0.5), 16000)
-    with pytest.raises(ValueError, match=r"holds tars .* and audio .*: give a folder of one kind"):
+    with pytest.raises(ValueError, match=r"has tars .* and audio files .*: give a folder of one kind"):
         find_parts(tmp_path, 3)

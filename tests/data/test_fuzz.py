@@ -39,7 +39,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 @pytest.mark.parametrize("count", [1500, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_whatever_happens_to_a_tar_every_sample_read_is_one_that_was_written(
+def test_every_sample_read_from_a_randomly_damaged_tar_is_one_that_was_written(
     small: ShardSet, tmp_path: Path, count: int
 ) -> None:
     shutil.copytree(small.folder, tmp_path / "set")
@@ -61,7 +61,7 @@ def test_whatever_happens_to_a_tar_every_sample_read_is_one_that_was_written(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # a header's word costs no memory
 
 
-def test_every_sample_that_is_lost_is_counted_under_a_cause(small: ShardSet, tmp_path: Path) -> None:
+def test_every_lost_sample_is_counted_under_a_cause(small: ShardSet, tmp_path: Path) -> None:
     shutil.copytree(small.folder, tmp_path / "set")
     path = tmp_path / "set" / small.manifest.shards[0].name
     data = path.read_bytes()
@@ -76,12 +76,12 @@ def test_every_sample_that_is_lost_is_counted_under_a_cause(small: ShardSet, tmp
 
 
 @pytest.mark.parametrize("apart", [-4, -3, -2, -1, 1, 2, 3, 4])
-def test_token_counts_that_are_off_are_counted_when_the_set_is_built(tmp_path: Path, apart: int) -> None:
+def test_clips_with_wrong_token_counts_are_skipped_at_build(tmp_path: Path, apart: int) -> None:
     # Whole tokens are four frames: one too many or too few is beyond the three frames that are trimmed or padded.
     raw = raw_sample(synthetic_voice(1.0), 25 + apart)
     for name in ("wav", "tokens.npy"):
         (tmp_path / f"clip.{name}").write_bytes(raw[name])
-    with pytest.raises(ValueError, match=r"not one clip could be used \(token count: 1\)"):
+    with pytest.raises(ValueError, match=r"no clip of the corpus can be used \(token count: 1\)"):
         build(find_parts(tmp_path, 8), tmp_path / "set", BuildConfig(TokenizerSpec("any", 50, 4, "any")))
 
 

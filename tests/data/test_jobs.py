@@ -1,4 +1,4 @@
-"""Work in processes: how far it is can be seen while it goes on, and what is said comes in order."""
+"""Jobs in processes: progress is visible while they run, and their findings are printed in order."""
 
 import functools
 import os
@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from sf_lightning.data import jobs as working
-from sf_lightning.data.jobs import ProgressCounter, progress_line, work
+from sf_lightning.data import jobs
+from sf_lightning.data.jobs import ProgressCounter, progress_line, run_jobs
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines come at once, not every minute."""
-    monkeypatch.setattr(working, "SECONDS_BETWEEN_UPDATES", 0.01)
-    monkeypatch.setattr(working, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(jobs, "SECONDS_BETWEEN_UPDATES", 0.01)
+    monkeypatch.setattr(jobs, "SECONDS_BETWEEN_LINES", 0.0)
 
 
 def wait_for(seen: Callable[[], bool]) -> None:
@@ -29,25 +29,25 @@ def wait_for(seen: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_the_log_of_one_long_job_shows_it_move(quick: None, capsys: pytest.CaptureFixture) -> None:
+def test_progress_within_one_long_job_is_logged(quick: None, capsys: pytest.CaptureFixture) -> None:
     def do(item: int, counter: ProgressCounter) -> list[str]:
         for share in (25, 50):
             counter.add(made=250, seconds=3600.0)
             log = ""
 
-            def is_said(share: int = share) -> bool:
+            def is_logged(share: int = share) -> bool:
                 nonlocal log
                 log += capsys.readouterr().out
                 return f"going: {share}% of 1.0 kB, {share / 25:.1f} h of speech" in log
 
-            wait_for(is_said)
+            wait_for(is_logged)
             assert re.search(r"\d+ x real time, 0 min left", log)
         return []
 
-    work(do, [1], 1000, 1, "going")
+    run_jobs(do, [1], 1000, 1, "going")
 
 
-def test_a_job_that_is_done_already_does_not_make_the_rest_look_quick() -> None:
+def test_reused_work_does_not_shorten_the_estimated_time() -> None:
     counter = ProgressCounter()
     assert progress_line(counter, 1000, 1.0) == "0% of 1.0 kB, 0.0 h of speech, 0 x real time, time left unknown"
     counter.add(reused=900)
@@ -56,7 +56,7 @@ def test_a_job_that_is_done_already_does_not_make_the_rest_look_quick() -> None:
     assert progress_line(counter, 1000, 3600.0).endswith("9.0 h left")
 
 
-def say(item: int, counter: ProgressCounter, folder: Path) -> list[str]:
+def job_until_seen(item: int, counter: ProgressCounter, folder: Path) -> list[str]:
     """A job that ends when the parent has seen how far it is."""
     counter.add(made=10)
     (folder / str(item)).touch()
@@ -65,19 +65,19 @@ def say(item: int, counter: ProgressCounter, folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_processes_count_together_and_speak_in_order(
+def test_processes_share_the_counter_and_print_findings_in_order(
     quick: None, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    output: list[str] = []
 
     def listen(counter: ProgressCounter, total: int, elapsed: float) -> str:
-        said.append(progress_line(counter, total, elapsed))
-        if "40% of 50 bytes" in said[-1]:  # two processes, each with a first job
+        output.append(progress_line(counter, total, elapsed))
+        if "40% of 50 bytes" in output[-1]:  # two processes, each with a first job
             (tmp_path / "seen").touch()
-        return said[-1]
+        return output[-1]
 
-    monkeypatch.setattr(working, "progress_line", listen)
-    found = work(functools.partial(say, folder=tmp_path), range(5), 50, 2, "going")
+    monkeypatch.setattr(jobs, "progress_line", listen)
+    found = run_jobs(functools.partial(job_until_seen, folder=tmp_path), range(5), 50, 2, "going")
     assert found == ["[1]", "[2]", "[2]", "[4]"]
     assert re.findall(r"^\[\d\]$", capsys.readouterr().out, re.MULTILINE) == found
 
@@ -88,6 +88,6 @@ def die(item: int, counter: ProgressCounter) -> list[str]:
     return []
 
 
-def test_a_process_that_is_killed_ends_the_work_with_a_hint() -> None:
+def test_a_killed_process_ends_the_run_with_a_hint() -> None:
     with pytest.raises(RuntimeError, match=r"one of the 2 processes was killed, .* lower --processes"):
-        work(die, range(3), 50, 2, "going")
+        run_jobs(die, range(3), 50, 2, "going")

@@ -58,22 +58,22 @@ def test_a_lane_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet) 
         assert packs_equal(set_packs(shards, 1, whole[stop].state)[0], whole[stop + 1])
 
 
-def test_no_frame_is_lost_or_said_twice_by_packing(shards: ShardSet) -> None:
+def test_packing_keeps_every_frame_exactly_once(shards: ShardSet) -> None:
     mel = MelSpectrogram(MelConfig())
-    said: dict[str, list[torch.Tensor]] = {}
+    output: dict[str, list[torch.Tensor]] = {}
     tokens: dict[str, list[int]] = {}
     for each in set_packs(shards, 7):  # less than an epoch
         frames = mel.frames(each.wave)
         for piece, key in enumerate(each.keys):
             mine = (each.blocks.utterance == piece) & each.blocks.valid[:, 0]
-            said.setdefault(key, []).append(frames[mine][each.blocks.valid[mine]])
+            output.setdefault(key, []).append(frames[mine][each.blocks.valid[mine]])
             valid = each.blocks.valid[mine].unflatten(1, (-1, 4))[..., 0]
             tokens.setdefault(key, []).extend(each.tokens[mine][valid].tolist())
     checked = 0
     for shard in range(len(shards.manifest.shards)):
         for raw in shards.read_samples(shard):
             clip = decode_clip(raw, MelConfig(), 50, 4)
-            heard = torch.cat(said.get(clip.key, [torch.zeros(0, 80)]))
+            heard = torch.cat(output.get(clip.key, [torch.zeros(0, 80)]))
             if len(heard) == 4 * len(clip.tokens):  # the packs above end within the last clips
                 whole = mel(torch.from_numpy(clip.wave)[None])[0]
                 torch.testing.assert_close(heard, whole, atol=1e-5, rtol=0)
@@ -83,7 +83,7 @@ def test_no_frame_is_lost_or_said_twice_by_packing(shards: ShardSet) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 6, 7, 11, 12, 13, 19, 40])
-def test_the_blocks_of_a_piece_are_those_of_the_clip_reflected_at_its_edges(tokens: int) -> None:
+def test_blocks_of_a_piece_equal_those_of_the_reflected_clip(tokens: int) -> None:
     wave = synthetic_voice(tokens / 25)
     clip = Clip("a", wave, np.arange(1, tokens + 1), np.zeros(0, np.float32))
     count, pad, size = -(-tokens // 6), MelConfig().pad, 24 * 160
@@ -109,7 +109,7 @@ def test_packs_have_one_shape_and_pad_nothing_but_last_blocks(shards: ShardSet) 
         assert (last | ~partial).all()
 
 
-def test_a_pack_with_too_many_pieces_is_padded_and_goes_on_with_the_next_clip(shards: ShardSet) -> None:
+def test_a_pack_with_the_most_pieces_is_padded_and_the_next_clip_opens_a_new_one(shards: ShardSet) -> None:
     few = dataclasses.replace(PACK_SHAPE, num_blocks=64, max_pieces=2)
     made = list(islice(pack_clips(make_lane(shards).draw_clips(LaneState()), few), 4))
     assert all(len(each.keys) == 2 for each in made)
@@ -133,7 +133,7 @@ def test_batches_keep_the_packs_apart(shards: ShardSet) -> None:
     assert [(key.lane, key.pack) for key in batch.packs] == [(0, 0), (1, 0)]
 
 
-def test_a_truncated_tar_costs_the_samples_it_lost_and_no_more(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_truncated_tar_loses_only_the_samples_beyond_the_cut(shards: ShardSet, tmp_path: Path) -> None:
     broken = copy_shards(shards, tmp_path / "set")
     tar = broken.folder / "shard-000001.tar"
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size * 6 // 10])
@@ -144,16 +144,16 @@ def test_a_truncated_tar_costs_the_samples_it_lost_and_no_more(shards: ShardSet,
     assert 1 <= len(lost) <= 4
 
 
-def test_an_index_that_is_damaged_stops_the_run_with_the_remedy(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_damaged_index_stops_the_run_with_the_remedy(shards: ShardSet, tmp_path: Path) -> None:
     broken = copy_shards(shards, tmp_path / "set")
     index = broken.folder / "shard-000001.json"
-    for said in (index.read_text()[:300], "{}", '{"rows": [[1]]}'):
-        index.write_text(said)
+    for output in (index.read_text()[:300], "{}", '{"rows": [[1]]}'):
+        index.write_text(output)
         with pytest.raises(ValueError, match=r"shard-000001.json is damaged .* --repair=true"):
             list(islice(make_lane(broken).draw_clips(LaneState()), 40))
 
 
-def test_too_many_broken_samples_stop_the_run_with_causes_and_knob(shards: ShardSet, tmp_path: Path) -> None:
+def test_too_many_broken_samples_stop_the_run_with_causes_and_option(shards: ShardSet, tmp_path: Path) -> None:
     broken = copy_shards(shards, tmp_path / "set")
     for info in broken.manifest.shards[:3]:
         (broken.folder / info.name).write_bytes(b"")
@@ -161,12 +161,12 @@ def test_too_many_broken_samples_stop_the_run_with_causes_and_knob(shards: Shard
         list(islice(make_lane(broken).draw_clips(LaneState()), 100))
 
 
-def test_a_share_that_would_never_stop_a_run_is_refused(shards: ShardSet) -> None:
+def test_a_max_bad_share_of_one_is_refused(shards: ShardSet) -> None:
     with pytest.raises(ValueError, match=r"max_bad_share is 1.0: expected 0 or more, and less than 1"):
         make_lane(shards, max_bad_share=1.0)
 
 
-def test_a_set_without_one_good_sample_stops_too(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_set_without_a_good_sample_stops_the_run(shards: ShardSet, tmp_path: Path) -> None:
     broken = copy_shards(shards, tmp_path / "set")
     for info in broken.manifest.shards:
         (broken.folder / info.name).write_bytes(b"")
@@ -174,7 +174,7 @@ def test_a_set_without_one_good_sample_stops_too(shards: ShardSet, tmp_path: Pat
         next(make_lane(broken).draw_clips(LaneState()))
 
 
-def test_validation_names_the_clips_that_a_truncated_tar_lost(
+def test_validation_reports_the_clips_that_a_truncated_tar_lost(
     shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = copy_shards(shards, tmp_path / "set")
@@ -196,7 +196,7 @@ def test_more_lanes_than_samples_are_refused(shards: ShardSet) -> None:
         make_lane(shards, 0, 24)
 
 
-def test_shards_of_no_samples_are_passed_over(shards: ShardSet, tmp_path: Path) -> None:
+def test_shards_without_samples_are_ignored(shards: ShardSet, tmp_path: Path) -> None:
     folder = copy_shards(shards, tmp_path / "set").folder
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["shards"][2]["samples"] = 0
@@ -204,7 +204,7 @@ def test_shards_of_no_samples_are_passed_over(shards: ShardSet, tmp_path: Path) 
     assert len(epoch(ShardSet(folder), 0, 1)) == 18
 
 
-def test_validation_listens_to_clips_spread_over_the_set_in_a_fixed_order(shards: ShardSet) -> None:
+def test_validation_clips_are_spread_over_the_set_in_a_fixed_order(shards: ShardSet) -> None:
     clips: list[DrawnClip] = list(evenly_spaced_clips(shards, 8, ClipRequirements(crop_samples=4000)))
     keys = [drawn.clip.key for drawn in clips]
     assert keys == [drawn.clip.key for drawn in evenly_spaced_clips(shards, 8, ClipRequirements(crop_samples=4000))]
@@ -214,7 +214,7 @@ def test_validation_listens_to_clips_spread_over_the_set_in_a_fixed_order(shards
     assert len(list(evenly_spaced_clips(shards, 100, ClipRequirements(crop_samples=4000)))) == 23
 
 
-def test_a_clip_whose_speaker_has_no_other_says_that_its_reference_is_its_own(
+def test_a_clip_without_another_of_its_speaker_is_its_own_reference(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not any(
@@ -231,7 +231,7 @@ def test_a_clip_whose_speaker_has_no_other_says_that_its_reference_is_its_own(
     )
 
 
-def test_a_position_is_refused_in_other_lanes_and_warned_of_in_another_order(
+def test_a_saved_position_requires_the_same_lanes_and_warns_of_another_order(
     shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def module(folder: Path | str, block_size: int = 24, **change: int) -> ShardDataModule:

@@ -27,7 +27,7 @@ def mixed(sets: list[ShardSet], weights: list[float]) -> Lane:
     return Lane(sets, 0, LaneConfig(0, 1, ClipRequirements(crop_samples=4000)), weights)
 
 
-def test_sets_are_drawn_from_by_weight_and_each_in_its_own_order(shards: ShardSet, other: ShardSet) -> None:
+def test_sets_are_mixed_by_weight_and_each_keeps_its_own_order(shards: ShardSet, other: ShardSet) -> None:
     drawn = list(islice(mixed([shards, other], [3, 1]).draw_clips(LaneState()), 400))
     before = [each.state.places for each in drawn]
     after = [each.after.places for each in drawn]
@@ -61,7 +61,7 @@ def envelope(wave: np.ndarray) -> np.ndarray:
     return np.interp(np.linspace(0, 1, 200), np.linspace(0, 1, len(loud)), loud)
 
 
-def test_nothing_is_changed_unless_asked_for() -> None:
+def test_clips_are_unchanged_by_default() -> None:
     one = clip(1.0)
     assert Perturbation().apply(one, MelConfig(), 4, np.random.default_rng(0)) is one
 
@@ -86,7 +86,7 @@ def test_faster_speech_is_shorter_and_its_tokens_are_those_spoken_at_that_moment
     assert len(lengths) > 5
 
 
-def test_levels_go_down_by_no_more_than_was_said() -> None:
+def test_attenuation_stays_within_its_bound() -> None:
     one = clip(1.0)
     gains = [
         np.abs(Perturbation(level_db=12).apply(one, MelConfig(), 4, np.random.default_rng(seed)).wave).max() / 0.7
@@ -95,6 +95,6 @@ def test_levels_go_down_by_no_more_than_was_said() -> None:
     assert 10 ** (-12 / 20) <= min(gains) < 0.35 and 0.85 < max(gains) <= 1 + 1e-6
 
 
-def test_perturbations_that_cannot_be_are_refused() -> None:
+def test_perturbations_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"data.speed is 0.9 and data.level_db is 0.0: expected 0 to 0.5"):
         Perturbation(speed=0.9)

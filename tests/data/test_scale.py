@@ -52,7 +52,7 @@ def test_an_epoch_is_planned_from_the_manifest_alone_in_little_memory(
 
 
 @pytest.mark.parametrize(("lanes", "sample"), [(1, 10**6), (2, 10**6 - 3), (64, 31_000)])
-def test_a_lane_deep_in_an_epoch_opens_only_the_group_it_is_in(
+def test_a_lane_resumed_in_mid_epoch_opens_only_its_current_group(
     shards: ShardSet, large: Path, monkeypatch: pytest.MonkeyPatch, lanes: int, sample: int
 ) -> None:
     opened: list[tuple[str, int]] = []

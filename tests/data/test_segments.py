@@ -34,7 +34,7 @@ def test_a_segment_is_the_wave_of_its_clip_and_has_the_mel_of_the_whole_clip_the
     assert at_the_edge
 
 
-def test_segments_follow_the_pack_and_not_the_rank_or_what_was_drawn_before(shards: ShardSet) -> None:
+def test_segments_depend_on_the_pack_alone(shards: ShardSet) -> None:
     config = SegmentConfig(frames=20, per_pack=4)
     shape = PackShape(8, BLOCK_FRAMES, 4, 8, shards.manifest.mel)
     packs = [

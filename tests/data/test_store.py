@@ -61,9 +61,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "sf-lightning"
 
 
-def test_a_set_on_a_web_server_gives_the_packs_of_the_folder_and_is_brought_once(
-    shards: ShardSet, server: str
-) -> None:
+def test_a_set_on_a_web_server_gives_the_same_packs_and_is_downloaded_once(shards: ShardSet, server: str) -> None:
     here, there = (
         set_packs(shards, 10),
         set_packs(ShardSet(server), 10),
@@ -73,12 +71,12 @@ def test_a_set_on_a_web_server_gives_the_packs_of_the_folder_and_is_brought_once
     assert Flaky.asked.count("/shard-000001.tar") == Flaky.asked.count("/shard-000001.json") == 1
 
 
-def test_a_command_brings_a_set_too(shards: ShardSet) -> None:
+def test_a_set_behind_a_command_gives_the_same_packs(shards: ShardSet) -> None:
     there = ShardSet(f"pipe:cat '{shards.folder}/{{}}'")
     assert all(packs_equal(a, b) for a, b in zip(set_packs(shards, 3), set_packs(there, 3), strict=True))
 
 
-def test_the_cache_stays_below_its_size_and_keeps_what_was_used_last(shards: ShardSet, cache: Path) -> None:
+def test_the_cache_stays_below_its_size_and_keeps_the_last_used_files(shards: ShardSet, cache: Path) -> None:
     size = max(info.bytes for info in shards.manifest.shards)
     store = Store(f"pipe:cat '{shards.folder}/{{}}'", cache_gb=2.5 * size / 1e9)
     names = [info.name for info in shards.manifest.shards]
@@ -89,7 +87,7 @@ def test_the_cache_stays_below_its_size_and_keeps_what_was_used_last(shards: Sha
     assert names[1] not in {path.name for path in cache.rglob("*.tar")}
 
 
-def test_a_set_that_is_built_again_is_read_again(shards: ShardSet, tmp_path: Path) -> None:
+def test_cached_files_of_an_older_build_are_not_used(shards: ShardSet, tmp_path: Path) -> None:
     place = tmp_path / "place"
     shutil.copytree(shards.folder, place)
     before = set_packs(ShardSet(f"pipe:cat '{place}/{{}}'"), 3)
@@ -106,7 +104,7 @@ def test_a_set_that_is_built_again_is_read_again(shards: ShardSet, tmp_path: Pat
     )
 
 
-def test_what_was_opened_can_be_read_though_the_cache_deletes_it(shards: ShardSet, cache: Path) -> None:
+def test_an_open_file_stays_readable_when_the_cache_deletes_it(shards: ShardSet, cache: Path) -> None:
     store = Store(f"pipe:cat '{shards.folder}/{{}}'", cache_gb=0.0)
     with store.open("shard-000000.tar") as file, store.open("shard-000001.tar"):
         assert "shard-000000.tar" not in {path.name for path in cache.rglob("*")}
@@ -115,22 +113,22 @@ def test_what_was_opened_can_be_read_though_the_cache_deletes_it(shards: ShardSe
     assert all(packs_equal(a, b) for a, b in zip(set_packs(shards, 8), set_packs(there, 8), strict=True))
 
 
-def test_a_server_that_goes_silent_is_given_up() -> None:
+def test_a_download_from_a_stalled_server_is_aborted() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never answers
         store = Store(f"http://127.0.0.1:{silent.getsockname()[1]}", attempts=2, delay=0.0, patience=1)
         with pytest.raises(FileNotFoundError, match="could not be read in 2 attempts"):
             store.read("manifest.json")
 
 
-def test_what_cannot_be_had_is_asked_for_again_and_then_named(shards: ShardSet) -> None:
+def test_a_failed_download_is_repeated_and_then_reported(shards: ShardSet) -> None:
     store = Store("pipe:false {}", attempts=3, delay=0.0)
     with pytest.raises(FileNotFoundError, match=r"pipe:false manifest.json could not be read in 3 attempts"):
         store.read("manifest.json")
-    with pytest.raises(ValueError, match=r"wanted \{\} in the command"):
+    with pytest.raises(ValueError, match=r"expected \{\} in the command"):
         Store("pipe:cat set/manifest.json")
 
 
-def test_a_name_is_a_name_to_a_shell_and_to_a_server(shards: ShardSet, tmp_path: Path, server: str) -> None:
+def test_file_names_are_quoted_for_the_shell_and_the_server(shards: ShardSet, tmp_path: Path, server: str) -> None:
     odd = "a b; touch gone #?%.tar"
     (tmp_path / odd).write_bytes(b"here")
     assert Store(f"pipe:cat {tmp_path}/{{}}").read(odd) == b"here"
@@ -140,7 +138,7 @@ def test_a_name_is_a_name_to_a_shell_and_to_a_server(shards: ShardSet, tmp_path:
     assert Flaky.asked == ["/a%23b%3F.json"]
 
 
-def test_a_shard_that_vanished_from_a_server_is_named(
+def test_a_shard_missing_on_a_server_is_reported(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "place"

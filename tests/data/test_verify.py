@@ -1,4 +1,4 @@
-"""`verify`, `repair`, `sample` and `inspect`: what is wrong is said, what is mended is whole."""
+"""`verify`, `repair`, `sample` and `inspect`: problems are reported, and repaired sets are complete."""
 
 import json
 import shutil
@@ -17,17 +17,17 @@ from sf_lightning.data.writer import npy_bytes
 from tests.toys.shards import copy_shards
 
 
-def say(*args: str) -> None:
+def run_command(*args: str) -> None:
     """Runs `sf-shards`."""
     main(list(args))
 
 
 def test_a_whole_set_has_no_problems(shards: ShardSet, capsys: pytest.CaptureFixture) -> None:
-    say("verify", f"--shards={shards.folder}")
-    assert "23 samples in 5 shards, all as they should be" in capsys.readouterr().out
+    run_command("verify", f"--shards={shards.folder}")
+    assert "23 samples in 5 shards, no problems" in capsys.readouterr().out
 
 
-def test_damage_is_named_and_repaired(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_damage_is_reported_and_repaired(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     broken = copy_shards(shards, tmp_path / "set")
     folder = Path(broken.folder)
     tar = folder / "shard-000001.tar"
@@ -38,12 +38,12 @@ def test_damage_is_named_and_repaired(shards: ShardSet, tmp_path: Path, capsys: 
     tar.write_bytes(data)
     (folder / "shard-000003.tar").write_bytes(b"")
     with pytest.raises(SystemExit):
-        say("verify", f"--shards={folder}")
-    said = capsys.readouterr()
-    assert "shard-000001.tar: digest" in said.out and f"{row.key}: damaged" in said.out
-    assert "in 2 of 5 shards" in said.err and "--repair=true" in said.err
-    say("verify", f"--shards={folder}", "--repair=true")
-    assert "6 samples are gone" in capsys.readouterr().out
+        run_command("verify", f"--shards={folder}")
+    captured = capsys.readouterr()
+    assert "shard-000001.tar: digest" in captured.out and f"{row.key}: damaged" in captured.out
+    assert "in 2 of 5 shards" in captured.err and "--repair=true" in captured.err
+    run_command("verify", f"--shards={folder}", "--repair=true")
+    assert "6 samples removed" in capsys.readouterr().out
     mended = ShardSet(folder)
     assert mended.samples == 17 and len(mended.manifest.shards) == 4
     assert not any(verify_shard(mended, number) for number in range(4))
@@ -53,10 +53,10 @@ def test_damage_is_named_and_repaired(shards: ShardSet, tmp_path: Path, capsys: 
     names = [info.name for info in shards.manifest.shards]
     assert [info.name for info in mended.manifest.shards] == names[:3] + names[4:]
     assert not list(folder.glob("shard-000003.*")) and not list(folder.glob(".*"))
-    say("verify", f"--shards={folder}")
+    run_command("verify", f"--shards={folder}")
 
 
-def test_a_manifest_that_lies_and_an_index_that_is_gone_are_named(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_wrong_manifest_and_a_missing_index_are_reported(shards: ShardSet, tmp_path: Path) -> None:
     broken = copy_shards(shards, tmp_path / "set")
     path = Path(broken.folder) / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -72,30 +72,28 @@ def test_a_manifest_that_lies_and_an_index_that_is_gone_are_named(shards: ShardS
         assert (Path(broken.folder) / name).read_bytes() == (Path(shards.folder) / name).read_bytes()
 
 
-def test_a_shard_whose_tar_and_index_are_both_damaged_is_given_up(
+def test_a_shard_whose_tar_and_index_are_both_damaged_is_dropped(
     shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = copy_shards(shards, tmp_path / "set")
     tar = Path(broken.folder) / "shard-000002.tar"
     tar.write_bytes(tar.read_bytes()[:-1])
     tar.with_suffix(".json").unlink()
-    assert repair(broken, [2]) == 5 and "shard-000002.tar is given up" in caplog.text
+    assert repair(broken, [2]) == 5 and "shard-000002.tar is dropped" in caplog.text
     assert not verify(ShardSet(broken.folder))
 
 
-def test_a_repair_remembers_what_was_left_out_of_a_shard_when_it_was_built(
-    shards: ShardSet, tmp_path: Path
-) -> None:
+def test_a_repair_keeps_the_counts_of_clips_skipped_at_build(shards: ShardSet, tmp_path: Path) -> None:
     broken = copy_shards(shards, tmp_path / "set")
     index = Path(broken.folder) / "shard-000001.json"
-    said = json.loads(index.read_text()) | {"skipped": {"silent": 2}}
-    said["rows"][1][2] ^= 1
-    index.write_text(json.dumps(said))
+    values = json.loads(index.read_text()) | {"skipped": {"silent": 2}}
+    values["rows"][1][2] ^= 1
+    index.write_text(json.dumps(values))
     assert repair(broken, [1]) == 1
     assert json.loads(index.read_text())["skipped"] == {"silent": 2}
 
 
-def test_a_repair_that_was_killed_between_shards_and_manifest_loses_nothing_when_it_is_done_again(
+def test_a_repair_killed_before_the_manifest_can_be_repeated_without_loss(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = copy_shards(shards, tmp_path / "set")
@@ -112,39 +110,43 @@ def test_a_repair_that_was_killed_between_shards_and_manifest_loses_nothing_when
     assert not verify(ShardSet(folder)) and ShardSet(folder).samples == 18 + left
 
 
-def test_parts_read_every_shard_once_and_the_table_too(
+def test_slices_read_every_shard_and_the_table_once(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = Path(copy_shards(shards, tmp_path / "set").folder)
-    for part, said in (("1/2", "13 samples in 3 shards"), ("2/2", "10 samples in 2 shards"), ("6/6", "0 samples")):
-        say("verify", f"--shards={folder}", f"--slice={part}")
-        assert f"set, slice {part}: {said}" in capsys.readouterr().out
+    for part, message in (
+        ("1/2", "13 samples in 3 shards"),
+        ("2/2", "10 samples in 2 shards"),
+        ("6/6", "0 samples"),
+    ):
+        run_command("verify", f"--shards={folder}", f"--slice={part}")
+        assert f"set, slice {part}: {message}" in capsys.readouterr().out
     (folder / "shard-000001.tar").write_bytes(b"")
     (folder / "lookup.npy").unlink()
     parts = [verify(ShardSet(folder), (number, 3)) for number in (1, 2, 3)]
     assert [{problem.file for problem in part} for part in parts] == [{"lookup.npy"}, {"shard-000001.tar"}, set()]
     assert sorted(str(problem) for part in parts for problem in part) == sorted(map(str, verify(ShardSet(folder))))
     with pytest.raises(SystemExit):
-        say("verify", f"--shards={folder}", "--slice=2/3")
-    assert "set, slice 2/3: 6 problems, in 1 of 2 shards" in capsys.readouterr().err
+        run_command("verify", f"--shards={folder}", "--slice=2/3")
+    assert "set, slice 2/3: 6 problems in 1 of 2 shards" in capsys.readouterr().err
 
 
-def test_repair_is_refused_in_parts(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_repair_is_refused_in_slices(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = Path(copy_shards(shards, tmp_path / "set").folder)
     (folder / "shard-000001.tar").write_bytes(b"")
     before = (folder / "manifest.json").read_bytes()
-    for args, said in (
-        (["--repair=true", "--slice=2/2"], "--repair with --slice 2/2: jobs would undo each other's manifest"),
+    for args, message in (
+        (["--repair=true", "--slice=2/2"], "--repair cannot be combined with --slice 2/2"),
         (["--slice=3/2"], "expected 1/2 to 2/2"),
         (["--processes=0"], "--processes is 0; expected 1 or more"),
     ):
         with pytest.raises(SystemExit):
-            say("verify", f"--shards={folder}", *args)
-        assert said in capsys.readouterr().err
+            run_command("verify", f"--shards={folder}", *args)
+        assert message in capsys.readouterr().err
     assert (folder / "manifest.json").read_bytes() == before
 
 
-def test_processes_find_and_repair_what_one_does(
+def test_several_processes_find_and_repair_the_same_problems_as_one(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     broken = copy_shards(shards, tmp_path / "set")
@@ -152,25 +154,25 @@ def test_processes_find_and_repair_what_one_does(
         (Path(broken.folder) / f"shard-00000{number}.tar").write_bytes(b"")
     alone = verify(broken)
     capsys.readouterr()
-    say("verify", f"--shards={broken.folder}", "--processes=2", "--repair=true")
-    *said, last = capsys.readouterr().out.splitlines()
-    assert said == [str(problem) for problem in alone] and last.endswith("repaired; 10 samples are gone")
+    run_command("verify", f"--shards={broken.folder}", "--processes=2", "--repair=true")
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines == [str(problem) for problem in alone] and last.endswith("repaired, 10 samples removed")
     assert not verify(ShardSet(broken.folder))
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         (None, "lookup.npy: missing"),
-        (np.zeros((50, 4, 81), np.float32), "float32 of shape (50, 4, 81), wanted float32 of (50, 4, 80)"),
-        (np.zeros((50, 4, 80)), "float64 of shape (50, 4, 80), wanted float32"),
+        (np.zeros((50, 4, 81), np.float32), "float32 of shape (50, 4, 81), expected float32 of (50, 4, 80)"),
+        (np.zeros((50, 4, 80)), "float64 of shape (50, 4, 80), expected float32"),
         (np.full((50, 4, 80), np.nan, np.float32), "not finite"),
         (b"", "cannot be read"),
         (b"\x93NUMPY\x01\x00v\x00{'descr'", "cannot be read"),
     ],
 )
-def test_a_look_up_table_that_is_no_table_of_this_set_is_named_and_made_again(
-    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, table: np.ndarray | bytes | None, said: str
+def test_a_wrong_lookup_table_is_reported_and_made_again(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, table: np.ndarray | bytes | None, message: str
 ) -> None:
     path = Path(copy_shards(shards, tmp_path / "set").folder) / "lookup.npy"
     before = path.read_bytes()
@@ -178,14 +180,17 @@ def test_a_look_up_table_that_is_no_table_of_this_set_is_named_and_made_again(
     if table is not None:
         path.write_bytes(table if isinstance(table, bytes) else npy_bytes(table))
     with pytest.raises(SystemExit):
-        say("verify", f"--shards={path.parent}")
-    heard = capsys.readouterr()
-    assert said in heard.out and "look-up table is not as it should be; --repair=true makes it again" in heard.err
-    say("verify", f"--shards={path.parent}", "--repair=true")
-    assert path.read_bytes() == before and "repaired; 0 samples are gone" in capsys.readouterr().out
+        run_command("verify", f"--shards={path.parent}")
+    captured = capsys.readouterr()
+    assert (
+        message in captured.out
+        and "the lookup table is missing or wrong: --repair=true makes it again" in captured.err
+    )
+    run_command("verify", f"--shards={path.parent}", "--repair=true")
+    assert path.read_bytes() == before and "repaired, 0 samples removed" in capsys.readouterr().out
 
 
-def test_a_repaired_set_has_the_table_of_what_is_left(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_repaired_set_has_the_table_of_its_remaining_samples(shards: ShardSet, tmp_path: Path) -> None:
     broken = copy_shards(shards, tmp_path / "set")
     folder = Path(broken.folder)
     for number in (0, 1, 2, 3):
@@ -196,7 +201,7 @@ def test_a_repaired_set_has_the_table_of_what_is_left(shards: ShardSet, tmp_path
     assert not np.array_equal(table, np.load(Path(shards.folder) / "lookup.npy"))
 
 
-def test_a_repair_that_is_killed_leaves_no_table_of_samples_that_are_gone(
+def test_an_interrupted_repair_leaves_no_table_of_removed_samples(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = copy_shards(shards, tmp_path / "set")
@@ -211,15 +216,15 @@ def test_a_repair_that_is_killed_leaves_no_table_of_samples_that_are_gone(
     assert str(*verify_table(ShardSet(broken.folder))) == "lookup.npy: missing"
 
 
-def test_a_set_that_lies_elsewhere_is_not_repaired(shards: ShardSet) -> None:
-    with pytest.raises(ValueError, match="only a set in a folder can be repaired"):
+def test_a_remote_set_cannot_be_repaired(shards: ShardSet) -> None:
+    with pytest.raises(ValueError, match="only a set in a local folder can be repaired"):
         repair(ShardSet(f"pipe:cat {shards.folder}/{{}}"), [0])
 
 
-def test_a_few_clips_are_taken_out_as_they_lie_there(
+def test_sampled_clips_have_the_bytes_of_the_set(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    say("sample", f"--shards={shards.folder}", f"--out={tmp_path}", "--count=4")
+    run_command("sample", f"--shards={shards.folder}", f"--out={tmp_path}", "--count=4")
     waves = sorted(tmp_path.glob("*.wav"))
     assert len(waves) == 4 and len(list(tmp_path.glob("*.json"))) == 4
     for path in waves:
@@ -232,54 +237,54 @@ def test_a_few_clips_are_taken_out_as_they_lie_there(
 def test_inspect_shows_lengths_languages_speakers_and_codes(
     shards: ShardSet, capsys: pytest.CaptureFixture
 ) -> None:
-    say("inspect", f"--shards={shards.folder}", "--read=5")
-    said = capsys.readouterr().out
-    assert "speakers: 2, most often voice0 12, voice1 11" in said and "languages: not said 23" in said
-    assert "tokens in 5 of 5 shards: 50 of 50 codes used" in said and "#" in said
+    run_command("inspect", f"--shards={shards.folder}", "--read=5")
+    output = capsys.readouterr().out
+    assert "speakers: 2, most clips: voice0 12, voice1 11" in output and "languages: unknown 23" in output
+    assert "tokens in 5 of 5 shards: 50 of 50 codes used" in output and "#" in output
 
 
-def test_the_command_builds_in_parts_and_asks_for_what_it_needs(
+def test_the_command_builds_in_slices_and_reports_wrong_options(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     audio = Path(shards.folder).parent / "audio"
-    for args, said in (
+    for args, message in (
         (["--slice=3"], "--slice is '3'; expected two integers such as 3/64"),
         (["--slice=3/2"], "expected 1/2 to 2/2"),
         (["--slice=1/0"], "expected at least one slice"),
         (["--vocabulary=0"], "--vocabulary is 0; expected 1 or more"),
-        (["--slice=1/2"], "jobs that share the work must share it too"),
-        (["--tokenizer=precomputed"], "needs --vocabulary"),
+        (["--slice=1/2"], "jobs that share a build must share its tokenizer"),
+        (["--tokenizer=precomputed"], "requires --vocabulary"),
         (["--processes=0"], "--processes is 0; expected 1 or more"),
-        (["--tokens_by=s3"], "--tokens_by says something only beside --tokenizer=precomputed"),
-        (["--x_vector_width=4"], "--x_vector_width says something only beside --x_vectors"),
-        (["--device=cuda"], "--device says something only beside S3 tokens or --speaker_encoder"),
-        (["--speaker_encoder=x", "--x_vectors=y", "--vocabulary=50"], "leave one out"),
-        (["--min_seconds=5", "--max_seconds=1"], "must be at most max_seconds"),
-        (["--min_seconds=-1"], "not below 0"),
+        (["--tokenizer_name=s3"], "--tokenizer_name requires --tokenizer=precomputed"),
+        (["--x_vector_width=4"], "--x_vector_width requires --x_vectors"),
+        (["--device=cuda"], "--device requires an S3 --tokenizer or --speaker_encoder"),
+        (["--speaker_encoder=x", "--x_vectors=y", "--vocabulary=50"], "give only one"),
+        (["--min_seconds=5", "--max_seconds=1"], "--min_seconds is 5.0: expected 0 to --max_seconds, which is 1.0"),
+        (["--min_seconds=-1"], "--min_seconds is -1.0: expected 0 to"),
         (
             ["--blocked_speakers=/nowhere"],
-            "no file /nowhere: give speakers, one to a line, with --blocked_speakers\n",
+            "--blocked_speakers /nowhere: no such file",
         ),
-        ([f"--blocked_speakers={audio}/voice0/clip000.wav"], "clip000.wav: wanted text in UTF-8, one speaker to a"),
+        ([f"--blocked_speakers={audio}/voice0/clip000.wav"], "clip000.wav is not UTF-8 text"),
         (["--vocabulary=many"], "error: --vocabulary is many: wanted int\n"),
     ):
         with pytest.raises(SystemExit):
-            say("build", f"--audio={audio}", f"--out={tmp_path / 'a' / 'set'}", *args)
-        assert said in capsys.readouterr().err
+            run_command("build", f"--audio={audio}", f"--out={tmp_path / 'a' / 'set'}", *args)
+        assert message in capsys.readouterr().err
         shutil.rmtree(tmp_path / "a", ignore_errors=True)
-    say("fit", f"--audio={audio}", f"--out={tmp_path}/kmeans-40.npz", "--vocabulary=40")
-    for part in ("1/2", "2/2"):
-        say(
+    run_command("fit", f"--audio={audio}", f"--out={tmp_path}/kmeans-40.npz", "--vocabulary=40")
+    for job in ("1/2", "2/2"):
+        run_command(
             "build",
             f"--audio={audio}",
             f"--out={tmp_path}/set",
             "--vocabulary=40",
-            f"--slice={part}",
+            f"--slice={job}",
             "--shard_samples=5",
         )
-    said = capsys.readouterr().out
-    assert "slice 1/2 is done; the set is complete when all slices are" in said
-    assert "23 clips" in said and "5 shards" in said
+    output = capsys.readouterr().out
+    assert "slice 1/2 is done; the set is complete when all slices are" in output
+    assert "23 clips" in output and "5 shards" in output
     with pytest.raises(SystemExit):
-        say("fit", f"--audio={audio}", f"--out={tmp_path}/kmeans-40.npz", "--vocabulary=40")
-    assert "kmeans-40.npz is there already, and sets may have been built with it" in capsys.readouterr().err
+        run_command("fit", f"--audio={audio}", f"--out={tmp_path}/kmeans-40.npz", "--vocabulary=40")
+    assert "kmeans-40.npz exists already, and sets may have been built with it" in capsys.readouterr().err

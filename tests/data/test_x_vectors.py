@@ -36,7 +36,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return ShardSet(folder / "set")
 
 
-def test_clips_without_a_good_x_vector_are_left_out_and_counted(stored: ShardSet) -> None:
+def test_clips_without_a_valid_x_vector_are_skipped_and_counted(stored: ShardSet) -> None:
     assert stored.samples == 6
     assert stored.manifest.skipped == {"x-vector": 1, "incomplete": 1}
     assert (stored.manifest.x_vectors, stored.manifest.x_vector_width) == ("elsewhere", WIDTH)
@@ -58,7 +58,7 @@ def test_each_piece_of_a_pack_has_the_x_vector_of_its_clip(stored: ShardSet) -> 
             assert not x_vector.any()
 
 
-def test_a_model_trains_on_them_and_one_without_does_not_read_them(stored: ShardSet, tmp_path: Path) -> None:
+def test_only_models_with_x_vectors_read_and_train_on_them(stored: ShardSet, tmp_path: Path) -> None:
     wants = SpeakerConfig(channels=8, crop_seconds=0.25, x_vectors="elsewhere", x_vector_width=WIDTH)
     module = decoder_module(speaker=wants)
     fit_decoder(tmp_path / "with", module, decoder_data(stored, lanes=1), 3)
@@ -73,21 +73,21 @@ def test_a_model_trains_on_them_and_one_without_does_not_read_them(stored: Shard
 
 
 @pytest.mark.parametrize(
-    ("wants", "said"),
+    ("wants", "message"),
     [
         (("another", WIDTH), r"x-vectors \('elsewhere', 5\), the model requires \('another', 5\)"),
         (("elsewhere", 6), r"x-vectors \('elsewhere', 5\), the model requires \('elsewhere', 6\)"),
     ],
 )
-def test_x_vectors_of_another_kind_are_refused_before_training(
-    stored: ShardSet, tmp_path: Path, wants: tuple[str, int], said: str
+def test_x_vectors_of_another_encoder_or_width_are_refused_before_training(
+    stored: ShardSet, tmp_path: Path, wants: tuple[str, int], message: str
 ) -> None:
     speaker = SpeakerConfig(channels=8, x_vectors=wants[0], x_vector_width=wants[1])
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         fit_decoder(tmp_path, decoder_module(speaker=speaker), decoder_data(stored), 1)
 
 
-def test_a_set_without_x_vectors_is_refused_by_a_model_that_wants_them(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_model_with_x_vectors_refuses_a_set_without_them(shards: ShardSet, tmp_path: Path) -> None:
     speaker = SpeakerConfig(channels=8, x_vectors="elsewhere", x_vector_width=WIDTH)
     with pytest.raises(ValueError, match=r"has x-vectors \('', 0\), the model requires \('elsewhere', 5\)"):
         fit_decoder(tmp_path, decoder_module(speaker=speaker), decoder_data(shards), 1)

@@ -33,7 +33,7 @@ def s3(path: Path) -> Tokenizer:
 
 
 @pytest.mark.parametrize("samples", [16000, 16159, 16160, 16480, 16640, 8001, 160, 200, 30 * 16000 + 5])
-def test_there_are_as_many_tokens_as_their_law_says(s3: Tokenizer, samples: int) -> None:
+def test_the_number_of_tokens_follows_the_formula(s3: Tokenizer, samples: int) -> None:
     wave = np.resize(synthetic_voice(2.0), samples)
     (tokens,) = s3.encode([wave])
 
@@ -46,7 +46,7 @@ def test_there_are_as_many_tokens_as_their_law_says(s3: Tokenizer, samples: int)
     assert tokens.dtype == np.int64 and 0 <= tokens.min() <= tokens.max() < s3.spec.vocabulary == 6561
 
 
-def test_a_clip_has_the_tokens_in_a_batch_that_it_has_alone(s3: Tokenizer) -> None:
+def test_tokens_do_not_depend_on_the_batch(s3: Tokenizer) -> None:
     waves = [synthetic_voice(seconds, seed=i) for i, seconds in enumerate((0.7, 2.0, 1.3))]
     for wave, together in zip(waves, s3.encode(waves), strict=True):
         (alone,) = s3.encode([wave])
@@ -55,7 +55,7 @@ def test_a_clip_has_the_tokens_in_a_batch_that_it_has_alone(s3: Tokenizer) -> No
         assert np.mean(alone == together) > 0.97
 
 
-def test_it_goes_to_another_process_by_its_path(s3: Tokenizer) -> None:
+def test_it_is_pickled_as_its_path(s3: Tokenizer) -> None:
     data = pickle.dumps(s3)
     assert len(data) < 1000
     again = pickle.loads(data)
@@ -65,8 +65,8 @@ def test_it_goes_to_another_process_by_its_path(s3: Tokenizer) -> None:
 
 def test_other_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a.pt holds no weights of speech_tokenizer_v2_25hz"):
+    with pytest.raises(ValueError, match=r"a.pt does not have weights of speech_tokenizer_v2_25hz"):
         load_tokenizer(tmp_path / "a.pt")
     (tmp_path / "b.onnx").write_bytes(b"no onnx")
-    with pytest.raises(ValueError, match=r"b.onnx holds no weights"):
+    with pytest.raises(ValueError, match=r"b.onnx does not have weights"):
         load_tokenizer(tmp_path / "b.onnx")

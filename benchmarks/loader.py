@@ -117,7 +117,7 @@ def packing_lost(shards: ShardSet) -> float:
     valid = total = 0
     lane = Lane([shards], 0, LaneConfig(0, 1, ClipRequirements(crop_samples=RATE)))
     for pack in pack_clips(lane.draw_clips(LaneState()), SHAPE):
-        if pack.state.places[0].epoch:
+        if pack.states[0].places[0].epoch:
             break
         valid, total = valid + int(pack.blocks.valid.sum()), total + pack.blocks.valid.numel()
     return 1 - valid / total

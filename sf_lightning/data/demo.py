@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from sf_lightning.data.espeak import SAMPLE_RATE, Espeak, Voice
-from sf_lightning.data.grammar import ENGLISH, MANDARIN, draw_sentence
+from sf_lightning.data.grammar import GRAMMARS, draw_sentence
 
 CLIP_SECONDS = (2.0, 4.5)
 """Shortest and longest clip."""
@@ -131,7 +131,7 @@ def _write_clips(folder: Path, espeak: Espeak, minutes: float, held_out: int, rn
         path = folder / split / voice.name / f"{voice.name}_{turns[split, voice]:04d}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
-        fields = {"language": "en" if voice.grammar is ENGLISH else "zh", "text": text}
+        fields = {"language": "en" if voice.grammar == "en" else "zh", "text": text}
         path.with_suffix(".json").write_text(json.dumps(fields, ensure_ascii=False), encoding="utf-8")
         turns[split, voice] += 1
         clips.append(Clip(split, voice, path, text, seconds=len(samples) / SAMPLE_RATE))
@@ -160,8 +160,8 @@ def _compute_figures(clips: Iterable[Clip]) -> dict[str, float]:
     return {
         "train_minutes": minutes(train),
         "dev_minutes": minutes(dev),
-        "english_minutes": minutes(clip for clip in clips if clip.voice.grammar is ENGLISH),
-        "mandarin_minutes": minutes(clip for clip in clips if clip.voice.grammar is MANDARIN),
+        "english_minutes": minutes(clip for clip in clips if clip.voice.grammar == "en"),
+        "mandarin_minutes": minutes(clip for clip in clips if clip.voice.grammar == "cmn"),
         "train_clips": float(len(train)),
         "dev_clips": float(len(dev)),
         "speakers": float(len({clip.voice for clip in train})),
@@ -174,7 +174,7 @@ def _new_sentence(
     """Returns a sentence that is not in `used`, and its samples; draws until the length fits `CLIP_SECONDS`."""
     shortest, longest = CLIP_SECONDS
     for _ in range(MAX_DRAWS):
-        text = draw_sentence(voice.grammar, rng)
+        text = draw_sentence(GRAMMARS[voice.grammar], rng)
         if text in used:
             continue
         used.add(text)

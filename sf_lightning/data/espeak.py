@@ -12,8 +12,6 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from sf_lightning.data.grammar import GRAMMARS
-
 SAMPLE_RATE = 16_000
 
 
@@ -35,9 +33,9 @@ class Voice:
         return f"{self.language}_{self.variant}"
 
     @property
-    def grammar(self) -> dict[str, str]:
-        """Grammar of the voice's language."""
-        return GRAMMARS[self.language.partition("-")[0]]
+    def grammar(self) -> str:
+        """Name of the grammar of the voice's language: "en" or "cmn"."""
+        return self.language.partition("-")[0]
 
 
 class Espeak:

@@ -8,8 +8,9 @@ Letters: U utterances (pieces of clips), M blocks, W frames of a block, K tokens
 width of an x-vector, F mel bands.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,36 +24,9 @@ from sf_lightning.data.lanes import DrawnClip, LaneState
 from sf_lightning.model.blocks import Blocks
 
 
-@dataclass
-class Pack:
-    """M blocks of one or more pieces of clips.
-
-    Attributes:
-        wave: Samples of each block with their context, float32 [M, pad + W * hop + pad].
-        tokens: Tokens, int64 [M, K]; 0 under padding.
-        blocks: Utterance, position and valid frames of each block.
-        reference: Reference crop of each piece, float32 [U, N]; zeros for unused pieces.
-        x_vector: X-vector of each piece, float32 [U, X]; X is 0 where none is read.
-        keys: Key of the clip of each piece, in order.
-        key: Key of the random draws of this pack: (lane, number of the pack in its lane).
-        state: State of the lane after this pack.
-        skipped: Number of broken samples met so far in this lane, by cause.
-    """
-
-    wave: Tensor
-    tokens: Tensor
-    blocks: Blocks
-    reference: Tensor
-    x_vector: Tensor
-    keys: list[str]
-    key: tuple[int, int] = (0, 0)
-    state: LaneState = LaneState()
-    skipped: dict[str, int] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class PackKey:
-    """Size of a pack in its batch, and the key of its random draws."""
+    """Size of a pack in its batch, and the key of its random draws: lane, and number of the pack in its lane."""
 
     num_blocks: int
     num_utterances: int
@@ -62,16 +36,16 @@ class PackKey:
 
 @dataclass
 class Batch:
-    """The packs of one step, one of each lane of a rank, concatenated.
+    """One pack, or the concatenated packs of a step, one of each lane of a rank.
 
     Attributes:
-        wave: Samples of each block with their context, [M, pad + W * hop + pad], M over all packs.
-        tokens: Tokens [M, K].
+        wave: Samples of each block with their context, float32 [M, pad + W * hop + pad], M over all packs.
+        tokens: Tokens, int64 [M, K]; 0 under padding.
         blocks: Utterance, position and valid frames of each block.
-        reference: Reference crops [U, N].
-        x_vector: X-vectors [U, X].
-        packs: Number of blocks and utterances, lane and number of each pack: the keys of random draws.
-        keys: Key of the clip of each utterance, [U]; empty for unused pieces of a pack.
+        reference: Reference crop of each utterance, float32 [U, N]; zeros for unused ones.
+        x_vector: X-vector of each utterance, float32 [U, X]; X is 0 where none is read.
+        packs: Size and key of each pack.
+        keys: Key of the clip of each utterance, [U]; empty for unused ones.
         num_frames: Number of valid frames, known without waiting for the device.
         states: State of each lane after this batch.
         skipped: Number of broken samples met so far, by lane and cause.
@@ -93,7 +67,7 @@ class Batch:
     starts: Tensor | None = None
 
     @classmethod
-    def from_packs(cls, packs: Sequence[Pack]) -> "Batch":
+    def from_packs(cls, packs: "Sequence[Batch]") -> "Batch":
         """Returns the concatenation of packs."""
         return cls(
             torch.cat([pack.wave for pack in packs]),
@@ -101,35 +75,25 @@ class Batch:
             Blocks.cat([pack.blocks for pack in packs]),
             torch.cat([pack.reference for pack in packs]),
             torch.cat([pack.x_vector for pack in packs]),
-            [PackKey(len(pack.blocks), pack.blocks.num_utterances, *pack.key) for pack in packs],
-            [key for pack in packs for key in pack.keys + [""] * (pack.blocks.num_utterances - len(pack.keys))],
-            sum(int(pack.blocks.valid.sum()) for pack in packs),
-            {pack.key[0]: pack.state for pack in packs},
-            {pack.key[0]: pack.skipped for pack in packs},
+            [key for pack in packs for key in pack.packs],
+            [key for pack in packs for key in pack.keys],
+            sum(pack.num_frames for pack in packs),
+            {lane: state for pack in packs for lane, state in pack.states.items()},
+            {lane: causes for pack in packs for lane, causes in pack.skipped.items()},
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Returns the batch on a device."""
-        return replace(
-            self,
-            wave=self.wave.to(device, non_blocking=non_blocking),
-            tokens=self.tokens.to(device, non_blocking=non_blocking),
-            blocks=self.blocks.to(device, non_blocking=non_blocking),
-            reference=self.reference.to(device, non_blocking=non_blocking),
-            x_vector=self.x_vector.to(device, non_blocking=non_blocking),
-            starts=None if self.starts is None else self.starts.to(device, non_blocking=non_blocking),
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """Returns the batch in pinned memory, for asynchronous copies to the device."""
-        return replace(
-            self,
-            wave=self.wave.pin_memory(),
-            tokens=self.tokens.pin_memory(),
-            blocks=self.blocks.pin_memory(),
-            reference=self.reference.pin_memory(),
-            x_vector=self.x_vector.pin_memory(),
-        )
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Any], Any]) -> "Batch":
+        names = ("wave", "tokens", "blocks", "reference", "x_vector", "starts")
+        tensors = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: function(value) for name, value in tensors.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -185,20 +149,22 @@ class _PackBuilder:
         self.pieces.append(drawn)
         self.num_filled = target.stop
 
-    def finish(self, key: tuple[int, int], state: LaneState) -> Pack:
+    def finish(self, lane: int, number: int, state: LaneState) -> Batch:
         """Returns the pack; blocks that are not filled are padding."""
-        shape = self.shape
+        shape, count = self.shape, self.shape.max_pieces
         self.wave[self.num_filled :] = 0
         utterance, position, valid = map(torch.from_numpy, (self.utterance, self.position, self.valid))
-        return Pack(
+        return Batch(
             wave=torch.from_numpy(self.wave),
             tokens=torch.from_numpy(self.tokens),
-            blocks=Blocks(utterance, position, valid, shape.max_pieces, shape.num_blocks, packed=True),
-            reference=_stack_padded([piece.reference for piece in self.pieces], shape.max_pieces),
-            x_vector=_stack_padded([piece.clip.x_vector for piece in self.pieces], shape.max_pieces),
-            keys=[piece.clip.key for piece in self.pieces],
-            key=key,
-            state=state,
+            blocks=Blocks(utterance, position, valid, count, shape.num_blocks, packed=True),
+            reference=_stack_padded([piece.reference for piece in self.pieces], count),
+            x_vector=_stack_padded([piece.clip.x_vector for piece in self.pieces], count),
+            packs=[PackKey(shape.num_blocks, count, lane, number)],
+            keys=[piece.clip.key for piece in self.pieces] + [""] * (count - len(self.pieces)),
+            num_frames=int(self.valid.sum()),
+            states={lane: state},
+            skipped={lane: {}},
         )
 
 
@@ -239,7 +205,7 @@ def _reflected_slice(wave: Wave, start: int, stop: int, pad: int) -> Wave:
 
 def pack_clips(
     clips: Iterable[DrawnClip], shape: PackShape, lane: int = 0, state: LaneState | None = None
-) -> Iterator[Pack]:
+) -> Iterator[Batch]:
     """Packs clips; the end of a finite stream makes a last pack with padding.
 
     Args:
@@ -262,7 +228,7 @@ def pack_clips(
                 is_complete = first == count
                 reached = drawn.after if is_complete else drawn.state
                 after = replace(reached, block=0 if is_complete else first, pack=number)
-                yield builder.finish((lane, number - 1), after)
+                yield builder.finish(lane, number - 1, after)
                 builder = _PackBuilder(shape)
     if builder.pieces:
-        yield builder.finish((lane, number), LaneState())
+        yield builder.finish(lane, number, LaneState())

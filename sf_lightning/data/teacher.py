@@ -78,5 +78,5 @@ class Teacher:
         block, config = model.layout.block_size, model.mel.config
         count = -(-len(drawn.clip.wave) // (block * config.hop_length))
         shape = PackShape(count, block, model.dit.config.frames_per_token, 1, config)
-        batch = Batch.from_packs([next(pack_clips([drawn], shape, lane=number))]).to(device)
+        batch = next(pack_clips([drawn], shape, lane=number)).to(device)
         return self.predict_mels(batch)[batch.blocks.valid]

@@ -213,7 +213,7 @@ class ShardDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> "BatchList":
         """The clips of validation, packed, a share for each rank."""
-        return BatchList([Batch.from_packs([each]) for each in pack_clips(self.rank_clips, self.shape)])
+        return BatchList(list(pack_clips(self.rank_clips, self.shape)))
 
     @property
     def rank_clips(self) -> list[DrawnClip]:

@@ -7,7 +7,7 @@ from time import perf_counter
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sf_lightning.data.lanes import Lane, LaneState
-from sf_lightning.data.packing import Batch, Pack, PackShape, pack_clips
+from sf_lightning.data.packing import Batch, PackShape, pack_clips
 
 
 class LaneDataset(IterableDataset):
@@ -25,7 +25,7 @@ class LaneDataset(IterableDataset):
     def __init__(self, lanes: list[Lane], states: dict[int, LaneState], shape: PackShape) -> None:
         self.lanes, self.states, self.shape = lanes, states, shape
 
-    def __iter__(self) -> Iterator[Pack]:
+    def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         lanes = self.lanes[worker.id :: worker.num_workers] if worker else self.lanes
         states = [self.states.get(lane.lane, LaneState()) for lane in lanes]
@@ -36,7 +36,7 @@ class LaneDataset(IterableDataset):
         while True:
             for lane, stream in zip(lanes, streams, strict=True):
                 made = next(stream)
-                made.skipped = dict(lane.skipped)
+                made.skipped = {lane.lane: dict(lane.skipped)}
                 yield made
 
 

@@ -12,10 +12,12 @@ import soundfile
 
 pytest.importorskip("espeakng_loader")
 
-from sf_lightning.data import grammar
+
 from sf_lightning.data.demo import CLIP_SECONDS, VOICES, synthesize
 from sf_lightning.data.espeak import Espeak, Voice
-from sf_lightning.data.grammar import MANDARIN
+from sf_lightning.data.grammar import GRAMMARS
+
+MANDARIN = GRAMMARS["cmn"]
 
 TOY = {"minutes": 1.5, "held_out": 14, "seed": 3}
 TINY = {"minutes": 0.1, "held_out": 2}
@@ -186,7 +188,7 @@ def test_silence_is_refused() -> None:
 
 def test_a_grammar_without_new_sentences_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only = {"sentence": "this is the only sentence that anybody here has ever learned to say"}
-    monkeypatch.setitem(grammar.GRAMMARS, "en", only)
+    monkeypatch.setitem(GRAMMARS, "en", only)
     with pytest.raises(RuntimeError, match=r"no new sentence.*fewer minutes"):
         synthesize(tmp_path / "corpus", minutes=1.0, held_out=0)
 

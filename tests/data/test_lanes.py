@@ -53,9 +53,9 @@ def test_the_order_is_a_function_of_seed_epoch_and_lane(shards: ShardSet) -> Non
 
 def test_a_lane_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet) -> None:
     whole = set_packs(shards, 14)  # more than two epochs
-    assert whole[-1].state.places[0].epoch >= 1
+    assert whole[-1].states[0].places[0].epoch >= 1
     for stop in range(13):
-        assert packs_equal(set_packs(shards, 1, whole[stop].state)[0], whole[stop + 1])
+        assert packs_equal(set_packs(shards, 1, whole[stop].states[0])[0], whole[stop + 1])
 
 
 def test_packing_keeps_every_frame_exactly_once(shards: ShardSet) -> None:

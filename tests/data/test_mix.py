@@ -42,9 +42,9 @@ def test_sets_are_mixed_by_weight_and_each_keeps_its_own_order(shards: ShardSet,
 
 def test_a_mix_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet, other: ShardSet) -> None:
     whole = lane_packs(mixed([shards, other], [2, 1]), 26)
-    assert max(place.epoch for place in whole[-1].state.places) >= 1
+    assert max(place.epoch for place in whole[-1].states[0].places) >= 1
     for stop in range(25):
-        (after,) = lane_packs(mixed([shards, other], [2, 1]), 1, whole[stop].state)
+        (after,) = lane_packs(mixed([shards, other], [2, 1]), 1, whole[stop].states[0])
         assert packs_equal(after, whole[stop + 1])
 
 

@@ -12,7 +12,7 @@ import torch
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.lanes import Lane, LaneConfig, LaneState
-from sf_lightning.data.packing import Pack, PackShape, pack_clips
+from sf_lightning.data.packing import Batch, PackShape, pack_clips
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import RawSample
 from sf_lightning.data.shards import ShardSet
@@ -49,17 +49,19 @@ def make_lane(
     return Lane([shards], number, LaneConfig(seed, num_lanes, requirements, **change))
 
 
-def lane_packs(lane: Lane, count: int, state: LaneState = LaneState(), shape: PackShape = PACK_SHAPE) -> list[Pack]:
+def lane_packs(
+    lane: Lane, count: int, state: LaneState = LaneState(), shape: PackShape = PACK_SHAPE
+) -> list[Batch]:
     """Returns the next packs of a lane after a state."""
     return list(islice(pack_clips(lane.draw_clips(state), shape, lane.lane, state), count))
 
 
-def set_packs(shards: ShardSet, count: int, state: LaneState = LaneState(), **change: Any) -> list[Pack]:
+def set_packs(shards: ShardSet, count: int, state: LaneState = LaneState(), **change: Any) -> list[Batch]:
     """Returns the next packs of a lane over one set after a state; see `make_lane`."""
     return lane_packs(make_lane(shards, **change), count, state)
 
 
-def packs_equal(a: Pack, b: Pack) -> bool:
+def packs_equal(a: Batch, b: Batch) -> bool:
     """Whether two packs are equal to the last bit."""
     tensors = (
         (a.wave, b.wave),
@@ -68,5 +70,8 @@ def packs_equal(a: Pack, b: Pack) -> bool:
         (a.blocks.valid, b.blocks.valid),
     )
     return (
-        a.keys == b.keys and a.key == b.key and a.state == b.state and all(torch.equal(*pair) for pair in tensors)
+        a.keys == b.keys
+        and a.packs == b.packs
+        and a.states == b.states
+        and all(torch.equal(*pair) for pair in tensors)
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sf_lightning.data.lanes import LaneState
-from sf_lightning.data.packing import Batch, PackShape, pack_clips
+from sf_lightning.data.packing import PackShape, pack_clips
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
@@ -25,8 +25,7 @@ def test_it_learns_a_clip_by_heart(shards: ShardSet, predict: str) -> None:
         decode=DecodeConfig(steps=6, guidance=0.0),
     )
     drawn = next(make_lane(shards, 0, 1).draw_clips(LaneState()))
-    only = next(pack_clips([drawn], PackShape(8, 24, 4, 1, shards.manifest.mel)))
-    batch = Batch.from_packs([only])
+    batch = next(pack_clips([drawn], PackShape(8, 24, 4, 1, shards.manifest.mel)))
     steps = 1500
     optimizer = torch.optim.AdamW(module.model.parameters(), lr=2e-3, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)

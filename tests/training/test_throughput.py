@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sf_lightning.data.packing import Batch, Pack
+from sf_lightning.data.packing import Batch
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.flops import flops_per_frame
 from sf_lightning.training import loader
@@ -44,7 +44,7 @@ def told_time() -> Iterator[Clock]:
     """A clock by which a pack takes half a second to come; and a device of known peak."""
     clock, packs = Clock(), loader.LaneDataset.__iter__
 
-    def slow(dataset: loader.LaneDataset) -> Iterator[Pack]:
+    def slow(dataset: loader.LaneDataset) -> Iterator[Batch]:
         for pack in packs(dataset):
             clock.now += PACK_SECONDS
             yield pack

@@ -1,7 +1,7 @@
 """Tokenizer and speaker encoder of a build: loaded, found beside the set, fitted, or described if precomputed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from sf_lightning.audio.mel import MelConfig
@@ -12,52 +12,42 @@ from sf_lightning.tokens.base import Tokenizer, TokenizerSpec
 from sf_lightning.tokens.load import load_tokenizer
 
 
-@dataclass(frozen=True)
-class TokenizerChoice:
-    """Options of `sf-shards build` that choose the tokenizer.
-
-    Args:
-        path: Value of --tokenizer.
-        vocabulary: Value of --vocabulary.
-        name: Name of the tokenizer of precomputed tokens.
-        device: Device of the S3 tokenizer.
-        existing: Tokenizer of the set if that exists already; no new one is fitted then.
-    """
-
-    path: str | None
-    vocabulary: int | None
-    name: str
-    device: str
-    existing: TokenizerSpec | None
-
-
 def runs_on_device(tokenizer: str | None) -> bool:
     """Returns whether the tokenizer in a file uses --device: S3 does, k-means and precomputed tokens do not."""
     return tokenizer is not None and Path(tokenizer).suffix in (".onnx", ".pt")
 
 
 def choose_tokenizer(
-    choice: TokenizerChoice, parts: Sequence[CorpusPart], target: Path, mel: MelConfig, num_slices: int
+    path: str | None,
+    vocabulary: int | None,
+    name: str,
+    device: str,
+    parts: Sequence[CorpusPart],
+    target: Path,
+    num_slices: int,
+    existing: TokenizerSpec | None,
 ) -> Tokenizer | TokenizerSpec:
     """Returns the tokenizer of a build, or its spec if the tokens are precomputed.
 
     Args:
-        choice: Options of the user.
+        path: Value of --tokenizer.
+        vocabulary: Value of --vocabulary.
+        name: Value of --tokenizer_name.
+        device: Value of --device.
         parts: Parts of the corpus, on which k-means is fitted.
-        target: Folder of the set; the k-means tokenizer is saved beside it.
-        mel: Mel settings of the models to be trained.
+        target: Folder of the set; a k-means tokenizer is saved beside it.
         num_slices: Number of jobs that share the work.
+        existing: Tokenizer of the set if that exists already; no new one is fitted then.
 
     Raises:
         FileNotFoundError: if there is no such file, or several jobs would each fit their own tokenizer.
         ValueError: if the vocabulary is missing or differs from the tokenizer's, or if several tokenizers are
             beside the set and none is chosen.
     """
-    path, vocabulary = choice.path, choice.vocabulary
     if path == "precomputed":
         if vocabulary is None:
             raise ValueError("--tokenizer=precomputed requires --vocabulary, the number of codes of its tokens")
-        return TokenizerSpec(choice.name, vocabulary, 4, choice.name)
+        return TokenizerSpec(name, vocabulary, 4, name)
     codes = vocabulary or 1024
     beside = target.parent / f"kmeans-{codes}.npz"
     others = sorted(target.parent.glob("kmeans-*.npz"))
@@ -67,7 +57,7 @@ def choose_tokenizer(
             raise ValueError(f"several tokenizers are beside {target}: choose one with --tokenizer={names}")
         beside = others[0]
     if path is not None or beside.is_file():
-        loaded = load_tokenizer(Path(path) if path else beside, choice.device)
+        loaded = load_tokenizer(Path(path) if path else beside, device)
         if vocabulary not in (None, loaded.spec.vocabulary):
             raise ValueError(
                 f"--vocabulary is {vocabulary}, but --tokenizer {path} has {loaded.spec.vocabulary} codes: leave "
@@ -76,14 +66,14 @@ def choose_tokenizer(
         if path is None:
             print(f"tokens: {beside}, fitted before (delete it to fit a new one)")
         return loaded
-    if choice.existing is not None:
-        return replace(choice.existing, name="kmeans", vocabulary=codes)
+    if existing is not None:
+        return replace(existing, name="kmeans", vocabulary=codes)
     if num_slices > 1:
         raise FileNotFoundError(
             f"no tokenizer at {beside}: jobs that share a build must share its tokenizer; make it first with "
             f"`sf-shards fit --audio AUDIO --out {beside}`, or give --tokenizer"
         )
-    fitted = fit_tokenizer(parts, codes, mel)
+    fitted = fit_tokenizer(parts, codes, MelConfig())
     fitted.save(beside)
     print(f"tokens: {codes} k-means codes fitted on this audio, saved in {beside}")
     return fitted
@@ -94,12 +84,12 @@ def choose_speaker(path: str | None, x_vectors: str, width: int, device: str) ->
 
     Args:
         path: Value of --speaker_encoder.
-        x_vectors: Name of the encoder of precomputed x-vectors; empty for none.
+        x_vectors: Value of --x_vectors.
         width: Width of precomputed x-vectors.
-        device: Device of the speaker encoder.
+        device: Value of --device.
 
     Raises:
-        ValueError: if both are given.
+        ValueError: if --speaker_encoder and --x_vectors are both given.
     """
     if path is not None:
         from sf_lightning.model.ecapa import PretrainedECAPA

@@ -9,7 +9,7 @@ from jsonargparse import auto_cli
 
 from sf_lightning import __version__
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.cli.encoders import TokenizerChoice, choose_speaker, choose_tokenizer, runs_on_device
+from sf_lightning.cli.encoders import choose_speaker, choose_tokenizer, runs_on_device
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.inspection import describe, inspect, sample
 from sf_lightning.cli.options import parse_slice, read_names, require_device, require_positive, split_list
@@ -76,7 +76,7 @@ def build(
         batch_size: Clips that tokenizer and speaker encoder process together.
         device: Device of the S3 tokenizer and the speaker encoder, such as "cpu" or "cuda".
     """
-    target, mel, job_slice = Path(out), MelConfig(), parse_slice(slice)
+    target, job_slice = Path(out), parse_slice(slice)
     existing = load_existing(target)
     require_positive(
         shard_samples=shard_samples,
@@ -86,28 +86,23 @@ def build(
         x_vector_width=x_vector_width,
     )
     uses_device = runs_on_device(tokenizer) or speaker_encoder is not None
-    for name, is_given, required, is_met in (
+    for option, is_given, required, is_met in (
         ("tokenizer_name", tokenizer_name is not None, "--tokenizer=precomputed", tokenizer == "precomputed"),
         ("x_vector_width", x_vector_width is not None, "--x_vectors", bool(x_vectors)),
         ("device", device != "cpu", "an S3 --tokenizer or --speaker_encoder", uses_device),
     ):
         if is_given and not is_met:
-            raise ValueError(f"--{name} requires {required}: give that too, or leave --{name} out")
+            raise ValueError(f"--{option} requires {required}: give that too, or leave --{option} out")
     require_device(device)
     # Before a tokenizer is fitted, which takes a while.
     blocked = read_names(blocked_speakers, "--blocked_speakers")
     filters = Filters(split_list(languages), min_seconds, max_seconds, min_dnsmos, blocked)
     parts = find_parts(Path(audio), shard_samples)
-    choice = TokenizerChoice(
-        path=tokenizer,
-        vocabulary=vocabulary,
-        name=tokenizer_name or "precomputed",
-        device=device,
-        existing=TokenizerSpec(**existing["tokenizer"]) if existing else None,
-    )
+    spec = TokenizerSpec(**existing["tokenizer"]) if existing else None
+    name = tokenizer_name or "precomputed"
     config = BuildConfig(
-        choose_tokenizer(choice, parts, target, mel, num_slices=job_slice[1]),
-        mel,
+        choose_tokenizer(tokenizer, vocabulary, name, device, parts, target, job_slice[1], spec),
+        MelConfig(),
         choose_speaker(speaker_encoder, x_vectors, x_vector_width or 192, device),
         filters,
         shard_samples,

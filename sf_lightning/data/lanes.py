@@ -188,11 +188,7 @@ class _SetReader:
             )
 
     def read_from(self, position: SetPosition) -> Iterator[tuple[Clip, Wave, SetPosition]]:
-        """Yields clips, each with its reference crop and position, without end; skips broken ones.
-
-        Raises:
-            RuntimeError: as `Lane.draw_clips`.
-        """
+        """Yields clips without end, each with its reference crop and position; skips broken ones."""
         epoch, sample = position
         while True:
             start = 0
@@ -252,19 +248,12 @@ class _SetReader:
                     yield clip, reference, SetPosition(epoch, start + i)
 
     def _is_too_short(self, tokens: int, name: SampleName) -> bool:
-        """Returns whether a clip of so many tokens is skipped; logs the first one.
-
-        Raises:
-            RuntimeError: if the first 20 clips all are: the others may be as well, without end.
-        """
-        frames, required = (
-            tokens * self.shards.manifest.tokenizer.frames_per_token,
-            self.config.requirements.min_frames,
-        )
+        """Returns whether a clip of so many tokens is skipped; raises if the first 20 clips all are."""
+        required, folder = self.config.requirements.min_frames, self.shards.folder
+        frames = tokens * self.shards.manifest.tokenizer.frames_per_token
         self.longest = max(self.longest, frames)
         if frames >= required:
             return False
-        folder = self.shards.folder
         if self.num_short == 0:
             log.warning("%s of %s: clips of less than %d frames are skipped", name.key, folder, required)
         self.num_short += 1

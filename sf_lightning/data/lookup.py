@@ -24,7 +24,7 @@ def mean_token_mels(shards: ShardSet) -> NDArray[np.float32]:
     """
     manifest = shards.manifest
     spec, to_mel = manifest.tokenizer, MelSpectrogram(manifest.mel)
-    total = np.zeros(_table_shape(manifest))
+    total = np.zeros(table_shape(manifest))
     count, seconds = np.zeros(spec.vocabulary), 0.0
     for number in np.random.default_rng(0).permutation(len(manifest.shards)):
         if seconds >= MAX_FIT_SECONDS:
@@ -40,20 +40,6 @@ def mean_token_mels(shards: ShardSet) -> NDArray[np.float32]:
     return np.where(seen > 0, total / np.maximum(seen, 1), overall).astype(np.float32)
 
 
-def table_problem(shards: ShardSet) -> str | None:
-    """Returns what is wrong with the lookup table of a set, or None; the means themselves are not checked."""
-    try:
-        with shards.open(NAME) as file:
-            table = np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError:
-        return "missing"
-    except (OSError, ValueError) as error:
-        return f"cannot be read: {error}"
-    expected = _table_shape(shards.manifest)
-    if (table.dtype, table.shape) != (np.float32, expected):
-        return f"{table.dtype} of shape {table.shape}, expected float32 of {expected}"
-    return None if np.isfinite(table).all() else "not finite"
-
-
-def _table_shape(manifest: Manifest) -> tuple[int, int, int]:
+def table_shape(manifest: Manifest) -> tuple[int, int, int]:
+    """Returns the shape of the table of a set."""
     return manifest.tokenizer.vocabulary, manifest.tokenizer.frames_per_token, manifest.mel.num_bands

@@ -1,4 +1,4 @@
-"""How the sets of these tests are built."""
+"""Configuration of the builds of these tests."""
 
 import pytest
 
@@ -9,5 +9,5 @@ from tests.toys.shards import tokenizer_beside
 
 @pytest.fixture
 def config(shards: ShardSet) -> BuildConfig:
-    """Shards of three clips with the k-means tokens of the fixture."""
+    """Returns a configuration with shards of three clips and the tokenizer of the `shards` fixture."""
     return BuildConfig(tokenizer_beside(shards), shard_samples=3)

@@ -1,4 +1,4 @@
-"""Building, in parts and pieces, killed and taken up: always the same bytes."""
+"""Builds in slices and processes, interrupted and resumed: always the same bytes."""
 
 import errno
 import os
@@ -48,7 +48,7 @@ def test_an_interrupted_build_resumes_after_the_last_complete_shard(config: Buil
     build(parts, tmp_path / "whole", config)
     partial = tmp_path / "set.partial"
     assert build(parts, tmp_path / "set", config, job_slice=(1, 2)) is None
-    # Killed while its last shard was written, before the part was marked.
+    # Killed while its last shard was written, before the part was marked as done.
     (partial / "EN-B000000.done").unlink()
     (partial / "EN-B000000-0002.json").unlink()
     (partial / ".EN-B000000-0002.tar.77").write_bytes(b"half")
@@ -86,7 +86,7 @@ def test_jobs_that_end_at_the_same_time_both_succeed(
     parts, mean_token_mels = find_parts(emilia(tmp_path / "emilia"), 3), building.mean_token_mels
 
     def slow(shards: ShardSet) -> np.ndarray:
-        # While this job makes the table, another one ends the set.
+        # While this job computes the lookup table, another one completes the set.
         monkeypatch.setattr(building, "mean_token_mels", mean_token_mels)
         assert build(parts, tmp_path / "set", config) is not None
         return mean_token_mels(shards)
@@ -104,7 +104,7 @@ def test_a_job_that_starts_while_another_one_completes_the_set_leaves_it_alone(
     parts, begin = find_parts(emilia(tmp_path / "emilia"), 3), building._begin
 
     def late(*args: Any) -> None:
-        # This job has seen that there is no set. Now another one ends it, and only then the folder is begun.
+        # This job has found no set. Another one completes it before this one creates its folder.
         monkeypatch.setattr(building, "_begin", begin)
         assert build(parts, tmp_path / "set", config) is not None
         begin(*args)
@@ -117,7 +117,7 @@ def test_a_job_that_starts_while_another_one_completes_the_set_leaves_it_alone(
 def test_a_job_succeeds_when_another_one_completes_the_set_meanwhile(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The same part, started twice: the slower one is still writing when the folder gets its name.
+    # The same slice, started twice: the slower job is still writing when the folder is renamed.
     parts, write = find_parts(emilia(tmp_path / "emilia"), 3), building._write_shard
 
     def slow(*args: Any) -> list[str]:
@@ -134,7 +134,7 @@ def test_a_job_succeeds_when_another_one_completes_the_set_meanwhile(
 def test_a_build_killed_while_it_completes_the_set_can_be_started_again(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
 ) -> None:
-    # With a shard of no samples, which is in no set.
+    # With a shard without samples, which is removed from the set.
     parts = find_parts(emilia(tmp_path / "emilia"), 3)
     filtered = BuildConfig(config.tokenizer, filters=Filters(min_dnsmos=3.12), shard_samples=3)
     build(parts, tmp_path / "whole", filtered)
@@ -229,7 +229,7 @@ def test_an_existing_set_accepts_its_own_build_and_refuses_others(config: BuildC
     manifest = build(parts, tmp_path / "set", config)
     before = files(tmp_path / "set")
     assert build(parts, tmp_path / "set", config) == manifest
-    assert build(parts, tmp_path / "set", config, job_slice=(2, 3)) == manifest  # a job that is started once more
+    assert build(parts, tmp_path / "set", config, job_slice=(2, 3)) == manifest  # a job that is started again
     other = BuildConfig(config.tokenizer, filters=Filters(languages=("zh",)), shard_samples=4)
     message = (
         r"another build \(languages was \[\] and is \['zh'\], shard_samples was 3 and is 4\): .* another --out"
@@ -285,6 +285,6 @@ def test_a_sigkill_loses_only_unfinished_shards_and_leaves_no_process(shards: Sh
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs."""
+    """Returns whether a process runs."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
     return bool(state) and not state.startswith("Z")

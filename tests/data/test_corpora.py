@@ -1,4 +1,4 @@
-"""What corpora may hold: fields, filters, tokens made elsewhere, damage, names that are not taken as they are."""
+"""Corpora: fields, filters, precomputed tokens, damage, unusual names."""
 
 import io
 import json
@@ -83,12 +83,12 @@ def test_precomputed_tokens_are_checked_and_kept(tmp_path: Path) -> None:
 
 
 class FakeECAPA:
-    """Says the length of each wave."""
+    """Encodes each wave as its length."""
 
     name, width = "fake", 2
 
     def encode(self, waves: list) -> list:
-        """Returns [N, 1]."""
+        """Returns the lengths [N, 1]."""
         assert len(waves) <= 2
         return [np.array([len(wave) / 16000, 1], np.float32) for wave in waves]
 

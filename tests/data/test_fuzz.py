@@ -1,4 +1,4 @@
-"""Tars with bytes cut, flipped, moved and lied about: what is read is what was written, what is lost is counted."""
+"""Tars with random damage: every sample that is read is one that was written, and every lost one is counted."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from tests.toys.shards import make_lane, raw_sample
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    """One shard of eight clips of a tenth of a second."""
+    """Returns a set with one shard of eight clips of 0.1 s."""
     folder = tmp_path_factory.mktemp("fuzz")
     for i in range(8):
         raw = raw_sample(synthetic_voice(0.12 + 0.04 * i, seed=i), 3 + i)
@@ -77,7 +77,7 @@ def test_every_lost_sample_is_counted_under_a_cause(small: ShardSet, tmp_path: P
 
 @pytest.mark.parametrize("apart", [-4, -3, -2, -1, 1, 2, 3, 4])
 def test_clips_with_wrong_token_counts_are_skipped_at_build(tmp_path: Path, apart: int) -> None:
-    # Whole tokens are four frames: one too many or too few is beyond the three frames that are trimmed or padded.
+    # A token is four frames: one too many or too few exceeds the three frames that are trimmed or padded.
     raw = raw_sample(synthetic_voice(1.0), 25 + apart)
     for name in ("wav", "tokens.npy"):
         (tmp_path / f"clip.{name}").write_bytes(raw[name])

@@ -16,13 +16,13 @@ from sf_lightning.data.jobs import ProgressCounter, progress_line, run_jobs
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines come at once, not every minute."""
+    """Prints a line at every update, not every minute."""
     monkeypatch.setattr(jobs, "SECONDS_BETWEEN_UPDATES", 0.01)
     monkeypatch.setattr(jobs, "SECONDS_BETWEEN_LINES", 0.0)
 
 
 def wait_for(seen: Callable[[], bool]) -> None:
-    """Waits until something is so."""
+    """Waits until a condition holds."""
     deadline = time.monotonic() + 60
     while not seen():
         assert time.monotonic() < deadline
@@ -57,7 +57,7 @@ def test_reused_work_does_not_shorten_the_estimated_time() -> None:
 
 
 def job_until_seen(item: int, counter: ProgressCounter, folder: Path) -> list[str]:
-    """A job that ends when the parent has seen how far it is."""
+    """A job that ends when the parent has seen its progress."""
     counter.add(made=10)
     (folder / str(item)).touch()
     wait_for(lambda: (folder / "seen").exists())
@@ -83,7 +83,7 @@ def test_processes_share_the_counter_and_print_findings_in_order(
 
 
 def die(item: int, counter: ProgressCounter) -> list[str]:
-    """A job that uses up the memory."""
+    """A job whose process is killed, as for lack of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
     return []
 

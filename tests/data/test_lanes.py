@@ -1,4 +1,4 @@
-"""Lanes and packs: an order that knows no world size, nothing lost, nothing twice, exact to resume."""
+"""Lanes and packs: independent of the world size, every clip exactly once, exact after a resume."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from tests.toys.shards import PACK_SHAPE, copy_shards, make_lane, packs_equal, s
 
 
 def epoch(shards: ShardSet, number: int, of: int, wanted: int = 0) -> list[str]:
-    """The keys that a lane draws in one of its epochs."""
+    """Returns the keys that a lane draws in one of its epochs."""
     keys = []
     for drawn in make_lane(shards, number, of).draw_clips(LaneState()):
         if drawn.state.places[0].epoch > wanted:
@@ -37,7 +37,7 @@ def epoch(shards: ShardSet, number: int, of: int, wanted: int = 0) -> list[str]:
 
 @pytest.mark.parametrize("of", [1, 2, 4, 8, 23])
 def test_in_an_epoch_every_clip_is_in_exactly_one_lane(shards: ShardSet, of: int) -> None:
-    # Up to 23 lanes on 5 shards: a shard feeds several lanes then.
+    # With up to 23 lanes on 5 shards, several lanes share a shard.
     everything = Counter(key for number in range(of) for key in epoch(shards, number, of))
     assert len(everything) == 23 and set(everything.values()) == {1}
 
@@ -60,23 +60,23 @@ def test_a_lane_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet) 
 
 def test_packing_keeps_every_frame_exactly_once(shards: ShardSet) -> None:
     mel = MelSpectrogram(MelConfig())
-    output: dict[str, list[torch.Tensor]] = {}
+    mels: dict[str, list[torch.Tensor]] = {}
     tokens: dict[str, list[int]] = {}
     for each in set_packs(shards, 7):  # less than an epoch
         frames = mel.frames(each.wave)
         for piece, key in enumerate(each.keys):
             mine = (each.blocks.utterance == piece) & each.blocks.valid[:, 0]
-            output.setdefault(key, []).append(frames[mine][each.blocks.valid[mine]])
+            mels.setdefault(key, []).append(frames[mine][each.blocks.valid[mine]])
             valid = each.blocks.valid[mine].unflatten(1, (-1, 4))[..., 0]
             tokens.setdefault(key, []).extend(each.tokens[mine][valid].tolist())
     checked = 0
     for shard in range(len(shards.manifest.shards)):
         for raw in shards.read_samples(shard):
             clip = decode_clip(raw, MelConfig(), 50, 4)
-            heard = torch.cat(output.get(clip.key, [torch.zeros(0, 80)]))
-            if len(heard) == 4 * len(clip.tokens):  # the packs above end within the last clips
+            packed = torch.cat(mels.get(clip.key, [torch.zeros(0, 80)]))
+            if len(packed) == 4 * len(clip.tokens):  # the packs above end within the last clips
                 whole = mel(torch.from_numpy(clip.wave)[None])[0]
-                torch.testing.assert_close(heard, whole, atol=1e-5, rtol=0)
+                torch.testing.assert_close(packed, whole, atol=1e-5, rtol=0)
                 assert tokens[clip.key] == clip.tokens.tolist()
                 checked += 1
     assert checked >= 12
@@ -147,8 +147,8 @@ def test_a_truncated_tar_loses_only_the_samples_beyond_the_cut(shards: ShardSet,
 def test_a_damaged_index_stops_the_run_with_the_remedy(shards: ShardSet, tmp_path: Path) -> None:
     broken = copy_shards(shards, tmp_path / "set")
     index = broken.folder / "shard-000001.json"
-    for output in (index.read_text()[:300], "{}", '{"rows": [[1]]}'):
-        index.write_text(output)
+    for content in (index.read_text()[:300], "{}", '{"rows": [[1]]}'):
+        index.write_text(content)
         with pytest.raises(ValueError, match=r"shard-000001.json is damaged .* --repair=true"):
             list(islice(make_lane(broken).draw_clips(LaneState()), 40))
 

@@ -1,4 +1,4 @@
-"""Sets mixed by weight, and clips perturbed: an order that can be resumed, and nothing unless asked for."""
+"""Sets mixed by weight, and perturbed clips."""
 
 from collections import Counter
 from itertools import islice
@@ -18,12 +18,12 @@ from tests.toys.shards import copy_shards, lane_packs, packs_equal, raw_sample
 
 @pytest.fixture(scope="module")
 def other(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    """A second set: the first shards of the fixture."""
+    """Returns a second set, a copy of the `shards` fixture."""
     return copy_shards(shards, tmp_path_factory.mktemp("other") / "set")
 
 
 def mixed(sets: list[ShardSet], weights: list[float]) -> Lane:
-    """Lane 0 of 1 over sets."""
+    """Returns the only lane over several sets."""
     return Lane(sets, 0, LaneConfig(0, 1, ClipRequirements(crop_samples=4000)), weights)
 
 
@@ -49,14 +49,14 @@ def test_a_mix_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet, o
 
 
 def clip(seconds: float) -> Clip:
-    """A clip whose tokens count up."""
+    """Returns a clip with tokens 0, 1, 2, …"""
     made = decode_clip(raw_sample(synthetic_voice(seconds), round(25 * seconds)), MelConfig(), 50, 4)
     made.tokens = np.arange(len(made.tokens))
     return made
 
 
 def envelope(wave: np.ndarray) -> np.ndarray:
-    """How loud it is at 200 moments."""
+    """Returns the level of a wave at 200 times."""
     loud = np.abs(wave).reshape(-1, 160).mean(1)
     return np.interp(np.linspace(0, 1, 200), np.linspace(0, 1, len(loud)), loud)
 
@@ -76,7 +76,7 @@ def test_faster_speech_is_shorter_and_its_tokens_are_those_spoken_at_that_moment
         spoken = (np.arange(length) + 0.5) * 50 / length
         assert np.abs(changed.tokens + 0.5 - spoken).max() <= 0.5
 
-        # The same speech: its envelope, read at the changed pace, is that of the clip.
+        # The same speech: its envelope, rescaled in time, is that of the clip.
         def loud(wave: np.ndarray) -> np.ndarray:
             return np.interp(
                 np.linspace(0, 1, 200), np.linspace(0, 1, len(wave) // 160), np.abs(wave).reshape(-1, 160).mean(1)

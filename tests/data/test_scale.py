@@ -1,4 +1,4 @@
-"""Two million samples on paper: an epoch is planned from the manifest alone, a lane reads where it stands."""
+"""A set of two million samples: planning an epoch reads the manifest alone, and a lane only its current group."""
 
 import tracemalloc
 from collections import Counter
@@ -19,7 +19,7 @@ SHARDS, SAMPLES, LANES = 2000, 1000, 64
 
 @pytest.fixture(scope="module")
 def large(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of 2,000 shards of 1,000 samples, whose files are not there."""
+    """Returns a set of 2,000 shards of 1,000 samples, without their files."""
     folder = tmp_path_factory.mktemp("large")
     infos = tuple(
         ShardInfo(f"shard-{i:06d}.tar", SAMPLES, 250 * SAMPLES, 10.0 * SAMPLES, 80_000_000, 64 * "0")

@@ -1,4 +1,4 @@
-"""Segments: windows on the waves and mels of whole clips, the same wherever they are drawn."""
+"""Segments: windows on the waves and mels of whole clips, independent of ranks."""
 
 import torch
 

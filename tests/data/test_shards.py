@@ -1,4 +1,4 @@
-"""Shard sets: what is written can be read by anyone, what cannot be used is counted, nothing is overwritten."""
+"""Shard sets: readable as plain WebDataset, unusable clips are counted, nothing is overwritten."""
 
 import io
 import json
@@ -45,11 +45,11 @@ def test_manifest_and_indices_match_the_tars(shards: ShardSet) -> None:
     assert shards.samples == 23 and [shard.samples for shard in manifest.shards] == [5, 5, 5, 5, 3]
     for number, info in enumerate(manifest.shards):
         with tarfile.open(shards.folder / info.name) as tar:
-            places = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
+            in_tar = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
         index = shards.read_index(number)
         assert [row.key for row in index] == [raw["__key__"] for raw in shards.read_samples(number)]
-        message = {f"{row.key}.{name}": tuple(place) for row in index for name, place in row.files.items()}
-        assert message == places
+        in_index = {f"{row.key}.{name}": tuple(found) for row in index for name, found in row.files.items()}
+        assert in_index == in_tar
         assert info.tokens == sum(row.tokens for row in index)
 
 
@@ -70,7 +70,7 @@ def test_the_lookup_table_is_the_mean_mel_of_each_token(shards: ShardSet) -> Non
             clip = decode_clip(raw, MelConfig(), 50, 4)
             frames = mel(torch.from_numpy(clip.wave)[None])[0].view(-1, 4, 80)
             patches += [frames[i].numpy() for i in np.flatnonzero(clip.tokens == 7)]
-    # Decoded clips are trimmed to whole tokens, so the last frames see another edge: nearly, not bit for bit.
+    # Not exactly equal: decoded clips are trimmed to whole tokens, which changes their last frames.
     assert len(patches) > 3
     assert np.abs(np.mean(patches, axis=0) - table[7]).mean() < 0.02
 
@@ -88,8 +88,8 @@ def test_broken_files_are_skipped_counted_and_reported(
     manifest = build(find_parts(folder, 100), tmp_path / "set", BuildConfig(tokenizer_beside(shards)))
     assert manifest.skipped == {"silent": 1, "too short": 1, "not finite": 1, "undecodable": 1}
     assert manifest.shards[0].samples == 3
-    message = capsys.readouterr().out
-    assert all(name in message for name in ("silent.wav", "short.wav", "nan.wav", "garbage.flac"))
+    output = capsys.readouterr().out
+    assert all(name in output for name in ("silent.wav", "short.wav", "nan.wav", "garbage.flac"))
 
 
 def test_a_corpus_of_silence_writes_no_set(shards: ShardSet, tmp_path: Path) -> None:
@@ -172,20 +172,20 @@ def test_the_error_for_a_folder_without_manifest_has_the_build_command(tmp_path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda message: [], "as its format: expected an integer"),
-        (lambda message: {}, "None as its format: expected an integer from 1 to 3"),
-        (lambda message: message | {"shards": []}, "lists no sample"),
-        (lambda message: message | {"tokenizer": {}}, "manifest.json is damaged .*build the set again"),
+        (lambda values: [], "as its format: expected an integer"),
+        (lambda values: {}, "None as its format: expected an integer from 1 to 3"),
+        (lambda values: values | {"shards": []}, "lists no sample"),
+        (lambda values: values | {"tokenizer": {}}, "manifest.json is damaged .*build the set again"),
         (
-            lambda message: message | {"shards": [message["shards"][0] | {"samples": "three"}]},
+            lambda values: values | {"shards": [values["shards"][0] | {"samples": "three"}]},
             r"manifest.shards\[0\].samples is 'three': expected int",
         ),
         (
-            lambda message: message | {"shards": [message["shards"][0] | {"name": "../../x.tar"}]},
+            lambda values: values | {"shards": [values["shards"][0] | {"name": "../../x.tar"}]},
             "'../../x.tar': expected the file name",
         ),
         (
-            lambda message: message | {"shards": [message["shards"][0] | {"name": ".x.tar"}]},
+            lambda values: values | {"shards": [values["shards"][0] | {"name": ".x.tar"}]},
             "expected the file name of a tar",
         ),
     ],

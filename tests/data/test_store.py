@@ -1,4 +1,4 @@
-"""Sets that lie elsewhere: brought by a server or a command, kept in a cache that stays small, asked for again."""
+"""Remote sets: downloads from a server or through a command, retries, and the cache."""
 
 import shutil
 import socket
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="WebDataset
 
 
 class Flaky(SimpleHTTPRequestHandler):
-    """Serves a folder, but breaks off the first tar when it is asked for the first time."""
+    """Serves a folder, but aborts the first download of the first tar."""
 
     asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        """Answers."""
+        """Sends a file, or half of it."""
         Flaky.asked.append(self.path)
         path = Path(self.translate_path(self.path))
         if path.name == "shard-000000.tar" and Flaky.asked.count(self.path) == 1:
@@ -39,12 +39,12 @@ class Flaky(SimpleHTTPRequestHandler):
             super().do_GET()
 
     def log_message(self, *args: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture
 def server(shards: ShardSet) -> Iterator[str]:
-    """The fixture's set on a web server of this machine."""
+    """Serves the set of the fixture on a local web server."""
     Flaky.asked.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Flaky, directory=str(shards.folder))) as serving:
         thread = threading.Thread(target=serving.serve_forever)
@@ -56,7 +56,7 @@ def server(shards: ShardSet) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
+    """Uses a temporary cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "sf-lightning"
 
@@ -67,7 +67,7 @@ def test_a_set_on_a_web_server_gives_the_same_packs_and_is_downloaded_once(shard
         set_packs(ShardSet(server), 10),
     )  # more than an epoch
     assert all(packs_equal(a, b) for a, b in zip(here, there, strict=True))
-    assert Flaky.asked.count("/shard-000000.tar") == 2  # broken off once, then whole
+    assert Flaky.asked.count("/shard-000000.tar") == 2  # aborted once, then complete
     assert Flaky.asked.count("/shard-000001.tar") == Flaky.asked.count("/shard-000001.json") == 1
 
 
@@ -114,7 +114,7 @@ def test_an_open_file_stays_readable_when_the_cache_deletes_it(shards: ShardSet,
 
 
 def test_a_download_from_a_stalled_server_is_aborted() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never answers
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts the connection and sends nothing
         store = Store(f"http://127.0.0.1:{silent.getsockname()[1]}", attempts=2, delay=0.0, patience=1)
         with pytest.raises(FileNotFoundError, match="could not be read in 2 attempts"):
             store.read("manifest.json")

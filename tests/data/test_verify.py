@@ -44,14 +44,17 @@ def test_damage_is_reported_and_repaired(shards: ShardSet, tmp_path: Path, capsy
     assert "in 2 of 5 shards" in captured.err and "--repair=true" in captured.err
     run_command("verify", f"--shards={folder}", "--repair=true")
     assert "6 samples removed" in capsys.readouterr().out
-    mended = ShardSet(folder)
-    assert mended.samples == 17 and len(mended.manifest.shards) == 4
-    assert not any(verify_shard(mended, number) for number in range(4))
-    good, whole = list(mended.read_samples(1)), [raw for raw in shards.read_samples(1) if raw["__key__"] != row.key]
+    repaired_set = ShardSet(folder)
+    assert repaired_set.samples == 17 and len(repaired_set.manifest.shards) == 4
+    assert not any(verify_shard(repaired_set, number) for number in range(4))
+    good, whole = (
+        list(repaired_set.read_samples(1)),
+        [raw for raw in shards.read_samples(1) if raw["__key__"] != row.key],
+    )
     assert good == whole and len(good) == 4
-    # In the same order, and of the shard that is gone nothing lies there any more.
+    # In the same order, and without files of the shard that was dropped.
     names = [info.name for info in shards.manifest.shards]
-    assert [info.name for info in mended.manifest.shards] == names[:3] + names[4:]
+    assert [info.name for info in repaired_set.manifest.shards] == names[:3] + names[4:]
     assert not list(folder.glob("shard-000003.*")) and not list(folder.glob(".*"))
     run_command("verify", f"--shards={folder}")
 
@@ -67,7 +70,7 @@ def test_a_wrong_manifest_and_a_missing_index_are_reported(shards: ShardSet, tmp
     assert "5 samples in the index, the manifest has 6" in str(verify_shard(again, 0)[0])
     assert "cannot be read" in str(verify_shard(again, 2)[0])
     assert repair(again, [0, 2]) == 1 and again.samples == 24  # one that never was
-    # Of a tar that is whole the index is made again, to the byte.
+    # The index of an undamaged tar is made again, to the byte.
     for name in ("shard-000002.json", "shard-000002.tar", "shard-000000.tar", "manifest.json"):
         assert (Path(broken.folder) / name).read_bytes() == (Path(shards.folder) / name).read_bytes()
 

@@ -1,4 +1,4 @@
-"""K-means tokens: 25 a second, level-free, the same after a reload."""
+"""K-means tokens: 25 per second, independent of level, the same after reloading."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.toys.audio import synthetic_voice
 
 @pytest.fixture(scope="module")
 def tokenizer() -> KMeansTokenizer:
-    """Fifty codes fitted on ten seconds."""
+    """Returns a tokenizer of fifty codes, fitted on ten seconds."""
     return KMeansTokenizer.fit((synthetic_voice(2.0, 90 + 20 * i, seed=i) for i in range(5)), 50)
 
 

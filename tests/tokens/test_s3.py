@@ -1,4 +1,4 @@
-"""S3 tokens from weights on disk: as many as their law says, the same in a batch as alone, of any length."""
+"""S3 tokens: their number, independence of the batch, waves of any length."""
 
 import math
 import pickle
@@ -17,7 +17,7 @@ s3tokenizer = pytest.importorskip("s3tokenizer")
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the package's own format, in a folder whose name its `load_model` is misled by."""
+    """Writes random weights in the package's format, in a folder whose name would mislead its `load_model`."""
     from s3tokenizer.model_v2 import S3TokenizerV2
 
     torch.manual_seed(0)
@@ -28,7 +28,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def s3(path: Path) -> Tokenizer:
-    """The tokenizer."""
+    """Returns the tokenizer."""
     return load_tokenizer(path)
 
 
@@ -51,7 +51,7 @@ def test_tokens_do_not_depend_on_the_batch(s3: Tokenizer) -> None:
     for wave, together in zip(waves, s3.encode(waves), strict=True):
         (alone,) = s3.encode([wave])
         assert len(set(alone.tolist())) > 3
-        # Codes are rounded: a sum in another order may tip one over.
+        # Codes are rounded, so that a sum in another order may change one.
         assert np.mean(alone == together) > 0.97
 
 

@@ -1,4 +1,4 @@
-"""Corpora of tests: tars as Emilia has them."""
+"""Corpora of tests: tars in the format of Emilia."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from tests.toys.audio import synthetic_voice
 
 
 def mp3(seconds: float, seed: int = 0) -> bytes:
-    """Speech as Emilia has it: mp3, 24 kHz, mono."""
+    """Returns speech-like audio in Emilia's format: mp3, 24 kHz, mono."""
     buffer = io.BytesIO()
     wave = np.interp(
         np.arange(int(seconds * 24000)) / 24000,
@@ -36,7 +36,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
 
 
 def emilia(folder: Path) -> Path:
-    """Two tars, one as Emilia has it and one as Emilia-YODAS, of seven clips each."""
+    """Writes two tars with seven clips each, in the formats of Emilia and Emilia-YODAS, and returns the folder."""
     for language, tar in (("en", "EN-B000000"), ("zh", "ZH-B000001")):
         members = []
         for i in range(7):
@@ -56,12 +56,12 @@ def emilia(folder: Path) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder."""
+    """Returns the content of each file of a folder, by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def mutate(data: bytes, random: np.random.Generator) -> bytes:
-    """Breaks a tar in one of five ways."""
+    """Returns a tar with one of five kinds of damage."""
     out, kind = bytearray(data), random.integers(5)
     if kind == 0:  # cut
         return bytes(out[: random.integers(len(out))])

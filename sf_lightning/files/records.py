@@ -28,7 +28,7 @@ def from_plain(kind: type[Record], values: object, name: str) -> Record:
     """
     if not isinstance(values, dict):
         raise ValueError(f"{name} is {values!r:.60}: expected names and values")
-    hints = _field_types(kind)
+    hints = _field_types(kind)  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name not in values and field.default is MISSING and field.default_factory is MISSING:

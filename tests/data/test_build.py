@@ -55,9 +55,9 @@ def test_an_interrupted_build_resumes_after_the_last_complete_shard(config: Buil
     before = (partial / "EN-B000000-0001.tar").stat().st_mtime_ns
     counter = ProgressCounter()
     build_part(parts[0], counter, partial, config)
-    made, seconds, passed = counter.read()
+    made, seconds, reused = counter.read()
     assert seconds == pytest.approx(1.4, abs=0.1) and made == len(mp3(1.4, 6))  # the last clip alone
-    assert made + passed == parts[0].bytes
+    assert made + reused == parts[0].bytes
     assert (partial / "EN-B000000-0001.tar").stat().st_mtime_ns == before
     assert build(parts, tmp_path / "set", config) is not None
     assert files(tmp_path / "set") == files(tmp_path / "whole")
@@ -69,8 +69,8 @@ def test_progress_advances_with_every_shard_of_a_tar(config: BuildConfig, tmp_pa
     seen: list[tuple[float, float, float]] = []
 
     class Watched(ProgressCounter):
-        def add(self, made: int = 0, seconds: float = 0.0, passed: int = 0) -> None:
-            super().add(made, seconds, passed)
+        def add(self, made: int = 0, seconds: float = 0.0, reused: int = 0) -> None:
+            super().add(made, seconds, reused)
             seen.append(self.read())
 
     build_part(part, Watched(), tmp_path / "set", config)
@@ -206,7 +206,7 @@ def test_a_corpus_whose_files_changed_size_is_refused(config: BuildConfig, tmp_p
     tar = tmp_path / "emilia" / "ZH-B000001.tar"
     size = tar.stat().st_size
     tar.write_bytes(tar.read_bytes() + bytes(512))
-    message = rf"\(part ZH-B000001 had {size} bytes and has {size + 512}\): give the same options and files"
+    message = rf"\(part ZH-B000001 had {size} bytes and has {size + 512}\): give the same ones"
     with pytest.raises(ValueError, match=message):
         build(parts, tmp_path / "set", config, job_slice=(2, 2))
 
@@ -247,25 +247,25 @@ def test_an_existing_set_accepts_its_own_build_and_refuses_others(config: BuildC
 def test_the_same_command_again_fits_no_tokenizer_and_describes_the_set(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    say = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--out={tmp_path}/set"]
-    main([*say, "--vocabulary=40"])
+    command = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--out={tmp_path}/set"]
+    main([*command, "--vocabulary=40"])
     monkeypatch.setattr(encoders, "fit_tokenizer", None)
     for _ in range(2):
         capsys.readouterr()
-        main([*say, "--vocabulary=40", "--slice=2/3"])
-        assert re.search("made by this same build: nothing was done\n.*set: 14 clips", capsys.readouterr().out)
+        main([*command, "--vocabulary=40", "--slice=2/3"])
+        assert re.search("from this same build: nothing to do\n.*set: 14 clips", capsys.readouterr().out)
     with pytest.raises(SystemExit):
-        main([*say, "--vocabulary=50"])
+        main([*command, "--vocabulary=50"])
     assert "tokenizer.vocabulary was 40 and is 50" in capsys.readouterr().err
 
 
 def test_a_sigkill_loses_only_unfinished_shards_and_leaves_no_process(shards: ShardSet, tmp_path: Path) -> None:
     tokens = shards.folder.parent / "kmeans-50.npz"
-    say = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--tokenizer={tokens}", "--shard_samples=1"]
-    main([*say, f"--out={tmp_path / 'whole'}"])
-    say.append(f"--out={tmp_path / 'set'}")
+    command = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--tokenizer={tokens}", "--shard_samples=1"]
+    main([*command, f"--out={tmp_path / 'whole'}"])
+    command.append(f"--out={tmp_path / 'set'}")
     killed = subprocess.Popen(
-        [sys.executable, "-m", "sf_lightning.cli.shards", *say, "--processes=2"],
+        [sys.executable, "-m", "sf_lightning.cli.shards", *command, "--processes=2"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -280,7 +280,7 @@ def test_a_sigkill_loses_only_unfinished_shards_and_leaves_no_process(shards: Sh
     while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(pids) >= 2 and not any(alive(pid) for pid in pids)
-    main(say)
+    main(command)
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 

@@ -162,7 +162,7 @@ def test_reading_a_randomly_damaged_tar_of_a_corpus_terminates(tmp_path: Path, c
 def test_tars_whose_shards_would_have_the_same_name_are_refused(tmp_path: Path) -> None:
     for pair, message in (
         (("data", "data-0001"), "data-0001.tar and .*data.tar would both have shards named data-0001"),
-        (("a.b", "a-b"), "would both have the key a-b"),
+        (("a.b", "a-b"), "would both get the key a-b"),
         (("x", "manifest"), "would have an index manifest.json"),
     ):
         folder = tmp_path / pair[0]
@@ -188,7 +188,7 @@ def test_invalid_unicode_and_missing_speaker_names_are_accepted(config: BuildCon
 def test_mixed_folders_and_duplicate_keys_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "x" / "a.tar", [])
     write_tar(tmp_path / "y" / "a.tar", [])
-    with pytest.raises(ValueError, match="would both have the key a: rename one"):
+    with pytest.raises(ValueError, match="would both get the key a: rename one"):
         find_parts(tmp_path, 3)
     soundfile.write(tmp_path / "a.wav", synthetic_voice(0.5), 16000)
     with pytest.raises(ValueError, match=r"has tars .* and audio files .*: give a folder of one kind"):

@@ -112,7 +112,7 @@ def test_espeak_reads_every_mandarin_character_in_mandarin() -> None:
     def phonemes(text: str) -> bytes:
         return to_phonemes(ctypes.byref(ctypes.c_char_p(text.encode())), 1, 0)
 
-    espeak.say(Voice("cmn", "f1", 50, 50, 200), "你好")
+    espeak.synthesize(Voice("cmn", "f1", 50, 50, 200), "你好")
     assert b"(en)" in phonemes("熊")
     alternatives = [a.strip() for key in MANDARIN if key != "sentence" for a in MANDARIN[key].split("|")]
     alternatives += [character for character in MANDARIN["sentence"] if "一" <= character <= "龥"]
@@ -128,14 +128,14 @@ def test_a_complete_corpus_is_not_changed(toy: Path) -> None:
 
 def test_other_settings_are_refused_and_the_corpus_is_kept(toy: Path) -> None:
     before = contents(toy)
-    with pytest.raises(ValueError, match=r"'minutes': 1\.5.* but .*'minutes': 2\.0.* delete it or choose"):
+    with pytest.raises(ValueError, match=r"'minutes': 1\.5.* not with .*'minutes': 2\.0.* delete it or choose"):
         synthesize(toy, **{**TOY, "minutes": 2.0})
     assert contents(toy) == before
 
 
 def test_a_folder_that_is_not_a_corpus_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="no demo corpus"):
+    with pytest.raises(ValueError, match="is not a demo corpus"):
         synthesize(tmp_path, **TINY)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

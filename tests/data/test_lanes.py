@@ -183,7 +183,7 @@ def test_validation_reports_the_clips_that_a_truncated_tar_lost(
     clips = list(evenly_spaced_clips(broken, 23, ClipRequirements(crop_samples=4000)))
     assert 19 <= len(clips) < 23
     named = [message for message in caplog.messages if message.startswith("skipped ")]
-    assert len(named) == 23 - len(clips) and all("of shard-000001.tar" in message for message in named)
+    assert len(named) == 23 - len(clips) and all("in shard-000001.tar of" in message for message in named)
     broken.check_files()
     assert "is it truncated?" in caplog.text
     tar.unlink()

@@ -114,7 +114,7 @@ def test_dots_in_file_names_do_not_cut_keys(tmp_path: Path) -> None:
         soundfile.write(tmp_path / name, synthetic_voice(0.5), 16000)
     assert [source.key for part in find_parts(tmp_path, 100) for source in part.read()] == ["a-mic1", "a-mic2"]
     soundfile.write(tmp_path / "a-mic1.wav", synthetic_voice(0.5), 16000)
-    with pytest.raises(ValueError, match="would both have the key a-mic1"):
+    with pytest.raises(ValueError, match="would both get the key a-mic1"):
         find_parts(tmp_path, 100)
 
 

@@ -67,7 +67,7 @@ def test_a_wrong_manifest_and_a_missing_index_are_reported(shards: ShardSet, tmp
     path.write_text(json.dumps(manifest))
     (Path(broken.folder) / "shard-000002.json").write_text("{")
     again = ShardSet(broken.folder)
-    assert "5 samples in the index, the manifest has 6" in str(verify_shard(again, 0)[0])
+    assert "5 samples in the index, 6 in the manifest" in str(verify_shard(again, 0)[0])
     assert "cannot be read" in str(verify_shard(again, 2)[0])
     assert repair(again, [0, 2]) == 1 and again.samples == 24  # one that never was
     # The index of an undamaged tar is made again, to the byte.
@@ -269,7 +269,7 @@ def test_the_command_builds_in_slices_and_reports_wrong_options(
             "--blocked_speakers /nowhere: no such file",
         ),
         ([f"--blocked_speakers={audio}/voice0/clip000.wav"], "clip000.wav is not UTF-8 text"),
-        (["--vocabulary=many"], "error: --vocabulary is many: wanted int\n"),
+        (["--vocabulary=many"], "error: --vocabulary is many; expected an integer\n"),
     ):
         with pytest.raises(SystemExit):
             run_command("build", f"--audio={audio}", f"--out={tmp_path / 'a' / 'set'}", *args)

@@ -105,7 +105,7 @@ class Manifest:
             hint = f"did you mean {' or '.join(inner)}?"
             if not inner:
                 hint = f"build one with `sf-shards build --audio AUDIO --out {location}`"
-            raise FileNotFoundError(f"{location} is not a shard set (it has no manifest.json): {hint}")
+            raise FileNotFoundError(f"no shard set at {location} (no manifest.json there): {hint}")
         return cls.parse(store.read("manifest.json"), f"{location}/manifest.json")
 
     @classmethod

@@ -1,4 +1,4 @@
-"""SpeechBrain's ECAPA from a folder: its own embeddings, untouched by who else is in the batch."""
+"""SpeechBrain's ECAPA-TDNN from a folder: embeddings do not depend on the batch."""
 
 import pickle
 from pathlib import Path
@@ -14,11 +14,11 @@ from tests.toys.ecapa import write_ecapa
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small encoder with random weights, in SpeechBrain's own format."""
+    """Returns the folder of a small encoder with random weights."""
     return write_ecapa(tmp_path_factory.mktemp("ecapa"))
 
 
-def test_embeddings_are_of_the_weights_in_the_folder_and_of_each_clip_alone(folder: Path) -> None:
+def test_embeddings_depend_on_the_weights_in_the_folder_and_on_each_clip_alone(folder: Path) -> None:
     encoder = PretrainedECAPA(str(folder))
     assert encoder.width == 24 and encoder.name.startswith("ecapa-")
     waves = [synthetic_voice(seconds, seed=i) for i, seconds in enumerate((1.0, 7.5, 3.0))]
@@ -33,7 +33,7 @@ def test_embeddings_are_of_the_weights_in_the_folder_and_of_each_clip_alone(fold
     np.testing.assert_allclose(again.encode(waves[:1])[0], together[0], atol=1e-4 * np.abs(together[0]).max())
 
 
-def test_another_training_has_another_name_and_a_folder_without_one_is_named(folder: Path, tmp_path: Path) -> None:
+def test_other_weights_have_another_name_and_a_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
     write_ecapa(tmp_path, seed=1)
     assert PretrainedECAPA(str(tmp_path)).name != PretrainedECAPA(str(folder)).name
     (tmp_path / "hyperparams.yaml").unlink()

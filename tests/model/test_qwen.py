@@ -1,4 +1,4 @@
-"""The public sibling's network and ours are the same function of the same weights."""
+"""Qwen2.5-Omni token2wav's DiT and ours compute the same function of the same weights."""
 
 import dataclasses
 import shutil
@@ -28,12 +28,12 @@ pytest.importorskip("transformers")
 
 
 def ours(theirs: Any) -> StreamFlow:
-    """The same network in our words."""
+    """Returns the same network as our `StreamFlow`."""
     return from_qwen(theirs.state_dict(), theirs.config.to_dict())
 
 
 def inputs(theirs: Any, tokens: int, batch: int = 2) -> dict[str, Tensor]:
-    """Random inputs under the sibling's names, but for x-vectors [B, X]."""
+    """Returns random inputs under token2wav's names, with one x-vector per utterance [B, X]."""
     config, random = theirs.config, torch.Generator().manual_seed(tokens)
     frames = tokens * config.repeats
     return {
@@ -46,14 +46,14 @@ def inputs(theirs: Any, tokens: int, batch: int = 2) -> dict[str, Tensor]:
 
 
 def their_velocity(theirs: Any, given: dict[str, Tensor], **more: Any) -> Tensor:
-    """The sibling's answer [B, T, F]."""
+    """Returns token2wav's velocity [B, T, F]."""
     frames = given["hidden_states"].shape[1]
-    spoken = given["speaker_embedding"][:, None].expand(-1, frames, -1)
-    return theirs(**(given | {"speaker_embedding": spoken}), **{"apply_cfg": False, **more})
+    x_vectors = given["speaker_embedding"][:, None].expand(-1, frames, -1)
+    return theirs(**(given | {"speaker_embedding": x_vectors}), **{"apply_cfg": False, **more})
 
 
 def cut(x: Tensor, size: int) -> Tensor:
-    """Cuts [B, N, ...] into whole blocks [B ceil(N / size), size, ...], zeros at the end."""
+    """Returns [B, N, ...] split into blocks [B ceil(N / size), size, ...], padded with zeros."""
     x = pad(x, (*(0, 0) * (x.ndim - 2), 0, -x.shape[1] % size))
     return x.unflatten(1, (-1, size)).flatten(0, 1)
 
@@ -61,14 +61,14 @@ def cut(x: Tensor, size: int) -> Tensor:
 def our_velocity(
     model: StreamFlow, given: dict[str, Tensor], drop_speaker: bool = False, drop: bool = False
 ) -> Tensor:
-    """Our answer [B, T, F]."""
+    """Returns our velocity [B, T, F]."""
     batch, frames, bands = given["hidden_states"].shape
     size, repeats = model.layout.block_size, model.dit.config.frames_per_token
     blocks = Blocks.from_lengths([frames] * batch, size)
     speaker = model.encoder(given["condition_vector"], given["speaker_embedding"])
     tokens = cut(given["quantized_code"], size // repeats)
-    nobody, nothing = torch.full((batch,), drop_speaker or drop), torch.full((batch,), drop)
-    condition = model.condition(tokens, speaker, blocks, nobody, nothing)
+    no_speaker, no_tokens = torch.full((batch,), drop_speaker or drop), torch.full((batch,), drop)
+    condition = model.condition(tokens, speaker, blocks, no_speaker, no_tokens)
     y = model.velocity(cut(given["hidden_states"], size), given["time_step"], condition, blocks)
     return y[blocks.valid].view(batch, frames, bands)
 
@@ -88,14 +88,14 @@ VARIANTS = {
 @pytest.mark.parametrize("tokens", [1, 12, 36, 41])
 @pytest.mark.parametrize("name", VARIANTS)
 @torch.inference_mode()
-def test_the_sibling_and_ours_give_the_same_velocity(name: str, tokens: int) -> None:
+def test_token2wav_and_ours_predict_the_same_velocity(name: str, tokens: int) -> None:
     theirs = small_token2wav(**VARIANTS[name])
     model = ours(theirs)
     given = inputs(theirs, tokens)
     expected = their_velocity(theirs, given)
     assert expected.abs().mean() > 0.1
     torch.testing.assert_close(our_velocity(model, given), expected, atol=1e-5, rtol=0)
-    # Its null condition: code 0 spoken by the embedding of a mel of zeros.
+    # Its null condition: code 0 with the speaker embedding of a mel of zeros.
     dropped = their_velocity(theirs, given, drop_audio_conditioning=True)
     torch.testing.assert_close(our_velocity(model, given, drop_speaker=True), dropped, atol=1e-5, rtol=0)
     null = their_velocity(theirs, given, drop_audio_conditioning=True, drop_code=True)
@@ -106,7 +106,7 @@ def test_the_sibling_and_ours_give_the_same_velocity(name: str, tokens: int) -> 
 
 
 @torch.inference_mode()
-def test_the_default_network_has_the_sibling_s_parameters_and_agrees_at_full_size() -> None:
+def test_the_default_network_has_token2wav_s_parameters_and_agrees_at_full_size() -> None:
     full = {"num_hidden_layers": 22, "hidden_size": 1024, "num_attention_heads": 16, "head_dim": 64}
     config = omni.configuration_qwen2_5_omni.Qwen2_5OmniDiTConfig(attn_implementation="sdpa")
     assert {name: getattr(config, name) for name in full} == full
@@ -135,19 +135,19 @@ def test_the_default_network_has_the_sibling_s_parameters_and_agrees_at_full_siz
 
 
 def to_qwen_names(model: StreamFlow) -> set[str]:
-    """The names of the exported weights, of a model without values."""
+    """Returns the names of the exported weights of a model on the meta device."""
     model = model.to_empty(device="cpu")
     model.dit.tokens.table.weight.zero_()
     return set(to_qwen(model))
 
 
-def test_gradients_are_the_sibling_s() -> None:
+def test_gradients_equal_those_of_token2wav() -> None:
     theirs = small_token2wav()
     model = ours(theirs)
     given = inputs(theirs, 41)
     their_velocity(theirs, given).square().mean().backward()
     our_velocity(model, given).square().mean().backward()
-    # The gradients, put in the place of the weights, are translated as weights are.
+    # The gradients replace the weights, so that the export converts them.
     expected = {name: p.grad for name, p in theirs.named_parameters()}
     scale = model.dit.tokens.scale
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_gradients_are_the_sibling_s() -> None:
 
 
 @torch.inference_mode()
-def test_the_sibling_s_sampler_is_rk4_on_a_sway_grid_with_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token2wav_s_sampler_is_rk4_on_a_sway_grid_with_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = small_token2wav()
     model = ours(theirs)
     given = inputs(theirs, 41, batch=1)
@@ -194,7 +194,7 @@ def test_the_sibling_s_sampler_is_rk4_on_a_sway_grid_with_guidance(monkeypatch: 
 
 
 @pytest.mark.parametrize("prefix", ["", "code2wav_dit_model.", "token2wav.code2wav_dit_model."])
-def test_weights_go_there_and_back_under_any_prefix(prefix: str) -> None:
+def test_weights_convert_to_ours_and_back_under_any_prefix(prefix: str) -> None:
     theirs = small_token2wav()
     state = {prefix + name: value for name, value in theirs.state_dict().items()}
     state |= {"thinker.something": torch.zeros(1)} if prefix else {}
@@ -207,7 +207,7 @@ def test_weights_go_there_and_back_under_any_prefix(prefix: str) -> None:
 
 
 def recipe(**change: Any) -> StreamFlow:
-    """A model as a recipe would describe it, of the small sibling's width and depth."""
+    """Returns a model with the width and depth of the small token2wav, as a recipe could describe it."""
     torch.manual_seed(1)
     given: dict[str, Any] = {
         "layout": Layout(4, 24, (0, 2), (1,)),
@@ -223,13 +223,13 @@ def recipe(**change: Any) -> StreamFlow:
     return StreamFlow(**(given | change | {"dit": dit}))
 
 
-def test_a_warm_start_says_what_it_loaded_resized_and_left() -> None:
+def test_a_warm_start_reports_what_was_loaded_resized_and_skipped() -> None:
     state = small_token2wav().state_dict()
     report = fill(model := recipe(), state)
     assert "copied for each of its 4 frames" in str(report) and "x-vectors skipped" in str(report)
     rows = (model.dit.tokens.table.weight * model.dit.tokens.scale).unflatten(1, (4, 24))
     torch.testing.assert_close(rows[:40, 2], state["text_embed.codec_embed.weight"][:40])
-    torch.testing.assert_close(rows[40, 3], state["text_embed.codec_embed.weight"][0])  # its null is code 0
+    torch.testing.assert_close(rows[40, 3], state["text_embed.codec_embed.weight"][0])  # null starts as code 0
     assert report.loaded == report.parameters - model.encoder.learned_null.numel()
     torch.testing.assert_close(model.encoder.null(), model.encoder.silence())
     other = fill(recipe(dit={"vocabulary": 30}), state)
@@ -240,7 +240,7 @@ def test_a_warm_start_says_what_it_loaded_resized_and_left() -> None:
 
 
 @torch.inference_mode()
-def test_x_vectors_of_another_encoder_do_not_inherit_the_sibling_s_weights() -> None:
+def test_x_vectors_of_another_encoder_start_with_zero_weights() -> None:
     theirs = small_token2wav()
     change = {"dit": {"speaker_width": 32, "null_condition": "zeros"}}
 
@@ -274,7 +274,7 @@ def test_weights_of_another_architecture_are_refused_with_both_values(change: di
         fill(recipe(**change), small_token2wav().state_dict())
 
 
-def test_what_is_missing_or_unknown_in_foreign_weights_is_named() -> None:
+def test_a_missing_or_unknown_weight_is_named() -> None:
     state = small_token2wav().state_dict()
     with pytest.raises(ValueError, match=r"transformer_blocks.3.ff.ff.3.bias is missing"):
         from_qwen({n: v for n, v in state.items() if n != "transformer_blocks.3.ff.ff.3.bias"})
@@ -297,12 +297,12 @@ def test_what_is_missing_or_unknown_in_foreign_weights_is_named() -> None:
         ({"predict": "mel"}, "predict is 'mel', token2wav requires 'velocity'"),
     ],
 )
-def test_what_the_sibling_cannot_do_is_not_exported(change: dict, message: str) -> None:
+def test_a_setting_that_token2wav_does_not_have_is_not_exported(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         to_qwen(recipe(**change))
 
 
-def test_frames_that_learnt_vectors_of_their_own_are_not_exported() -> None:
+def test_a_token_with_different_embeddings_for_its_frames_is_not_exported() -> None:
     speaker = SpeakerConfig("qwen", 16, x_vectors=X_VECTORS, x_vector_width=20)
     model = recipe(dit={"null_condition": "zeros", "speaker_width": 32}, speaker=speaker)
     with pytest.raises(ValueError, match=r"train with --model\.dit\.token_repeat=true"):
@@ -310,7 +310,7 @@ def test_frames_that_learnt_vectors_of_their_own_are_not_exported() -> None:
 
 
 @torch.inference_mode()
-def test_the_voices_that_come_with_the_sibling_are_read_by_name(tmp_path: Path) -> None:
+def test_the_voices_of_qwen_are_read_by_name(tmp_path: Path) -> None:
     theirs = small_token2wav()
     model = ours(theirs)
     given = inputs(theirs, 12, batch=1)
@@ -325,7 +325,7 @@ def test_the_voices_that_come_with_the_sibling_are_read_by_name(tmp_path: Path) 
         read_voices(model, tmp_path / "wrong.pt")
 
 
-def test_a_run_warm_starts_from_a_folder_and_its_average_too(tmp_path: Path) -> None:
+def test_a_warm_start_initializes_the_network_and_its_average_once(tmp_path: Path) -> None:
     theirs = small_token2wav()
     shutil.copytree(save_token2wav(theirs, tmp_path / "qwen"), tmp_path / "gone")
     module = StreamFlowModule(
@@ -345,7 +345,7 @@ def test_a_run_warm_starts_from_a_folder_and_its_average_too(tmp_path: Path) -> 
     with torch.no_grad():
         module.model.dit.to_velocity.weight.zero_()
     shutil.rmtree(tmp_path / "gone")
-    module.load_initial_weights()  # once only: what was trained since must stay
+    module.load_initial_weights()  # it does nothing the second time
     assert (module.model.dit.to_velocity.weight == 0).all()
 
 

@@ -1,4 +1,4 @@
-"""Foreign weights on disk: one component comes out the same from every form of file, or says what is wrong."""
+"""Files of Qwen2.5-Omni: every form gives the same tensors of a component; damage is named."""
 
 import json
 from pathlib import Path
@@ -22,19 +22,19 @@ OWN = {
 CONFIG = {"token2wav_config": {"dit_config": {"depth": 2}, "bigvgan_config": {"mel_dim": 80}}}
 
 
-def under(prefix: str, state: dict[str, Tensor] = OWN) -> dict[str, Tensor]:
-    """The same tensors with longer names."""
+def add_prefix(prefix: str, state: dict[str, Tensor] = OWN) -> dict[str, Tensor]:
+    """Returns the tensors with a prefix before their names."""
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-def whole() -> dict[str, Tensor]:
-    """What a whole model holds: both components and a talker."""
+def complete_model() -> dict[str, Tensor]:
+    """Returns the tensors of a complete model: both components and a talker."""
     other = {f"token2wav.{BIGVGAN}.conv_pre.bias": torch.zeros(4), "talker.proj_out.bias": torch.ones(5)}
-    return under(f"token2wav.{DIT}.") | other
+    return add_prefix(f"token2wav.{DIT}.") | other
 
 
 def save_shards(folder: Path, state: dict[str, Tensor], count: int = 3) -> None:
-    """Deals the tensors to shards in turn, and writes their index."""
+    """Saves the tensors in several shards, with their index."""
     names = [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
     weight_map = {key: names[i % count] for i, key in enumerate(state)}
     for name in names:
@@ -43,14 +43,14 @@ def save_shards(folder: Path, state: dict[str, Tensor], count: int = 3) -> None:
 
 
 def assert_own(tensors: dict[str, Tensor]) -> None:
-    """The component's tensors, and no others, as they were stored."""
+    """Checks that these are the tensors of the component, as they were stored."""
     assert tensors.keys() == OWN.keys()
     for name, tensor in OWN.items():
         torch.testing.assert_close(tensors[name], tensor, atol=0, rtol=0)
 
 
-def test_a_folder_of_shards_gives_one_component_and_its_part_of_the_config(tmp_path: Path) -> None:
-    save_shards(tmp_path, whole())
+def test_a_folder_of_shards_gives_one_component_and_its_section_of_the_config(tmp_path: Path) -> None:
+    save_shards(tmp_path, complete_model())
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     tensors, config = read_qwen(tmp_path, DIT)
     assert_own(tensors)
@@ -59,8 +59,8 @@ def test_a_folder_of_shards_gives_one_component_and_its_part_of_the_config(tmp_p
     assert list(tensors) == ["conv_pre.bias"] and config == {"mel_dim": 80}
 
 
-def test_a_shard_that_holds_nothing_wanted_need_not_be_there(tmp_path: Path) -> None:
-    save_shards(tmp_path, whole(), count=5)  # five tensors, each in a shard of its own
+def test_a_shard_without_the_component_may_be_missing(tmp_path: Path) -> None:
+    save_shards(tmp_path, complete_model(), count=5)  # one tensor per shard
     for unneeded in (4, 5):
         (tmp_path / f"model-{unneeded:05d}-of-00005.safetensors").unlink()
     assert_own(read_qwen(tmp_path, DIT)[0])
@@ -68,8 +68,8 @@ def test_a_shard_that_holds_nothing_wanted_need_not_be_there(tmp_path: Path) -> 
         read_qwen(tmp_path, BIGVGAN)
 
 
-def test_a_folder_without_an_index_is_all_its_safetensors(tmp_path: Path) -> None:
-    save_file(under(f"{DIT}."), tmp_path / "a.safetensors")
+def test_without_an_index_all_safetensors_of_a_folder_are_read(tmp_path: Path) -> None:
+    save_file(add_prefix(f"{DIT}."), tmp_path / "a.safetensors")
     save_file({"talker.bias": torch.ones(1)}, tmp_path / "b.safetensors")
     tensors, config = read_qwen(tmp_path, DIT)
     assert_own(tensors)
@@ -81,30 +81,30 @@ def test_a_folder_without_an_index_is_all_its_safetensors(tmp_path: Path) -> Non
 def test_a_file_gives_the_component_under_any_prefix(tmp_path: Path, prefix: str, name: str) -> None:
     path = tmp_path / name
     if path.suffix == ".safetensors":
-        save_file(under(prefix), path)
+        save_file(add_prefix(prefix), path)
     else:
-        torch.save(under(prefix), path, _use_new_zipfile_serialization=name != "old.pth")
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG["token2wav_config"]))  # of token2wav alone
+        torch.save(add_prefix(prefix), path, _use_new_zipfile_serialization=name != "old.pth")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG["token2wav_config"]))  # the config of token2wav alone
     tensors, config = read_qwen(path, DIT)
     assert_own(tensors)
     assert config == {"depth": 2}
 
 
 @pytest.mark.parametrize("config", [{}, {"token2wav_config": None}, {"token2wav_config": {"dit_config": None}}])
-def test_a_config_without_that_part_is_an_empty_one(tmp_path: Path, config: dict) -> None:
+def test_a_config_without_the_section_is_empty(tmp_path: Path, config: dict) -> None:
     torch.save(OWN, tmp_path / "w.pt")
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert read_qwen(tmp_path / "w.pt", DIT)[1] == {}
 
 
-def test_names_without_a_prefix_belong_to_nobody_beside_names_that_have_one(tmp_path: Path) -> None:
-    torch.save(under(f"{DIT}.") | {"stray": torch.ones(1)}, tmp_path / "w.pt")
+def test_names_without_a_prefix_are_ignored_beside_names_with_one(tmp_path: Path) -> None:
+    torch.save(add_prefix(f"{DIT}.") | {"stray": torch.ones(1)}, tmp_path / "w.pt")
     assert_own(read_qwen(tmp_path / "w.pt", DIT)[0])
     with pytest.raises(ValueError, match=rf"w.pt: no tensor of {BIGVGAN} in it: it has {DIT}.proj_out.weight, "):
         read_qwen(tmp_path / "w.pt", BIGVGAN)
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"w.safetensors is missing: expected {DIT} in a model folder"):
         read_qwen(tmp_path / "w.safetensors", DIT)
     with pytest.raises(FileNotFoundError, match=r"has neither model.safetensors.index.json nor any \*.safetensors"):
@@ -113,7 +113,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [0, 5, 40, -4])
 def test_a_truncated_shard_is_named(tmp_path: Path, kept: int) -> None:
-    save_shards(tmp_path, whole(), count=2)
+    save_shards(tmp_path, complete_model(), count=2)
     shard = tmp_path / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"model-00002-of-00002.safetensors is no complete safetensors file"):
@@ -121,7 +121,7 @@ def test_a_truncated_shard_is_named(tmp_path: Path, kept: int) -> None:
 
 
 def test_a_shard_of_another_download_is_named(tmp_path: Path) -> None:
-    save_shards(tmp_path, whole(), count=2)
+    save_shards(tmp_path, complete_model(), count=2)
     save_file({"x": torch.ones(1)}, tmp_path / "model-00001-of-00002.safetensors")
     with pytest.raises(ValueError, match=r"model-00001-of-00002.safetensors does not hold token2wav"):
         read_qwen(tmp_path, DIT)
@@ -131,14 +131,14 @@ def test_a_shard_of_another_download_is_named(tmp_path: Path) -> None:
     ("content", "message"),
     [("{", "is no JSON"), ("[]", "holds a list: expected a JSON object"), ("{}", "has no weight_map")],
 )
-def test_a_broken_index_is_named(tmp_path: Path, content: str, message: str) -> None:
+def test_a_damaged_index_is_named(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ValueError, match=f"index.json {message}"):
         read_qwen(tmp_path, DIT)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world\n", b"PK", b"P" * 100])
-def test_a_file_that_torch_cannot_read_is_named(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_torch_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"w.pt is no readable file of torch weights"):
         read_torch(tmp_path / "w.pt")
@@ -159,7 +159,7 @@ def test_a_truncated_torch_file_is_named(tmp_path: Path) -> None:
         ({}, f"no tensor of {DIT} in it: it has nothing"),
     ],
 )
-def test_a_torch_file_of_something_else_says_of_what(tmp_path: Path, content: object, message: str) -> None:
+def test_a_torch_file_without_the_component_is_refused(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=f"w.pt.*{message}"):
         read_qwen(tmp_path / "w.pt", DIT)

@@ -1,4 +1,4 @@
-"""Vocoders that come with the package, and the folders they are kept in: used by name, refused with numbers."""
+"""Shipped vocoders and their folders: loaded by name, refused with both values."""
 
 import json
 import warnings
@@ -24,14 +24,14 @@ from tests.toys.vocoder_files import SMALL_GENERATOR, write_vocoder
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The package with a vocoder that is called tiny."""
+    """Ships one vocoder with the package, called tiny."""
     monkeypatch.setattr(choice, "SHIPPED", tmp_path / "weights")
     write_vocoder(tmp_path / "weights" / "tiny")
     return tmp_path / "weights"
 
 
 @torch.inference_mode()
-def test_a_shipped_vocoder_is_used_by_its_name_and_one_s_own_folder_by_its_path(
+def test_a_shipped_vocoder_is_loaded_by_name_and_a_folder_by_path(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mel = torch.randn(1, 20, 80, generator=torch.Generator().manual_seed(0))
@@ -44,7 +44,7 @@ def test_a_shipped_vocoder_is_used_by_its_name_and_one_s_own_folder_by_its_path(
         VocoderConfig("./tiny").make(MelConfig())
 
 
-def test_a_shipped_vocoder_of_another_mel_is_refused_with_both_numbers_and_the_way_out(
+def test_a_shipped_vocoder_of_another_mel_is_refused_with_both_values_and_an_alternative(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = MelConfig(hop_length=200)
@@ -57,12 +57,17 @@ def test_a_shipped_vocoder_of_another_mel_is_refused_with_both_numbers_and_the_w
         assert isinstance(VocoderConfig(name).make(other), GriffinLim)
 
 
-def test_a_decoder_s_card_asks_for_no_vocoder_that_comes_with_the_package(weights: Path) -> None:
-    def of(checkpoint: str | None) -> Description:
+def test_the_card_of_a_decoder_does_not_ask_for_a_shipped_vocoder(weights: Path) -> None:
+    def describe(checkpoint: str | None) -> Description:
         return Description(None, None, None, {}, asdict(VocoderConfig(checkpoint)))  # type: ignore[arg-type]
 
     assert vocoder_text(VocoderConfig("tiny")) == "`tiny`, shipped with sf-lightning"
-    assert [missing_vocoder(of(each)) for each in (None, "griffin_lim", "tiny", "x/y")] == [None, None, None, "x/y"]
+    assert [missing_vocoder(describe(name)) for name in (None, "griffin_lim", "tiny", "x/y")] == [
+        None,
+        None,
+        None,
+        "x/y",
+    ]
 
 
 def test_a_folder_is_written_whole_or_not_at_all_and_replaces_nothing(tmp_path: Path) -> None:
@@ -76,7 +81,7 @@ def test_a_folder_is_written_whole_or_not_at_all_and_replaces_nothing(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_is_damaged_in_a_folder_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_in_a_folder_is_named(tmp_path: Path) -> None:
     folder = write_vocoder(tmp_path / "out")
     tensors = load_file(folder / WEIGHTS)
     save_file({**tensors, "conv_pre.bias": torch.zeros(3)}, folder / WEIGHTS)
@@ -105,16 +110,14 @@ def test_what_is_damaged_in_a_folder_is_named(tmp_path: Path) -> None:
         VocoderConfig(str(folder)).make(MelConfig())
 
 
-def test_what_comes_with_the_package_is_small_speaks_and_says_whose_speech_it_has_learnt() -> None:
+def test_a_shipped_vocoder_is_small_restores_mels_and_names_its_training_data() -> None:
     assert choice.DEFAULT in (choice.GRIFFIN_LIM, *shipped())
     for name in shipped():
         folder = choice.SHIPPED / name
         assert (folder / WEIGHTS).stat().st_size <= 8_000_000
         card = (folder / "README.md").read_text()
         assert "Attribution" in card and "TO BE FILLED IN" not in card
-        with warnings.catch_warnings(
-            action="error", category=FutureWarning
-        ):  # nor does it say what users cannot mend
+        with warnings.catch_warnings(action="error", category=FutureWarning):  # users cannot act on torch's warning
             vocoder = VocoderConfig(name).make(MelConfig())
         to_mel = MelSpectrogram(MelConfig())
         mel = to_mel(torch.from_numpy(synthetic_voice(2, 120, seed=0)).float()[None])

@@ -45,7 +45,7 @@ PREFIX = "token2wav.code2wav_bigvgan_model."
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Convolutions this small are done sooner than threads on busy cores have found together."""
+    """Runs on one thread: for convolutions this small, several threads on busy cores are slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,7 +54,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def mel() -> Tensor:
-    """A second of log-mel, [1, 100, 80], from the floor of silence to loud."""
+    """Returns a second of log-mel [1, 100, 80] with silent and loud frames."""
     mel = MelSpectrogram(MelConfig())(torch.from_numpy(synthetic_voice(1.0))[None])
     mel[:, 40:50] = np.log(1e-5)
     mel[:, 50:55] += 4
@@ -63,7 +63,7 @@ def mel() -> Tensor:
 
 @pytest.fixture(scope="module")
 def state(mel: Tensor) -> dict[str, Tensor]:
-    """Weights under the names of the released checkpoint, that say something loud but not clamped."""
+    """Returns weights under the names of the released checkpoint; their output is loud but not clamped."""
     generator = BigVGAN(AttrDict(FIXED | SIZES | SMALL_SIZES | {"num_mels": 80}))
     generator.remove_weight_norm()
     random = torch.Generator().manual_seed(0)
@@ -77,21 +77,21 @@ def state(mel: Tensor) -> dict[str, Tensor]:
 
 
 def write_config(folder: Path, **change: object) -> None:
-    """Writes the `config.json` of a whole model."""
-    part = {"mel_dim": 80, "model_type": "qwen2_5_omni_bigvgan", **SMALL_SIZES, **change}
-    (folder / "config.json").write_text(json.dumps({"token2wav_config": {"bigvgan_config": part}}))
+    """Writes the `config.json` of Qwen2.5-Omni with these sizes."""
+    section = {"mel_dim": 80, "model_type": "qwen2_5_omni_bigvgan", **SMALL_SIZES, **change}
+    (folder / "config.json").write_text(json.dumps({"token2wav_config": {"bigvgan_config": section}}))
 
 
-def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors with longer names."""
+def add_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors with a prefix before their names."""
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def save_as(form: str, folder: Path, state: dict[str, Tensor]) -> Path:
-    """Saves the weights in one of the forms in which they are met; returns what is given as the checkpoint."""
+    """Saves the weights in one of the supported forms, and returns the path to load."""
     write_config(folder)
-    if form == "shards":  # without the first, which holds only what is not the vocoder's
-        named = list(under(PREFIX, state).items())
+    if form == "shards":  # the first shard, which holds no weights of the vocoder, is missing
+        named = list(add_prefix(PREFIX, state).items())
         shards = {"model-00002-of-00003.safetensors": dict(named[::2]), "model-00003-of-00003.safetensors": {}}
         shards["model-00003-of-00003.safetensors"] = dict(named[1::2]) | {"talker.bias": torch.ones(1)}
         weight_map = {"thinker.embed.weight": "model-00001-of-00003.safetensors"}
@@ -101,15 +101,15 @@ def save_as(form: str, folder: Path, state: dict[str, Tensor]) -> Path:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         return folder
     if form.startswith("safetensors"):
-        save_file(under(PREFIX, state), folder / "model.safetensors")
+        save_file(add_prefix(PREFIX, state), folder / "model.safetensors")
         return folder if form == "safetensors folder" else folder / "model.safetensors"
-    torch.save(under(form, state), folder / "vocoder.pt")
+    torch.save(add_prefix(form, state), folder / "vocoder.pt")
     return folder / "vocoder.pt"
 
 
 @pytest.fixture(scope="module")
 def vocoder(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> BigVGANVocoder:
-    """The small vocoder."""
+    """Returns the small vocoder."""
     return load_qwen(save_as("safetensors", tmp_path_factory.mktemp("qwen"), state), MelConfig())
 
 
@@ -126,13 +126,13 @@ def test_the_wave_is_that_of_transformers_to_1e_5(
 
     theirs = Qwen2_5OmniToken2WavBigVGANModel(Qwen2_5OmniBigVGANConfig(**SMALL_SIZES)).eval()  # type: ignore[arg-type]
     theirs.load_state_dict(state)
-    wanted = theirs(mel.transpose(1, 2))
-    assert wanted.std() > 0.05 and wanted.abs().max() < 0.99
+    expected = theirs(mel.transpose(1, 2))
+    assert expected.std() > 0.05 and expected.abs().max() < 0.99
     ours = VocoderConfig(checkpoint=str(save_as(form, tmp_path, state))).make(MelConfig())
-    torch.testing.assert_close(ours.decode(mel)[0], wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.decode(mel)[0], expected, atol=1e-5, rtol=0)
 
 
-def test_sizes_are_those_of_the_released_model_where_no_config_says_others(
+def test_sizes_are_those_of_the_released_model_unless_a_config_has_others(
     state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers")
@@ -141,25 +141,27 @@ def test_sizes_are_those_of_the_released_model_where_no_config_says_others(
     assert json.loads(json.dumps(SIZES)) == {
         name: json.loads(json.dumps(getattr(Qwen2_5OmniBigVGANConfig(), name))) for name in SIZES
     }
-    monkeypatch.setitem(SIZES, "upsample_initial_channel", 128)  # the released 1536 take seconds to make
+    monkeypatch.setitem(SIZES, "upsample_initial_channel", 128)  # 1536 channels take seconds to initialize
     torch.save(state, tmp_path / "vocoder.pt")
     message = r"the released checkpoint \(there is no bigvgan_config\): conv_pre.bias is \[64\], expected"
     with pytest.raises(ValueError, match=message):
         load_qwen(tmp_path / "vocoder.pt", MelConfig())
 
 
-def test_what_the_generator_sees_are_decibels_between_minus_1_and_1() -> None:
-    # 0 dB less 20 is 20 / 115 below the top; -95 dB less 20 is the bottom; all beyond is clamped.
+def test_the_input_of_the_generator_is_decibels_scaled_to_minus_1_to_1() -> None:
+    # 0 dB - 20 is 20 / 115 below the top; -95 dB - 20 is the bottom; values beyond are clamped.
     amplitudes = torch.tensor([10.0, 1e3, 1.0, 10 ** (-95 / 20), 1e-5])
-    wanted = torch.tensor([1.0, 1.0, 1 - 40 / 115, -1.0, -1.0])
-    torch.testing.assert_close(decibels(amplitudes.log()), wanted, atol=1e-5, rtol=0)
+    expected = torch.tensor([1.0, 1.0, 1 - 40 / 115, -1.0, -1.0])
+    torch.testing.assert_close(decibels(amplitudes.log()), expected, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
-def test_filters_in_the_weights_are_constants_and_change_nothing(
+def test_filters_among_the_weights_are_ignored(
     vocoder: BigVGANVocoder, state: dict[str, Tensor], mel: Tensor, tmp_path: Path
 ) -> None:
-    filters = {f"activation_post.{way}sample.filter": torch.full((1, 1, 12), 9.0) for way in ("up", "down")}
+    filters = {
+        f"activation_post.{direction}sample.filter": torch.full((1, 1, 12), 9.0) for direction in ("up", "down")
+    }
     path = save_as("", tmp_path, state | filters)
     assert torch.equal(load_qwen(path, MelConfig()).decode(mel), vocoder.decode(mel))
 
@@ -178,19 +180,19 @@ def test_a_frame_beyond_the_context_changes_no_sample_and_one_within_does(vocode
     before = vocoder.decode(mel)
     middle = 2 * reach
     mel[:, middle] += 5.0
-    moved = (vocoder.decode(mel) - before).abs()[0].view(-1, 240).amax(1) > 0
-    frames = moved.nonzero()[:, 0]
+    changed = (vocoder.decode(mel) - before).abs()[0].view(-1, 240).amax(1) > 0
+    frames = changed.nonzero()[:, 0]
     assert middle - reach <= frames.min() and frames.max() <= middle + reach
-    assert frames.min() < middle - reach // 2  # the bound is not idle
+    assert frames.min() < middle - reach // 2  # the bound is tight to a factor of two
 
 
 @torch.inference_mode()
-def test_streamed_with_its_context_it_equals_the_whole(vocoder: BigVGANVocoder, mel: Tensor) -> None:
+def test_a_stream_with_context_equals_the_whole(vocoder: BigVGANVocoder, mel: Tensor) -> None:
     whole = vocoder.decode(mel)
     for start in range(0, 100, 20):
         first = max(0, start - vocoder.left)
-        piece = mel[:, first : start + 20 + vocoder.right]
-        wave = vocoder.extend(piece, whole[:, first * 240 : start * 240], 20)
+        chunk = mel[:, first : start + 20 + vocoder.right]
+        wave = vocoder.extend(chunk, whole[:, first * 240 : start * 240], 20)
         torch.testing.assert_close(wave, whole[:, start * 240 : (start + 20) * 240], atol=1e-4, rtol=0)
 
 
@@ -199,18 +201,18 @@ def test_a_stream_is_24_khz_and_its_real_time_factor_counts_its_seconds(vocoder:
     tokens = torch.randint(0, SMALL_DIT.vocabulary, (20,), generator=torch.Generator().manual_seed(0))
     stream = decoder.open()
     wave = torch.cat([stream.push(tokens), stream.flush()])
-    assert len(wave) == 20 * 960  # 40 ms a token
+    assert len(wave) == 20 * 960  # 40 ms per token
     assert len(decoder.decode_offline([tokens], [None])[0].wave) == 20 * 960
     assert len(stream.state.wave) == len(stream.state.mel) * 240
-    account = decoder.cost
-    before = account.network_seconds + account.vocoder_seconds
+    cost = decoder.cost
+    before = cost.network_seconds + cost.vocoder_seconds
     latency = measure_latency(decoder, tokens, None)
-    spent = account.network_seconds + account.vocoder_seconds - before
+    spent = cost.network_seconds + cost.vocoder_seconds - before
     assert latency.real_time_factor == pytest.approx(spent / 0.8)
 
 
-class Speaker24(GriffinLim):
-    """A vocoder that says the true wave, whatever the mel, at 24 kHz."""
+class RecordingVocoder(GriffinLim):
+    """A vocoder that outputs a given recording at 24 kHz, whatever the mel."""
 
     def __init__(self, wave: np.ndarray) -> None:
         super().__init__(MelConfig())
@@ -219,7 +221,7 @@ class Speaker24(GriffinLim):
 
     @property
     def hop(self) -> int:
-        """Samples of a frame."""
+        """Number of samples of one mel frame."""
         return 240
 
     def decode(self, mel: Tensor) -> Tensor:
@@ -227,22 +229,22 @@ class Speaker24(GriffinLim):
         return self.wave[None, : mel.shape[1] * 240]
 
 
-def test_24_khz_waves_are_scored_against_16_khz_recordings_and_kept_at_their_own_rates(tmp_path: Path) -> None:
+def test_24_khz_waves_are_scored_against_16_khz_recordings_and_stored_at_their_own_rates(tmp_path: Path) -> None:
     wave = synthetic_voice(2.0)
     mel = MelSpectrogram(MelConfig())(torch.from_numpy(wave)[None])[0]
     drawn = DrawnClip(Clip("clip", wave, np.arange(50), np.zeros(0, np.float32)), wave)
     clip = HeldOutClip(drawn, torch.from_numpy(wave), mel, torch.zeros(8))
-    model, vocoder = small_model(Layout(2, 24, (0,), (1,))), Speaker24(wave)
+    model, vocoder = small_model(Layout(2, 24, (0,), (1,))), RecordingVocoder(wave)
     evaluator = ClipEvaluator(StreamingDecoder(model, vocoder), ClipScorer())
     chunk = Chunk(mel, vocoder.decode(mel[None])[0])
     assert len(chunk.wave) == 2 * 24000
     scores = evaluator.score(clip, chunk).collect()
     at_16 = ClipEvaluator(StreamingDecoder(model, GriffinLim(MelConfig())), ClipScorer())
-    best = at_16.score(clip, Chunk(mel, clip.wave)).collect()
-    assert all(math.isfinite(best[name]) for name in PERCEPTUAL)
+    reference_scores = at_16.score(clip, Chunk(mel, clip.wave)).collect()
+    assert all(math.isfinite(reference_scores[name]) for name in PERCEPTUAL)
     for name in (*PERCEPTUAL, "mel_l1", "seam_db"):
-        assert scores[name] == pytest.approx(best[name], abs=0.2), name
-    # A click at every chunk edge of the 24 kHz wave is found there: the edges are in the right units.
+        assert scores[name] == pytest.approx(reference_scores[name], abs=0.2), name
+    # A click at every chunk edge of the 24 kHz wave is detected: the edges are in samples of the right rate.
     clicking = chunk.wave.clone()
     clicking[evaluator.edges(clip) * 240] += 0.3
     assert evaluator.score(clip, Chunk(mel, clicking)).collect()["seam_db"] > 10
@@ -273,7 +275,7 @@ def test_24_khz_waves_are_scored_against_16_khz_recordings_and_kept_at_their_own
         ({"upsample_rates": [5, 2, 2, 2, 2, 2]}, "upsample_rates multiply to 160, the hop length is 240 at 24000"),
     ],
 )
-def test_sizes_that_are_not_those_of_the_weights_are_refused_with_both(
+def test_sizes_other_than_those_of_the_weights_are_refused_with_both_values(
     state: dict[str, Tensor], tmp_path: Path, change: dict, message: str
 ) -> None:
     path = save_as("", tmp_path, state)
@@ -282,13 +284,13 @@ def test_sizes_that_are_not_those_of_the_weights_are_refused_with_both(
         load_qwen(path, MelConfig())
 
 
-def test_a_mel_that_is_not_qwens_is_refused_with_both_values(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_mel_other_than_qwen_s_is_refused_with_both_values(state: dict[str, Tensor], tmp_path: Path) -> None:
     path = save_as("safetensors", tmp_path, state)
     with pytest.raises(ValueError, match="its win_size is 640, the mel of this run has 1024"):
         load_qwen(path, MelConfig(win_length=1024))
 
 
-def test_a_tensor_that_is_missing_is_named(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_missing_tensor_is_named(state: dict[str, Tensor], tmp_path: Path) -> None:
     path = save_as("", tmp_path, {name: tensor for name, tensor in state.items() if name != "conv_post.weight"})
     with pytest.raises(ValueError, match=r"1 tensors of .*: conv_post.weight is missing, expected \[1, 1, 7\]"):
         load_qwen(path, MelConfig())
@@ -298,11 +300,11 @@ def test_a_tensor_that_is_missing_is_named(state: dict[str, Tensor], tmp_path: P
     ("content", "message"),
     [
         ({"code2wav_dit_model.proj_out.bias": torch.ones(1)}, "no tensor of code2wav_bigvgan_model in it: it has"),
-        ({"mpd": {}, "epoch": 1}, "holds a dict under 'mpd'"),
+        ({"mpd": {}, "epoch": 1}, "is nothing that sf-lightning can load: expected a vocoder checkpoint"),
         (torch.ones(1), "holds a Tensor: expected a state dict"),
     ],
 )
-def test_a_file_of_something_else_is_no_vocoder(tmp_path: Path, content: object, message: str) -> None:
+def test_a_file_without_a_vocoder_is_refused(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "g.pt")
     with pytest.raises(ValueError, match=f"g.pt.*{message}"):
         VocoderConfig(checkpoint=str(tmp_path / "g.pt")).make(MelConfig())
@@ -311,10 +313,10 @@ def test_a_file_of_something_else_is_no_vocoder(tmp_path: Path, content: object,
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.safetensors", "model.safetensors is missing"),
-        ("", "bigvgan_generator.safetensors is missing: give a checkpoint"),
+        ("model.safetensors", "no file or folder .*model.safetensors"),
+        ("", "is nothing that sf-lightning can load: expected a vocoder checkpoint"),
     ],
 )
-def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path, name: str, message: str) -> None:
-    with pytest.raises(FileNotFoundError, match=message):
+def test_a_missing_checkpoint_is_named(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
         VocoderConfig(checkpoint=str(tmp_path / name)).make(MelConfig())

@@ -1,4 +1,4 @@
-"""Vocoders: the true mel gives the voice back, a continued wave joins, BigVGAN is the package's own."""
+"""Vocoders: copy-synthesis restores the mel, a stream continues its wave, BigVGAN equals the package's."""
 
 from pathlib import Path
 
@@ -23,19 +23,19 @@ from tests.toys.networks import SMALL_BIGVGAN
 
 @pytest.fixture
 def mel() -> torch.Tensor:
-    """Two seconds of log-mel, [1, 200, 80]."""
+    """Returns two seconds of log-mel [1, 200, 80]."""
     return MelSpectrogram(MelConfig())(torch.from_numpy(synthetic_voice(2.0))[None])
 
 
-def test_griffin_lim_gives_the_mel_back(mel: torch.Tensor) -> None:
+def test_griffin_lim_restores_the_mel(mel: torch.Tensor) -> None:
     wave = GriffinLim(MelConfig()).decode(mel)
     assert wave.shape == (1, 200 * 160)
     again = MelSpectrogram(MelConfig())(wave)
     assert (again - mel).abs().mean() < 0.2
-    assert (again.roll(3, 1) - mel).abs().mean() > 0.3  # three frames late would be heard
+    assert (again.roll(3, 1) - mel).abs().mean() > 0.3  # a shift of three frames is detected
 
 
-def test_griffin_lim_is_the_same_every_time_and_for_each_clip_of_a_batch(mel: torch.Tensor) -> None:
+def test_griffin_lim_is_deterministic_and_independent_of_the_batch(mel: torch.Tensor) -> None:
     vocoder = GriffinLim(MelConfig())
     alone = vocoder.decode(mel)
     assert torch.equal(alone, vocoder.decode(mel))
@@ -43,16 +43,16 @@ def test_griffin_lim_is_the_same_every_time_and_for_each_clip_of_a_batch(mel: to
     torch.testing.assert_close(batch[:1], alone, atol=1e-3, rtol=0)
 
 
-def test_a_continued_wave_has_no_click_where_pieces_meet(mel: torch.Tensor) -> None:
+def test_a_continued_wave_has_no_click_between_chunks(mel: torch.Tensor) -> None:
     vocoder = GriffinLim(MelConfig())
     edges = torch.arange(24, 200, 24) * 160
     waves, alone = [], []
     for start in range(0, 200, 24):
-        piece = mel[:, max(0, start - vocoder.left) : start + 24 + vocoder.right]
+        chunk = mel[:, max(0, start - vocoder.left) : start + 24 + vocoder.right]
         past_frames = start - max(0, start - vocoder.left)
         past = torch.cat(waves, 1)[:, -past_frames * 160 :] if past_frames else torch.zeros(1, 0)
         new = min(24, 200 - start)
-        waves.append(vocoder.extend(piece, past, new))
+        waves.append(vocoder.extend(chunk, past, new))
         alone.append(vocoder.decode(mel[:, start : start + 24]))
     joined, cut = torch.cat(waves, 1)[0], torch.cat(alone, 1)[0]
     assert joined.shape == (200 * 160,)
@@ -71,7 +71,7 @@ def test_bigvgan_equals_the_package_to_1e_6(bigvgan: Path, mel: torch.Tensor) ->
 
 
 @torch.inference_mode()
-def test_weights_of_ours_give_the_same_wave_in_the_package_and_here(tmp_path: Path, mel: torch.Tensor) -> None:
+def test_exported_weights_give_the_same_wave_in_the_package(tmp_path: Path, mel: torch.Tensor) -> None:
     torch.manual_seed(0)
     config = GeneratorConfig(channels=32, kernel_sizes=(3, 7))
     made = BigVGANVocoder(config.hyperparameters(MelConfig()), MelConfig())
@@ -104,9 +104,9 @@ def test_the_context_is_exact_to_the_frame(config: GeneratorConfig) -> None:
     vocoder = BigVGANVocoder(config.hyperparameters(MelConfig()), MelConfig()).eval()
     middle = vocoder.right + 4
     mel = torch.zeros(1, 2 * middle + 1, 80)
-    mel[:, middle] = torch.nan  # which no weight makes small
-    heard = vocoder.decode(mel)[0].isnan().view(-1, 160).any(1).nonzero()[:, 0]
-    assert [int(heard[0]), int(heard[-1])] == [middle - vocoder.left, middle + vocoder.right]
+    mel[:, middle] = torch.nan  # which reaches every sample that depends on it
+    affected = vocoder.decode(mel)[0].isnan().view(-1, 160).any(1).nonzero()[:, 0]
+    assert [int(affected[0]), int(affected[-1])] == [middle - vocoder.left, middle + vocoder.right]
 
 
 @torch.inference_mode()
@@ -117,10 +117,10 @@ def test_a_frame_beyond_the_context_changes_no_sample_and_one_within_does(bigvga
     before = vocoder.decode(mel)
     middle = 2 * reach
     mel[:, middle] += 100.0
-    moved = (vocoder.decode(mel) - before).abs()[0].view(-1, 160).amax(1) > 0
-    frames = moved.nonzero()[:, 0]
+    changed = (vocoder.decode(mel) - before).abs()[0].view(-1, 160).amax(1) > 0
+    frames = changed.nonzero()[:, 0]
     assert middle - reach <= frames.min() and frames.max() <= middle + reach
-    assert frames.min() < middle - reach // 2  # the bound is not idle
+    assert frames.min() < middle - reach // 2  # the bound is tight to a factor of two
 
 
 @torch.inference_mode()
@@ -130,8 +130,8 @@ def test_bigvgan_streamed_with_its_context_equals_the_whole(bigvgan: Path) -> No
     whole = vocoder.decode(mel)
     for start in range(0, 120, 24):
         first = max(0, start - vocoder.left)
-        piece = mel[:, first : start + 24 + vocoder.right]
-        wave = vocoder.extend(piece, whole[:, first * 160 : start * 160], 24)
+        chunk = mel[:, first : start + 24 + vocoder.right]
+        wave = vocoder.extend(chunk, whole[:, first * 160 : start * 160], 24)
         torch.testing.assert_close(wave, whole[:, start * 160 : (start + 24) * 160], atol=1e-4, rtol=0)
 
 

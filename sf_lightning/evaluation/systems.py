@@ -200,29 +200,21 @@ def distinguishing_labels(systems: Sequence[System]) -> list[dict[str, str]]:
     differing = [name for name in asdict(MelConfig()) if len({mel[name] for mel in mels}) > 1]
     rows = []
     for system, mel in zip(systems, mels, strict=True):
-        vocoder = vocoders.get(system.vocoder.name, f"griffin-lim {system.vocoder.iterations}")
-        settings = {
-            "layout": system.layout,
-            "NFE": str(system.nfe),
-            "guidance": str(system.guidance).removesuffix(".0"),
-        }
-        if system.kind == "copy_synthesis":
-            settings = dict.fromkeys(settings, "")
+        is_decoded = system.kind != "copy_synthesis"
         rows.append(
             {
-                "checkpoint": names.get(system.ckpt, ""),
                 "mode": system.kind.replace("_", "-"),
+                "checkpoint": names.get(system.ckpt, ""),
+                "layout": system.layout,
                 "look-ahead": "" if system.lookahead is None else str(system.lookahead),
-                **settings,
-                "vocoder": vocoder,
+                "NFE": str(system.nfe) if is_decoded else "",
+                "guidance": str(system.guidance).removesuffix(".0") if is_decoded else "",
+                "vocoder": vocoders.get(system.vocoder.name, f"griffin-lim {system.vocoder.iterations}"),
                 "mel": ", ".join(f"{name} {mel[name]:g}" for name in differing),
             }
         )
-    columns = ["mode"] if systems else []
-    for column in ("checkpoint", "layout", "look-ahead", "NFE", "guidance", "vocoder", "mel"):
-        if len({row[column] for row in rows} - {""}) > 1:
-            columns.append(column)
-    return [{column: row[column] for column in columns} for row in rows]
+    columns = [name for name in (rows or [{}])[0] if name == "mode" or len({row[name] for row in rows} - {""}) > 1]
+    return [{name: row[name] for name in columns} for row in rows]
 
 
 def join_labels(labels: dict[str, str]) -> str:

@@ -1,6 +1,5 @@
 """Means of clip scores over the clips of all ranks, as a training run logs them."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,6 +8,9 @@ from torchmetrics import CatMetric, MeanMetric, SumMetric
 
 PERCEPTUAL = ("pesq_wb", "stoi", "visqol")
 """Scores that perceptual models give a clip against its recording."""
+
+COUNTED = (*PERCEPTUAL, "periodicity")
+"""Scores whose undefined values are counted."""
 
 OVER_FRAMES = ("mel_l1", "gap")
 """Scores whose means are over frames: the weight of a clip is its length. All others weigh clips alike."""
@@ -37,27 +39,28 @@ class ScoreMeans:
     """
 
     def __init__(self, names: Sequence[str], device: torch.device | str = "cpu") -> None:
-        counted = (*PERCEPTUAL, "periodicity")
-        self.scores = {name: CatMetric(nan_strategy="disable").to(device) for name in names if name in counted}
-        self.means = {name: MeanMetric(nan_strategy="ignore").to(device) for name in names if name not in counted}
+        self.means = {
+            name: (CatMetric("disable") if name in COUNTED else MeanMetric("ignore")).to(device) for name in names
+        }
         self.undefined = SumMetric().to(device)
 
     def update(self, scores: Mapping[str, float], num_frames: int) -> None:
         """Adds a clip of `num_frames` mel frames; scores of other names are ignored."""
-        for name, score in self.scores.items():
-            # A vector, not a scalar: ranks with one clip gather from ranks with several.
-            score.update(torch.tensor([scores[name]], device=score.device))
-            self.undefined.update(float(math.isnan(scores[name])))
         for name, mean in self.means.items():
-            mean.update(scores[name], num_frames if name in OVER_FRAMES else 1)
+            # A vector, not a scalar: ranks with one clip gather from ranks with several.
+            score = torch.tensor([scores[name]], device=mean.device)
+            if name in COUNTED:
+                mean.update(score)
+                self.undefined.update(score.isnan().float())
+            else:
+                mean.update(score, num_frames if name in OVER_FRAMES else 1)
 
     def compute(self) -> dict[str, float]:
         """Returns the means, NaN where no clip has the score, and as `no_score` how many scores are undefined.
 
         A collective operation where ranks are distributed.
         """
-        values = {name: float(torch.as_tensor(score.compute()).nanmean()) for name, score in self.scores.items()}
-        values |= {name: float(mean.compute()) for name, mean in self.means.items()}
+        values = {name: float(torch.as_tensor(mean.compute()).nanmean()) for name, mean in self.means.items()}
         return values | {"no_score": float(self.undefined.compute())}
 
 

@@ -302,7 +302,7 @@ def test_each_mistake_gets_one_clear_line(
         ("an evaluation needs recordings to compare with", ckpt, f"--data={tmp_path / 'tokens'}", out),
         ("has no tokens beside it: give --tokenizer", ckpt, f"--data={tmp_path / 'bare'}", out),
         ("--data has no clip that can be used", ckpt, f"--data={tmp_path / 'silent'}", out, tokens),
-        ("--layout wide: no such file, and none of own, backward_only", ckpt, clips, out, "--layout=wide"),
+        ("layout 'wide': expected backward_only", ckpt, clips, out, "--layout=wide"),
         ("--clips is 0", ckpt, clips, out, "--clips=0"),
         ("--nfe is 0", ckpt, clips, out, "--nfe=0"),
         ("decode.lookahead is -1", ckpt, clips, out, "--lookahead=-1"),

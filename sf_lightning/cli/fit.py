@@ -23,10 +23,12 @@ from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.parser import CommandParser
 from sf_lightning.cli.tracking import offline_without_key
 from sf_lightning.files.identify import SHARDED_META
+from sf_lightning.files.records import to_plain
 from sf_lightning.model.checkpoint import read_content
-from sf_lightning.training.base import ShardModule, plain, require_matching_checkpoint
+from sf_lightning.training.base import ShardModule, require_matching_checkpoint
 from sf_lightning.training.callbacks.preemption import Preemption
 from sf_lightning.training.datamodule import ShardDataModule
+from sf_lightning.training.lightning_internals import set_logged_step
 from sf_lightning.training.loggers import ResumableWandbLogger
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.training.saving import AtomicCheckpointIO, newest_checkpoint, saves_sharded_folders
@@ -41,32 +43,32 @@ def best_precision() -> str:
 
 
 class RecordRun(SaveConfigCallback):
-    """Saves the resolved config in the run's folder, and says in every logger's config what this run is."""
+    """Saves the resolved config in the run's folder, and stores config and data of the run in every logger."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Saves the config of a fit, such that it may be used for another one in another folder."""
+        """Saves the config of a fit, without the paths and ids of this run, so that another run can use it."""
         if stage != "fit":
             return
         folder = self.config.trainer.default_root_dir
-        for arguments, name, place, unset in _places(self.config.trainer):
-            if arguments[name] == place(folder):
+        for arguments, name, default_path, unset in _path_arguments(self.config.trainer):
+            if arguments[name] == default_path(folder):
                 arguments[name] = unset
-        for arguments in _of_wandb(self.config.trainer):
+        for arguments in _wandb_arguments(self.config.trainer):
             arguments["id"] = None
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Logs config, commit, what it was begun with, shard digests, and what the module has to say of itself."""
+        """Stores config, commit, origin of the weights, shards and module in every logger."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, ShardModule) and isinstance(datamodule, ShardDataModule)
-        config = plain(self.config.clone(with_meta=False).as_dict())  # without the files that parts were read from
+        config = to_plain(self.config.clone(with_meta=False).as_dict())  # without the paths of the config files
         config.pop("config", None)
         record = {
             "config": config,
             "commit": _commit(),
             "initialized_from": pl_module.initialized_from,
             "shards": {
-                str(each.folder): [shard.digest for shard in each.manifest.shards] for each in datamodule.sets
+                str(shards.folder): [shard.digest for shard in shards.manifest.shards] for shards in datamodule.sets
             },
         } | pl_module.description()
         for logger in trainer.loggers:
@@ -77,16 +79,16 @@ class RecordRun(SaveConfigCallback):
 
 def _commit() -> str:
     """Returns the commit of the code, with a + if files differ from it; "unknown" outside a checkout."""
-    here = Path(__file__).parent
-    say = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
-        return subprocess.run(say, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 MODULES: dict[str, type[ShardModule]] = {"decoder": StreamFlowModule, "vocoder": VocoderModule}
-"""What can be trained, by its name in `trains`."""
+"""Trainable modules by their name in `trains`."""
 
 
 class FitParser(CommandParser, LightningArgumentParser):
@@ -94,143 +96,148 @@ class FitParser(CommandParser, LightningArgumentParser):
 
 
 class FitCLI(LightningCLI):
-    """LightningCLI around one of `MODULES` and `ShardDataModule`; everything of a run lies in one folder."""
+    """LightningCLI for one of `MODULES` and `ShardDataModule`; all files of a run are in one folder."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Those for which the modules are made."""
-        ours = LightningCLI.subcommands()
-        return {name: ours[name] for name in ("fit", "validate")}
+        """Returns Lightning's subcommands that the modules support."""
+        commands = LightningCLI.subcommands()
+        return {name: commands[name] for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `base`, which `expand_configs` reads, and `trains`, which `model_kind` reads."""
-        parser.add_argument("--base", type=str | None, help="config, beside this one, that this one is laid over")
+        """Adds `base`, which `expand_configs` reads, `trains`, which `model_kind` reads, and the common `seed`."""
+        parser.add_argument(
+            "--base",
+            type=str | None,
+            help="in a config file: path, relative to it, of the config that it overrides",
+        )
         trains = next(name for name, module in MODULES.items() if module is self.model_class)
-        parser.add_argument("--trains", type=Literal[*MODULES], default=trains, help="what --model is")
-        parser.add_argument("--seed", type=int | None, help="of all that is drawn; by default each has its own")
+        parser.add_argument("--trains", type=Literal[*MODULES], default=trains, help="kind of model to train")
+        parser.add_argument(
+            "--seed", type=int | None, help="seed of model, data and all random draws; replaces their own seeds"
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Gives everything that draws the one seed, if there is one: for runs that differ by chance alone."""
+        """Copies `--seed` to every other seed, for runs that differ by chance only."""
         super().parse_arguments(parser, args)
         config = self.config[self.config["subcommand"]]
         if config.get("seed") is not None:
             config.seed_everything = config.model.seed = config.data.seed = config.seed
 
     def _parse_ckpt_path(self) -> None:
-        """Leaves the configuration as it was given.
+        """Does nothing: Lightning would override the config with the checkpoint's hyperparameters, silently.
 
-        Lightning would lay a checkpoint's hyperparameters over it, and what the user changed would be ignored. Here
-        a run that goes on must agree with its checkpoint (`require_matching_checkpoint`) or says so.
+        Instead, `require_matching_checkpoint` refuses a config that does not match its checkpoint.
         """
 
     def before_instantiate_classes(self) -> None:
-        """Puts loggers and checkpoints that name no folder into the run's; finds its last checkpoint."""
+        """Sets the paths of loggers and checkpoints to the run's folder; finds its last checkpoint."""
         config = self.config[self.subcommand]
-        config.base = None  # all that it says is in the config now
+        config.base = None  # merged into the config already
         trainer = config.trainer
-        run = folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit") + _of_agent("/")
-        if self.subcommand == "validate":  # leaves what the run has written as it is
+        run = folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit") + _agent_run_id("/")
+        if self.subcommand == "validate":  # does not change files of the run
             folder = trainer.default_root_dir = f"{run}/validate"
-        # Also where a run was stopped or killed before it saved anything: it begins again, under its id.
-        goes_on = self.subcommand == "fit" and config.ckpt_path is not None
+        # Also where a run was stopped before it saved anything: it restarts under its id.
+        resumed = self.subcommand == "fit" and config.ckpt_path is not None
         if config.get("ckpt_path") == "last":
             last = newest_checkpoint(Path(run, "checkpoints"))
             config.ckpt_path = str(last) if last else None
             if last is None and self.subcommand == "validate":
                 raise FileNotFoundError(f"--ckpt_path=last: no checkpoint in {run}/checkpoints")
             if last is None:
-                rank_zero_only(print)(f"--ckpt_path=last: nothing to go on with in {run}: begins anew")
-        for arguments in _of_wandb(trainer):
-            known = (goes_on and _run_id(folder)) or _of_agent()
+                rank_zero_only(print)(f"--ckpt_path=last: no checkpoint in {run}/checkpoints, starting a new run")
+        for arguments in _wandb_arguments(trainer):
+            known = (resumed and _run_id(folder)) or _agent_run_id()
             arguments["id"] = arguments["id"] or known or generate_id()
-        for arguments, name, place, _ in _places(trainer):
+        for arguments, name, default_path, _ in _path_arguments(trainer):
             if arguments[name] in (None, "."):
-                arguments[name] = place(folder)
+                arguments[name] = default_path(folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Adds what every run needs: whole checkpoints, and a way to stop and go on that is not Lightning's."""
-        plugins = self._get(self.config_init, "trainer").get("plugins") or []
-        given = [*plugins] if isinstance(plugins, list) else [plugins]
-        ours = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-        trainer = super().instantiate_trainer(plugins=[*given, AtomicCheckpointIO(), *ours], **kwargs)
-        # First, so that no other callback begins a step before which the run is left, or sums up a fit too early.
-        trainer.callbacks.sort(key=lambda each: not isinstance(each, Preemption))  # type: ignore[attr-defined]
+        """Adds atomic checkpoints, and disables Lightning's requeueing, which `Preemption` replaces."""
+        plugins = self.config_init[self.subcommand].trainer.get("plugins") or []
+        given = plugins if isinstance(plugins, list) else [plugins]
+        added = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+        trainer = super().instantiate_trainer(plugins=[*given, AtomicCheckpointIO(), *added], **kwargs)
+        # First, so that no other callback starts a step before which the run exits, or summarizes a fit too early.
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Preemption))  # type: ignore[attr-defined]
         return trainer
 
     def before_fit(self) -> None:
-        """Refuses what does not fit, and a second run in the folder of a first, before any logger starts.
+        """Checks model, data and checkpoint, and that the folder holds no other run, before any logger starts.
 
         Raises:
             FileNotFoundError, ValueError: as `check` and `pack_shape` of the data, `check` and
                 `load_initial_weights` of the module, and `VocoderConfig.make`.
-            FileExistsError: if the folder holds checkpoints and it is none of them that is continued.
+            FileExistsError: if the folder holds checkpoints and the run does not resume from one of them.
         """
         folder = Path(self.trainer.default_root_dir)
         self.model.check(self.trainer)
         if isinstance(self.model, StreamFlowModule):
-            self.model.make_vocoder()  # that it can be made is seen now
-        if self.config.fit.ckpt_path is None:  # else the checkpoint has the weights, and knows their tokens
+            self.model.make_vocoder()  # fails now rather than at the first validation
+        if self.config.fit.ckpt_path is None:  # otherwise the checkpoint has weights and tokenizer digest
             self.datamodule.check(self.model)
             self.model.load_initial_weights()
         else:
-            content = self._read(Path(self.config.fit.ckpt_path), goes_on=True)
-            self.model.initialized_from = content.get("begun_with")  # said before the checkpoint is restored
+            content = self._read(Path(self.config.fit.ckpt_path), resumed=True)
+            self.model.initialized_from = content.get("begun_with")  # logged before the checkpoint is restored
             self.datamodule.require_resumable(content, self.model)
         self.datamodule.pack_shape(self.model, self.trainer.world_size)
         if stale := [*folder.glob("hpc_ckpt_*")]:
             raise FileExistsError(
-                f"{stale[0]} is of Lightning's own requeueing, and would be taken for this run's: move it away"
+                f"{stale[0]} is of Lightning's own requeueing, and Lightning would load it: move it away"
             )
-        begun = self.config.fit.ckpt_path
-        goes_on = begun is not None and Path(begun).resolve().is_relative_to(folder.resolve())
-        if any(folder.glob("checkpoints/*.ckpt")) and not goes_on:
+        given = self.config.fit.ckpt_path
+        resumed = given is not None and Path(given).resolve().is_relative_to(folder.resolve())
+        if any(folder.glob("checkpoints/*.ckpt")) and not resumed:
             raise FileExistsError(
-                f"{folder} holds a run already: continue it with --ckpt_path=last, "
+                f"{folder} holds a run already: resume it with --ckpt_path=last, "
                 "or give another --trainer.default_root_dir"
             )
 
     def before_validate(self) -> None:
-        """Refuses a checkpoint of something else; counts steps from it, for samples and rows are named by them.
+        """Checks the checkpoint, and counts steps from it, which samples and rows are named by.
 
         Raises:
-            FileNotFoundError, ValueError: if there is no such checkpoint, or it is of something else.
+            FileNotFoundError, ValueError: if the checkpoint is missing, or one of another model.
         """
         if self.config.validate.ckpt_path is not None:
             content = self._read(Path(self.config.validate.ckpt_path))
             self.trainer.fit_loop.load_state_dict(content["loops"]["fit_loop"])
-            # What loggers call a step: as where the run itself was validated.
-            self.trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, content["global_step"] - 1)
+            # The step under which the run itself logged the validation.
+            set_logged_step(self.trainer, max(0, content["global_step"] - 1))
 
-    def _read(self, path: Path, goes_on: bool = False) -> dict[str, Any]:
-        """Reads a checkpoint of what this run trains; raises FileNotFoundError or ValueError if it is none."""
+    def _read(self, path: Path, resumed: bool = False) -> dict[str, Any]:
+        """Reads a checkpoint and checks that it matches this run's module."""
         if (path / SHARDED_META).is_file() and not saves_sharded_folders(self.trainer.strategy):
             raise ValueError(
-                f"--ckpt_path: {path} is a folder, of shards: go on with --trainer.strategy=fsdp2 or hsdp"
+                f"--ckpt_path: {path} is a sharded checkpoint: expected --trainer.strategy=fsdp2 or hsdp"
             )
         try:
             content = read_content(path)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"--ckpt_path: {error}") from error
-        require_matching_checkpoint(content, self.model, goes_on)
+        require_matching_checkpoint(content, self.model, resumed)
         return content
 
 
-def _places(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str], str | None]]:
-    """Where in a config loggers and callbacks say where they write.
+def _path_arguments(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str], str | None]]:
+    """Yields the arguments of loggers and callbacks that are paths.
 
     Yields:
-        The arguments, the name of the one, what it is in a run's folder, and what it is where it is left open.
+        Arguments of the class, name of the path, its default by the run's folder, and its unset value.
     """
-    for each in trainer.logger if isinstance(trainer.logger, list) else []:
-        if "save_dir" in (arguments := each.get("init_args", {})):
+    for logger in trainer.logger if isinstance(trainer.logger, list) else []:
+        if "save_dir" in (arguments := logger.get("init_args", {})):
             yield arguments, "save_dir", lambda folder: folder, "."
-    for each in trainer.callbacks if isinstance(trainer.callbacks, list) else []:
-        if "dirpath" in (arguments := each.get("init_args", {})):
+    for callback in trainer.callbacks if isinstance(trainer.callbacks, list) else []:
+        if "dirpath" in (arguments := callback.get("init_args", {})):
             yield arguments, "dirpath", lambda folder: f"{folder}/checkpoints", None
 
 
 RUN_ID = "wandb-id"
-"""The file in a run's folder that has its id with W&B, under which it goes on."""
+"""File in a run's folder with its W&B id, under which it is resumed."""
 
 
 def _run_id(folder: str) -> str | None:
@@ -238,26 +245,26 @@ def _run_id(folder: str) -> str | None:
     return path.read_text().strip() if path.is_file() else None
 
 
-def _of_agent(before: str = "") -> str:
-    """The id that an agent of W&B's sweeps gives a run, behind some text; nothing where there is none.
+def _agent_run_id(prefix: str = "") -> str:
+    """Returns the run id that a W&B sweep agent has set, after a prefix; empty where there is no agent.
 
-    An agent says the same arguments again and again: so its runs lie in folders of their own, by their ids.
+    An agent starts all its runs with the same arguments, so each run gets a subfolder named by its id.
     """
     given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-    return f"{before}{given}" if given else ""
+    return f"{prefix}{given}" if given else ""
 
 
-def _of_wandb(trainer: Namespace) -> Iterator[Any]:
-    """The arguments of the loggers that go on with a run of W&B's."""
-    for each in trainer.logger if isinstance(trainer.logger, list) else []:
-        if each["class_path"].endswith(ResumableWandbLogger.__name__):
-            yield each["init_args"]
+def _wandb_arguments(trainer: Namespace) -> Iterator[Any]:
+    """Yields the arguments of the W&B loggers."""
+    for logger in trainer.logger if isinstance(trainer.logger, list) else []:
+        if logger["class_path"].endswith(ResumableWandbLogger.__name__):
+            yield logger["init_args"]
 
 
 def model_kind(args: list[str]) -> str:
-    """Returns what the last `--trains`, or the last config that has one, names; by default a decoder.
+    """Returns the kind of model that the last `--trains`, or the last config with one, names; by default "decoder".
 
-    The parser must know it before it reads the rest, for each has options of its own under `model`.
+    It is needed before parsing, because the options of `model` depend on it.
 
     Raises:
         ValueError: if it is none of `MODULES`.
@@ -265,12 +272,12 @@ def model_kind(args: list[str]) -> str:
     trains = "decoder"
     for arg, after in zip(args, [*args[1:], ""], strict=True):
         name, equals, value = arg.partition("=")
-        if name == "--config":  # with an equals sign, for `expand_configs` has been here
+        if name == "--config":  # always with an equals sign, by `expand_configs`
             trains = OmegaConf.select(OmegaConf.load(value), "trains") or trains
         elif name == "--trains":
             trains = value if equals else after
     if trains not in MODULES:
-        raise ValueError(f"--trains is {trains}: wanted {' or '.join(MODULES)}")
+        raise ValueError(f"--trains is {trains}: expected {' or '.join(MODULES)}")
     return trains
 
 

@@ -1,6 +1,6 @@
 """Dataclasses from the plain values of a config file, a checkpoint or a JSON file."""
 
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -44,6 +44,15 @@ def from_plain(kind: type[Record], values: object, name: str) -> Record:
             raise ValueError(f"{name}.{key} is {value!r:.60}: expected {getattr(hint, '__name__', hint)}")
         arguments[key] = value
     return kind(**arguments)
+
+
+def to_plain(value: Any) -> Any:
+    """Returns dataclasses as dicts and tuples as lists, at every depth: what a config file can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_plain(asdict(value))
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 _field_types = cache(get_type_hints)

@@ -1,1 +1,1 @@
-"""The roof: LightningModule, data module, callbacks. Everything below is plain torch."""
+"""Training with Lightning: modules, data module, callbacks, loggers. The packages below use plain torch."""

@@ -1,4 +1,4 @@
-"""Shards under Lightning: lanes dealt to ranks and workers, and a position that is saved with the run."""
+"""The Lightning data module: lanes of shard sets spread over ranks and workers, with a position in checkpoints."""
 
 import logging
 from collections import Counter
@@ -17,8 +17,8 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.training.base import ShardModule
 from sf_lightning.training.generated_mels import GeneratedMels
 from sf_lightning.training.loader import BatchList, LaneDataset, StepLoader
-from sf_lightning.training.order import require_order, warn_of_order
 from sf_lightning.training.ranks import gather_over_ranks
+from sf_lightning.training.sample_order import require_same_order, warn_about_order
 
 log = logging.getLogger(__name__)
 
@@ -26,27 +26,28 @@ log = logging.getLogger(__name__)
 class ShardDataModule(L.LightningDataModule):
     """Streams shards into fixed packs, the same global batches at any world size.
 
-    What must agree with the model (mel, tokenizer, block size, length of the reference crops) is taken from
-    the module at `setup`, so that it is written once.
+    Everything that must agree with the model (mel, tokenizer, block size, length of the reference crops) is read
+    from the module at `setup`, so that it is configured once.
 
     Args:
-        train: Shard set to train on: its folder, or its place elsewhere (see `Store`); or several, to be mixed.
+        train: Shard set to train on: a folder or a remote location (see `Store`); or several, which are mixed.
         val: Shard set to validate on.
-        weights: Of each training set, how often a clip is drawn from it; by default all alike.
-        pack_frames: Frames of a pack, in whole blocks; one pack of each lane makes a step.
-        lanes: V, packs of a global step; a multiple of every world size the run may have.
-        max_pieces: Pieces of clips in a pack; what remains of a pack beyond them is padding.
-        val_clips: Held-out clips that are decoded and scored in validation.
-        num_workers: Loader processes of each rank; lowered to a divisor of its lanes.
-        group: Shards whose samples are shuffled together.
-        max_bad_share: Share of broken samples beyond which training stops.
-        seed: Of the order of samples.
-        speed: Share by which training clips are made faster or slower at random; see `Perturbation`.
-        level_db: Decibels by which they are made softer at random.
-        cache_gb: Size of the cache of sets that lie elsewhere.
-        mels: What a vocoder hears in training: "true" mels, of the waves, or "generated" ones, teacher-forced by a
-            decoder (see `Teacher`), so that it learns that decoder's faults.
-        decoder: That decoder: a checkpoint of `sf-fit` or a folder of `sf-export`.
+        weights: Sampling weight of each training set; by default all are equal.
+        pack_frames: Frames in a pack, rounded down to whole blocks; a step has one pack of each lane.
+        lanes: Packs in a step over all ranks; a multiple of every world size that the run may have.
+        max_pieces: Largest number of pieces of clips in a pack; the rest of the pack is padding.
+        val_clips: Number of held-out clips that are decoded and scored in validation.
+        num_workers: Loader processes of each rank; lowered to a divisor of the rank's lanes.
+        group: Number of shards whose samples are shuffled together.
+        max_bad_share: Share of broken samples above which training stops.
+        seed: Seed of the order of samples.
+        speed: Largest relative change of the speed of training clips, drawn at random; see `Perturbation`.
+        level_db: Largest attenuation of training clips in decibels, drawn at random.
+        cache_gb: Size of the cache of remote shard sets, in gigabytes.
+        mels: Input of a vocoder in training: "true" mels, computed from the audio, or "generated" ones, which a
+            decoder predicts with teacher forcing (see `Teacher`), so that the vocoder learns to correct that
+            decoder's errors.
+        decoder: Decoder that generates the mels: a checkpoint of `sf-fit` or a folder of `sf-export`.
 
     >>> data = ShardDataModule("shards/train", "shards/dev", pack_frames=768, lanes=2)  # read at `setup`
     >>> data.pack_frames * data.lanes  # frames of a step
@@ -75,14 +76,15 @@ class ShardDataModule(L.LightningDataModule):
         super().__init__()
         if (mels == "generated") != (decoder is not None):
             raise ValueError(
-                f"data.mels is {mels}, data.decoder is {decoder}: generated mels want a decoder, true ones none"
+                f"data.mels is {mels}, data.decoder is {decoder}: expected a decoder with generated mels, none "
+                "with true ones"
             )
-        places = [train] if isinstance(train, str) else train
-        self.train, self.val = [ShardSet(each, cache_gb) for each in places], ShardSet(val, cache_gb)
-        self.weights = weights or [1.0] * len(places)
-        if len(self.weights) != len(places) or not places or min(self.weights) <= 0:
+        names = [train] if isinstance(train, str) else train
+        self.train, self.val = [ShardSet(name, cache_gb) for name in names], ShardSet(val, cache_gb)
+        self.weights = weights or [1.0] * len(names)
+        if len(self.weights) != len(names) or not names or min(self.weights) <= 0:
             raise ValueError(
-                f"data.weights {self.weights} for {len(places)} sets of data.train: wanted one above 0 for each"
+                f"data.weights is {self.weights} for {len(names)} sets of data.train: expected one above 0 for each"
             )
         self.perturbation = Perturbation(speed, level_db)
         self.pack_frames, self.lanes, self.max_pieces = pack_frames, lanes, max_pieces
@@ -96,15 +98,15 @@ class ShardDataModule(L.LightningDataModule):
 
     @property
     def sets(self) -> list[ShardSet]:
-        """All sets, that of validation last."""
+        """All shard sets, the validation set last."""
         return [*self.train, self.val]
 
     def check(self, module: ShardModule) -> None:
-        """Checks that a module can learn from these shards, and tells it whose tokens they are, if it asks.
+        """Checks that a module can be trained on these sets, and sets its tokenizer digest if it reads tokens.
 
         Raises:
-            FileNotFoundError: if a folder is no shard set, or a shard is missing.
-            ValueError: with both values, if a set does not fit the model or the other set.
+            FileNotFoundError: if a folder is not a shard set, or a shard is missing.
+            ValueError: with both values, if a set does not match the model or the first set.
         """
         for shards in self.sets:
             try:
@@ -112,12 +114,10 @@ class ShardDataModule(L.LightningDataModule):
             except (FileNotFoundError, ValueError) as error:
                 option = "--data.val" if shards is self.val else "--data.train"
                 raise type(error)(f"{option}: {error}") from error
-        requirements, frames_per_token = (
-            self._requirements_with(module),
-            self.train[0].manifest.tokenizer.frames_per_token,
-        )
+        requirements, tokenizer = self._requirements_with(module), self.train[0].manifest.tokenizer
+        frames_per_token = tokenizer.frames_per_token
         if requirements.tokens is not None:
-            digest = requirements.tokens.digest or self.train[0].manifest.tokenizer.digest
+            digest = requirements.tokens.digest or tokenizer.digest
             requirements = replace(requirements, tokens=replace(requirements.tokens, digest=digest))
             if self.generated_mels is None:
                 module.tokenizer_digest = digest
@@ -136,7 +136,7 @@ class ShardDataModule(L.LightningDataModule):
         return self.generated_mels.clip_requirements(requirements) if self.generated_mels else requirements
 
     def setup(self, stage: str) -> None:
-        """Checks the shards against the module, and reads the clips of validation.
+        """Checks the shard sets against the module, and reads the validation clips.
 
         Raises:
             FileNotFoundError: as `check`.
@@ -151,128 +151,127 @@ class ShardDataModule(L.LightningDataModule):
         self.clips = list(evenly_spaced_clips(self.val, self.val_clips, self.requirements))
         if len(self.clips) < world:
             raise ValueError(
-                f"{self.val.folder} gives {len(self.clips)} clips that can be decoded, each of {world} processes "
-                f"needs one: raise --data.val_clips (now {self.val_clips}) or give another --data.val"
+                f"{self.val.folder} has {len(self.clips)} readable clips, with --data.val_clips={self.val_clips}: "
+                f"expected one or more for each of {world} processes; raise it or give another --data.val"
             )
 
     def pack_shape(self, module: ShardModule, world: int) -> PackShape:
-        """Returns the shape of packs for a module on so many processes.
+        """Returns the shape of packs for a module on `world` processes.
 
         Raises:
-            ValueError: if packs or lanes do not fit the layout, the segments or the processes.
+            ValueError: if packs or lanes do not match the layout, the segments or the processes.
         """
         requirements = self._requirements_with(module)
         block = requirements.block_size
         frames_per_token = self.train[0].manifest.tokenizer.frames_per_token
         if self.lanes < 1:
-            raise ValueError(f"data.lanes is {self.lanes}: wanted 1 or more")
+            raise ValueError(f"data.lanes is {self.lanes}: expected 1 or more")
         if self.pack_frames < block:
-            raise ValueError(f"data.pack_frames {self.pack_frames} is less than a block of {block} frames")
+            raise ValueError(f"data.pack_frames is {self.pack_frames}: expected at least a block of {block} frames")
         self._check_segments(requirements)
         if self.lanes % world:
-            raise ValueError(f"data.lanes {self.lanes} is not a multiple of the {world} processes of this run")
+            raise ValueError(
+                f"data.lanes is {self.lanes}: expected a multiple of the {world} processes of this run"
+            )
         if block % frames_per_token:
-            raise ValueError(f"a block of {block} frames holds no whole number of tokens of {frames_per_token}")
+            raise ValueError(
+                f"a block has {block} frames: expected a multiple of the {frames_per_token} frames per token"
+            )
         return PackShape(self.pack_frames // block, block, frames_per_token, self.max_pieces, requirements.mel)
 
     def _check_segments(self, requirements: ClipRequirements) -> None:
-        """Sees to it that every pack holds a piece of `min_frames`, however clips are cut.
+        """Checks that every pack holds a piece of at least `min_frames`, wherever clips are split.
 
-        A pack is a clip's tail, whole clips and a clip's head: where no whole one fits between, one of the two is
-        at least half of it.
+        A pack holds the end of a clip, whole clips and the start of a clip: without a whole one in between, one of
+        the two is at least half of the pack.
         """
-        wanted = 2 * (requirements.min_frames + requirements.block_size)
-        if requirements.min_frames and (self.pack_frames < wanted or self.max_pieces < 2):
+        required = 2 * (requirements.min_frames + requirements.block_size)
+        if requirements.min_frames and (self.pack_frames < required or self.max_pieces < 2):
             raise ValueError(
-                f"data.pack_frames {self.pack_frames}, data.max_pieces {self.max_pieces}: for segments of "
-                f"{requirements.min_frames} frames wanted at least {wanted} and 2, so that every pack holds one: "
-                "lower --model.segments.frames or raise these"
+                f"data.pack_frames is {self.pack_frames}, data.max_pieces is {self.max_pieces}: expected at least "
+                f"{required} and 2, so that every pack holds a segment of {requirements.min_frames} frames; or "
+                "lower --model.segments.frames"
             )
 
     def train_dataloader(self) -> StepLoader:
-        """The endless stream of this rank's steps."""
+        """Returns the endless stream of this rank's batches."""
         assert self.trainer is not None
-        mine = range(self.trainer.global_rank, self.lanes, self.trainer.world_size)
-        reading = LaneConfig(
-            self.seed,
-            self.lanes,
-            self.requirements,
-            self.group,
-            self.max_bad_share,
-            self.perturbation,
+        own = range(self.trainer.global_rank, self.lanes, self.trainer.world_size)
+        config = LaneConfig(
+            self.seed, self.lanes, self.requirements, self.group, self.max_bad_share, self.perturbation
         )
-        lanes = [Lane(self.train, number, reading, self.weights) for number in mine]
+        lanes = [Lane(self.train, number, config, self.weights) for number in own]
         pin = self.trainer.strategy.root_device.type == "cuda"
         self.steps = StepLoader(LaneDataset(lanes, self.states, self.shape), self.num_workers, pin)
         return self.steps
 
     @property
     def data_wait_seconds(self) -> float:
-        """How long training has stood still for its packs so far."""
+        """Seconds that training has waited for its packs so far."""
         return self.steps.data_wait_seconds if self.steps else 0.0
 
-    def val_dataloader(self) -> "BatchList":
-        """The clips of validation, packed, a share for each rank."""
+    def val_dataloader(self) -> BatchList:
+        """Returns this rank's validation clips, packed."""
         return BatchList(list(pack_clips(self.rank_clips, self.shape)))
 
     @property
     def rank_clips(self) -> list[DrawnClip]:
-        """The clips that this rank listens to."""
+        """Validation clips of this rank."""
         assert self.trainer is not None
         return self.clips[self.trainer.global_rank :: self.trainer.world_size]
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Notes where the lanes stand after a batch that is about to be trained on, and has the module draw for it.
+        """Records the position of the lanes after a training batch, and adds the module's random draws to it.
 
-        Lightning calls this right before the step, after any prefetching: what was only fetched does not
-        count, and whatever is saved in this step is saved after it.
+        Lightning calls this right before the step, after any prefetching: a batch that was only prefetched does not
+        count, and a checkpoint of this step is saved later.
         """
         assert self.trainer is not None
         if not self.trainer.training:
             return batch
-        self._consumed(batch)
+        self._record_position(batch)
         module = self.trainer.lightning_module
         assert isinstance(module, ShardModule)
         return module.add_random_draws(batch)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Has the mels of a batch that is trained on made by the decoder, if there is one."""
+        """Adds generated mels to a training batch, if a decoder generates them."""
         assert self.trainer is not None
         if self.generated_mels is None or not self.trainer.training:
             return batch
         return replace(batch, mels=self.generated_mels.teacher.predict_mels(batch))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Copies a batch without waiting for it where its memory is pinned."""
+        """Copies a batch to the device; asynchronously where its memory is pinned."""
         return batch.to(device, non_blocking=True)
 
-    def _consumed(self, batch: Batch) -> None:
+    def _record_position(self, batch: Batch) -> None:
         self.states.update(batch.states)
         for lane, causes in batch.skipped.items():
             if causes != self.skipped.get(lane, {}):
                 self.skipped[lane] = causes
-                total = sum((Counter(each) for each in self.skipped.values()), Counter())
+                total = sum(map(Counter, self.skipped.values()), Counter())
                 log.warning("broken samples so far: %s", ", ".join(f"{c}: {n}" for c, n in total.items()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where all lanes stand, also those of other ranks: Lightning asks every rank, and saves one answer."""
-        mine = self.states
+        """Returns the positions of all lanes; a collective operation, as Lightning saves one rank's answer."""
+        own = self.states
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-            # Its own lanes only: of the others it knows, since a resume, no more than where they stood then.
-            mine = {lane: state for lane, state in self.states.items() if lane % world == rank}
-        everyone = {lane: state for states in gather_over_ranks(mine) for lane, state in states.items()}
+            # After a resume, the positions of other ranks' lanes are those of the resumed checkpoint.
+            own = {lane: state for lane, state in self.states.items() if lane % world == rank}
+        everything = {lane: state for states in gather_over_ranks(own) for lane, state in states.items()}
         # Plain lists: a checkpoint is read with weights_only.
         return {
             "states": {
                 lane: vars(state) | {"places": [list(place) for place in state.places]}
-                for lane, state in everyone.items()
+                for lane, state in everything.items()
             },
             "order": self._order(self.requirements),
         }
 
     def _order(self, requirements: ClipRequirements) -> dict[str, Any]:
-        """What samples come, and in which order, beside where the lanes stand."""
+        """Returns the settings that the samples and their order follow from, beside the positions of the lanes."""
         return {
             "lanes": self.lanes,
             "seed": self.seed,
@@ -283,27 +282,27 @@ class ShardDataModule(L.LightningDataModule):
         }
 
     def require_resumable(self, checkpoint: dict[str, Any], module: ShardModule) -> None:
-        """Checks, before anything is set up, that a run of a module can go on with the lanes of a checkpoint.
+        """Checks, before setup, that a run can resume from the lane positions of a checkpoint.
 
         Raises:
-            ValueError: as `require_order`.
+            ValueError: as `require_same_order`.
         """
-        state = checkpoint.get(type(self).__qualname__)  # where Lightning puts it
+        state = checkpoint.get(type(self).__qualname__)  # the key that Lightning stores it under
         if state is not None:
-            require_order(state["order"], self._order(self._requirements_with(module)))
+            require_same_order(state["order"], self._order(self._requirements_with(module)))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the lanes up where they stood, to train on; whoever only listens needs no position.
+        """Restores the positions of the lanes, in training only: validation needs none.
 
         Raises:
-            ValueError: as `require_order`.
+            ValueError: as `require_same_order`.
         """
         assert self.trainer is not None
         if not self.trainer.training:
             return
         orders = state["order"], self._order(self.requirements)
-        require_order(*orders)
-        warn_of_order(*orders)
+        require_same_order(*orders)
+        warn_about_order(*orders)
         for lane, values in state["states"].items():
             places = tuple(SetPosition(*place) for place in values["places"])
             self.states[int(lane)] = LaneState(**(values | {"places": places}))

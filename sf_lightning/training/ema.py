@@ -1,4 +1,4 @@
-"""An exponential moving average of weights, held by a second network: what is decoded, judged and shipped."""
+"""Exponential moving average of weights, held by a second network: the one that is evaluated and exported."""
 
 import torch
 from torch import nn
@@ -6,13 +6,13 @@ from torch import nn
 
 @torch.no_grad()
 def move_average(average: nn.Module, current: nn.Module, step: int, decay: float) -> None:
-    """Moves the parameters of a module towards those of another one of the same make, sharded alike.
+    """Moves the averaged parameters towards the current ones, in place.
 
     Args:
-        average: Moved in place.
-        current: What training has arrived at.
-        step: Of training, counted from 1.
-        decay: Weight of the past; lower at first, (1 + step) / (10 + step).
+        average: Network with the averaged parameters.
+        current: Network with the current parameters, of the same architecture and sharding.
+        step: Number of the training step, counted from 1.
+        decay: Weight of the past; (1 + step) / (10 + step) while that is lower.
     """
     weight = 1 - min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_([*average.parameters()], [*current.parameters()], weight)

@@ -1,7 +1,7 @@
-"""Steps whose gradient is not finite change no weight: they are skipped, named and counted.
+"""Skips, reports and counts steps whose gradient is not finite, so that they change no weight.
 
-The decision falls on the device, from the norm of the gradient that all ranks share, so they all skip the same
-step and none waits for its host. The host reads it one step later.
+The device decides, from the norm of the gradient that all ranks share: all skip the same step, and none waits for
+its host. The host reads the decision one step later.
 """
 
 import logging
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-    """Has a fused optimizer, which reads `found_inf` on the device, skip its next step for a bad norm."""
+    """Makes a fused optimizer skip its next step if the norm is not finite, without waiting for the device."""
     optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
 
 
 @dataclass
 class _Step:
-    """A step on its way to the host: flags [1 + M], the gradient's and those of the blocks' losses."""
+    """A step whose flags [1 + M] are being copied to the host: of the gradient, and of the loss of each block."""
 
     number: int
     finite: Tensor
@@ -34,13 +34,13 @@ class _Step:
 
 
 class NonFiniteGuard:
-    """Skips steps with a non-finite gradient, names their samples, and stops after several in a row.
+    """Skips steps with a non-finite gradient, reports their clips, and stops after several consecutive ones.
 
     Args:
-        limit: Training stops at so many in a row.
+        limit: Number of consecutive skipped steps at which training stops.
 
     Attributes:
-        skipped: Steps skipped so far.
+        skipped: Number of steps skipped so far.
     """
 
     def __init__(self, limit: int) -> None:
@@ -50,31 +50,31 @@ class NonFiniteGuard:
         self._last: _Step | None = None
 
     def state_dict(self) -> dict[str, int]:
-        """What a run that goes on must know, the last step looked at; all ranks must ask."""
+        """Returns the counts, the last step included; a collective operation."""
         self.check_last_step()
         return {"skipped": self.skipped, "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Takes it back."""
+        """Restores the counts."""
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
 
     def add_losses(self, losses: Tensor, utterance: Tensor, keys: list[str]) -> None:
-        """Notes the losses of a batch; several batches make a step where gradients accumulate.
+        """Records the losses of a batch; a step has several batches where gradients accumulate.
 
         Args:
-            losses: Of its blocks or segments, [M].
-            utterance: To which utterance each belongs, [M].
-            keys: The clip of each utterance, [U].
+            losses: Losses of the blocks or segments, [M].
+            utterance: Index of the utterance of each, [M].
+            keys: Key of the clip of each utterance, [U].
         """
         self._batches.append((losses.detach(), utterance, keys))
 
     def guard_step(self, optimizer: torch.optim.Optimizer, norm: Tensor, step: int) -> None:
-        """Tells an optimizer whether to skip the step that follows; checks the one before.
+        """Makes an optimizer skip the next step if the norm is not finite; checks the step before.
 
         Args:
-            optimizer: A fused one: it reads `found_inf` on the device.
-            norm: Of the gradient over all ranks, a scalar.
-            step: Its number.
+            optimizer: A fused optimizer, which reads `found_inf` on the device.
+            norm: Norm of the gradient over all ranks, a scalar.
+            step: Number of the step.
 
         Raises:
             FloatingPointError: as `check_last_step`.
@@ -97,10 +97,10 @@ class NonFiniteGuard:
             self._last.copied.record()
 
     def check_last_step(self) -> None:
-        """Looks at the last step watched; call it once more at the end.
+        """Counts and reports the last step if it was skipped; called once more after the last step.
 
         Raises:
-            FloatingPointError: if it was one too many in a row.
+            FloatingPointError: if `limit` consecutive steps were skipped.
         """
         step, self._last = self._last, None
         if step is None:
@@ -112,17 +112,17 @@ class NonFiniteGuard:
             return
         self.skipped += 1
         self._in_a_row += 1
-        # A neighbour in the pack may be named too: what is masked still counts as 0 x NaN.
+        # Another clip of the pack may be reported too: a masked NaN still counts as 0 x NaN.
         bad = dict.fromkeys(step.keys[u] for u in step.utterance.cpu()[~step.finite[1:]].tolist())
-        # All ranks are here, for they all saw this norm; which of them had the clip, none knows but it.
-        mine = list(bad), [key for key in step.keys if key]
-        names, everyone = (list(chain.from_iterable(gather_over_ranks(keys))) for keys in mine)
-        where = f"the loss of {', '.join(names)}" if names else f"the gradient (of {', '.join(everyone)})"
+        # All ranks reach this, because they share the norm; only one of them knows the clip.
+        own = list(bad), [key for key in step.keys if key]
+        names, everything = (list(chain.from_iterable(gather_over_ranks(keys))) for keys in own)
+        where = f"the loss of {', '.join(names)}" if names else f"the gradient (of {', '.join(everything)})"
         if not is_initialized() or get_rank() == 0:
             log.warning("step %d skipped: not finite: %s", step.number, where)
         if self._in_a_row >= self.limit:
             raise FloatingPointError(
-                f"{self._in_a_row} steps in a row had a gradient that is not finite, the last one {step.number} by "
-                f"{where}: look at these samples; raise --model.optimizer.max_bad_steps above {self.limit}; or "
-                "lower --model.optimizer.learning_rate, in a run that begins anew with --model.init_from"
+                f"{self._in_a_row} steps in a row had a non-finite gradient, the last one step {step.number} due "
+                f"to {where}: check these clips; raise --model.optimizer.max_bad_steps above {self.limit}; or "
+                "start a new run with --model.init_from and a lower --model.optimizer.learning_rate"
             )

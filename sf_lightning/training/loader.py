@@ -1,4 +1,4 @@
-"""Packs of lanes, made in loader processes, gathered to the batches of steps. Knows nothing of modules."""
+"""Packs of lanes from loader processes, gathered into the batches of steps. Independent of modules."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from sf_lightning.data.packing import Batch, PackShape, pack_clips
 
 
 class LaneDataset(IterableDataset):
-    """Packs of the lanes of one rank, in the order in which they make steps.
+    """Packs of the lanes of one rank, one of each lane in turn.
 
-    A worker owns whole lanes. With W workers, worker w has every W-th lane, and as the loader takes one item
-    of each worker in turn, packs arrive in the order of lanes.
+    A worker owns whole lanes. With W workers, worker w has every W-th lane; the loader takes one item of each
+    worker in turn, so packs arrive in the order of lanes.
 
     Args:
         lanes: The lanes of this rank.
-        states: Where each of them begins, by lane number.
-        shape: Of a pack.
+        states: Start position of each lane, by lane number.
+        shape: Shape of a pack.
     """
 
     def __init__(self, lanes: list[Lane], states: dict[int, LaneState], shape: PackShape) -> None:
@@ -35,16 +35,16 @@ class LaneDataset(IterableDataset):
         ]
         while True:
             for lane, stream in zip(lanes, streams, strict=True):
-                made = next(stream)
-                made.skipped = {lane.lane: dict(lane.skipped)}
-                yield made
+                pack = next(stream)
+                pack.skipped = {lane.lane: dict(lane.skipped)}
+                yield pack
 
 
 class StepLoader:
-    """Gathers the packs of a step: one of each lane of this rank. It never ends; a run is a number of steps.
+    """Gathers the packs of a step, one of each lane of this rank, endlessly.
 
     Attributes:
-        data_wait_seconds: How long steps have stood still until their packs were there.
+        data_wait_seconds: Seconds that steps have waited for their packs so far.
     """
 
     def __init__(self, dataset: LaneDataset, num_workers: int, pin_memory: bool) -> None:
@@ -64,16 +64,16 @@ class StepLoader:
     def __iter__(self) -> Iterator[Batch]:
         packs = iter(self.loader)
         while True:
-            asked = perf_counter()
+            started = perf_counter()
             step = [next(packs) for _ in range(self.packs_per_step)]
-            self.data_wait_seconds += perf_counter() - asked
+            self.data_wait_seconds += perf_counter() - started
             batch = Batch.from_packs(step)
             yield batch.pin_memory() if self.pin_memory else batch
 
 
 @dataclass(frozen=True)
 class BatchList:
-    """Batches held in memory; Lightning would take a plain list for many loaders."""
+    """Batches in memory; Lightning takes a plain list for several loaders."""
 
     batches: list[Batch]
 

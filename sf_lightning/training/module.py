@@ -1,4 +1,6 @@
-"""StreamFlow under Lightning: the loss from `flow`, the weights from `model`, nothing of its own.
+"""Training of a StreamFlow decoder with Lightning: flow matching loss, averaged weights, validation loss.
+
+The loss comes from `flow`, the network from `model`.
 
 Letters: U utterances, M blocks, W frames of a block, F mel bands, S speaker width.
 """
@@ -18,6 +20,7 @@ from sf_lightning.data.packing import Batch
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.files.hub import local_path
 from sf_lightning.files.identify import DECODERS, Kind, require_kind
+from sf_lightning.files.records import to_plain
 from sf_lightning.flow.guidance import DropConfig
 from sf_lightning.flow.loss import flow_matching_loss
 from sf_lightning.flow.noise import keyed_generator
@@ -31,7 +34,7 @@ from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.loading import load_pretrained
 from sf_lightning.streaming.state import DecodeConfig
-from sf_lightning.training.base import ShardModule, plain, require_equal_hyperparameters
+from sf_lightning.training.base import ShardModule, require_equal_hyperparameters
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.optimizer import OptimizerConfig, adamw, warmup_cosine
 from sf_lightning.training.sharding import copy_full_weights, full_tensor, is_sharded, shard_weights
@@ -43,7 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Draws:
-    """The randomness of a training step: noise [M, W, F], times [U], dropped speakers and tokens [U]."""
+    """Random values of a step: noise [M, W, F], flow times [U], which speakers and tokens are dropped [U]."""
 
     x_0: Tensor
     t: Tensor
@@ -55,24 +58,25 @@ class StreamFlowModule(ShardModule):
     """Trains a StreamFlow decoder.
 
     Args:
-        layout: How far each layer looks.
+        layout: Receptive field of each layer.
         dit: Sizes of the network.
-        mel: The mel spectrogram.
-        scale: The scale of the mel in the flow.
-        speaker: The speaker encoder.
-        predict: What the network answers with, "mel" or "velocity"; the loss is that of the velocity.
-        tokenizer: Name of the tokenizer whose tokens it decodes.
+        mel: Settings of the mel spectrogram.
+        scale: Mean and standard deviation by which the mel is normalized.
+        speaker: Settings of the speaker encoder.
+        predict: Output of the network, "mel" or "velocity"; the loss is on the velocity in both cases.
+        tokenizer: Name of the tokenizer whose tokens are decoded.
         times: Distribution of flow times in training.
-        drop: How often conditions are dropped in training.
-        optimizer: How weights are trained and averaged.
-        decode: How validation, and later `sf-decode`, decode.
-        vocoder: What makes the mel audible.
-        init_from: Weights to begin with: a checkpoint of `sf-fit`, of which the averaged ones are taken, or its
+        drop: Probabilities of dropping conditions in training.
+        optimizer: Settings of the optimizer and of the averaged weights.
+        decode: Decoding settings of validation, and the defaults of `sf-decode`.
+        vocoder: Vocoder that turns mels into audio.
+        init_from: Initial weights: a checkpoint of `sf-fit`, of which the averaged ones are taken, or its
             export; or Qwen2.5-Omni's folder, one of its files, or a state dict. A resumed run, or a checkpoint that
             is loaded, has its own.
-        compile: Whether to compile each layer; the first steps then take minutes.
-        recompute: Whether to keep only the inputs of layers for the backward pass (activation checkpointing).
-        seed: Of noise, times and dropped conditions in training.
+        compile: Whether to compile each layer with torch.compile; the first steps then take minutes.
+        recompute: Whether to store only the inputs of layers for the backward pass (activation checkpointing): less
+            memory, a third more work.
+        seed: Seed of noise, flow times and dropped conditions in training.
 
     >>> dit = DiTConfig(width=32, num_heads=2, token_width=16, speaker_width=8, vocabulary=50)
     >>> module = StreamFlowModule(Layout(num_layers=2, backward=1, forward=1), dit)
@@ -105,26 +109,24 @@ class StreamFlowModule(ShardModule):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer.max_bad_steps, init_from)
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        # Plain values, and the parser that turns them back: a checkpoint then loads without pickled classes.
-        self.save_hyperparameters(plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
+        self.store_hyperparameters(locals())
         self.tokenizer, self.times, self.drop, self.seed = tokenizer, times, drop, seed
         self.optimizer, self.decode, self.vocoder = optimizer, decode, vocoder
         self.config = ModelConfig(layout, dit, mel, scale, speaker, predict)
         self._make = partial(StreamFlow, layout, dit, mel, scale, speaker, predict)
         self.model, self.average = self._make(), self._make()
         self.average.requires_grad_(False).load_state_dict(self.model.state_dict())
-        self._unsharded: list[StreamFlow] = []  # in a list, so that it is no part of this module
+        self._unsharded: list[StreamFlow] = []  # in a list: not a submodule
         self.model.dit.recompute = recompute
         self.compiles = compile
 
     @property
     def clip_requirements(self) -> ClipRequirements:
-        """Tokens, blocks and speakers as the network takes them."""
+        """Tokens, blocks and speaker inputs of the network."""
         return ClipRequirements.from_config(self.config, TokenizerName(self.tokenizer, self.tokenizer_digest))
 
     def description(self) -> dict[str, Any]:
-        """Layout, field and latency."""
+        """Returns layout, receptive field, algorithmic latency and size."""
         layout, decode = self.model.layout, self.decode
         return {
             "layout_picture": layout.picture(),
@@ -137,7 +139,7 @@ class StreamFlowModule(ShardModule):
     # -- training -------------------------------------------------------------------------------------
 
     def load_weights(self, path: str) -> str:
-        """Takes the weights of a trained decoder, whose layers may have looked elsewhere; or the sibling's.
+        """Loads the weights of a trained decoder, whose layout may differ, or of Qwen2.5-Omni token2wav.
 
         Raises:
             FileNotFoundError, ValueError: as `load_pretrained`, `model.qwen.warm_start`; or if the network differs.
@@ -146,35 +148,36 @@ class StreamFlowModule(ShardModule):
         if require_kind(found, *DECODERS, Kind.QWEN) is Kind.QWEN:
             return str(warm_start(self.model, found))
         trained = load_pretrained(found)
-        parts = ("layout.num_layers", *(part for part in self.must_match if part != "layout"))
+        settings = ("layout.num_layers", *(name for name in self.must_match if name != "layout"))
         require_equal_hyperparameters(
-            parts, plain(trained.description.model), dict(self.hparams), "give this run its value"
+            settings, to_plain(trained.description.model), dict(self.hparams), "use the value of the checkpoint"
         )
         self.model.load_state_dict(trained.model.state_dict())
-        learnt, now = trained.description.tokenizer.digest, self.tokenizer_digest
-        if None not in (learnt, now) and learnt != now:
-            log.warning("--model.init_from: %s has learnt tokens of %s, here they are of %s", path, learnt, now)
+        trained_on, given = trained.description.tokenizer.digest, self.tokenizer_digest
+        if None not in (trained_on, given) and trained_on != given:
+            message = "--model.init_from: %s was trained on tokens of tokenizer %s, the data has tokens of %s"
+            log.warning(message, path, trained_on, given)
         return str(trained.description.weights)
 
     def check(self, trainer: L.Trainer) -> None:
-        """Refuses scaled gradients, for they are clipped and judged as they are, other ways to clip, and no end.
+        """Refuses scaled gradients, which clipping would misread, clipping by value, and endless runs.
 
         Raises:
             ValueError: with the option of the trainer.
         """
         if trainer.precision == "16-mixed":
             raise ValueError(
-                "--trainer.precision is 16-mixed, which scales gradients: wanted bf16-mixed or 32-true"
+                "--trainer.precision is 16-mixed, which scales gradients: expected bf16-mixed or 32-true"
             )
         if trainer.state.fn != TrainerFn.VALIDATING and trainer.max_steps < 1:
             raise ValueError(
-                f"--trainer.max_steps is {trainer.max_steps}: the schedule needs the number of steps of the run"
+                f"--trainer.max_steps is {trainer.max_steps}: expected 1 or more, for the learning-rate schedule"
             )
-        if (way := trainer.gradient_clip_algorithm) not in (None, "norm"):
-            raise ValueError(f"--trainer.gradient_clip_algorithm is {way.value}: wanted norm")
+        if (algorithm := trainer.gradient_clip_algorithm) not in (None, "norm"):
+            raise ValueError(f"--trainer.gradient_clip_algorithm is {algorithm.value}: expected norm")
 
     def setup(self, stage: str) -> None:
-        """Compiles."""
+        """Checks the trainer, and compiles the layers if asked to."""
         super().setup(stage)
         if self.compiles:
             for layer in self.model.dit.layers:
@@ -182,10 +185,10 @@ class StreamFlowModule(ShardModule):
             self.compiles = False
 
     def configure_model(self) -> None:
-        """Shards the weights over ranks, if the strategy does so."""
+        """Shards the weights over ranks, if the strategy shards."""
         if self.device_mesh is not None and not is_sharded(self.model):
-            for each in (self.model, self.average):
-                shard_weights(each, self.device_mesh)
+            for network in (self.model, self.average):
+                shard_weights(network, self.device_mesh)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the flow matching loss of a batch."""
@@ -196,7 +199,7 @@ class StreamFlowModule(ShardModule):
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps the optimizer, then moves the averaged weights: before any callback can save them."""
+        """Steps the optimizer, then moves the averaged weights, before any callback can save them."""
         super().optimizer_step(*args, **kwargs)
         move_average(self.average, self.model, self.global_step + 1, self.optimizer.ema_decay)
 
@@ -206,23 +209,23 @@ class StreamFlowModule(ShardModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the norm of all gradients and logs it; has the step skipped if the norm is not finite.
+        """Clips the norm of all gradients and logs it; skips the step if the norm is not finite.
 
-        Lightning's own way refuses a fused optimizer.
+        Lightning's own implementation refuses a fused optimizer.
 
         Raises:
-            FloatingPointError: if too many steps in a row had to be skipped.
+            FloatingPointError: if too many consecutive steps were skipped.
         """
         limit = gradient_clip_val or float("inf")
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.guard.guard_step(optimizer, norm, self.global_step)
         self.log("train/gradient_norm", norm)
         self.log("train/clip_share", self.clipped.update(norm, limit))
-        # A float would be copied to the device, which the host would wait for.
+        # As a tensor on the host: the host waits while a float is copied to the device.
         self.log("train/skipped_steps", torch.tensor(float(self.guard.skipped)))
 
     def configure_optimizers(self) -> Any:
-        """AdamW on matrices with, on vectors without weight decay; one schedule step per optimizer step."""
+        """Returns AdamW and its schedule, which advances once per optimizer step."""
         optimizer = adamw(self.model, self.optimizer)
         schedule = warmup_cosine(optimizer, self.optimizer.warmup_steps, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -231,51 +234,56 @@ class StreamFlowModule(ShardModule):
 
     @property
     def unsharded_average(self) -> StreamFlow:
-        """The averaged weights, whole: ranks that hold shards have a copy of them while they validate.
+        """The averaged weights without shards; with sharding, a copy that each rank has during validation.
 
-        Each rank decodes clips of its own, and ranks that run sharded weights unequally often wait for ever.
+        Each rank decodes its own clips, and ranks that run sharded weights unequally often deadlock.
         """
         return self._unsharded[0] if self._unsharded else self.average
 
     def on_validation_start(self) -> None:
-        """Gathers the averages where they are sharded; takes foreign weights where nothing else was loaded."""
+        """Loads initial weights where no checkpoint was loaded; gathers sharded averaged weights."""
         super().on_validation_start()
         if is_sharded(self.average):
             self._unsharded = [copy_full_weights(self.average, self._make()).to(self.device)]
         self.unsharded_average.eval()
 
     def on_validation_end(self) -> None:
-        """Gives the copy up."""
+        """Frees the copy of the averaged weights."""
         self._unsharded.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Logs the loss of the averaged weights under noise and times that never change."""
+        """Logs the loss of the averaged weights with fixed noise and flow times."""
         loss = self._losses(self.unsharded_average, batch, self._fixed(batch, batch_idx)).mean()
-        # Per valid frame: the last batch is mostly padding.
+        # Mean over valid frames: the last batch is mostly padding.
         loss = loss * batch.blocks.valid.numel() / batch.num_frames
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=batch.num_frames)
 
     # -- checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds whose tokens the model has learnt."""
+        """Adds the digest of the tokenizer."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["tokenizer_digest"] = self.tokenizer_digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the tokens back, if the model is the one that learnt them."""
+        """Restores the digest of the tokenizer from a checkpoint, which must match the module."""
         super().on_load_checkpoint(checkpoint)
         self.tokenizer_digest = checkpoint["tokenizer_digest"]
 
     # -- use ------------------------------------------------------------------------------------------
 
     def make_vocoder(self) -> Vocoder:
-        """Makes the vocoder of the configuration, on this module's device."""
+        """Returns the configured vocoder, on this module's device."""
         vocoder = self.vocoder.make(self.model.mel.config)
         return vocoder.to(self.device) if isinstance(vocoder, torch.nn.Module) else vocoder
 
     def decoder(self, vocoder: Vocoder | None = None, decode: DecodeConfig | None = None) -> StreamingDecoder:
-        """Returns a decoder of the averaged weights."""
+        """Returns a streaming decoder with the averaged weights.
+
+        Args:
+            vocoder: Vocoder; by default the configured one.
+            decode: Decoding settings; by default the configured ones.
+        """
         return StreamingDecoder(
             self.unsharded_average.eval(), vocoder or self.make_vocoder(), decode or self.decode
         )
@@ -283,7 +291,7 @@ class StreamFlowModule(ShardModule):
     # -- the loss -------------------------------------------------------------------------------------
 
     def _losses(self, model: StreamFlow, batch: Batch, draws: _Draws) -> Tensor:
-        """The loss of each block, [M]."""
+        """Returns the loss of each block, [M]."""
         blocks = batch.blocks
         x_1 = model.to_flow(model.mel.frames(batch.wave))
         point = straight_path(draws.x_0, x_1, draws.t[blocks.utterance, None, None])
@@ -292,18 +300,18 @@ class StreamFlowModule(ShardModule):
         return flow_matching_loss(velocity, point.dx_t, blocks.valid)
 
     def _draw(self, batch: Batch) -> _Draws:
-        """Draws for training, keyed by (seed, lane, pack): the same at any world size and after a resume."""
+        """Returns random values keyed by (seed, lane, pack): the same at any world size and after a resume."""
         frames, bands = batch.blocks.block_size, self.model.mel.config.num_bands
-        each = []
+        draws = []
         for pack in batch.packs:
             random = keyed_generator(self.seed, pack.lane, pack.pack, device=self.device)
             x_0 = torch.randn(pack.num_blocks, frames, bands, generator=random, device=self.device)
             t = draw_times(pack.num_utterances, self.times, random)
-            each.append((x_0, t, *self.drop.draw(pack.num_utterances, random)))
-        return _Draws(*(torch.cat(values) for values in zip(*each, strict=True)))
+            draws.append((x_0, t, *self.drop.draw(pack.num_utterances, random)))
+        return _Draws(*(torch.cat(values) for values in zip(*draws, strict=True)))
 
     def _fixed(self, batch: Batch, batch_idx: int) -> _Draws:
-        """Fixed noise and a fixed grid of times, nothing dropped: a curve that can be read."""
+        """Returns fixed noise, a fixed grid of flow times and nothing dropped, so that the loss curve is smooth."""
         blocks, count = batch.blocks, batch.blocks.num_utterances
         random = keyed_generator(0, batch_idx)
         x_0 = torch.randn(*blocks.valid.shape, self.model.mel.config.num_bands, generator=random)

@@ -1,4 +1,4 @@
-"""How weights are stepped: AdamW, its learning rate over a run, and the settings of both kinds of training."""
+"""Optimizers and learning-rate schedules of decoder and vocoder training, and their settings."""
 
 import math
 from collections import deque
@@ -13,15 +13,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up and cosine.
+    """Settings of AdamW with linear warm-up and cosine decay.
 
     Args:
-        learning_rate: Its highest value.
-        warmup_steps: Steps in which it rises.
-        weight_decay: Of matrices; biases and other vectors have none.
+        learning_rate: Highest learning rate.
+        warmup_steps: Number of steps of the warm-up.
+        weight_decay: Weight decay of matrices; biases and other vectors have none.
         beta2: Decay of the second moment.
         ema_decay: Decay of the averaged weights.
-        max_bad_steps: Training stops at so many steps in a row whose gradient is not finite.
+        max_bad_steps: Number of consecutive steps with a non-finite gradient at which training stops.
     """
 
     learning_rate: float = 1e-4
@@ -34,21 +34,22 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class GANOptimizerConfig:
-    """Two AdamW, one for the generator and one for the discriminators, as BigVGAN's authors have them.
+    """Settings of two AdamW optimizers, for the generator and the discriminators, as in BigVGAN's training code.
 
     Args:
-        learning_rate: At the first step.
-        discriminator_learning_rate: That of the discriminators; None is the same.
-        decay: Each step multiplies it by this.
+        learning_rate: Learning rate of the first step.
+        discriminator_learning_rate: The same for the discriminators; None is the generator's.
+        decay: Factor of both learning rates per step.
         beta1: Decay of the first moment.
         beta2: Decay of the second moment.
-        clip_norm: Gradients are clipped to this norm, those of the two kinds of discriminators apart.
-        early_clip_norm: So in the first steps: where batches are small, its authors saw them diverge there.
-        early_steps: How many these are.
-        freeze_steps: In so many steps at the beginning the discriminators rest and the generator follows the mel
-            loss alone (the package's `freeze_step`): steps that cost half where adversarial ones are dear.
+        clip_norm: Norm to which gradients are clipped, each kind of discriminator separately.
+        early_clip_norm: The same for the first steps, in which BigVGAN's authors saw small batches diverge.
+        early_steps: Number of these first steps.
+        freeze_steps: Number of steps at the start in which the discriminators are not trained and the generator
+            minimizes the mel loss alone (`freeze_step` of the bigvgan package); such a step takes about half the
+            time.
         ema_decay: Decay of the generator's averaged weights.
-        max_bad_steps: Training stops at so many steps in a row whose gradient is not finite.
+        max_bad_steps: Number of consecutive steps with a non-finite gradient at which training stops.
     """
 
     learning_rate: float = 1e-4
@@ -65,23 +66,23 @@ class GANOptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.max_bad_steps < 1:
-            raise ValueError(f"optimizer.max_bad_steps is {self.max_bad_steps}: wanted 1 or more")
+            raise ValueError(f"optimizer.max_bad_steps is {self.max_bad_steps}: expected 1 or more")
         for name in ("learning_rate", "discriminator_learning_rate", "clip_norm", "early_clip_norm"):
             if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"optimizer.{name} is {value}: wanted more than 0")
+                raise ValueError(f"optimizer.{name} is {value}: expected more than 0")
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"optimizer.{name} is {getattr(self, name)}: wanted 0 or more, less than 1")
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}: expected 0 or more, less than 1")
         if not 0 < self.decay <= 1:
-            raise ValueError(f"optimizer.decay is {self.decay}: wanted more than 0, at most 1")
+            raise ValueError(f"optimizer.decay is {self.decay}: expected more than 0, at most 1")
         if min(self.early_steps, self.freeze_steps) < 0:
             raise ValueError(
-                f"optimizer: early_steps {self.early_steps}, freeze_steps {self.freeze_steps}: wanted 0 or more"
+                f"optimizer: early_steps {self.early_steps}, freeze_steps {self.freeze_steps}: expected 0 or more"
             )
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Returns AdamW on matrices with, on vectors without weight decay; fused, so the device itself skips a step."""
+    """Returns AdamW with weight decay on matrices only; fused, so that the device itself can skip a step."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -95,7 +96,7 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """Returns a schedule to be stepped once per optimizer step.
+    """Returns linear warm-up and cosine decay to 0; the schedule advances once per optimizer step.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -114,29 +115,29 @@ def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> 
 
 
 CLIP_WINDOW = 100
-"""Steps over which `train/clip_share` is counted."""
+"""Number of steps that `train/clip_share` covers."""
 
 
 class ClippedSteps:
-    """Counts, on the device, which of the last `CLIP_WINDOW` steps had a gradient beyond the limit."""
+    """Counts, on the device, which of the last `CLIP_WINDOW` steps had a gradient above the limit."""
 
     def __init__(self) -> None:
         self._last: deque[Tensor] = deque(maxlen=CLIP_WINDOW)
-        self._came: list[bool] = []
+        self._restored: list[bool] = []
 
     def update(self, norm: Tensor, limit: float) -> Tensor:
-        """Takes the norm of a step's gradient, a scalar; returns the share of clipped steps, a scalar."""
-        if self._came:
-            self._last.extend(torch.tensor(self._came, device=norm.device))
-            self._came = []
+        """Adds the gradient norm of a step, a scalar, and returns the share of clipped steps, a scalar."""
+        if self._restored:
+            self._last.extend(torch.tensor(self._restored, device=norm.device))
+            self._restored = []
         self._last.append(norm > limit)
         return torch.stack([*self._last]).float().mean()
 
     def state_dict(self) -> list[bool]:
-        """Of each of the last steps, whether it was clipped."""
-        return self._came or [bool(each) for each in self._last]
+        """Returns for each of the last steps whether it was clipped."""
+        return self._restored or [bool(clipped) for clipped in self._last]
 
     def load_state_dict(self, state: list[bool]) -> None:
-        """Takes it back; a checkpoint comes before a module is on its device."""
+        """Restores the flags; `update` moves them to the device, which is not known yet."""
         self._last.clear()
-        self._came = [*state]
+        self._restored = [*state]

@@ -1,4 +1,6 @@
-"""BigVGAN under Lightning: generator and adversary from `vocoder`, segments from `data`, nothing of its own.
+"""Adversarial training of a BigVGAN vocoder with Lightning.
+
+Generator and discriminators come from `vocoder`, segments of clips from `data`.
 
 Letters: B segments, S frames of a segment, F mel bands, N samples.
 """
@@ -19,11 +21,12 @@ from sf_lightning.data.packing import Batch
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.segments import BLOCK_FRAMES, SegmentConfig, draw_starts, slice_segments
 from sf_lightning.files.identify import Kind, identify
-from sf_lightning.files.records import from_plain
+from sf_lightning.files.records import from_plain, to_plain
 from sf_lightning.files.torch_files import read_torch
-from sf_lightning.training.base import ShardModule, plain
+from sf_lightning.training.base import ShardModule
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import skip_unless_finite
+from sf_lightning.training.lightning_internals import finds_unused_parameters
 from sf_lightning.training.optimizer import GANOptimizerConfig
 from sf_lightning.vocoder.adversary import REACH, Adversary, DiscriminatorConfig, GeneratorLosses, LossConfig
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder
@@ -34,23 +37,23 @@ from sf_lightning.vocoder.generator import GeneratorConfig
 class VocoderModule(ShardModule):
     """Trains a BigVGAN on random segments of the clips that decoders are trained on.
 
-    **A step** is one batch: the discriminators learn from it, then the generator. `trainer.global_step`,
-    `--trainer.max_steps`, the schedules, checkpoints and logs all count these; Lightning would count both
-    optimizers, so that of the discriminators steps without its knowledge.
+    **A step** is one batch, on which the discriminators are trained first, then the generator.
+    `trainer.global_step`, `--trainer.max_steps`, schedules, checkpoints and logs count batches. Lightning would
+    count the steps of both optimizers, so the one of the discriminators is stepped without Lightning's wrapper.
 
     Args:
         generator: Sizes of the generator.
-        mel: The mel spectrogram.
-        discriminators: Which discriminators.
-        losses: Weights of the losses.
-        segments: How segments are cut.
-        optimizer: How weights are trained and averaged.
-        init_from: A vocoder to begin with: a checkpoint of `sf-fit`, which brings discriminators that have learnt;
-            the name of one that comes with the package; or what else `read_generator` takes. Optimizers and
-            schedules begin anew.
-        compile: Whether to compile the generator's periodic activations, most of whose time is memory; the first
-            step then takes half a minute. The package's own kernel for them knows no backward pass.
-        seed: Of where segments begin.
+        mel: Settings of the mel spectrogram.
+        discriminators: Kind and sizes of the discriminators.
+        losses: Kinds and weights of the losses.
+        segments: Length and number of the segments of a pack.
+        optimizer: Settings of the optimizers and of the averaged weights.
+        init_from: Initial weights: a checkpoint of `sf-fit`, with its discriminators if they were trained; the name
+            of a vocoder that the package contains; or another source that `read_generator` accepts. Optimizers and
+            schedules start anew.
+        compile: Whether to compile the generator's periodic activations, which are limited by memory bandwidth; the
+            first step then takes half a minute. The bigvgan package's own kernel for them has no backward pass.
+        seed: Seed of the start positions of segments.
 
     >>> discriminators = DiscriminatorConfig(kind="resolutions", periods=(2,), width=0.03125)
     >>> module = VocoderModule(GeneratorConfig(channels=32), discriminators=discriminators)
@@ -83,15 +86,13 @@ class VocoderModule(ShardModule):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer.max_bad_steps, init_from)
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        # Plain values, and the parser that turns them back: a checkpoint then loads without pickled classes.
-        self.save_hyperparameters(plain(given) | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
+        self.store_hyperparameters(locals())
         self.automatic_optimization = False
         self.segments, self.optimizer, self.seed = segments, optimizer, seed
         if (samples := segments.frames * mel.hop_length) <= REACH:
             raise ValueError(
-                f"segments.frames {segments.frames} are {samples} samples: discriminators and mel loss need "
-                f"more than {REACH}: raise it"
+                f"segments.frames is {segments.frames}, which are {samples} samples: expected more than {REACH}, "
+                "for discriminators and mel loss"
             )
         make = partial(BigVGANVocoder, generator.hyperparameters(mel), mel)
         self.model, self.average = make(), make()
@@ -103,19 +104,19 @@ class VocoderModule(ShardModule):
 
     @property
     def clip_requirements(self) -> ClipRequirements:
-        """The mel, and clips of at least a segment; any tokens whose frames divide `BLOCK_FRAMES`."""
+        """Mel settings, and clips of at least a segment; tokens of any rate whose frames divide `BLOCK_FRAMES`."""
         return ClipRequirements(self.mel.config, BLOCK_FRAMES, min_frames=self.segments.frames)
 
     def add_random_draws(self, batch: Batch) -> Batch:
-        """Draws where segments begin."""
+        """Returns a batch with the start positions of its segments, keyed by seed, lane and pack."""
         return replace(batch, starts=draw_starts(batch, self.segments, self.seed))
 
     def num_trained_frames(self, batch: Batch) -> int:
-        """Those of the segments, which may overlap."""
+        """Returns the number of frames in the segments, which may overlap."""
         return len(batch.packs) * self.segments.per_pack * self.segments.frames
 
     def description(self) -> dict[str, Any]:
-        """Sizes, and how much mel a sample depends on."""
+        """Returns sizes, and how many frames of context the generator reads."""
         return {
             "context_frames": self.model.left,
             "parameters": sum(p.numel() for p in self.model.parameters()),
@@ -125,102 +126,101 @@ class VocoderModule(ShardModule):
     # -- training -------------------------------------------------------------------------------------
 
     def load_weights(self, path: str) -> str:
-        """Takes the generator of another vocoder; of a checkpoint of `sf-fit` discriminators that have learnt, too.
+        """Loads the generator of another vocoder and, from a checkpoint, its discriminators if they were trained.
 
         Raises:
-            FileNotFoundError, ValueError: as `load_generator`; or if its discriminators are others, or are to rest.
+            FileNotFoundError, ValueError: as `load_generator`; or if the discriminators differ, or would not be
+                trained for `freeze_steps`.
         """
         try:
             found = vocoder_path(path)
-            of = self.model.load_generator(found)
+            kind = self.model.load_generator(found)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}; or a name: {' or '.join(shipped())}") from error
         if identify(found) is not Kind.VOCODER_CHECKPOINT:
-            return of
+            return kind
         content = read_torch(found)
         given = content["hyper_parameters"]
-        learnt_with = from_plain(GANOptimizerConfig, given["optimizer"], "optimizer")
-        if content["global_step"] <= learnt_with.freeze_steps:
-            return of
+        trained_with = from_plain(GANOptimizerConfig, given["optimizer"], "optimizer")
+        if content["global_step"] <= trained_with.freeze_steps:
+            return kind
         if self.optimizer.freeze_steps:
             raise ValueError(
-                f"{path} brings discriminators that have learnt: --model.optimizer.freeze_steps "
-                f"{self.optimizer.freeze_steps} would rest them, give 0"
+                f"--model.optimizer.freeze_steps is {self.optimizer.freeze_steps}: expected 0, because {path} has "
+                "trained discriminators"
             )
-        # By their sizes, for weights do not say which periods they hear.
-        theirs = plain(from_plain(DiscriminatorConfig, given["discriminators"], "discriminators"))
-        if theirs != (ours := self.hparams["discriminators"]):
-            raise ValueError(
-                f"the discriminators of {path} are others: {theirs}, this run has {ours}: give this run theirs"
-            )
-        came = {name.removeprefix("adversary."): value for name, value in content["state_dict"].items()}
-        self.adversary.load_state_dict({name: came[name] for name in self.adversary.state_dict()})
-        return of
+        # Their settings, because weights do not tell the periods.
+        stored = to_plain(from_plain(DiscriminatorConfig, given["discriminators"], "discriminators"))
+        if stored != (expected := self.hparams["discriminators"]):
+            raise ValueError(f"{path} has the discriminators {stored}, this run has {expected}: give the same")
+        weights = {name.removeprefix("adversary."): value for name, value in content["state_dict"].items()}
+        self.adversary.load_state_dict({name: weights[name] for name in self.adversary.state_dict()})
+        return kind
 
     def check(self, trainer: L.Trainer) -> None:
-        """Refuses what was never tried, and Lightning's clipping, which knows of one optimizer.
+        """Checks the settings of the trainer; Lightning's own clipping supports one optimizer only.
 
         Raises:
-            ValueError: if precision is neither full nor bf16-mixed, or ranks would wait for gradients that are not
-                this half-step's; or with the option of the trainer.
+            ValueError: with the option to change: if precision is neither full nor bf16-mixed, DDP would wait for
+                gradients of the network that the current half of the step does not train, or Lightning would clip.
         """
-        kwargs = getattr(trainer.strategy, "_ddp_kwargs", {})
-        if trainer.world_size > 1 and not kwargs.get("find_unused_parameters"):
+        if trainer.world_size > 1 and not finds_unused_parameters(trainer.strategy):
             raise ValueError(
-                f"--trainer.strategy on {trainer.world_size} processes: wanted "
-                "ddp_find_unused_parameters_true, for discriminators and generator learn by turns"
+                f"--trainer.strategy with {trainer.world_size} processes: expected "
+                "ddp_find_unused_parameters_true, because discriminators and generator are trained in turn"
             )
         if trainer.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(
-                f"--trainer.precision is {trainer.precision}: a vocoder is trained with 32-true, or with "
-                "bf16-mixed, in which its discriminators alone multiply in 16 bits; gradients are judged unscaled"
+                f"--trainer.precision is {trainer.precision}: expected 32-true, or bf16-mixed, in which only the "
+                "discriminators use bf16; scaled gradients are not supported"
             )
         if trainer.gradient_clip_val is not None:
             raise ValueError(
-                f"--trainer.gradient_clip_val is {trainer.gradient_clip_val}: a vocoder's gradients are clipped "
-                "by --model.optimizer.clip_norm and early_clip_norm"
+                f"--trainer.gradient_clip_val is {trainer.gradient_clip_val}: expected none; for a vocoder, give "
+                "--model.optimizer.clip_norm and early_clip_norm"
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Trains the discriminators, unless they still rest, then the generator, on the segments of a batch.
+        """Trains the discriminators, after `freeze_steps`, then the generator, on the segments of a batch.
 
-        What is not finite changes no weight: if it is the discriminators' gradient, none of either; if it is the
-        generator's alone, none of its own, for they have stepped by then.
+        A non-finite gradient of the discriminators skips the updates of both. A non-finite gradient of the
+        generator only skips the generator's update: the discriminators are already updated by then.
         """
         segments = slice_segments(batch, self.segments.frames, self.mel)
         generator, discriminators = self._optimizers()
         with torch.autocast(self.device.type, enabled=False):
-            made = self.model.decode(segments.mel)  # in 16 bits its noise is 38 dB below it (LOG.md)
-        # Of the segments, not of the losses, which the package averages: this names the one that is broken.
+            made = self.model.decode(segments.mel)  # in 16 bits the noise is at -38 dB (LOG.md)
+        # The distance of each segment, not the losses, which bigvgan averages: this identifies the broken clip.
         self.guard.add_losses((made - segments.wave).abs().mean(1), segments.utterance, batch.keys)
 
         frozen = self.global_step < self.optimizer.freeze_steps
-        loss, judging = made.new_zeros(()), made.new_zeros(len(self.adversary.parts))
+        loss, norms = made.new_zeros(()), made.new_zeros(len(self.adversary.parts))
         if not frozen:
-            loss, judging = self._train_discriminators(discriminators, segments.wave, made)
+            loss, norms = self._train_discriminators(discriminators, segments.wave, made)
 
-        # The generator learns from the discriminators as they are now; they learn nothing here. So autocast does
-        # not take what it has kept of them in 16 bits, which is what they were before.
+        # The generator's loss uses the updated discriminators, which get no gradient here. Thus autocast does
+        # not reuse its cached 16-bit copy of them, which is from before their update.
         self.adversary.requires_grad_(False)
-        judge = self.adversary.mel_only_losses if frozen else self.adversary.generator_losses
-        losses = judge(segments.wave, made)
+        criterion = self.adversary.mel_only_losses if frozen else self.adversary.generator_losses
+        losses = criterion(segments.wave, made)
         generator.zero_grad()
         self.manual_backward(losses.total)
         self.adversary.requires_grad_(True)
         norm = clip_grad_norm_(self.model.parameters(), self._clip_norm())
-        self.guard.guard_step(generator.optimizer, norm + judging.sum(), self.global_step)
+        self.guard.guard_step(generator.optimizer, norm + norms.sum(), self.global_step)
         generator.step()
         move_average(self.average, self.model, self.global_step, self.optimizer.ema_decay)
         schedules: Any = self.lr_schedulers()
-        for schedule in schedules[:1] if frozen else schedules:  # that of the discriminators begins when they do
+        # The schedule of the discriminators starts with their training.
+        for schedule in schedules[:1] if frozen else schedules:
             schedule.step()
-        self._log(losses, loss, norm, judging)
+        self._log(losses, loss, norm, norms)
         return {"loss": losses.total.detach(), "discriminator_loss": loss.detach()}
 
     def _train_discriminators(
         self, optimizer: torch.optim.Optimizer, wave: Tensor, made: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Takes their step on segments [B, N]; returns their loss, and the gradient's norm for each kind, [2]."""
+        """Trains the discriminators on segments [B, N]; returns their loss and the gradient norms, [2]."""
         loss, limit = self.adversary.discriminator_loss(wave, made), self._clip_norm()
         optimizer.zero_grad()
         self.manual_backward(loss)
@@ -230,7 +230,7 @@ class VocoderModule(ShardModule):
         return loss, norms
 
     def _optimizers(self) -> tuple[LightningOptimizer, torch.optim.Optimizer]:
-        """The generator's, whose steps Lightning counts, and the discriminators', whose steps it does not."""
+        """Returns the generator's optimizer, whose steps Lightning counts, and the discriminators' bare one."""
         generator, discriminators = self.optimizers()  # type: ignore[misc,attr-defined]
         assert isinstance(generator, LightningOptimizer) and isinstance(discriminators, LightningOptimizer)
         return generator, discriminators.optimizer
@@ -239,7 +239,7 @@ class VocoderModule(ShardModule):
         config = self.optimizer
         return config.early_clip_norm if self.global_step < config.early_steps else config.clip_norm
 
-    def _log(self, losses: GeneratorLosses, discriminator_loss: Tensor, norm: Tensor, judging: Tensor) -> None:
+    def _log(self, losses: GeneratorLosses, discriminator_loss: Tensor, norm: Tensor, norms: Tensor) -> None:
         self.log("train/loss", losses.total.detach(), prog_bar=True, batch_size=1)
         values = {
             "mel_loss": losses.mel.detach(),
@@ -248,41 +248,41 @@ class VocoderModule(ShardModule):
             "discriminator_loss": discriminator_loss.detach(),
             "gradient_norm": norm,
             "clip_share": self.clipped.update(norm, self._clip_norm()),
-            "period_gradient_norm": judging[0],
-            "spectral_gradient_norm": judging[1],
-            "skipped_steps": torch.tensor(float(self.guard.skipped)),  # a float is copied, and waited for
+            "period_gradient_norm": norms[0],
+            "spectral_gradient_norm": norms[1],
+            # As a tensor on the host: the host waits while a float is copied to the device.
+            "skipped_steps": torch.tensor(float(self.guard.skipped)),
         }
         for name, value in values.items():
             self.log(f"train/{name}", value, batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        """One for the generator, one for the discriminators, each with its schedule."""
+        """Returns an optimizer for the generator and one for the discriminators, each with its schedule."""
         config = self.optimizer
 
         def make(module: nn.Module, rate: float) -> torch.optim.Optimizer:
             betas = (config.beta1, config.beta2)
-            # Fused: it can be told on the device to skip a step.
+            # Fused: the device itself can skip a step.
             return torch.optim.AdamW(module.parameters(), lr=rate, betas=betas, fused=True)
 
-        theirs = config.discriminator_learning_rate or config.learning_rate
-        made = {
+        optimizers = {
             "generator": make(self.model, config.learning_rate),
-            "discriminators": make(self.adversary, theirs),
+            "discriminators": make(self.adversary, config.discriminator_learning_rate or config.learning_rate),
         }
         return [
             {
-                "optimizer": each,
-                "lr_scheduler": {"scheduler": ExponentialLR(each, config.decay), "name": f"lr-{name}"},
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": ExponentialLR(optimizer, config.decay), "name": f"lr-{name}"},
             }
-            for name, each in made.items()
+            for name, optimizer in optimizers.items()
         ]
 
     # -- validation -----------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Nothing: clips are judged whole, by `CopySynthesis`, which logs `val/loss` too."""
+        """Does nothing: `CopySynthesis` evaluates whole clips, and logs `val/loss` too."""
 
     @torch.inference_mode()
     def synthesize(self, mel: Tensor) -> Tensor:
-        """Returns the waves [B, T * hop] of mels [B, T, F] by the averaged generator."""
+        """Returns the audio [B, T * hop] that the averaged generator makes of mels [B, T, F]."""
         return self.average.eval().decode(mel)

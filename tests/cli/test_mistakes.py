@@ -51,7 +51,7 @@ EXPORT = Path(__file__).parents[1] / "model" / "exports" / "format-1"
         (["--trainer.gradient_clip_algorithm=value"], "--trainer.gradient_clip_algorithm is value"),
         ([f"--model.vocoder.checkpoint={EXPORT}"], "format-1 is the folder of an exported decoder: expected"),
         ([f"--model.init_from={SHIPPED}/small"], "small is a BigVGAN .*, which --vocoder takes: "),
-        (["--data.lanes=0"], "data.lanes is 0: wanted 1 or more"),
+        (["--data.lanes=0"], "data.lanes is 0: expected 1 or more"),
     ],
 )
 def test_a_mistake_with_sf_fit_is_one_line(
@@ -80,12 +80,12 @@ def test_a_checkpoint_that_cannot_be_resumed_leaves_the_run_unchanged(
         ([f"--ckpt_path={run}/checkpoints/last.ckpt"], "--model.layout: the checkpoint has forward"),
         (
             [*resume, "--model.optimizer.learning_rate=1e-9"],
-            "has learning_rate 0.0.*, this run has 1e-09",
+            "has learning_rate 0.0.*, this run has 1e-09: use the value",
         ),
-        ([*resume, "--data.lanes=4"], "the checkpoint stands in 1 lanes, data.lanes is 4"),
+        ([*resume, "--data.lanes=4"], "data.lanes is 4 but the checkpoint was trained with 1: lanes cannot"),
         (
             [*resume, f"--data.train=[{fitted.folder},{fitted.folder}]"],
-            "stands in 1 training sets",
+            "data.train has 2 training sets but the checkpoint was trained with 1",
         ),
     ):
         line = error_line(capsys, fit.main, *decoder_arguments(fitted, run, *more))
@@ -98,7 +98,9 @@ def test_resuming_without_a_checkpoint_starts_a_new_run_and_reports_it(
 ) -> None:
     fit.main(decoder_arguments(fitted, tmp_path, "--ckpt_path=last", "--trainer.max_steps=1"))
     wandb.finish()
-    assert f"nothing to go on with in {tmp_path}: begins anew" in capsys.readouterr().out
+    assert (
+        f"--ckpt_path=last: no checkpoint in {tmp_path}/checkpoints, starting a new run" in capsys.readouterr().out
+    )
 
 
 def test_checkpoints_of_lightnings_own_requeueing_are_refused(

@@ -96,7 +96,7 @@ def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
     generated = ["--data.mels=generated", f"--data.decoder={tmp_path / 'last.ckpt'}"]
     begun = f"--model.init_from={run / 'checkpoints' / 'last.ckpt'}"
     resting = vocoder_arguments(shards, tmp_path / "resting", *generated, begun)
-    assert "brings discriminators that have learnt" in error_line(capsys, fit.main, *resting)
+    assert "freeze_steps is 1: expected 0" in error_line(capsys, fit.main, *resting)
     given = [*vocoder_arguments(shards, tmp_path / "tuned", *generated, begun), "--trainer.max_steps=2"]
     given += ["--model.optimizer.freeze_steps=0"]
     fit.main(given)
@@ -109,9 +109,7 @@ def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
     assert judged[0]["val/pesq_wb"] == judged[0]["generated/pesq_wb"]
     other = shutil.copy(tmp_path / "tuned" / "checkpoints" / "last.ckpt", tmp_path / "other.ckpt")
     for again in (given, [*given, f"--ckpt_path={other}"]):  # nor does it begin a second time where it has begun
-        assert "tuned holds a run already: continue it with --ckpt_path=last" in error_line(
-            capsys, fit.main, *again
-        )
+        assert "tuned holds a run already: resume it with --ckpt_path=last" in error_line(capsys, fit.main, *again)
     assert "| generated |" in (tmp_path / "tuned" / "summary.md").read_text()
     export.main([str(other), str(tmp_path / "out")])
     begun_with = "averaged weights of step 2, initialized from last.ckpt (averaged weights of step 4)"
@@ -129,7 +127,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     said = error_line(capsys, fit.main, "--trains=singer")
-    assert said == "error: --trains is singer: wanted decoder or vocoder"
+    assert said == "error: --trains is singer: expected decoder or vocoder"
     rates = "--model.generator.upsample_rates=[10, 18]"
     said = error_line(capsys, fit.main, *vocoder_arguments(shards, tmp_path / "run", rates))
     assert "upsample_rates multiply to 180, the hop length is 160" in said

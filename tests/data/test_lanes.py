@@ -249,9 +249,11 @@ def test_a_saved_position_requires_the_same_lanes_and_warns_of_another_order(
     assert again.states == begun.states and not caplog.messages
     module(copy_shards(shards, tmp_path / "elsewhere").folder).load_state_dict(saved)
     assert not caplog.messages  # a set that was moved is the same set
-    with pytest.raises(ValueError, match=r"stands in 2 lanes, data.lanes is 4: a run has the same lanes"):
+    with pytest.raises(
+        ValueError, match=r"data.lanes is 4 but the checkpoint was trained with 2: lanes cannot change"
+    ):
         module(shards.folder, lanes=4).load_state_dict(saved)
-    with pytest.raises(ValueError, match=r"stands at a block of 24 frames, now they have 8"):
+    with pytest.raises(ValueError, match=r"a block has 8 frames but the checkpoint was trained with 24"):
         module(shards.folder, block_size=8).load_state_dict(saved)
     module(shards.folder, seed=1, group=2).load_state_dict(saved)
-    assert ["data.seed is not", "data.group is no"] == [message[:16] for message in caplog.messages]
+    assert ["data.seed differs", "data.group differ"] == [message[:17] for message in caplog.messages]

@@ -43,7 +43,9 @@ def test_a_resumed_run_sees_the_clips_and_losses_of_an_uninterrupted_one(
     assert first[0][0] == whole[0][0]
 
 
-def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_run_resumed_from_a_checkpoint_has_exactly_the_losses_of_one_that_was_not_stopped(
+    shards: ShardSet, tmp_path: Path
+) -> None:
     class Save(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
             if trainer.global_step == 4:
@@ -59,7 +61,7 @@ def test_a_run_saved_in_its_middle_goes_on_with_the_very_same_losses(shards: Sha
     assert again.steps == losses.steps[4:]
 
 
-def test_a_checkpoint_from_before_a_setting_was_thought_of_goes_on(shards: ShardSet) -> None:
+def test_a_checkpoint_without_a_newer_setting_is_resumed_with_its_default(shards: ShardSet) -> None:
     module = decoder_module()
     checkpoint = {"format": 1, "hyper_parameters": copy.deepcopy(dict(module.hparams))}
     del checkpoint["hyper_parameters"]["layout"]["placement"]
@@ -84,7 +86,7 @@ def test_a_checkpoint_loads_by_itself_with_its_averages(shards: ShardSet, tmp_pa
     assert again.decoder().model is again.average
 
 
-def test_the_loss_of_a_step_is_the_mean_of_its_packs_alone(shards: ShardSet) -> None:
+def test_the_loss_of_a_step_is_the_mean_of_the_losses_of_its_packs(shards: ShardSet) -> None:
     module = decoder_module()
     randomize_weights(module.model)
     both = decoder_batch(shards)
@@ -110,7 +112,7 @@ def test_random_draws_follow_the_pack_not_the_order_of_calls(shards: ShardSet) -
     assert not torch.equal(module._draw(other).x_0, first.x_0)
 
 
-def test_it_learns_one_batch_by_heart(shards: ShardSet) -> None:
+def test_it_overfits_one_batch(shards: ShardSet) -> None:
     module = decoder_module(layout=Layout(2, 24, (0,), (1,)), dit=replace(SMALL_DIT, width=64, token_width=32))
     batch = decoder_batch(shards)
     optimizer = torch.optim.Adam(module.model.parameters(), lr=3e-3)
@@ -150,7 +152,7 @@ def test_gradients_are_clipped_by_norm_and_a_limit_of_zero_is_none(limit: float 
 
 def test_values_are_not_clipped() -> None:
     by_value = L.Trainer(**QUIET_TRAINER, max_steps=1, gradient_clip_algorithm="value")
-    with pytest.raises(ValueError, match=r"--trainer.gradient_clip_algorithm is value: wanted norm"):
+    with pytest.raises(ValueError, match=r"--trainer.gradient_clip_algorithm is value: expected norm"):
         decoder_module().check(by_value)
 
 
@@ -176,9 +178,13 @@ def test_a_checkpoint_of_another_network_is_refused(
     [
         ({"tokenizer": "s3"}, {}, "tokenizer kmeans, the model requires s3"),
         ({"dit": replace(SMALL_DIT, vocabulary=60)}, {}, "vocabulary 50, the model requires 60"),
-        ({}, {"pack_frames": 10}, "pack_frames 10 is less than a block of 24"),
+        ({}, {"pack_frames": 10}, "pack_frames is 10: expected at least a block of 24"),
         ({}, {"lanes": 24}, "23 samples for 24 lanes"),
-        ({}, {"val_clips": 0}, r"gives 0 clips that can be decoded, each of 1 processes needs one"),
+        (
+            {},
+            {"val_clips": 0},
+            r"has 0 readable clips, with --data.val_clips=0: expected one or more for each of 1",
+        ),
     ],
 )
 def test_data_that_does_not_fit_the_model_is_refused_before_training(
@@ -188,7 +194,7 @@ def test_data_that_does_not_fit_the_model_is_refused_before_training(
         fit_decoder(tmp_path, decoder_module(**module), decoder_data(shards, **change), 1)
 
 
-def test_a_run_that_begins_with_a_decoder_of_other_tokens_says_so(
+def test_initial_weights_trained_on_another_tokenizer_cause_a_warning(
     shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fit_decoder(tmp_path, decoder_module(), decoder_data(shards), 1)
@@ -196,11 +202,11 @@ def test_a_run_that_begins_with_a_decoder_of_other_tokens_says_so(
         module = decoder_module(init_from=str(tmp_path / "last.ckpt"))
         module.tokenizer_digest = digest
         module.load_initial_weights()
-        assert caplog.text.count("here they are of another") == words
+        assert caplog.text.count("the data has tokens of another") == words
         assert module.initialized_from == "last.ckpt (averaged weights of step 1)"
 
 
-def test_a_model_is_not_trained_on_with_tokens_of_another_fit(shards: ShardSet, tmp_path: Path) -> None:
+def test_training_on_tokens_of_another_tokenizer_file_is_refused(shards: ShardSet, tmp_path: Path) -> None:
     module = decoder_module()
     module.tokenizer_digest = "another"
     with pytest.raises(ValueError, match="the model requires digest another: use clips tokenized with"):

@@ -37,5 +37,5 @@ def test_two_ranks_learn_what_one_does(shards: ShardSet, tmp_path: Path) -> None
 
 
 def test_ranks_that_would_wait_for_ever_are_refused_before_they_start(shards: ShardSet) -> None:
-    with pytest.raises(Exception, match=r"on 2 processes: wanted ddp_find_unused_parameters_true"):
+    with pytest.raises(Exception, match=r"with 2 processes: expected ddp_find_unused_parameters_true"):
         fit_vocoder(vocoder_module(), vocoder_data(shards), 1, devices=2, strategy="ddp_fork")

@@ -45,8 +45,11 @@ def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said:
         (lambda: GANOptimizerConfig(decay=1.5), "optimizer.decay is 1.5"),
         (lambda: GeneratorConfig(kernel_sizes=()), "kernel_sizes are \\[\\]: expected one or more"),
         (lambda: GeneratorConfig(dilations=(0,)), "dilations are \\[0\\]: expected one or more, each 1"),
-        (lambda: GANOptimizerConfig(learning_rate=-1), "optimizer.learning_rate is -1: wanted more than 0"),
-        (lambda: GANOptimizerConfig(discriminator_learning_rate=0.0), "discriminator_learning_rate is 0.0: wanted"),
+        (lambda: GANOptimizerConfig(learning_rate=-1), "optimizer.learning_rate is -1: expected more than 0"),
+        (
+            lambda: GANOptimizerConfig(discriminator_learning_rate=0.0),
+            "discriminator_learning_rate is 0.0: expected",
+        ),
         (lambda: GANOptimizerConfig(ema_decay=2), "optimizer.ema_decay is 2"),
         (lambda: GANOptimizerConfig(max_bad_steps=0), "max_bad_steps is 0"),
         (lambda: DiscriminatorConfig(width=0), "width is 0"),
@@ -54,7 +57,7 @@ def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said:
         (lambda: DiscriminatorConfig(periods=(6000,)), "periods are \\[6000\\]: expected one or more of 1 to 1024"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, said: str) -> None:
+def test_invalid_settings_are_refused_by_their_dataclass(make: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
 
@@ -67,7 +70,7 @@ def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, s
         (
             {"segments": SegmentConfig(frames=60)},
             {},
-            "pack_frames 96, data.max_pieces 8: for segments of 60 frames ",
+            "pack_frames is 96, data.max_pieces is 8: expected at least 168 and 2",
         ),
         (
             {"segments": SegmentConfig(frames=1000)},
@@ -76,14 +79,14 @@ def test_settings_that_cannot_work_are_refused_where_they_are_given(make: Any, s
         ),
     ],
 )
-def test_data_that_does_not_fit_is_refused_with_both_numbers(
+def test_mismatched_data_is_refused_with_both_values(
     shards: ShardSet, module: dict, change: dict, said: str
 ) -> None:
     with pytest.raises((ValueError, RuntimeError), match=said):
         fit_vocoder(vocoder_module(**module), vocoder_data(shards, **change), 1)
 
 
-def test_clips_shorter_than_a_segment_are_passed_over_and_every_pack_holds_one(
+def test_clips_shorter_than_a_segment_are_skipped_and_every_pack_holds_a_segment(
     shards: ShardSet, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Clips have 150 to 202 frames; packs of 408 are the smallest that are sure to hold 180 in one piece.
@@ -104,13 +107,13 @@ def test_a_checkpoint_of_another_network_or_of_a_decoder_is_refused(shards: Shar
     with pytest.raises(ValueError, match=r"--model.generator: the checkpoint has channels 16, this run has 32"):
         fit_vocoder(vocoder_module(generator=other), vocoder_data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
     fit_decoder(tmp_path, decoder_module(), decoder_data(shards), 1)
-    with pytest.raises(ValueError, match=r"--model.generator: the checkpoint has none: it is not of what this run"):
+    with pytest.raises(ValueError, match=r"--model.generator: the checkpoint has none: it is one of another kind"):
         fit_vocoder(vocoder_module(), vocoder_data(shards), 2, ckpt_path=tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"--model.init_from: .*last.ckpt is a decoder checkpoint"):
         vocoder_module(init_from=str(tmp_path / "last.ckpt")).load_initial_weights()
 
 
-def test_networks_of_other_sizes_are_not_begun_with(shards: ShardSet, tmp_path: Path) -> None:
+def test_initial_weights_of_other_sizes_are_refused(shards: ShardSet, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     fit_vocoder(vocoder_module(), vocoder_data(shards), 1).save_checkpoint(path)
     snake = replace(VOCODER_SETTINGS["generator"], activation="snake")
@@ -118,12 +121,12 @@ def test_networks_of_other_sizes_are_not_begun_with(shards: ShardSet, tmp_path: 
         vocoder_module(init_from=str(path), generator=snake).load_initial_weights()
     for change in ({"width": 1 / 16}, {"periods": (3, 2)}):  # the latter have weights of the same shapes
         others = replace(VOCODER_SETTINGS["discriminators"], **change)
-        with pytest.raises(ValueError, match=r"the discriminators of .* are others: .*, this run has .*"):
+        with pytest.raises(ValueError, match=r"has the discriminators .*, this run has .*: give the same"):
             vocoder_module(init_from=str(path), discriminators=others).load_initial_weights()
 
 
-def test_lightning_s_way_of_clipping_is_refused_with_ours(shards: ShardSet) -> None:
-    said = "gradient_clip_val is 1.0: a vocoder's gradients are clipped by --model.optimizer.clip_norm"
+def test_lightnings_gradient_clipping_is_refused_and_ours_named(shards: ShardSet) -> None:
+    said = "gradient_clip_val is 1.0: expected none; for a vocoder, give --model.optimizer.clip_norm"
     with pytest.raises(ValueError, match=said):
         vocoder_module().check(L.Trainer(**QUIET_TRAINER, gradient_clip_val=1.0))
 

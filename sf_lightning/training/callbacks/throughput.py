@@ -1,7 +1,7 @@
-"""How fast a run is, in its log: speech per second, padding, waiting for data, use of the device, memory.
+"""Speed of a run in its logs: speech per second, padding, waiting for data, use of the device, memory.
 
-Lightning's own `ThroughputMonitor` waits for the device at every step, takes all batches for equally large,
-and knows nothing of loaders; only its table of devices is used here.
+Lightning's own `ThroughputMonitor` waits for the device at every step, assumes batches of equal size, and does not
+measure loaders; only its table of devices is used here.
 """
 
 import resource
@@ -25,15 +25,15 @@ TRAINING_PASSES = 3
 """A training step costs one forward pass and a backward pass of twice as much."""
 
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
-"""In what a precision of the trainer multiplies, by its name before the dash."""
+"""Data type of matrix products, by the trainer's precision before the dash."""
 
 
 @dataclass
 class _Window:
-    """What was done since the last log: batches, frames learnt, valid and all, seconds of training and waiting."""
+    """Counts since the last log: batches; trained, valid and all frames; seconds of training and of waiting."""
 
     num_batches: int = 0
-    num_learnt: int = 0
+    num_trained: int = 0
     num_valid: int = 0
     num_frames: int = 0
     seconds: float = 0.0
@@ -43,29 +43,30 @@ class _Window:
 class Throughput(L.Callback):
     """Logs, beside the loss and at its cadence, means over the steps since the last log.
 
-    - `throughput/audio_seconds_per_second`: valid speech trained on per second; of a vocoder, its segments.
+    - `throughput/audio_seconds_per_second`: seconds of speech trained on per second; for a vocoder, of its
+      segments.
     - `throughput/padding_share`: padded frames over all frames of the batches.
-    - `throughput/data_wait_share`: share of the time in which the loop stood still for the loader.
-    - `throughput/mfu`: model FLOPs utilisation, 3 x `flops_per_frame` x valid frames over what the device could
-      have multiplied in that time (`peak_flops`). Work on padding and work done twice (recomputed
-      activations) are no useful work, so both lower it; speaker encoder and mel are not counted. Of decoders only.
-    - `throughput/peak_memory_gib`: on CUDA the most memory that was allocated since the last log, validation
-      included; elsewhere the peak resident set of the process since its start.
+    - `throughput/data_wait_share`: share of the time in which the loop waits for the loader.
+    - `throughput/mfu`: model FLOPs utilization, 3 x `flops_per_frame` x valid frames over the operations that the
+      device could have done in that time (`peak_flops`). Padding and recomputed activations lower it; speaker
+      encoder and mel are not counted. For decoders only.
+    - `throughput/peak_memory_gib`: on CUDA the peak of allocated memory since the last log, validation included;
+      elsewhere the peak resident set of the process since its start.
 
-    Time is that of training: the clock stands still in validation and while a checkpoint is saved (but for
-    one of weights alone, of which Lightning tells no callback). The host waits for the device only where the
-    clock is read: at a log and where it stops. These numbers are of one device, the one of rank zero, whose
-    loggers write; where there are several ranks, `rank_R/step_ms` and `rank_R/data_wait_ms` tell which of them
-    is slow, and whether its loader is to blame. Under DDP `rank_R/collective_wait_ms` says how long a rank stood
-    still for gradients of the others that computing did not hide, in the last step that DDP itself has timed: each
-    of the first ten, then one in a hundred. The slow rank is the one that waits least.
+    The clock runs in training only, not in validation or while a checkpoint is saved (except a weights-only one,
+    about which Lightning notifies no callback). The host waits for the device only when the clock is read or
+    stopped. The values are those of rank zero's device. With several ranks, `rank_R/step_ms` and
+    `rank_R/data_wait_ms` tell which rank is slow and whether its loader is the cause. With DDP,
+    `rank_R/collective_wait_ms` is the time in which a rank waited for gradients that computing did not hide, in the
+    last step that DDP has timed: each of the first ten, then one in a hundred. The slow rank is the one that waits
+    least.
     """
 
     def __init__(self) -> None:
-        self._since: float | None = None  # when the clock was last read; None while it stands still
+        self._since: float | None = None  # time of the last reading; None while the clock is stopped
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Finds what a frame costs and what the device can do, and opens the first window."""
+        """Computes the cost of a frame and the peak of the device, and opens the first window."""
         assert isinstance(pl_module, ShardModule)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, ShardDataModule)
@@ -81,17 +82,17 @@ class Throughput(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Starts the clock if it stands still, as of when the loader was asked for a batch."""
+        """Starts a stopped clock, from the time at which the loader was asked for the batch."""
         if self._since is None:
             self._since = perf_counter() - (self.datamodule.data_wait_seconds - self._waited)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Counts the frames of a batch; at a step that is logged, logs and opens the next window."""
+        """Counts the frames of a batch; at a logged step, logs and opens the next window."""
         self._window.num_batches += 1
         self._window.num_valid += batch.num_frames
-        self._window.num_learnt += cast(ShardModule, pl_module).num_trained_frames(batch)
+        self._window.num_trained += cast(ShardModule, pl_module).num_trained_frames(batch)
         self._window.num_frames += batch.blocks.valid.numel()
         step, cadence = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         # With accumulated gradients many batches end at the same step.
@@ -99,17 +100,17 @@ class Throughput(L.Callback):
             self._read_clock()
             pl_module.log_dict({f"throughput/{name}": value for name, value in self._means().items()})
             if trainer.world_size > 1:
-                pl_module.log_dict(self._of_ranks(pl_module, collective_wait_ms(trainer.strategy.model)))
+                pl_module.log_dict(self._rank_times(pl_module, collective_wait_ms(trainer.strategy.model)))
             self._window, self._logged_step = _Window(), step
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stops the clock; the next batch starts it again, after any checkpoint of the end of validation."""
+        """Stops the clock; the next batch starts it again, after any checkpoint that follows validation."""
         self._stop_clock()
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Stops the clock, likewise."""
+        """Stops the clock."""
         self._stop_clock()
 
     def _stop_clock(self) -> None:
@@ -129,7 +130,7 @@ class Throughput(L.Callback):
     def _means(self) -> dict[str, float]:
         window = self._window
         means = {
-            "audio_seconds_per_second": window.num_learnt / self.frame_rate / window.seconds,
+            "audio_seconds_per_second": window.num_trained / self.frame_rate / window.seconds,
             "padding_share": 1 - window.num_valid / window.num_frames,
             "data_wait_share": window.waited / window.seconds,
             "peak_memory_gib": _peak_memory(self.device) / 2**30,
@@ -139,37 +140,37 @@ class Throughput(L.Callback):
             means["mfu"] = useful_flops / (window.seconds * self.peak_flops)
         return means
 
-    def _of_ranks(self, pl_module: L.LightningModule, collective_wait: float | None) -> dict[str, float]:
-        """Milliseconds of a batch on each rank, and those of them in which it stood still, and for what."""
+    def _rank_times(self, pl_module: L.LightningModule, collective_wait: float | None) -> dict[str, float]:
+        """Returns milliseconds per batch on each rank, and those of waiting for data and for collectives."""
         window = self._window
-        each = [1000 * seconds / window.num_batches for seconds in (window.seconds, window.waited)]
+        own = [1000 * seconds / window.num_batches for seconds in (window.seconds, window.waited)]
         if collective_wait is not None:
-            each.append(collective_wait)
-        everyone = pl_module.all_gather(torch.tensor(each, device=self.device))
-        assert isinstance(everyone, torch.Tensor)
-        names = ("step_ms", "data_wait_ms", "collective_wait_ms")[: len(each)]
+            own.append(collective_wait)
+        gathered = pl_module.all_gather(torch.tensor(own, device=self.device))
+        assert isinstance(gathered, torch.Tensor)
+        names = ("step_ms", "data_wait_ms", "collective_wait_ms")[: len(own)]
         return {
             f"rank_{rank}/{name}": value
-            for rank, values in enumerate(everyone.tolist())
+            for rank, values in enumerate(gathered.tolist())
             for name, value in zip(names, values, strict=True)
         }
 
 
 def collective_wait_ms(model: nn.Module | None) -> float | None:
-    """Returns how long a rank waited for gradients in the last step that DDP timed.
+    """Returns milliseconds that a rank waited for gradients in the last step that DDP timed.
 
-    None where there is no DDP; NaN while it has timed none, or if another version of it names its times otherwise.
+    None without DDP; NaN while DDP has timed no step, or if a version of it uses other names.
     """
     if not isinstance(model, DistributedDataParallel):
         return None
     times = model._get_ddp_logging_data()  # in nanoseconds
     names = ("backward_comm_time", "backward_compute_comm_overlap_time")
-    all_of_it, hidden = (float(times.get(name, "nan")) for name in names)
-    return (all_of_it - hidden) / 1e6
+    total, hidden = (float(times.get(name, "nan")) for name in names)
+    return (total - hidden) / 1e6
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Returns bytes, and on CUDA forgets the peak."""
+    """Returns bytes, and on CUDA resets the peak."""
     if device.type != "cuda":
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
     peak = torch.cuda.max_memory_allocated(device)
@@ -178,29 +179,28 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Returns the floating point operations a second of which a device is capable in `dtype`.
+    """Returns the peak floating point operations per second of a device in `dtype`.
 
-    For a GPU that Lightning's table knows, what its maker says; for any other device, a CPU above all, what
-    `measured_flops` finds.
+    The vendor's figure for a GPU in Lightning's table; the result of `measured_flops` for any other device.
     """
     return get_available_flops(device, dtype) or measured_flops(device, dtype)
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Returns the operations a second of the best of several large products of square matrices.
+    """Returns the operations per second of the fastest of several products of large square matrices.
 
     Args:
-        device: What multiplies.
-        dtype: Of the matrices.
-        seconds: How long to try; a product that has begun is finished.
+        device: Device to measure.
+        dtype: Data type of the matrices.
+        seconds: Duration of the measurement; the last product is finished.
     """
-    size = 2048 if device.type == "cpu" else 8192  # a GPU is done with the smaller before it is busy
-    # A generator of its own: the random draws of the run stay what they are.
+    size = 2048 if device.type == "cpu" else 8192  # the smaller one does not fill a GPU
+    # A separate generator leaves the random state of the run unchanged.
     random = torch.Generator(device).manual_seed(0)
     matrix = torch.randn(size, size, generator=random, device=device, dtype=dtype)
     best, end = float("inf"), perf_counter() + seconds
     while perf_counter() < end:
-        began = perf_counter()
+        started = perf_counter()
         (matrix @ matrix)[0, 0].item()  # waits for the device
-        best = min(best, perf_counter() - began)
+        best = min(best, perf_counter() - started)
     return 2 * size**3 / best

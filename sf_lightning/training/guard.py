@@ -122,7 +122,7 @@ class NonFiniteGuard:
             log.warning("step %d skipped: not finite: %s", step.number, where)
         if self._in_a_row >= self.limit:
             raise FloatingPointError(
-                f"{self._in_a_row} steps in a row had a non-finite gradient, the last one step {step.number} due "
+                f"{self._in_a_row} steps in a row had a non-finite gradient, the last one {step.number}, due "
                 f"to {where}: check these clips; raise --model.optimizer.max_bad_steps above {self.limit}; or "
                 "start a new run with --model.init_from and a lower --model.optimizer.learning_rate"
             )

@@ -49,7 +49,7 @@ def weight_mismatches(weights: Mapping[str, Tensor], expected: Mapping[str, Tens
     ['gain is [1], which the network does not have']
     """
     phrases = []
-    for name in sorted(weights.keys() | expected.keys()):
+    for name in {**expected, **weights}:  # in the order of the network
         found, wanted = (list(some[name].shape) if name in some else None for some in (weights, expected))
         if wanted is None:
             phrases.append(f"{name} is {found}, which the network does not have")

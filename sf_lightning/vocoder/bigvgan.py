@@ -19,10 +19,7 @@ from sf_lightning.files.torch_files import weight_mismatches, weights_digest
 from sf_lightning.vocoder.files import read_generator
 from sf_lightning.vocoder.generator import context_frames, mel_hyperparameters
 
-
-def identity(mel: Tensor) -> Tensor:
-    """Returns the log-mel itself, the input of the package's generators."""
-    return mel
+ToInput = Callable[[Tensor], Tensor]
 
 
 class BigVGANVocoder(nn.Module):
@@ -32,7 +29,7 @@ class BigVGANVocoder(nn.Module):
         h: The package's hyperparameters, as in its `config.json`; `sampling_rate` is the mel's.
         mel: The mel that it is given.
         sample_rate: Sample rate of the waves in Hz, by default the mel's.
-        to_input: Function from a log-mel to the input of the generator.
+        to_input: Function from a log-mel to the input of the generator, by default the log-mel itself.
 
     Raises:
         ValueError: if `h` describes another mel, or the upsampling rates do not multiply to the hop length at the
@@ -40,11 +37,7 @@ class BigVGANVocoder(nn.Module):
     """
 
     def __init__(
-        self,
-        h: dict,
-        mel: MelConfig,
-        sample_rate: int | None = None,
-        to_input: Callable[[Tensor], Tensor] = identity,
+        self, h: dict, mel: MelConfig, sample_rate: int | None = None, to_input: ToInput | None = None
     ) -> None:
         super().__init__()
         for name, expected in mel_hyperparameters(mel).items():
@@ -120,7 +113,8 @@ class BigVGANVocoder(nn.Module):
 
     def decode(self, mel: Tensor) -> Tensor:
         """Returns the waves [B, T * hop] of mels [B, T, F]."""
-        return self.generator(self.to_input(mel).transpose(1, 2))[:, 0]
+        mel = mel if self.to_input is None else self.to_input(mel)
+        return self.generator(mel.transpose(1, 2))[:, 0]
 
     def extend(self, mel: Tensor, past: Tensor, num_new: int) -> Tensor:
         """Returns the next [B, num_new * hop] samples; only the length of `past` is used."""

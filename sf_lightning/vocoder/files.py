@@ -11,7 +11,7 @@ Knows nothing of how waves are made with them, see `bigvgan.py`.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bigvgan.bigvgan import load_hparams_from_json
 from safetensors import SafetensorError, safe_open
@@ -54,20 +54,6 @@ class TrainedVocoder:
     origin: WeightsOrigin
 
 
-class SavedGenerator(NamedTuple):
-    """A generator, in whatever form it was saved.
-
-    Attributes:
-        h: The package's hyperparameters.
-        weights: The state dict, under the package's names.
-        origin: Where the weights come from, in words.
-    """
-
-    h: dict[str, Any]
-    weights: dict[str, Tensor]
-    origin: str
-
-
 def read_vocoder_checkpoint(path: Path, average: bool = True) -> TrainedVocoder:
     """Reads the vocoder in a checkpoint of `sf-fit`, on the CPU.
 
@@ -88,18 +74,20 @@ def read_vocoder_checkpoint(path: Path, average: bool = True) -> TrainedVocoder:
         mel = from_plain(MelConfig, options["mel"], "mel")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    generator_weights = {
-        name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)
-    }
-    return TrainedVocoder(generator_weights, generator, mel, origin)
+    weights = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
+    return TrainedVocoder(weights, generator, mel, origin)
 
 
-def read_generator(path: Path) -> SavedGenerator:
+def read_generator(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     """Reads a generator, in whatever form it was saved.
 
     Args:
         path: A folder that `save_vocoder` or the `bigvgan` package wrote, or the weights in it; or a checkpoint of
             `sf-fit`, of which the averaged weights are read.
+
+    Returns:
+        The package's hyperparameters; the state dict, under the package's names; where the weights come from, in
+        words.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -107,14 +95,14 @@ def read_generator(path: Path) -> SavedGenerator:
     """
     if require_kind(path, Kind.VOCODER_CHECKPOINT, Kind.BIGVGAN) is Kind.VOCODER_CHECKPOINT:
         trained = read_vocoder_checkpoint(path)
-        return SavedGenerator(trained.generator.hyperparameters(trained.mel), trained.weights, str(trained.origin))
+        return trained.generator.hyperparameters(trained.mel), trained.weights, str(trained.origin)
     weights = path
     if path.is_dir():
         weights = path / (BIGVGAN_WEIGHTS if (path / BIGVGAN_WEIGHTS).is_file() else VOCODER_WEIGHTS)
     config = weights.with_name(VOCODER_CONFIG)
     if not config.is_file():
         raise FileNotFoundError(f"{config} is missing: expected the hyperparameters of {weights.name} there")
-    return SavedGenerator(_read_config(config), *_read_weights(weights))
+    return _read_config(config), *_read_weights(weights)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def test_a_run_is_tuned_to_a_decoder_and_judged_on_its_mels_too(
     export.main([str(other), str(tmp_path / "out")])
     begun_with = "averaged weights of step 2, initialized from last.ckpt (averaged weights of step 4)"
     assert f"| training | {begun_with} |" in (tmp_path / "out" / "README.md").read_text()
-    assert read_generator(tmp_path / "out").origin == begun_with
+    assert read_generator(tmp_path / "out")[2] == begun_with
 
 
 def test_the_config_of_a_run_says_what_it_trains(run: Path) -> None:

@@ -170,7 +170,7 @@ def cut(path: Path) -> None:
         ),
         (
             lambda f: change(f, lambda c: c["model"]["layout"].update(num_layers=2, drawn_for=2)),
-            "does not match config.yaml: dit.layers.2.*, which the network does not have",
+            r"does not match config.yaml: dit.modulations.2.weight is \[96, 16\], expected \[32, 16\]",
         ),
     ],
 )

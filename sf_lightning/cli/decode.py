@@ -54,7 +54,8 @@ def decode(
     """Decodes tokens to a wave as they would be decoded live; what is not given is as in training.
 
     Args:
-        ckpt: Checkpoint of `sf-fit`, of which the averaged weights are used; or a folder of `sf-export`.
+        ckpt: Checkpoint of `sf-fit`, of which the averaged weights are used; folder of `sf-export`; or
+            OWNER/NAME[@REVISION] of the Hugging Face hub (HF_TOKEN and HF_HOME set access token and cache).
         tokens: File of tokens, a `.npy` of whole numbers [L]; or the folder of a shard set.
         out: Wave to write, 16-bit, `.wav` or `.flac`, at the vocoder's rate.
         clip: Key of the clip of the shard set; by default its first. It is spoken in its own speaker's voice.

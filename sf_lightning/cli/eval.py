@@ -65,7 +65,7 @@ def evaluate_checkpoints(
     Args:
         out: Folder to write; a new one, or one with an evaluation of the same clips.
         ckpt: Checkpoints of `sf-fit`, evaluated with their averaged weights, folders of `sf-export`, and
-            OWNER/NAME[@REVISION] of the Hugging Face hub.
+            OWNER/NAME[@REVISION] of the Hugging Face hub (HF_TOKEN and HF_HOME set access token and cache).
         data: Clips: a shard set, or a folder of audio with NAME.tokens.npy beside each file.
         layout: Layouts to decode the weights with: "own", names of presets such as "full", or YAML files. The
             default of this and the next four options is the checkpoint's own setting.

@@ -47,7 +47,7 @@ class ShardDataModule(L.LightningDataModule):
         mels: Input of a vocoder in training: "true" mels, computed from the audio, or "generated" ones, which a
             decoder predicts with teacher forcing (see `Teacher`), so that the vocoder learns to correct that
             decoder's errors.
-        decoder: Decoder that generates the mels: a checkpoint of `sf-fit` or a folder of `sf-export`.
+        decoder: Decoder that generates the mels, as in `sf-decode --ckpt`.
 
     >>> data = ShardDataModule("shards/train", "shards/dev", pack_frames=768, lanes=2)  # read at `setup`
     >>> data.pack_frames * data.lanes  # frames of a step

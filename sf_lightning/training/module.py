@@ -71,8 +71,8 @@ class StreamFlowModule(ShardModule):
         decode: Decoding settings of validation, and the defaults of `sf-decode`.
         vocoder: Vocoder that turns mels into audio.
         init_from: Initial weights: a checkpoint of `sf-fit`, of which the averaged weights are used; a folder of
-            `sf-export`; the folder of Qwen2.5-Omni, one of its files or a state dict; or OWNER/NAME[@REVISION] of the
-            Hugging Face hub (HF_TOKEN and HF_HOME set access token and cache). A resumed run ignores it.
+            `sf-export`; the folder of Qwen2.5-Omni, one of its files or a state dict; or OWNER/NAME[@REVISION] of
+            the Hugging Face hub (HF_TOKEN and HF_HOME set access token and cache). A resumed run ignores it.
         compile: Whether to compile each layer with torch.compile; the first steps then take minutes.
         recompute: Whether to store only the inputs of layers for the backward pass (activation checkpointing): less
             memory, a third more work.

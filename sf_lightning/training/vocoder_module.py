@@ -49,8 +49,8 @@ class VocoderModule(ShardModule):
         segments: Length and number of the segments of a pack.
         optimizer: Settings of the optimizers and of the averaged weights.
         init_from: Initial weights: a checkpoint of `sf-fit`, with its discriminators if they were trained; the name
-            of a shipped vocoder; another source that `read_generator` accepts; or OWNER/NAME[@REVISION] of the Hugging
-            Face hub (HF_TOKEN and HF_HOME set access token and cache). Optimizers and schedules start anew.
+            of a shipped vocoder; another source that `read_generator` accepts; or OWNER/NAME[@REVISION] of the
+            Hugging Face hub (HF_TOKEN and HF_HOME set access token and cache). Optimizers and schedules start anew.
         compile: Whether to compile the generator's periodic activations, which are limited by memory bandwidth; the
             first step then takes half a minute. The bigvgan package's own kernel for them has no backward pass.
         seed: Seed of the start positions of segments.

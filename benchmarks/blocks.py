@@ -1,9 +1,9 @@
-"""What it brings to make blocks the batch: the same network and weights, run on blocks and with dense masks.
+"""Speed of attention on blocks compared with dense masks, for the same network and weights.
 
     python benchmarks/blocks.py [--width 192] [--layers 8] [--json]
 
-Prints the time of a forward pass and of a training step at several lengths, both ways, in one process under one
-matmul precision, and the difference of the outputs. Ratios are dense over blocks: above 1, blocks are faster.
+Prints the time of a forward pass and of a training step at several lengths in both modes, in one process and at one
+matmul precision, and the difference of the outputs. Ratios are dense divided by blocks: above 1, blocks are faster.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from sf_lightning.model.layout import Layout
 
 
 @contextmanager
-def in_dense_masks() -> Iterator[None]:
-    """Runs bounded spans on the path of the unbounded ones."""
+def dense_masks() -> Iterator[None]:
+    """Makes layers with bounded spans use dense masks, as those with unbounded spans do."""
     with (
         patch.object(BlockAttention, "_near", lambda self, *given: self._dense(*given[:4])),
         patch("sf_lightning.model.attention.block_mask", lambda *given: dense_mask(*given[:3])),
@@ -34,7 +34,7 @@ def in_dense_masks() -> Iterator[None]:
 
 
 def best_seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """The shortest of several runs, after one that does not count."""
+    """Returns the shortest time of several calls, after a warm-up call."""
     times = []
     for _ in range(repeats + 1):
         if device.type == "cuda":
@@ -51,9 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=192, help="width of the network (the paper's is 1024)")
     parser.add_argument("--layers", type=int, default=8, help="layers of the network (the paper's is 22)")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[2.4, 9.6, 28.8], help="lengths of speech")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of which the fastest counts")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[2.4, 9.6, 28.8], help="seconds of speech")
+    parser.add_argument("--repeats", type=int, default=5, help="number of runs; the fastest counts")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON on the last line")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = DiTConfig(width=args.width, num_heads=args.width // 64, token_width=args.width)
@@ -61,7 +61,7 @@ def main() -> None:
     dit = DiT(config, layout).to(device)
     with torch.no_grad():
         for parameter in dit.parameters():
-            parameter.normal_(std=0.05)  # fresh gates are zero, and zero equals zero whatever was computed
+            parameter.normal_(std=0.05)  # untrained gates are zero, so every output would be zero
     results: dict[str, float] = {}
     table = Table("seconds", "forward, blocks", "dense", "ratio", "step, blocks", "dense", "ratio", "difference")
     for seconds in args.seconds:
@@ -74,7 +74,7 @@ def main() -> None:
             return dit(x, t, c, b)
 
         @torch.no_grad()
-        def look(forward: Callable = forward) -> torch.Tensor:
+        def forward_only(forward: Callable = forward) -> torch.Tensor:
             return forward()
 
         def step(forward: Callable = forward) -> None:
@@ -82,10 +82,12 @@ def main() -> None:
             forward().square().mean().backward()
 
         times, outputs = [], []
-        for way in (nullcontext, in_dense_masks):
-            with way():
-                outputs.append(look())
-                times.append((best_seconds(look, device, args.repeats), best_seconds(step, device, args.repeats)))
+        for mode in (nullcontext, dense_masks):
+            with mode():
+                outputs.append(forward_only())
+                times.append(
+                    (best_seconds(forward_only, device, args.repeats), best_seconds(step, device, args.repeats))
+                )
         (forward_near, step_near), (forward_dense, step_dense) = times
         difference = float((outputs[0] - outputs[1])[blocks.valid].abs().max())
         results |= {

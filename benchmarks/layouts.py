@@ -27,7 +27,7 @@ from sf_lightning.files.tables import markdown_table
 from sf_lightning.metrics.speech import OVER_FRAMES
 from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.latency import LatencyReport, measure_latency
-from sf_lightning.sweeps.results import read_results
+from sf_lightning.sweeps.results import Results
 from sf_lightning.sweeps.trials import Trial
 from sf_lightning.training.module import StreamFlowModule
 
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="folder of a sweep of sf-sweep")
     parser.add_argument("--out", type=Path, default=Path("experiments/LAYOUTS.md"))
     args = parser.parse_args()
-    results = read_results(args.sweep)
+    results = Results(args.sweep)
     if not results.complete:
         raise SystemExit(f"error: no trial of {args.sweep} is complete yet")
     runs = [read_run(trial) for trial in results.complete]

@@ -1,18 +1,18 @@
-"""What sf-fit's loop costs a step over a bare PyTorch loop: the same network, batches, precision and updates.
+"""Overhead per step of sf-fit over a plain PyTorch loop with the same network, batches, precision and updates.
 
     python benchmarks/loop.py --shards shards/demo [--json]
-    python benchmarks/loop.py --shards shards/demo --data.pack_frames=96    # parts of short steps: less noise
+    python benchmarks/loop.py --shards shards/demo --data.pack_frames=96    # shorter steps, less noise
 
-`sf-fit` itself makes everything from experiments/demo.yaml and any further options; only what is then done with
-it is another here. The bare loop draws, computes the loss, goes backward, clips, steps optimizer and schedule,
-moves the average, with the module's own pieces, and does nothing else. Then comes Lightning's Trainer, and one
-more of the run's loggers and callbacks at a time, until the run is that of `sf-fit` without validation. Every way
-must arrive at the loss of the others.
+`sf-fit` builds everything from the demo recipe and any further options; only the training loop differs. The plain
+loop draws the batch's noise, computes the loss and gradients, clips, and updates weights, schedule and averages
+with the module's own code, and nothing else. The next variant is Lightning's Trainer; then the run's loggers and
+callbacks are added one by one, up to the complete run of `sf-fit` without validation. All variants must end with
+the same loss.
 
-A step lasts from one batch that is handed over to the next. The cost of a way is the median over windows of
-`log_every_n_steps` steps, at each place of the window, and the mean over places: so steps that log count as often
-as they come. The ways are taken in turn, several times, and the fastest of each counts; the first round does not if
-there are more, for processes that score speech start in it. The progress bar draws to /dev/null as to a terminal.
+A step lasts from one batch to the next. For each position in a window of `log_every_n_steps` steps the median over
+windows is taken, then the mean over positions, so that steps that log have their true share. The variants run
+alternately, several times, and the fastest run counts, except the first round if there are more: scoring processes
+start in it. The progress bar is drawn to /dev/null as if to a terminal.
 """
 
 import argparse
@@ -59,22 +59,22 @@ PARTS = (
     ProgressBar,
     LastCheckpoint,
 )
-"""Of a run, in the order in which they are added; with the last of `WAYS` comes whatever else it has."""
+"""Loggers and callbacks in the order in which they are added; the last variant has all others of the run too."""
 WINDOW = int(OmegaConf.load(CONFIG).trainer.log_every_n_steps)
-WAYS = ("bare loop", "Trainer and module", *(f"+ {part.__name__}" for part in PARTS), "as sf-fit makes it")
+VARIANTS = ("plain loop", "Trainer and module", *(f"+ {part.__name__}" for part in PARTS), "as in sf-fit")
 
 Fit = Callable[[L.Trainer, StreamFlowModule, ShardDataModule], float]
 
 
-def bare(trainer: L.Trainer, module: StreamFlowModule, data: ShardDataModule) -> float:
-    """A run without Lightning: of the trainer only settings are read. Returns the last loss."""
+def run_plain_loop(trainer: L.Trainer, module: StreamFlowModule, data: ShardDataModule) -> float:
+    """Trains without Lightning, with the trainer's settings; returns the last loss."""
     trainer.strategy.connect(module)
     module.trainer = data.trainer = trainer
     data.setup("fit")
     device = trainer.strategy.root_device
     module.to(device).train()
-    made = module.configure_optimizers()
-    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    configured = module.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     batches = iter(data.train_dataloader())
     loss = torch.zeros(())
     for step in range(1, trainer.max_steps + 1):
@@ -91,12 +91,12 @@ def bare(trainer: L.Trainer, module: StreamFlowModule, data: ShardDataModule) ->
 
 
 def with_parts(count: int | None) -> Fit:
-    """A run of Lightning's with the first of `PARTS`; with None, with everything that it was given."""
+    """Returns a function that trains with Lightning and the first `count` of `PARTS`, or with all for None."""
 
     def fit(trainer: L.Trainer, module: StreamFlowModule, data: ShardDataModule) -> float:
         if count is not None:
-            trainer.loggers = [each for each in trainer.loggers if isinstance(each, PARTS[:count])]
-            trainer.callbacks = [each for each in trainer.callbacks if isinstance(each, PARTS[:count])]
+            trainer.loggers = [logger for logger in trainer.loggers if isinstance(logger, PARTS[:count])]
+            trainer.callbacks = [part for part in trainer.callbacks if isinstance(part, PARTS[:count])]
         trainer.fit(module, datamodule=data)
         return float(trainer.callback_metrics["train/loss"])
 
@@ -104,27 +104,27 @@ def with_parts(count: int | None) -> Fit:
 
 
 def run(fit: Fit, shards: Path, windows: int, options: list[str]) -> tuple[float, float]:
-    """Has `sf-fit` make a run and `fit` do it, quietly; returns seconds of a step and the last loss."""
+    """Lets `sf-fit` build a run and `fit` train it, without output; returns seconds per step and the last loss."""
     times: list[float] = []
     losses: list[float] = []
     batches = StepLoader.__iter__
 
-    def ticking(loader: StepLoader) -> Iterator[Batch]:
+    def timed_batches(loader: StepLoader) -> Iterator[Batch]:
         for batch in batches(loader):
             times.append(time.perf_counter())
             yield batch
 
-    def instead(cli: FitCLI, model: StreamFlowModule, datamodule: ShardDataModule, **_: Any) -> None:
+    def fit_instead(cli: FitCLI, model: StreamFlowModule, datamodule: ShardDataModule, **_: Any) -> None:
         losses.append(fit(cli.trainer, model, datamodule))
 
     counted = (windows + 1) * WINDOW  # the first window warms up
     with (
         tempfile.TemporaryDirectory() as folder,
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-        patch.object(StepLoader, "__iter__", ticking),
-        patch.object(FitCLI, "fit", instead, create=True),
+        open(os.devnull, "w") as devnull,
+        contextlib.redirect_stdout(devnull),
+        contextlib.redirect_stderr(devnull),
+        patch.object(StepLoader, "__iter__", timed_batches),
+        patch.object(FitCLI, "fit", fit_instead, create=True),
     ):
         given = {"data.train": shards / "train", "data.val": shards / "dev", "trainer.default_root_dir": folder}
         given |= {"trainer.limit_val_batches": 0, "trainer.max_steps": counted + 1}
@@ -136,35 +136,37 @@ def run(fit: Fit, shards: Path, windows: int, options: list[str]) -> tuple[float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shards", type=Path, required=True, help="folder of the sets `train` and `dev`")
-    parser.add_argument("--windows", type=int, default=5, help="windows of `log_every_n_steps` steps of a run")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each way, of which the fastest counts")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--shards", type=Path, required=True, help="folder with the shard sets `train` and `dev`")
+    parser.add_argument("--windows", type=int, default=5, help="number of windows of `log_every_n_steps` steps")
+    parser.add_argument("--repeats", type=int, default=5, help="number of runs of each variant; the fastest counts")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON on the last line")
     args, given = parser.parse_known_args()
-    # Errors in full; the bar is drawn as it is to people, and W&B waits for nobody.
+    # Full tracebacks; the progress bar in color as on a terminal; W&B without network.
     os.environ |= {"SF_TRACEBACK": "1", "FORCE_COLOR": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    fits = [bare, *(with_parts(count) for count in range(len(PARTS) + 1)), with_parts(None)]
+    fits = [run_plain_loop, *(with_parts(count) for count in range(len(PARTS) + 1)), with_parts(None)]
     best, losses = [float("inf")] * len(fits), [0.0] * len(fits)
     for repeat in range(args.repeats):
         for number, fit in enumerate(fits):
             seconds, losses[number] = run(fit, args.shards, args.windows, given)
             best[number] = seconds if repeat < 2 else min(best[number], seconds)
     if max(losses) - min(losses) > 1e-3 * abs(losses[0]):
-        raise RuntimeError(f"the ways do not do the same: their last losses are {losses}")
-    table = Table("way", "ms a step", "this part, ms", "over the bare loop")
+        raise RuntimeError(f"the variants differ: their last losses are {losses}")
+    table = Table("variant", "ms per step", "this part, ms", "overhead over the plain loop")
     previous = best[0]
-    for name, seconds in zip(WAYS, best, strict=True):
+    for name, seconds in zip(VARIANTS, best, strict=True):
         cells = (seconds, seconds - previous)
-        table.add_row(name, *(f"{1000 * each:.2f}" for each in cells), f"{seconds / best[0] - 1:.1%}")
+        table.add_row(name, *(f"{1000 * cell:.2f}" for cell in cells), f"{seconds / best[0] - 1:.1%}")
         previous = seconds
     console = Console(width=110, force_terminal=False)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     console.print(f"{device} of {os.cpu_count()} CPU cores, torch {torch.__version__}; last losses {losses}")
     console.print(table)
     if args.json:
-        results = {name.removeprefix("+ "): round(1000 * each, 3) for name, each in zip(WAYS, best, strict=True)}
+        results = {
+            name.removeprefix("+ "): round(1000 * seconds, 3) for name, seconds in zip(VARIANTS, best, strict=True)
+        }
         print(json.dumps({"overhead": round(best[-1] / best[0] - 1, 4), "ms": results}))
 
 

@@ -1,11 +1,11 @@
-"""The paper's network against its public sibling in transformers: the same weights, one process, one machine.
+"""Speed and memory of the paper's network and of Qwen2.5-Omni token2wav in transformers, with the same weights.
 
     python benchmarks/train_step.py [--json] [--quick]
 
-Both are called as in training: speaker encoder, embeddings, network, and for a step also loss and backward. Ratios
-are the sibling's time or memory over ours. How near a call comes to the peak of plain matrix products, measured in
-the same run, counts only what is computed for each frame (`sf_lightning.model.flops`).
-On a GPU the same table, and a step in bf16 with every layer compiled.
+Both run as in training: speaker encoder, embeddings, network and, in a step, loss and backward pass. Ratios are
+token2wav's time or memory divided by ours. Shares of the peak are relative to large matrix products measured in the
+same run, and count only the operations done for each frame (`sf_lightning.model.flops`). On a GPU, a bf16 step with
+compiled layers is measured too.
 """
 
 import argparse
@@ -39,14 +39,14 @@ FLAT = (2.4, 9.6, 28.8, 60.0)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_sibling() -> Any:
-    """Its 333 M network with random weights that say something (fresh ones of either network are not zero here)."""
+def make_token2wav() -> Any:
+    """Returns its network of 333 M parameters with random weights (its initialization leaves none at zero)."""
     torch.manual_seed(0)
     return Qwen2_5OmniToken2WavDiTModel(Qwen2_5OmniDiTConfig(attn_implementation="sdpa")).to(device).eval()
 
 
 class Inputs:
-    """One utterance of so many seconds, random, on the device."""
+    """Random inputs of one utterance of some seconds, on the device."""
 
     def __init__(self, seconds: float) -> None:
         self.frames = round(seconds * FRAME_RATE)
@@ -60,36 +60,36 @@ class Inputs:
         self.target = torch.randn(1, self.frames, 80, generator=random).to(device)
 
 
-def sibling_forward(sibling: Any, given: Inputs) -> Tensor:
-    spoken = given.x_vector[:, None].expand(-1, given.frames, -1)
-    return sibling(given.x, given.reference, spoken, given.codes, given.t, apply_cfg=False)
+def token2wav_forward(token2wav: Any, inputs: Inputs) -> Tensor:
+    speaker = inputs.x_vector[:, None].expand(-1, inputs.frames, -1)
+    return token2wav(inputs.x, inputs.reference, speaker, inputs.codes, inputs.t, apply_cfg=False)
 
 
-def our_forward(model: StreamFlow, given: Inputs) -> Tensor:
+def our_forward(model: StreamFlow, inputs: Inputs) -> Tensor:
     size = model.layout.block_size
-    blocks = Blocks.from_lengths([given.frames], size).to(device)
+    blocks = Blocks.from_lengths([inputs.frames], size).to(device)
     kept = torch.zeros(1, dtype=torch.bool, device=device)
-    speaker = model.encoder(given.reference, given.x_vector)
-    condition = model.condition(given.codes.view(-1, size // 2), speaker, blocks, kept, kept)
-    return model.velocity(given.x.view(-1, size, 80), given.t, condition, blocks).view(1, -1, 80)
+    speaker = model.encoder(inputs.reference, inputs.x_vector)
+    condition = model.condition(inputs.codes.view(-1, size // 2), speaker, blocks, kept, kept)
+    return model.velocity(inputs.x.view(-1, size, 80), inputs.t, condition, blocks).view(1, -1, 80)
 
 
-def step(network: torch.nn.Module, forward: Callable[[Any, Inputs], Tensor], given: Inputs) -> None:
+def step(network: torch.nn.Module, forward: Callable[[Any, Inputs], Tensor], inputs: Inputs) -> None:
     network.zero_grad()
-    (forward(network, given).float() - given.target).square().mean().backward()
+    (forward(network, inputs).float() - inputs.target).square().mean().backward()
 
 
-def seconds_of(calls: list[Callable[[], object]], repeats: int) -> list[float]:
-    """The shortest time of each call, the calls taken in turn, so that a slow spell of the machine meets all."""
+def best_seconds(calls: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Returns the shortest time of each call; the calls alternate, so that a slow machine affects all of them."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats + 1):
-        for call, mine in zip(calls, times, strict=True):
+        for call, call_times in zip(calls, times, strict=True):
             wait()
             start = time.perf_counter()
             call()
             wait()
-            mine.append(time.perf_counter() - start)
-    return [min(mine[1:]) for mine in times]
+            call_times.append(time.perf_counter() - start)
+    return [min(call_times[1:]) for call_times in times]
 
 
 def wait() -> None:
@@ -98,7 +98,7 @@ def wait() -> None:
 
 
 def gemm_peak(dtype: torch.dtype) -> float:
-    """Floating point operations a second of the best of several plain products, at this matmul precision."""
+    """Returns the FLOP/s of the fastest of several large matrix products at the current matmul precision."""
     best, size = 0.0, 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     for _ in range(20):
@@ -115,17 +115,17 @@ def precision(dtype: torch.dtype) -> Any:
 
 
 def peak_memory(which: str) -> float:
-    """GiB that a training step of 28.8 s needs at its peak, weights and gradients included, in a fresh process."""
-    say = [sys.executable, __file__, "--memory-of", which]
-    return float(subprocess.run(say, check=True, capture_output=True, text=True).stdout.split()[-1])
+    """Returns the peak GiB of a training step of 28.8 s in a new process, including weights and gradients."""
+    command = [sys.executable, __file__, "--memory-of", which]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def measure_memory(which: str) -> None:
     torch.zeros(1, device=device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    network: torch.nn.Module = make_sibling()
-    forward = sibling_forward
-    if which != "sibling":
+    network: torch.nn.Module = make_token2wav()
+    forward = token2wav_forward
+    if which != "token2wav":
         network, forward = from_qwen(network.state_dict()).to(device), our_forward
         network.dit.recompute = which == "recomputed"
     step(network, forward, Inputs(MEMORY))
@@ -136,35 +136,35 @@ def measure_memory(which: str) -> None:
 
 
 def compare(
-    sibling: Any,
+    token2wav: Any,
     model: StreamFlow,
     forward: Sequence[float],
     train: Sequence[float],
     repeats: int,
     console: Console,
 ) -> dict[str, float]:
-    """Times both networks in fp32 at the current matmul precision, at lengths in seconds."""
+    """Measures both networks in fp32 at the current matmul precision, for lengths in seconds."""
     name = torch.get_float32_matmul_precision()
     results: dict[str, float] = {}
-    table = Table("seconds of speech", "what", "sibling", "ours", "ratio", "largest difference")
+    table = Table("seconds of speech", "operation", "token2wav", "ours", "ratio", "largest difference")
     no_grad = torch.no_grad()
     for seconds in forward:
-        given = Inputs(seconds)
+        inputs = Inputs(seconds)
         with no_grad:
-            theirs, mine = sibling_forward(sibling, given), our_forward(model, given)
+            theirs, mine = token2wav_forward(token2wav, inputs), our_forward(model, inputs)
             difference = float((theirs - mine).abs().max() / theirs.abs().max())
-            a, b = seconds_of(
-                [lambda g=given: sibling_forward(sibling, g), lambda g=given: our_forward(model, g)], repeats
+            a, b = best_seconds(
+                [lambda g=inputs: token2wav_forward(token2wav, g), lambda g=inputs: our_forward(model, g)], repeats
             )
         results[f"forward_{seconds:g}"] = a / b
         table.add_row(f"{seconds:g}", "forward", f"{a:.3f} s", f"{b:.3f} s", f"{a / b:.2f}", f"{difference:.1e}")
     for seconds in train:
-        given = Inputs(seconds)
-        a, b = seconds_of(
-            [lambda g=given: step(sibling, sibling_forward, g), lambda g=given: step(model, our_forward, g)],
+        inputs = Inputs(seconds)
+        a, b = best_seconds(
+            [lambda g=inputs: step(token2wav, token2wav_forward, g), lambda g=inputs: step(model, our_forward, g)],
             repeats,
         )
-        sibling.zero_grad(), model.zero_grad()
+        token2wav.zero_grad(), model.zero_grad()
         results[f"train_{seconds:g}"] = a / b
         table.add_row(f"{seconds:g}", "training step", f"{a:.3f} s", f"{b:.3f} s", f"{a / b:.2f}", "")
     console.print(f"matmul precision {name!r}")
@@ -172,26 +172,26 @@ def compare(
     return results
 
 
-def shares(model: StreamFlow, repeats: int, console: Console) -> dict[str, float]:
-    """How near ours comes to the peak, how flat its cost is, and what bf16 brings."""
+def measure_shares(model: StreamFlow, repeats: int, console: Console) -> dict[str, float]:
+    """Measures our share of the peak, the cost per frame at several lengths, and the gain of bf16."""
     results: dict[str, float] = {}
     per_frame = flops_per_frame(model.dit)
-    given = Inputs(28.8)
+    inputs = Inputs(28.8)
     peak = gemm_peak(torch.float32)
 
-    def look(g: Inputs) -> Tensor:
+    def forward_only(g: Inputs) -> Tensor:
         with torch.no_grad():
             return our_forward(model, g)
 
     def train(dtype: torch.dtype) -> None:
         with precision(dtype):
-            step(model, our_forward, given)
+            step(model, our_forward, inputs)
 
-    forward, fp32, bf16 = seconds_of(
-        [lambda: look(given), lambda: train(torch.float32), lambda: train(torch.bfloat16)], repeats
+    forward, fp32, bf16 = best_seconds(
+        [lambda: forward_only(inputs), lambda: train(torch.float32), lambda: train(torch.bfloat16)], repeats
     )
     peak = max(peak, gemm_peak(torch.float32))
-    work = given.frames * per_frame
+    work = inputs.frames * per_frame
     results |= {
         "peak_share_forward": work / forward / peak,
         "peak_share_train": 3 * work / fp32 / peak,
@@ -200,39 +200,39 @@ def shares(model: StreamFlow, repeats: int, console: Console) -> dict[str, float
         "bf16_peak_share_train": 3 * work / bf16 / gemm_peak(torch.bfloat16),
     }
     lengths = [Inputs(seconds) for seconds in FLAT]
-    costs = seconds_of([lambda g=g: look(g) for g in lengths], repeats)
-    each = [1e6 * cost / g.frames for cost, g in zip(costs, lengths, strict=True)]
-    results["flat"] = max(each) / min(each)
+    costs = best_seconds([lambda g=g: forward_only(g) for g in lengths], repeats)
+    per_frame_us = [1e6 * cost / g.frames for cost, g in zip(costs, lengths, strict=True)]
+    results["flat"] = max(per_frame_us) / min(per_frame_us)
     console.print(
-        f"peak of plain products {peak / 1e9:.0f} GFLOP/s in fp32; of it the forward pass reaches "
+        f"peak of matrix products {peak / 1e9:.0f} GFLOP/s in fp32; the forward pass reaches "
         f"{results['peak_share_forward']:.0%}, the training step {results['peak_share_train']:.0%}; a bf16 step is "
         f"{results['bf16_gain']:.2f} x as fast ({results['bf16_peak_share_train']:.0%} of the bf16 peak)"
     )
-    line = ", ".join(f"{cost:.0f} us at {seconds:g} s" for cost, seconds in zip(each, FLAT, strict=True))
+    line = ", ".join(f"{cost:.0f} us at {seconds:g} s" for cost, seconds in zip(per_frame_us, FLAT, strict=True))
     console.print(f"forward pass per frame: {line}; largest over smallest {results['flat']:.3f}")
     return results
 
 
-def switches(model: StreamFlow, repeats: int, console: Console) -> dict[str, float]:
-    """What recomputation costs a step, what compiled layers and a fused optimizer save."""
-    given = Inputs(9.6)
+def measure_options(model: StreamFlow, repeats: int, console: Console) -> dict[str, float]:
+    """Measures recomputation, compiled layers and a fused optimizer in a training step."""
+    inputs = Inputs(9.6)
 
     def train(recompute: bool = False) -> None:
         model.dit.recompute = recompute
-        step(model, our_forward, given)
+        step(model, our_forward, inputs)
 
-    plain, recomputed = seconds_of([train, lambda: train(recompute=True)], repeats)
+    plain, recomputed = best_seconds([train, lambda: train(recompute=True)], repeats)
     model.dit.recompute = False
     train()
     parameters = list(model.parameters())
     updates = []
     for fused in (False, True):
         optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=fused)
-        updates += seconds_of([optimizer.step], repeats)
+        updates += best_seconds([optimizer.step], repeats)
         del optimizer
     for layer in model.dit.layers:
         layer.compile()
-    (compiled,) = seconds_of([train], repeats)
+    (compiled,) = best_seconds([train], repeats)
     results = {
         "recompute_cost": recomputed / plain,
         "fused_gain": updates[0] / updates[1],
@@ -246,38 +246,38 @@ def switches(model: StreamFlow, repeats: int, console: Console) -> dict[str, flo
 
 
 def mfu(model: StreamFlow, repeats: int, console: Console) -> dict[str, float]:
-    """MFU of a training step in bf16 with its layers compiled: useful operations over the nominal peak."""
+    """Measures the MFU of a bf16 step with compiled layers: useful operations divided by the nominal peak."""
     from lightning.fabric.utilities.throughput import get_available_flops
 
     results: dict[str, float] = {}
     for seconds in (28.8, 240.0):
-        given = Inputs(seconds)
+        inputs = Inputs(seconds)
 
-        def train(given: Inputs = given) -> None:
+        def train(inputs: Inputs = inputs) -> None:
             with torch.autocast(device.type, torch.bfloat16):
-                step(model, our_forward, given)
+                step(model, our_forward, inputs)
 
-        (cost,) = seconds_of([train], repeats)
-        work = 3 * given.frames * flops_per_frame(model.dit)
+        (cost,) = best_seconds([train], repeats)
+        work = 3 * inputs.frames * flops_per_frame(model.dit)
         nominal = get_available_flops(device, torch.bfloat16) or float("nan")
         results[f"mfu_{seconds:g}"] = work / cost / nominal
         console.print(
             f"compiled bf16 step of {seconds:g} s: {1000 * cost:.1f} ms, {work / cost / 1e12:.0f} TFLOP/s, "
-            f"MFU {work / cost / nominal:.1%}, {work / cost / gemm_peak(torch.bfloat16):.1%} of plain products"
+            f"MFU {work / cost / nominal:.1%}, {work / cost / gemm_peak(torch.bfloat16):.1%} of matrix products"
         )
     return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the fastest counts")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs; the fastest counts")
     parser.add_argument(
         "--forward", type=float, nargs="*", default=FORWARD, help="seconds of speech, forward passes"
     )
     parser.add_argument("--train", type=float, nargs="*", default=TRAIN, help="seconds of speech, training steps")
-    parser.add_argument("--quick", action="store_true", help="leave out 'medium' precision")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--memory-of", choices=["sibling", "ours", "recomputed"], help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="skip matmul precision 'medium'")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON on the last line")
+    parser.add_argument("--memory-of", choices=["token2wav", "ours", "recomputed"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_float32_matmul_precision("highest")
     if args.memory_of:
@@ -285,25 +285,25 @@ def main() -> None:
         return
     console = Console(width=118)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    console.print(f"{name}, torch {torch.__version__}, fp32 unless said otherwise")
-    # Before this process holds anything: the sibling's step needs most of 24 GiB.
-    theirs, mine, least = (peak_memory(which) for which in ("sibling", "ours", "recomputed"))
+    console.print(f"{name}, torch {torch.__version__}, fp32 unless stated otherwise")
+    # First, while this process is small: token2wav's step needs most of 24 GiB.
+    theirs, mine, least = (peak_memory(which) for which in ("token2wav", "ours", "recomputed"))
     results = {f"memory_{MEMORY:g}": theirs / mine, "recompute_memory": least / mine}
     console.print(
-        f"peak memory of a step of {MEMORY:g} s: {theirs:.1f} GiB there, {mine:.1f} here, {theirs / mine:.2f}; "
-        f"{least:.1f} GiB recomputed"
+        f"peak memory of a step of {MEMORY:g} s: token2wav {theirs:.1f} GiB, ours {mine:.1f}, "
+        f"ratio {theirs / mine:.2f}; ours with recomputation {least:.1f} GiB"
     )
-    sibling = make_sibling()
-    model = from_qwen(sibling.state_dict()).to(device)
-    results |= compare(sibling, model, args.forward, args.train, args.repeats, console)
-    results |= shares(model, args.repeats, console)
+    token2wav = make_token2wav()
+    model = from_qwen(token2wav.state_dict()).to(device)
+    results |= compare(token2wav, model, args.forward, args.train, args.repeats, console)
+    results |= measure_shares(model, args.repeats, console)
     if not args.quick:
         torch.set_float32_matmul_precision("medium")
-        medium = compare(sibling, model, MEDIUM, MEDIUM, args.repeats, console)
+        medium = compare(token2wav, model, MEDIUM, MEDIUM, args.repeats, console)
         results |= {f"medium_{name}": value for name, value in medium.items()}
         torch.set_float32_matmul_precision("highest")
-    del sibling
-    results |= switches(model, args.repeats, console)
+    del token2wav
+    results |= measure_options(model, args.repeats, console)
     if device.type == "cuda":
         results |= mfu(model, args.repeats, console)
     if args.json:

@@ -12,7 +12,7 @@ from benchmarks.layouts import Run, differences, interval, main, read_run
 from sf_lightning.cli import sweep
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.model.layout import Layout
-from sf_lightning.sweeps.results import read_results
+from sf_lightning.sweeps.results import Results
 from sf_lightning.sweeps.trials import Trial
 from tests.toys.decoder import decoder_data, decoder_module, fit_decoder
 from tests.toys.sweep import sweep_file
@@ -46,7 +46,7 @@ def test_the_table_has_every_layout_streamed_and_offline_and_which_differ_from_t
 ) -> None:
     parameters = {"seed": {"values": [0, 1]}, "model.layout": {"values": [*LAYOUTS]}}
     sweep.main([str(sweep_file(tmp_path, parameters=parameters)), f"--dir={tmp_path / 'sweep'}", "--jobs=3"])
-    for trial in read_results(tmp_path / "sweep").trials:
+    for trial in Results(tmp_path / "sweep").trials:
         name = trial.parameters["model.layout"]
         write_validation(trial.folder, STOI[name])
         if trial.parameters["seed"] == 0:

@@ -16,7 +16,7 @@ from sf_lightning.cli.options import require_positive
 from sf_lightning.cli.parser import command_parser
 from sf_lightning.sweeps.file import SweepFile
 from sf_lightning.sweeps.results import WAIT, write_results
-from sf_lightning.sweeps.runner import run_trial, trial_environment
+from sf_lightning.sweeps.runner import last_error, run_trial, trial_environment
 from sf_lightning.sweeps.trials import Sweep, draw_point, read_trials
 from sf_lightning.training import stop
 
@@ -48,7 +48,7 @@ def sweep(
             all trials have ended.
     """
     require_positive(trials=trials, jobs=jobs)
-    sweep_file = SweepFile.read(find_recipe(file, "FILE", RECIPES / "sweeps"))
+    sweep_file = SweepFile(find_recipe(file, "FILE", RECIPES / "sweeps"))
     folder = Path(dir or f"sweeps/{sweep_file.name}")
     shared = Sweep(sweep_file, folder, arguments)
     _check_arguments(shared)
@@ -85,9 +85,7 @@ def _check_arguments(sweep: Sweep) -> None:
     except OSError as error:
         raise ValueError(f"{sweep.file.path}: command {' '.join(command[:3])} cannot be run: {error}") from error
     if process.returncode:
-        lines = [line for line in process.stderr.splitlines() if line.strip()] or ["no error output"]
-        line = next((line for line in lines if line.startswith("error: ")), lines[-1])
-        raise ValueError(f"{sweep.file.path}: {line.removeprefix('error: ')}")
+        raise ValueError(f"{sweep.file.path}: {last_error(process.stderr)}")
 
 
 def _work(sweep: Sweep, wait: float | None, failures: list[str]) -> None:

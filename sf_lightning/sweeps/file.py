@@ -44,24 +44,19 @@ class Halving:
     eta: int
 
     def keeps(self, value: float, others: Sequence[float], maximize: bool) -> bool:
-        """Returns whether a trial continues past a rung.
-
-        Args:
-            value: The trial's value of the metric at the rung.
-            others: Values there of the other trials that have reached it.
-            maximize: Whether larger values are better.
-        """
+        """Returns whether a trial with this value at a rung continues, given the values of others at the rung."""
         ranked = sorted((value, *others), reverse=maximize)
         worst = ranked[max(len(ranked) // self.eta, 1) - 1]
         return value >= worst if maximize else value <= worst
 
 
-@dataclass(frozen=True)
 class SweepFile:
-    """A checked W&B sweep file.
+    """A W&B sweep file, read and checked.
+
+    Args:
+        path: Path of the file.
 
     Attributes:
-        path: Path of the file.
         definition: Values of the keys in `DEFINITION`.
         name: Name of the sweep and of its group of W&B runs.
         method: How points are chosen: "grid", "random" or "bayes".
@@ -71,87 +66,51 @@ class SweepFile:
         constants: Values of the parameters that are the same in all trials.
         distributions: Distributions of the other parameters.
         halving: Rule that ends trials early (`early_terminate`), if any.
-        words: Words of the command, with W&B's macros.
+        points: All points of a grid, the last parameter varying fastest; None for the other methods.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not YAML, or has keys or values that `sf-sweep` does not support.
     """
 
-    path: Path
-    definition: Mapping[str, Any]
-    name: str
-    method: str
-    metric: str
-    maximize: bool
-    run_cap: int | None
-    constants: Mapping[str, Any]
-    distributions: Mapping[str, BaseDistribution]
-    halving: Halving | None
-    words: Sequence[str]
-
-    @staticmethod
-    def read(path: Path) -> "SweepFile":
-        """Reads a file.
-
-        Raises:
-            FileNotFoundError: if it is missing.
-            ValueError: if it is not YAML, or has keys or values that `sf-sweep` does not support.
-        """
-        if not path.is_file():
-            raise FileNotFoundError(f"no sweep file {path}: those of this project are in experiments/sweeps")
+    def __init__(self, path: Path) -> None:
+        self.path = path
         try:
-            file = SweepFile.parse(path, yaml.safe_load(path.read_text()))
-            _ = file.points, file.command([])
+            self._parse(yaml.safe_load(path.read_text()))
+            self.command([])
         except (ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: {error}") from error
-        return file
 
-    @staticmethod
-    def parse(path: Path, content: Any) -> "SweepFile":
-        """Checks the content of a file.
-
-        Raises:
-            ValueError: if it has keys or values that `sf-sweep` does not support.
-        """
+    def _parse(self, content: Any) -> None:
         _require(isinstance(content, dict), "it is no mapping", "keys and values, as in W&B's sweep files")
         for key in content:
             _require(key in KEYS, f"{key} is not a key of a sweep file", ", ".join(KEYS))
-        method, metric, cap = content.get("method"), content.get("metric"), content.get("run_cap")
-        command, parameters = content.get("command") or DEFAULT_COMMAND, content.get("parameters")
-        _require(method in METHODS, f"method is {method}", ", ".join(METHODS))
+        self.definition: dict[str, Any] = {key: content.get(key) for key in DEFINITION}
+        self.name = str(content.get("name") or self.path.stem)
+        self.method, self.run_cap, metric = content.get("method"), content.get("run_cap"), content.get("metric")
+        _require(self.method in METHODS, f"method is {self.method}", ", ".join(METHODS))
+        counts = self.run_cap is None or (type(self.run_cap) is int and self.run_cap >= 1)
+        _require(counts, f"run_cap is {self.run_cap!r}", "a number of trials")
         named = isinstance(metric, dict) and isinstance(metric.get("name"), str)
         _require(named, f"metric is {metric}", "a name, such as streamed_within_500_ms/stoi")
         for key in metric:
             _require(key in ("name", "goal"), f"metric.{key} is not supported", "name and goal")
-        goal = metric.get("goal", "minimize")
+        self.metric, goal = metric["name"], metric.get("goal", "minimize")
         _require(goal in ("minimize", "maximize"), f"metric.goal is {goal}", "minimize or maximize")
-        _require(cap is None or (type(cap) is int and cap >= 1), f"run_cap is {cap!r}", "a number of trials")
+        self.maximize = goal == "maximize"
+        command, parameters = content.get("command") or DEFAULT_COMMAND, content.get("parameters")
         _require(isinstance(command, list), f"command is {command!r}", "a list of words")
+        self._words = [str(word) for word in command]
         some = isinstance(parameters, dict) and parameters
         _require(some, f"parameters is {parameters!r}", "names, each with a value, values, or min and max")
         specs = {name: _parameter(name, spec) for name, spec in parameters.items()}
-        return SweepFile(
-            path=path,
-            definition={key: content.get(key) for key in DEFINITION},
-            name=str(content.get("name") or path.stem),
-            method=method,
-            metric=metric["name"],
-            maximize=goal == "maximize",
-            run_cap=cap,
-            constants={name: spec["value"] for name, spec in specs.items() if "value" in spec},
-            distributions={name: _distribution(spec) for name, spec in specs.items() if "value" not in spec},
-            halving=_halving(content.get("early_terminate")),
-            words=[str(word) for word in command],
-        )
-
-    @property
-    def points(self) -> list[dict[str, Any]] | None:
-        """All points of a grid, the last parameter varying fastest; None for the other methods.
-
-        Raises:
-            ValueError: if a parameter of a grid is continuous.
-        """
-        if self.method != "grid":
-            return None
-        axes = [_axis(name, distribution) for name, distribution in self.distributions.items()]
-        return [dict(zip(self.distributions, point, strict=True)) for point in product(*axes)]
+        self.constants = {name: spec["value"] for name, spec in specs.items() if "value" in spec}
+        self.distributions = {name: _distribution(spec) for name, spec in specs.items() if "value" not in spec}
+        self.halving = _halving(content.get("early_terminate"))
+        self.points: list[dict[str, Any]] | None = None
+        if self.method == "grid":
+            axes = [_axis(name, distribution) for name, distribution in self.distributions.items()]
+            self.points = [dict(zip(self.distributions, point, strict=True)) for point in product(*axes)]
 
     def arguments(self, point: Mapping[str, Any]) -> list[str]:
         """Returns a trial's arguments, `--name=value` for each parameter in the order of the file.
@@ -171,7 +130,7 @@ class SweepFile:
         Raises:
             ValueError: if the command has an unknown macro, no `${args}`, or `${program}` and the file no program.
         """
-        program, words = self.definition["program"], self.words
+        program, words = self.definition["program"], self._words
         macros = {
             "${env}": ["/usr/bin/env"],
             "${interpreter}": [sys.executable],
@@ -191,7 +150,7 @@ class SweepFile:
 
 def _require(condition: object, found: str, expected: str) -> None:
     if not condition:
-        raise ValueError(f"{found}: expected {expected}")
+        raise ValueError(f"{found}; expected {expected}")
 
 
 def _parameter(name: str, given: Any) -> dict[str, Any]:
@@ -234,12 +193,10 @@ def _axis(name: str, distribution: BaseDistribution) -> Sequence[Any]:
     """Returns all values of a grid's parameter."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices
-    if isinstance(distribution, IntDistribution):
-        return range(distribution.low, distribution.high + 1, distribution.step)
-    assert isinstance(distribution, FloatDistribution)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
     low, high, step = distribution.low, distribution.high, distribution.step
     if step is None:
-        raise ValueError(f"method is grid but {name} is continuous: expected values, or q_uniform with a q")
+        raise ValueError(f"method is grid but {name} is continuous; expected values, or q_uniform with a q")
     return [low + i * step for i in range(round((high - low) / step) + 1)]
 
 

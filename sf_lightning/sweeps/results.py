@@ -1,7 +1,6 @@
 """Results of a sweep: a table of its trials, and quality against latency as a picture."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,26 +24,29 @@ COLUMNS = (
 """Metrics in the tables, beside the parameters and the sweep's own metric."""
 
 
-@dataclass(frozen=True)
 class Results:
-    """A sweep and its trials.
+    """A sweep and its trials, read when this is made.
+
+    Args:
+        folder: Folder of the sweep.
 
     Attributes:
         name: Name of the sweep.
         metric: Metric by which its trials are compared.
+        quality: Metric drawn against latency: `metric` without a bound on latency.
         maximize: Whether larger values of the metric are better.
         trials: All trials, by number.
+
+    Raises:
+        FileNotFoundError: if the folder has no sweep.
     """
 
-    name: str
-    metric: str
-    maximize: bool
-    trials: tuple[Trial, ...]
-
-    @property
-    def quality(self) -> str:
-        """Metric drawn against latency: the sweep's, without a bound on latency."""
-        return re.sub(r"^streamed_within_\d+_ms/", "streamed/", self.metric)
+    def __init__(self, folder: Path) -> None:
+        definition = read_definition(folder)
+        self.name, self.metric = definition["name"], definition["metric"]["name"]
+        self.quality = re.sub(r"^streamed_within_\d+_ms/", "streamed/", self.metric)
+        self.maximize = definition["metric"].get("goal") == "maximize"
+        self.trials = read_trials(folder)
 
     @property
     def complete(self) -> list[Trial]:
@@ -62,31 +64,13 @@ class Results:
         """Trials that are better than all with the same or a shorter wait for tokens, the shortest wait first."""
         sign = 1 if self.maximize else -1
         return pareto_front(
-            self.drawn,
-            cost=lambda trial: trial.metrics[WAIT],
-            gain=lambda trial: sign * trial.metrics[self.quality],
+            self.drawn, lambda trial: trial.metrics[WAIT], lambda trial: sign * trial.metrics[self.quality]
         )
-
-
-def read_results(folder: Path) -> Results:
-    """Reads a sweep, finished or not.
-
-    Raises:
-        FileNotFoundError: if the folder has no sweep.
-    """
-    definition = read_definition(folder)
-    metric = definition["metric"]
-    return Results(
-        name=definition["name"],
-        metric=metric["name"],
-        maximize=metric.get("goal") == "maximize",
-        trials=tuple(read_trials(folder)),
-    )
 
 
 def write_results(folder: Path) -> Results:
     """Writes `results.csv`, `results.md` and `frontier.png` to a sweep's folder and returns the results."""
-    results = read_results(folder)
+    results = Results(folder)
     frontier, complete = results.frontier, results.complete
     columns = [*dict.fromkeys((results.metric, *COLUMNS))]
     names = [*dict.fromkeys(name for trial in results.trials for name in trial.parameters)]

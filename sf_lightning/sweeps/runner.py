@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from sf_lightning.sweeps.trials import Sweep, Trial
+from sf_lightning.sweeps.trials import LOG, Sweep, Trial
 from sf_lightning.training import stop
 
 POLL_SECONDS = 0.5
@@ -44,7 +44,7 @@ def run_trial(sweep: Sweep, trial: Trial, lock: IO[bytes]) -> Trial:
             elif code < 0 or code > 128:
                 kills += 1
                 if kills == MAX_KILLS:
-                    error = f"killed {kills} times, the last time with exit code {code}: {_last_line(trial.folder)}"
+                    error = f"killed {kills} times, the last time with exit code {code}: {last_error(trial.output)}"
                     trial = replace(trial, state="failed", error=error)
             elif code != stop.EXIT_CODE:
                 trial = _finished(sweep, trial, code)
@@ -61,7 +61,7 @@ def _run_process(sweep: Sweep, trial: Trial, lock: IO[bytes]) -> int | None:
     args = [*sweep.arguments, *sweep.file.arguments(trial.parameters)]
     args += [f"--trainer.default_root_dir={trial.folder}", "--ckpt_path=last"]
     seen = len(trial.logged(sweep.file.metric))
-    with (trial.folder / "log.txt").open("ab") as log:
+    with (trial.folder / LOG).open("ab") as log:
         process = subprocess.Popen(
             sweep.file.command(args),
             env=trial_environment(sweep.file.name, trial.number),
@@ -107,18 +107,17 @@ def _finished(sweep: Sweep, trial: Trial, code: int) -> Trial:
     """Returns a trial whose process has ended by itself: complete, or failed."""
     metric, metrics = sweep.file.metric, trial.metrics
     if code:
-        error = _last_line(trial.folder)
-    elif metric not in metrics:
+        return replace(trial, state="failed", error=last_error(trial.output))
+    if metric not in metrics:
         names = ", ".join(name for name in metrics if "/" in name) or "no metrics"
         error = (
-            f"{metric} is not in {trial.folder}/csv/metrics.csv, which has {names}: expected a callback of the "
+            f"{metric} is not in {trial.folder}/csv/metrics.csv, which has {names}; expected a callback of the "
             "recipe to log it, and a validation within the steps of the run"
         )
-    elif not math.isfinite(metrics[metric]):
-        error = f"the last value of {metric} is {metrics[metric]}"
-    else:
-        return replace(trial, state="complete", value=metrics[metric])
-    return replace(trial, state="failed", error=error)
+        return replace(trial, state="failed", error=error)
+    if not math.isfinite(metrics[metric]):
+        return replace(trial, state="failed", error=f"the last value of {metric} is {metrics[metric]}")
+    return replace(trial, state="complete", value=metrics[metric])
 
 
 def trial_environment(name: str, number: int) -> Mapping[str, str]:
@@ -141,8 +140,8 @@ def _stop(process: subprocess.Popen) -> None:
         process.wait(STOP_SECONDS)
 
 
-def _last_line(folder: Path) -> str:
-    """Returns the last error line of a run's log, or else its last line."""
-    lines = [line for line in (folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()]
+def last_error(output: str) -> str:
+    """Returns the last error line of a program's output, or else its last line."""
+    lines = [line for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["no output"])[-1].removeprefix("error: ")

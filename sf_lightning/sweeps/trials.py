@@ -4,6 +4,7 @@
     lock                        locked while a worker chooses a trial
     trials/003/parameters.json  the point of the trial
     trials/003/lock             locked while the trial's worker or process is alive
+    trials/003/log.txt          what the trial's processes print
     trials/003/result.json      how the trial ended
 
 The kernel releases a lock (`flock`) when the last process that holds it ends, however it ends. So a trial that was
@@ -31,6 +32,7 @@ DEFINITION = "sweep.json"
 PARAMETERS = "parameters.json"
 RESULT = "result.json"
 LOCK = "lock"
+LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class Trial:
         """Last logged value of each metric."""
         return {name: value for row in read_metrics(self.folder) for name, value in row.items()}
 
+    @property
+    def output(self) -> str:
+        """What its processes have printed so far."""
+        return (self.folder / LOG).read_text(errors="replace")
+
     def logged(self, metric: str) -> list[float]:
         """Returns all logged values of a metric, read now, in order."""
         return [row[metric] for row in read_metrics(self.folder) if metric in row]
@@ -97,7 +104,7 @@ def read_definition(folder: Path) -> dict[str, Any]:
         FileNotFoundError: if the folder has no sweep.
     """
     if not (folder / DEFINITION).is_file():
-        raise FileNotFoundError(f"no sweep in {folder}: sf-sweep FILE --dir={folder} starts one")
+        raise FileNotFoundError(f"no sweep in {folder}; sf-sweep FILE --dir={folder} starts one")
     return json.loads((folder / DEFINITION).read_text())
 
 
@@ -107,28 +114,21 @@ def read_trials(folder: Path) -> list[Trial]:
     return [read_trial(path) for path in folders]
 
 
-def lock(path: Path, wait: bool = False) -> IO[bytes] | None:
-    """Locks a file until it is closed by this process and by every child that inherits it.
-
-    Args:
-        path: File to lock; created if missing.
-        wait: Whether to wait for the lock.
-
-    Returns:
-        The open file, or None if it is locked and `wait` is false.
+def lock(path: Path, wait: bool = False) -> IO[bytes]:
+    """Creates a file and locks it until it is closed here and in every child process that inherits it.
 
     Raises:
+        BlockingIOError: if another process has the lock and `wait` is false.
         OSError: if the file system has no locks.
     """
     file = path.open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        file.close()
-        return None
     except OSError as error:
         file.close()
-        raise OSError(f"{path} cannot be locked ({error.strerror}): give a --dir where flock works") from error
+        if isinstance(error, BlockingIOError):
+            raise
+        raise OSError(f"{path} cannot be locked ({error.strerror}); use a --dir where flock works") from error
     return file
 
 
@@ -163,9 +163,9 @@ class Sweep:
         points = self.file.points
         count = count or self.file.run_cap or (len(points) if points else None)
         if count is None:
-            raise ValueError(f"{self.file.path}: method is {self.file.method}: expected --trials or a run_cap")
+            raise ValueError(f"{self.file.path}: method is {self.file.method}; expected --trials or a run_cap")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._choosing():
+        with lock(self.folder / LOCK, wait=True):
             self._check_definition()
             trials = self.trials
             kept = [trial for trial in trials if trial.state != "failed"]
@@ -183,12 +183,12 @@ class Sweep:
         content = json.dumps({"name": self.file.name, **self.file.definition, "arguments": [*self.arguments]})
         if not (self.folder / DEFINITION).is_file():
             if (self.folder / "trials").exists():
-                raise ValueError(f"{self.folder} has trials but no {DEFINITION}: use another --dir")
+                raise ValueError(f"{self.folder} has trials but no {DEFINITION}; use another --dir")
             write_atomically(self.folder / DEFINITION, content)
         ours, theirs = json.loads(content), read_definition(self.folder)
         for key in (key for key in ours if ours[key] != theirs[key]):
             raise ValueError(
-                f"{self.folder} has a sweep with {key} {json.dumps(theirs[key])}, not {json.dumps(ours[key])}: "
+                f"{self.folder} has a sweep with {key} {json.dumps(theirs[key])}, not {json.dumps(ours[key])}; "
                 "use another --dir"
             )
 
@@ -198,25 +198,23 @@ class Sweep:
         Returns:
             The trial, now running, and its lock; None if there is none to take.
         """
-        with self._choosing():
-            for trial in sorted(self.trials, key=lambda trial: trial.state != "running"):
-                if trial.state not in ("running", "waiting") or (held := lock(trial.folder / LOCK)) is None:
+        with lock(self.folder / LOCK, wait=True):  # one worker at a time
+            open_trials = [trial for trial in self.trials if trial.state in ("running", "waiting")]
+            for trial in sorted(open_trials, key=lambda trial: trial.state == "waiting"):
+                try:
+                    held = lock(trial.folder / LOCK)
+                except BlockingIOError:
                     continue
-                trial = read_trial(trial.folder)  # it may have ended just before its lock was free
-                if trial.state == "running":  # as it has a lock file now
-                    if self.file.method != "grid" and not trial.parameters:
-                        point = draw_point(self.file, trial.number, self.trials)
-                        write_atomically(trial.folder / PARAMETERS, json.dumps(point))
-                        trial = replace(trial, parameters=point)
-                    return trial, held
-                held.close()
+                trial = read_trial(trial.folder)
+                if trial.state != "running":  # it ended just before its lock was free
+                    held.close()
+                    continue
+                if self.file.method != "grid" and not trial.parameters:
+                    point = draw_point(self.file, trial.number, self.trials)
+                    write_atomically(trial.folder / PARAMETERS, json.dumps(point))
+                    trial = replace(trial, parameters=point)
+                return trial, held
         return None
-
-    def _choosing(self) -> IO[bytes]:
-        """Lets one worker at a time choose."""
-        held = lock(self.folder / LOCK, wait=True)
-        assert held is not None
-        return held
 
 
 def draw_point(file: SweepFile, number: int, trials: Sequence[Trial]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.blocks import in_dense_masks
+from benchmarks.blocks import dense_masks
 from sf_lightning.model import dit as dit_module
 from sf_lightning.model.attention import block_mask
 from sf_lightning.model.blocks import Blocks
@@ -114,7 +114,7 @@ def test_the_block_path_equals_the_dense_masks_and_so_do_its_gradients(name: str
     results = []
     for dense in (False, True):
         dit = small_dit(layout)
-        with in_dense_masks() if dense else nullcontext():
+        with dense_masks() if dense else nullcontext():
             y = run(dit, blocks, **given)[blocks.valid]
         y.square().sum().backward()
         results.append((y.detach(), {n: p.grad for n, p in dit.named_parameters() if p.grad is not None}))

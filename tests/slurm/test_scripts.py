@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.sweeps.results import read_results
+from sf_lightning.sweeps.results import Results
 from tests.slurm.cluster import Cluster
 from tests.toys.cli import logged_arguments
 from tests.toys.sweep import sweep_file
@@ -140,6 +140,6 @@ def test_an_array_of_workers_shares_a_sweep_and_what_a_killed_one_leaves_is_take
                 os.kill(int(path.name), signal.SIGKILL)
                 break
     cluster.wait_for(job, "COMPLETED", timeout=240)
-    results = read_results(folder)
+    results = Results(folder)
     assert [each.state for each in results.trials] == ["complete"] * 3
     assert [each.values[results.metric] for each in results.complete] == [24.0, 16.0, 8.0]

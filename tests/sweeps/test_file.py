@@ -18,6 +18,13 @@ FILES = sorted((Path(__file__).parents[2] / "experiments" / "sweeps").glob("*.ya
 GRID = {"method": "grid", "metric": {"name": "loss"}, "program": "p", "parameters": {"a": {"values": [1, 2]}}}
 
 
+def sweep_file(folder: Path, content: dict[str, Any]) -> SweepFile:
+    """Writes a sweep file and reads it."""
+    path = folder / "f.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return SweepFile(path)
+
+
 class _ParserReady(Exception):
     """Raised once `sf-fit` has built its parser."""
 
@@ -43,7 +50,7 @@ def test_sf_fit_accepts_every_point_of_a_grid_as_a_different_run(
     path: Path, parser: ArgumentParser, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(path.parents[2])
-    file = SweepFile.read(path)
+    file = SweepFile(path)
     assert file.points
     runs = set()
     for point in file.points:
@@ -74,7 +81,7 @@ def test_a_file_has_the_documented_keys_and_wandbs_agent_builds_the_same_command
     assert content["metric"].keys() <= {"name", "goal", "target"}
     assert content["metric"]["goal"] in ("minimize", "maximize")
     assert all(spec.keys() in ({"value"}, {"values"}) for spec in content["parameters"].values())
-    file = SweepFile.read(path)
+    file = SweepFile(path)
     assert file.points
     for point in file.points:
         values = {**file.constants, **point}
@@ -87,7 +94,7 @@ def test_a_file_has_the_documented_keys_and_wandbs_agent_builds_the_same_command
 
 
 def test_the_layout_sweep_has_all_presets_and_layouts_given_as_numbers() -> None:
-    layouts = SweepFile.read(next(path for path in FILES if path.stem == "mask_layouts")).points
+    layouts = SweepFile(next(path for path in FILES if path.stem == "mask_layouts")).points
     assert layouts is not None
     assert {point["model.layout"] for point in layouts} > Layout.presets().keys()
     assert any("placement" in point["model.layout"] for point in layouts)
@@ -107,18 +114,20 @@ def test_the_layout_sweep_has_all_presets_and_layouts_given_as_numbers() -> None
         ({"min": 1e-5, "max": 1e-3, "distribution": "log_uniform_values"}, FloatDistribution(1e-5, 1e-3, log=True)),
     ],
 )
-def test_a_parameter_has_the_distribution_that_wandb_documents(spec: dict[str, Any], expected: Any) -> None:
-    file = SweepFile.parse(Path("f"), GRID | {"method": "random", "parameters": {"a": spec, "b": {"value": 3}}})
+def test_a_parameter_has_the_distribution_that_wandb_documents(
+    tmp_path: Path, spec: dict[str, Any], expected: Any
+) -> None:
+    file = sweep_file(tmp_path, GRID | {"method": "random", "parameters": {"a": spec, "b": {"value": 3}}})
     assert file.distributions == {"a": expected} and file.constants == {"b": 3}
 
 
-def test_a_grid_has_all_points_of_values_integers_and_steps() -> None:
+def test_a_grid_has_all_points_of_values_integers_and_steps(tmp_path: Path) -> None:
     parameters = {
         "a": {"min": 1, "max": 2},
         "b": {"min": 0.0, "max": 0.5, "q": 0.25, "distribution": "q_uniform"},
         "c": {"value": 7},
     }
-    file = SweepFile.parse(Path("f"), GRID | {"parameters": parameters})
+    file = sweep_file(tmp_path, GRID | {"parameters": parameters})
     assert file.points == [{"a": a, "b": b} for a in (1, 2) for b in (0.0, 0.25, 0.5)]
     assert file.arguments(file.points[1]) == ["--a=1", "--b=0.25", "--c=7"]
 
@@ -131,9 +140,11 @@ def test_a_grid_has_all_points_of_values_integers_and_steps() -> None:
         ({"min_iter": 1, "eta": 4}, Halving(1, 4)),
     ],
 )
-def test_the_rungs_of_hyperband_are_those_of_wandb(early: dict[str, int], expected: Halving) -> None:
+def test_the_rungs_of_hyperband_are_those_of_wandb(
+    tmp_path: Path, early: dict[str, int], expected: Halving
+) -> None:
     content = GRID | {"early_terminate": {"type": "hyperband", **early}}
-    assert SweepFile.parse(Path("f"), content).halving == expected
+    assert sweep_file(tmp_path, content).halving == expected
 
 
 def test_a_rung_keeps_the_best_trial_in_eta() -> None:
@@ -148,28 +159,26 @@ def test_a_rung_keeps_the_best_trial_in_eta() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "genetic"}, "method is genetic: expected grid, random, bayes"),
-        ({"methd": "grid"}, "methd is not a key of a sweep file: expected command, "),
-        ({"metric": None}, "metric is None: expected a name"),
-        ({"metric": {"name": "a", "goal": "up"}}, "metric.goal is up: expected minimize or maximize"),
+        ({"method": "genetic"}, "method is genetic; expected grid, random, bayes"),
+        ({"methd": "grid"}, "methd is not a key of a sweep file; expected command, "),
+        ({"metric": None}, "metric is None; expected a name"),
+        ({"metric": {"name": "a", "goal": "up"}}, "metric.goal is up; expected minimize or maximize"),
         ({"metric": {"name": "a", "target": 1}}, "metric.target is not supported"),
-        ({"parameters": {}}, "parameters is {}: expected names"),
+        ({"parameters": {}}, "parameters is {}; expected names"),
         ({"parameters": {"a": {"min": 0.0, "max": 1.0}}}, "method is grid but a is continuous"),
-        ({"parameters": {"a": {"distribution": "beta"}}}, "a.distribution is beta: expected constant, categorical"),
-        ({"parameters": {"a": {"distribution": "uniform", "min": 0}}}, "has distribution, min: expected max, min"),
-        ({"parameters": {"a": {"min": 2, "max": 1}}}, "a has min 2 and max 1: expected -inf < min <= max"),
+        ({"parameters": {"a": {"distribution": "beta"}}}, "a.distribution is beta; expected constant, categorical"),
+        ({"parameters": {"a": {"distribution": "uniform", "min": 0}}}, "has distribution, min; expected max, min"),
+        ({"parameters": {"a": {"min": 2, "max": 1}}}, "a has min 2 and max 1; expected -inf < min <= max"),
         ({"parameters": {"a": {"min": "1e-5", "max": 1}}}, "in YAML 1.0e-4, not 1e-4"),
         ({"parameters": {"a": {"parameters": {"b": {"value": 1}}}}}, "nested names are written a.b"),
-        ({"parameters": {"a": {"values": []}}}, "a.values is \\[\\]: expected a list"),
+        ({"parameters": {"a": {"values": []}}}, "a.values is \\[\\]; expected a list"),
         ({"early_terminate": {"type": "envelope"}}, "expected type hyperband"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 0}}, "expected integers: min_iter"),
         ({"command": ["${program}"]}, "expected \\${args} in it"),
-        ({"command": ["${args_json}", "${args}"]}, "command has \\${args_json}: expected"),
+        ({"command": ["${args_json}", "${args}"]}, "command has \\${args_json}; expected"),
         ({"program": None}, "and the key program for \\${program}"),
     ],
 )
 def test_an_unsupported_key_or_value_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    path = tmp_path / "f.yaml"
-    path.write_text(yaml.safe_dump(GRID | change))
     with pytest.raises(ValueError, match=f"f.yaml: .*{message}"):
-        SweepFile.read(path)
+        sweep_file(tmp_path, GRID | change)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sf_lightning.data.shards import ShardSet
-from sf_lightning.sweeps.results import read_results
+from sf_lightning.sweeps.results import Results
 from tests.toys.cli import TOY_DECODER
 from tests.toys.sweep import start_worker, wait_until
 from tests.toys.tracking import wandb_records
@@ -27,7 +27,7 @@ def test_the_sweep_over_layouts_completes_offline_although_one_of_two_workers_is
     first.kill()
     first.communicate()
     output, _ = other.communicate(timeout=3600)
-    results = read_results(folder)
+    results = Results(folder)
     assert other.returncode == 0, output
     assert [trial.state for trial in results.trials] == ["complete"] * 9 and results.frontier
     waits = {trial.label: trial.metrics["latency/wait_ms"] for trial in results.trials}

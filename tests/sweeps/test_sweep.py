@@ -11,7 +11,7 @@ import pytest
 
 from sf_lightning.cli import sweep
 from sf_lightning.sweeps.file import SweepFile
-from sf_lightning.sweeps.results import read_results
+from sf_lightning.sweeps.results import Results
 from sf_lightning.sweeps.trials import Sweep
 from tests.toys.cli import error_line
 from tests.toys.sweep import first_steps, processes, start_worker, sweep_file, wait_until
@@ -22,7 +22,7 @@ def test_a_grid_runs_each_point_once_and_ends_with_the_frontier(
 ) -> None:
     file, folder = str(sweep_file(tmp_path)), tmp_path / "sweep"
     sweep.main([file, "--dir", str(folder), "--jobs=2"])
-    results = read_results(folder)
+    results = Results(folder)
     assert [trial.parameters for trial in results.trials] == [{"rate": 1}, {"rate": 3}, {"rate": 2}]
     assert [trial.state for trial in results.trials] == ["complete"] * 3
     assert [trial.value for trial in results.complete] == [9.0, 6.0, 3.0]
@@ -43,7 +43,7 @@ def test_a_grid_runs_each_point_once_and_ends_with_the_frontier(
 def test_a_trial_that_is_worse_at_the_same_or_a_longer_wait_is_not_on_the_frontier(tmp_path: Path) -> None:
     goal = {"name": "latency/wait_ms", "goal": "minimize"}
     sweep.main([str(sweep_file(tmp_path, metric=goal)), f"--dir={tmp_path / 'sweep'}"])
-    assert [trial.parameters["rate"] for trial in read_results(tmp_path / "sweep").frontier] == [1]
+    assert [trial.parameters["rate"] for trial in Results(tmp_path / "sweep").frontier] == [1]
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])
@@ -53,11 +53,11 @@ def test_drawn_points_follow_from_the_trials_number_and_more_can_be_asked_for(tm
     for name in ("one", "other"):
         sweep.main([file, f"--dir={tmp_path / name}"])
     first, second = (
-        [trial.parameters["rate"] for trial in read_results(tmp_path / name).trials] for name in ("one", "other")
+        [trial.parameters["rate"] for trial in Results(tmp_path / name).trials] for name in ("one", "other")
     )
     assert len(set(first)) == 3 and first == second and all(1e-3 <= rate <= 1 for rate in first)
     sweep.main([file, f"--dir={tmp_path / 'one'}", "--trials=5"])
-    more = [trial.parameters["rate"] for trial in read_results(tmp_path / "one").trials]
+    more = [trial.parameters["rate"] for trial in Results(tmp_path / "one").trials]
     assert len(set(more)) == 5 and more[:3] == first
 
 
@@ -66,7 +66,7 @@ def test_a_trial_that_falls_behind_saves_its_state_and_is_pruned(tmp_path: Path)
     parameters = {"rate": {"values": [9, 1]}, "steps": {"value": 40}, "pause": {"value": 0.1}}
     file = sweep_file(tmp_path, early_terminate=early, parameters=parameters)
     sweep.main([str(file), f"--dir={tmp_path / 'sweep'}"])
-    best, worse = read_results(tmp_path / "sweep").trials
+    best, worse = Results(tmp_path / "sweep").trials
     assert (best.state, worse.state) == ("complete", "pruned")
     assert 0 < int((worse.folder / "checkpoints" / "last").read_text()) < 40
 
@@ -74,7 +74,7 @@ def test_a_trial_that_falls_behind_saves_its_state_and_is_pruned(tmp_path: Path)
 def test_a_trial_whose_process_is_killed_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     sweep.main([str(sweep_file(tmp_path, parameters={"behavior": {"values": ["killed_once"]}})), f"--dir={folder}"])
-    assert read_results(folder).trials[0].state == "complete" and first_steps(folder, 0) == [0, 1]
+    assert Results(folder).trials[0].state == "complete" and first_steps(folder, 0) == [0, 1]
 
 
 def test_a_trial_that_is_killed_again_and_again_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -97,7 +97,7 @@ def test_a_trial_that_is_killed_with_its_worker_is_resumed_by_another_worker(tmp
     saved = int(checkpoint.read_text())
     output, _ = other.communicate(timeout=240)
     killed.communicate()
-    trials = read_results(folder).trials
+    trials = Results(folder).trials
     assert other.returncode == 0 and [trial.state for trial in trials] == ["complete"] * 2, output
     assert first_steps(folder, 0) == [0, saved] and first_steps(folder, 1) == [0]
     assert len((trials[0].folder / "csv" / "metrics.csv").read_text().split()) == 9
@@ -111,15 +111,15 @@ def test_a_trial_that_outlives_its_worker_is_never_run_by_two_processes(tmp_path
     killed.kill()
     killed.communicate()
     sweep.main([str(file), f"--dir={folder}", "--wait=0"])
-    (trial,) = read_results(folder).trials
+    (trial,) = Results(folder).trials
     assert trial.state == "running" and first_steps(folder, 0) == [0]
     sweep.main([str(file), f"--dir={folder}"])  # waits for it
-    (trial,) = read_results(folder).trials
+    (trial,) = Results(folder).trials
     assert trial.state == "complete" and first_steps(folder, 0) == [0, 20]
 
 
 def test_two_workers_never_claim_one_trial(tmp_path: Path) -> None:
-    file = SweepFile.read(sweep_file(tmp_path))
+    file = SweepFile(sweep_file(tmp_path))
     workers = [Sweep(file, tmp_path / "sweep") for _ in range(2)]
     for worker in workers:
         worker.join()
@@ -136,12 +136,12 @@ def test_a_trial_whose_worker_died_before_it_started_the_process_is_run(tmp_path
     drawn = {"method": "random", "run_cap": 3, "parameters": {"rate": {"min": 1, "max": 9}}}
     file, folders = sweep_file(tmp_path, **(drawn if method == "random" else {})), (tmp_path / "a", tmp_path / "b")
     for folder in folders:
-        interrupted = Sweep(SweepFile.read(file), folder)
+        interrupted = Sweep(SweepFile(file), folder)
         interrupted.join()
         if folder == folders[0]:
             (folder / "trials" / "000" / "lock").touch()
         sweep.main([str(file), f"--dir={folder}"])
-    first, second = (read_results(folder).trials for folder in folders)
+    first, second = (Results(folder).trials for folder in folders)
     assert [trial.state for trial in first] == ["complete"] * 3
     assert [trial.parameters for trial in first] == [trial.parameters for trial in second]
 
@@ -160,9 +160,9 @@ def test_a_worker_that_is_stopped_lets_its_trial_save_its_state_for_the_next_wor
     stopped.send_signal(number)
     output, _ = stopped.communicate(timeout=240)
     assert stopped.returncode == code and "trial 0 is stopped" in output, output
-    assert read_results(folder).trials[0].state == "running"
+    assert Results(folder).trials[0].state == "running"
     sweep.main([str(file), f"--dir={folder}"])
-    assert read_results(folder).trials[0].state == "complete" and first_steps(folder, 0)[1] > 0
+    assert Results(folder).trials[0].state == "complete" and first_steps(folder, 0)[1] > 0
 
 
 def test_trials_are_one_group_of_wandb_runs_and_do_not_inherit_the_workers_slurm_task(
@@ -191,10 +191,10 @@ def test_a_sweep_whose_first_trial_fails_stops_and_repeats_it_when_started_again
     }
     args = (str(sweep_file(tmp_path, parameters=parameters)), f"--dir={tmp_path / 'sweep'}")
     assert "trial 0: no shard set at /nowhere" in error_line(capsys, sweep.main, *args)
-    assert [trial.state for trial in read_results(tmp_path / "sweep").trials] == ["failed", "waiting"]
+    assert [trial.state for trial in Results(tmp_path / "sweep").trials] == ["failed", "waiting"]
     (tmp_path / "there").touch()
     sweep.main([*args])
-    trials = read_results(tmp_path / "sweep").trials
+    trials = Results(tmp_path / "sweep").trials
     states = [(trial.state, trial.parameters["rate"]) for trial in trials]
     assert states == [("failed", 1), ("complete", 2), ("complete", 1)]
 
@@ -207,7 +207,7 @@ def test_a_later_trial_that_fails_is_reported_in_one_line_and_the_others_run(
     file = str(sweep_file(tmp_path, parameters=parameters))
     line = error_line(capsys, sweep.main, file, f"--dir={tmp_path / 'sweep'}")
     assert "trial 1: no shard set at /nowhere; and 1 more" in line
-    good, broken, silent = read_results(tmp_path / "sweep").trials
+    good, broken, silent = Results(tmp_path / "sweep").trials
     assert (good.state, broken.state, silent.state) == ("complete", "failed", "failed")
     assert "streamed_within_500_ms/stoi is not in" in silent.error and "has no metrics" in silent.error
     assert (tmp_path / "sweep" / "results.md").is_file()
@@ -217,12 +217,12 @@ def test_a_later_trial_that_fails_is_reported_in_one_line_and_the_others_run(
     ("changes", "more", "message"),
     [
         ({"parameters": {"laiout": {"value": 1}}}, (), "toy.yaml: laiout is not an option"),
-        ({"method": "genetic"}, (), "toy.yaml: method is genetic: expected grid, random, bayes"),
+        ({"method": "genetic"}, (), "toy.yaml: method is genetic; expected grid, random, bayes"),
         ({"program": "/nowhere.py"}, (), "toy.yaml: .*/nowhere.py"),
         ({"command": ["/nowhere/sf-fit", "${args}"]}, (), "command /nowhere/sf-fit .* cannot be run"),
-        ({"method": "random"}, (), "method is random: expected --trials or a run_cap"),
-        ({"run_cap": -1}, (), "run_cap is -1: expected a number of trials"),
-        ({"command": "sf-fit ${args}"}, (), "command is 'sf-fit ..args.': expected a list of words"),
+        ({"method": "random"}, (), "method is random; expected --trials or a run_cap"),
+        ({"run_cap": -1}, (), "run_cap is -1; expected a number of trials"),
+        ({"command": "sf-fit ${args}"}, (), "command is 'sf-fit ..args.'; expected a list of words"),
         ({}, ("--rate=4",), "--rate=4: the sweep sets this option for each trial"),
         ({}, ("--ckpt_path=x",), "--ckpt_path=x: the sweep sets this option for each trial"),
         ({}, ("--steps=4", "--typo=4"), "typo is not an option"),
@@ -251,10 +251,12 @@ def test_a_folder_with_another_sweep_is_refused_and_unchanged(
     assert 'has a sweep with parameters {"layout"' in error_line(capsys, sweep.main, changed, *options)
     more = (str(sweep_file(tmp_path)), options[0], "--steps=3")
     line = error_line(capsys, sweep.main, *more)
-    assert 'has a sweep with arguments ["--steps=2"], not ["--steps=3"]: use another --dir' in line
+    assert 'has a sweep with arguments ["--steps=2"], not ["--steps=3"]; use another --dir' in line
     named = error_line(capsys, sweep.main, str(sweep_file(tmp_path, "b")), *options)
     assert 'has a sweep with name "toy", not "b"' in named
     assert (folder / "results.csv").read_text() == before
-    assert "no sweep file /nowhere.yaml" in error_line(capsys, sweep.main, "/nowhere.yaml")
+    assert "/nowhere.yaml: no such file; expected a YAML file or one of block_size, " in error_line(
+        capsys, sweep.main, "/nowhere.yaml"
+    )
     (folder / "sweep.json").unlink()
     assert "has trials but no sweep.json" in error_line(capsys, sweep.main, str(sweep_file(tmp_path)), *options)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sf_lightning.sweeps.results import read_results
+from sf_lightning.sweeps.results import Results
 
 PROGRAM = Path(__file__).with_name("fake_fit.py")
 
@@ -30,7 +30,7 @@ def sweep_file(folder: Path, name: str = "toy", **changes: Any) -> Path:
 
 def first_steps(folder: Path, number: int) -> list[int]:
     """Returns the step from which each process of a trial started or resumed."""
-    return [int(line) for line in (read_results(folder).trials[number].folder / "starts").read_text().split()]
+    return [int(line) for line in (Results(folder).trials[number].folder / "starts").read_text().split()]
 
 
 def start_worker(file: Path, folder: Path, *more: str) -> subprocess.Popen:

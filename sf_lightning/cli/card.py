@@ -61,7 +61,7 @@ def read_scores(checkpoint: Path, step: int) -> Scores | None:
 
 
 def add_metadata(text: str, pipeline_tag: str, tags: list[str], license: str | None) -> str:
-    """Returns a card: its text below the YAML from which the Hugging Face hub reads what the model is."""
+    """Returns a card: its text below the YAML metadata of the Hugging Face hub."""
     data = ModelCardData(library_name="sf-lightning", pipeline_tag=pipeline_tag, tags=tags, license=license)
     return f"---\n{data.to_yaml()}\n---\n{text}"
 

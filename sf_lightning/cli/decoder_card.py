@@ -1,4 +1,4 @@
-"""The model card of an exported decoder: what it is, its scores in validation, how to use it."""
+"""The model card of an exported decoder: settings, validation scores, usage."""
 
 import math
 from pathlib import Path
@@ -79,7 +79,7 @@ def decoder_card(
 
 
 def _facts(trained: Pretrained) -> str:
-    """Returns the table of what the decoder is."""
+    """Returns the table of the decoder's settings."""
     model, description = trained
     mel, dit, layout = model.mel.config, model.dit.config, model.layout
     decode = from_plain(DecodeConfig, description.decode, "decode")
@@ -142,7 +142,7 @@ def missing_vocoder(description: Description) -> str | None:
 
 
 def _not_included(description: Description) -> str:
-    """Returns what a user needs that is not in the folder, to be filled in."""
+    """Returns the paragraphs on the tokenizer and the vocoder, which are not in the folder."""
     lines = [f"**TO BE FILLED IN: tokenizer.** Where to find the {description.tokenizer.name} tokenizer."]
     if (vocoder := missing_vocoder(description)) is not None:
         lines.append(f"**TO BE FILLED IN: vocoder.** Where to find `{Path(vocoder).name}`, for `--vocoder`.")

@@ -1,4 +1,4 @@
-"""The model card of an exported vocoder: what it is, its scores in validation, how to use it."""
+"""The model card of an exported vocoder: settings, validation scores, usage."""
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli.card import Scores, add_metadata, data_text, license_text, mel_text, validation_text
@@ -74,7 +74,7 @@ def vocoder_card(
 
 
 def _facts(trained: TrainedVocoder) -> str:
-    """Returns the table of what the vocoder is."""
+    """Returns the table of the vocoder's settings."""
     sizes, mel = trained.generator, trained.mel
     # The norms of the weights count as weights, as in training.
     count = sum(value.numel() for name, value in trained.weights.items() if not name.endswith(".filter"))

@@ -26,7 +26,7 @@ def atomic_path(path: Path, *, sync: bool = False, temporary: Path | None = None
         sync: Whether to wait until the bytes are on the disk before the rename, so that a crash of the machine
             leaves no empty file.
         temporary: The path to write to; by default `temporary_path(path)`. With a fixed one, the next attempt
-            overwrites what a killed process left.
+            overwrites the leftover of a killed process.
 
     Raises:
         OSError: if the file cannot be written or renamed; an existing file is then untouched.
@@ -50,7 +50,7 @@ def write_atomically(path: Path, content: bytes | str, *, sync: bool = False) ->
 
 
 def rename_synced(temporary: Path, path: Path) -> None:
-    """Renames a file or folder to `path` once its bytes are on the disk, and replaces what has that name.
+    """Renames a file or folder to `path` once its bytes are on the disk, and replaces a file or folder there.
 
     A folder cannot replace another in one system call: for a moment neither has the name, and both are whole.
 
@@ -80,7 +80,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     outer = temporary_path(folder)
-    outer.mkdir(mode=0o700)  # nobody else reads it before it is whole
+    outer.mkdir(mode=0o700)  # readable to other users only when it is complete
     try:
         inner = outer / folder.name
         inner.mkdir()

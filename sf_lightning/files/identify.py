@@ -84,7 +84,7 @@ def require_kind(path: Path, *expected: Kind) -> Kind:
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
-        ValueError: with what it is and what is expected, if it is of another kind or unreadable.
+        ValueError: with its kind and those expected, if it is of another kind or unreadable.
     """
     kind = identify(path)
     if kind in expected:

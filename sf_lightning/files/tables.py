@@ -41,9 +41,9 @@ def write_csv(path: Path, header: Sequence[object], rows: Iterable[Sequence[obje
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """Reads the metrics of a training run, row by row; cells that are empty or no numbers are left out.
+    """Reads the metrics of a training run; empty cells, cells without a number and incomplete rows are left out.
 
-    A row that is only half written, because the run goes on, is left out too.
+    The last row is incomplete while a running training writes it.
 
     Args:
         run: Folder of the run.

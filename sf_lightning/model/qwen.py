@@ -47,7 +47,7 @@ class WarmStart:
     Attributes:
         loaded: Number of our parameters whose values were loaded.
         parameters: Number of all our parameters.
-        notes: What was resized, initialized at random or skipped, one clause each.
+        notes: One clause for each part that was resized, initialized at random or skipped.
     """
 
     loaded: int
@@ -60,7 +60,7 @@ class WarmStart:
 
 
 def warm_start(model: StreamFlow, path: Path) -> WarmStart:
-    """Initializes a model with token2wav's weights from disk, and returns what was loaded.
+    """Initializes a model with token2wav's weights from disk, and reports which were loaded.
 
     Args:
         model: Model of the same width and depth; its layout, frames per token, vocabulary and speaker inputs may
@@ -147,7 +147,7 @@ def read_voices(model: StreamFlow, path: Path) -> dict[str, Tensor]:
 
 
 def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
-    """Copies the weights of token2wav's DiT that the model can use, and returns what was loaded.
+    """Copies the weights of token2wav's DiT that the model can use, and reports which were loaded.
 
     Args:
         model: As in `warm_start`.
@@ -185,7 +185,7 @@ def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
     new["dit.from_mel.weight"] = state[f"{PROJECTION}.weight"][:, : sizes.num_bands]
     new["dit.from_mel.bias"] = state[f"{PROJECTION}.bias"]
     ours = model.state_dict()
-    # Inputs that the weights do not have start at zero: the network computes what it did, without a speaker.
+    # Inputs without weights start at zero: the network then computes the same function, without a speaker.
     condition = torch.zeros_like(ours["dit.from_condition.weight"])
     for start, value in columns:
         condition[:, start : start + value.shape[1]] = value
@@ -213,7 +213,7 @@ def _translated(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tenso
 
 
 def _table(model: StreamFlow, table: Tensor) -> Tensor:
-    """Returns the token embedding [V + 1, D or r D]; a null token of its own starts as code 0."""
+    """Returns the token embedding [V + 1, D or r D]; a separate null token starts as code 0."""
     config = model.dit.config
     if config.null_condition == "learned":
         table = torch.cat([table[: config.vocabulary], table[:1]])

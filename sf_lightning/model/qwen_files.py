@@ -100,7 +100,7 @@ def _locate(path: Path) -> dict[str, tuple[Path, str]]:
 
 
 def _read_shards(places: Mapping[str, tuple[Path, str]]) -> dict[str, Tensor]:
-    """Returns the tensors, given the file and the name there of each."""
+    """Returns the tensors, given the file of each and its name in that file."""
     opened = {file: _open(file) for file in {file for file, _ in places.values()}}
     tensors = {}
     for name, (file, key) in places.items():

@@ -84,7 +84,7 @@ class BigVGANVocoder(nn.Module):
         """
         other, origin = self._read(path, self.mel)
         for name in self.h.keys() - mel_hyperparameters(self.mel).keys():
-            # The package's first version has no entry for what it always does.
+            # The package's first version has no entries for its fixed settings.
             if (value := other.h.get(name, True)) != self.h[name]:
                 raise ValueError(f"{path} has {name} {value}, this run has {self.h[name]}: expected equal")
         self.generator.load_state_dict(other.generator.state_dict())

@@ -1,4 +1,4 @@
-"""The ground layer: files are whole or absent, tables and digests are what was asked for."""
+"""Atomic writes, digests, format numbers and tables."""
 
 import csv
 import io

@@ -7,7 +7,7 @@ import numpy as np
 
 from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.data.requirements import ClipRequirements
-from sf_lightning.data.sample import BadSample, decode_clip, reference_crop
+from sf_lightning.data.sample import BadSample, reference_crop
 from sf_lightning.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ def evenly_spaced_clips(shards: ShardSet, count: int, requirements: ClipRequirem
     """
     count = min(count, shards.samples)
     chosen = {i * shards.samples // count for i in range(count)} if count else set()
-    spec, mel = shards.manifest.tokenizer, shards.manifest.mel
     start = 0
     for number, info in enumerate(shards.manifest.shards):
         selected = [i for i in range(info.samples) if start + i in chosen]
@@ -44,9 +43,9 @@ def evenly_spaced_clips(shards: ShardSet, count: int, requirements: ClipRequirem
             try:
                 if key not in raws:
                     raise BadSample("damaged", "its bytes differ from what the index has")
-                width = requirements.x_vector_width
-                clip = decode_clip(raws[key], mel, spec.vocabulary, spec.frames_per_token, width)
-                reference = reference_crop(raws[[*others, key][0]], mel, requirements.crop_samples, position)
+                clip = shards.decode(raws[key], requirements.x_vector_width)
+                raw, mel = raws[[*others, key][0]], shards.manifest.mel
+                reference = reference_crop(raw, mel, requirements.crop_samples, position)
                 yield DrawnClip(clip, reference, language=index[i].language, is_own_reference=not others)
             except BadSample as error:
                 log.warning("skipped %s in %s of %s: %s", key, info.name, shards.folder, error)

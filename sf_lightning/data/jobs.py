@@ -57,17 +57,17 @@ class ProgressCounter:
             return self.counts[0], self.counts[1], self.counts[2]
 
 
+Job = Callable[[Item, ProgressCounter], list[Finding]]
+"""Does the job of an item, counts it, and returns its findings."""
+
+
 def run_jobs(
-    do: Callable[[Item, ProgressCounter], list[Finding]],
-    items: Sequence[Item],
-    total: int,
-    processes: int,
-    title: str,
+    do: Job[Item, Finding], items: Sequence[Item], total: int, processes: int, title: str
 ) -> list[Finding]:
     """Runs a job for each item, reports progress, and prints the findings of each job when it ends.
 
     Args:
-        do: Function that does the job of an item, counts it, and returns its findings; sent once to each process.
+        do: The job of an item; sent once to each process.
         items: The items.
         total: Bytes of all items.
         processes: Number of processes; 1 runs the jobs in this one.
@@ -137,10 +137,7 @@ def _report_progress(title: str, total: int, counter: ProgressCounter) -> Iterat
 
 
 def _results(
-    do: Callable[[Item, ProgressCounter], list[Finding]],
-    items: Sequence[Item],
-    processes: int,
-    counter: ProgressCounter,
+    do: Job[Item, Finding], items: Sequence[Item], processes: int, counter: ProgressCounter
 ) -> Iterator[list[Finding]]:
     """Yields the findings of each job, in order."""
     if processes == 1:
@@ -164,11 +161,11 @@ def _results(
             raise
 
 
-_job: tuple[Callable[[Any, ProgressCounter], list[Any]], ProgressCounter]
+_job: tuple[Job, ProgressCounter]
 """Job and counter of a process of the pool: sent once, because a tokenizer is slow to load."""
 
 
-def _start_process(do: Callable[[Any, ProgressCounter], list[Any]], counter: ProgressCounter) -> None:
+def _start_process(do: Job, counter: ProgressCounter) -> None:
     global _job
     _job = do, counter
     torch.set_num_threads(1)

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from sf_lightning.audio.wave import Wave
 from sf_lightning.data.perturb import Perturbation
 from sf_lightning.data.references import References, SampleName
 from sf_lightning.data.requirements import ClipRequirements
-from sf_lightning.data.sample import BadSample, Clip, RawSample, decode_clip
+from sf_lightning.data.sample import BadSample, Clip, RawSample
 from sf_lightning.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
@@ -227,9 +228,10 @@ class _SetReader:
                 raws[SampleName(part.shard, raw["__key__"])] = raw
         random = self._random(epoch, self.lane, number)
         order = random.permutation(len(samples))
-        crop_samples = self.config.requirements.crop_samples
+        requirements = self.config.requirements
+        decode = partial(self.shards.decode, x_vector_width=requirements.x_vector_width)
         shuffled, crop_starts = [samples[i] for i in order], random.random(len(samples))
-        references = References(raws, self._decode, shuffled, crop_starts, crop_samples)
+        references = References(raws, decode, shuffled, crop_starts, requirements.crop_samples)
         for i in range(max(0, sample - start), len(order)):
             name = shuffled[i][0]
             if self._is_too_short(tokens[order[i]], name):
@@ -237,7 +239,7 @@ class _SetReader:
             try:
                 if name not in raws:
                     raise BadSample("damaged", "its bytes differ from what the index has")
-                clip = self._decode(raws[name])
+                clip = decode(raws[name])
                 reference = references.crop_for(i, clip)
                 clip = self._perturb(clip, epoch, start + i)
                 self.num_read += 1
@@ -269,11 +271,6 @@ class _SetReader:
             return clip
         manifest, random = self.shards.manifest, self._random(epoch, self.lane, sample, 3)
         return self.config.perturbation.apply(clip, manifest.mel, manifest.tokenizer.frames_per_token, random)
-
-    def _decode(self, raw: RawSample) -> Clip:
-        manifest, width = self.shards.manifest, self.config.requirements.x_vector_width
-        spec = manifest.tokenizer
-        return decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token, width)
 
     def _skip(self, name: SampleName, error: BadSample) -> None:
         self.num_read += 1

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 
 from sf_lightning.audio.mel import MelSpectrogram
-from sf_lightning.data.sample import decode_clip
 from sf_lightning.data.shards import Manifest, ShardSet
 
 NAME = "lookup.npy"
@@ -30,7 +29,7 @@ def mean_token_mels(shards: ShardSet) -> NDArray[np.float32]:
         if seconds >= MAX_FIT_SECONDS:
             break
         for raw in shards.read_samples(int(number)):
-            clip = decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token)
+            clip = shards.decode(raw)
             with torch.inference_mode():
                 mel = to_mel(torch.from_numpy(clip.wave)[None])[0].numpy()
             np.add.at(total, clip.tokens, mel.reshape(len(clip.tokens), spec.frames_per_token, -1))

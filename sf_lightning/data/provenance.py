@@ -62,9 +62,9 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Returns the options and parts in which two builds differ, for an error; empty if they are the same."""
     old, new = _flatten_options(before), _flatten_options(after)
     changed = [
-        f"{name} was {reprlib.repr(old.get(name))} and is {reprlib.repr(value)}"
-        for name, value in new.items()
-        if old.get(name) != value
+        f"{name} was {reprlib.repr(old.get(name))} and is {reprlib.repr(new[name])}"
+        for name in new
+        if old.get(name) != new[name]
     ]
     # Parts made of files follow from the options, so that changed options explain changed parts.
     return ", ".join(changed or _changed_parts(before["units"], after["units"]))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.index import IndexRow, checksum, parse_index
-from sf_lightning.data.sample import RawSample
+from sf_lightning.data.sample import Clip, RawSample, decode_clip
 from sf_lightning.data.store import Store
 from sf_lightning.files.digest import digest_of
 from sf_lightning.files.formats import SHARDS_FORMAT, require_format
@@ -206,6 +206,15 @@ class ShardSet:
                     raw[name] = file.read(size)
                 if checksum(raw) == row.checksum:
                     yield {"__key__": row.key, **raw}
+
+    def decode(self, raw: RawSample, x_vector_width: int = 0) -> Clip:
+        """Returns the clip of one of its samples; see `decode_clip`.
+
+        Raises:
+            BadSample: as `decode_clip`.
+        """
+        spec = self.manifest.tokenizer
+        return decode_clip(raw, self.manifest.mel, spec.vocabulary, spec.frames_per_token, x_vector_width)
 
     def check_files(self) -> None:
         """Warns of shards whose size differs from the manifest's; their undamaged samples can still be read.

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from webdataset.cache import LRUCleanup
 from webdataset.gopen import gopen
 
-from sf_lightning.files.atomic import temporary_path
+from sf_lightning.files.atomic import atomic_path
 from sf_lightning.files.digest import digest_of
 
 log = logging.getLogger(__name__)
@@ -100,16 +100,10 @@ class Store:
         """Returns the downloaded file, open, because another process may delete it from the cache at any moment."""
         path.parent.mkdir(parents=True, exist_ok=True)
         LRUCleanup(str(self.cache), int(self.cache_gb * 1e9), interval=None).cleanup()
-        temporary = temporary_path(path)  # several nodes may share the cache
-        file = temporary.open("w+b")
-        try:
-            self._download(name, file, size)
-            temporary.replace(path)
-        except BaseException:
-            file.close()
-            temporary.unlink(missing_ok=True)
-            raise
-        file.seek(0)
+        with atomic_path(path) as temporary:
+            with temporary.open("wb") as target:
+                self._download(name, target, size)
+            file = temporary.open("rb")
         return file
 
     def _download(self, name: str, target: io.BufferedIOBase, size: int | None) -> None:
@@ -124,7 +118,6 @@ class Store:
                     shutil.copyfileobj(stream, target, 1 << 20)
                 if (received := target.tell()) == 0 or size not in (None, received):
                     raise OSError(f"received {received} bytes, expected {'some' if size is None else size}")
-                target.flush()
                 return
             except OSError as error:
                 log.warning("%s, attempt %d of %d: %s", location, attempt + 1, self.attempts, error)

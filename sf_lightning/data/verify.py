@@ -15,7 +15,7 @@ from sf_lightning.data import lookup
 from sf_lightning.data.corpus import CorpusClip
 from sf_lightning.data.index import parse_index
 from sf_lightning.data.jobs import ProgressCounter, run_jobs
-from sf_lightning.data.sample import BadSample, RawSample, decode_clip, find_audio, read_tokens
+from sf_lightning.data.sample import BadSample, RawSample, find_audio, read_tokens
 from sf_lightning.data.shards import ShardInfo, ShardSet
 from sf_lightning.data.writer import Sample, ShardWriter, npy_bytes
 from sf_lightning.files.atomic import write_atomically
@@ -126,10 +126,8 @@ def _digest(shards: ShardSet, info: ShardInfo) -> str:
 
 def _sample_problem(shards: ShardSet, raw: RawSample) -> str | None:
     """Returns why training would skip a sample, or None."""
-    manifest = shards.manifest
-    spec, width = manifest.tokenizer, manifest.x_vector_width
     try:
-        decode_clip(raw, manifest.mel, spec.vocabulary, spec.frames_per_token, width)
+        shards.decode(raw, shards.manifest.x_vector_width)
     except BadSample as error:
         return str(error)
     return None

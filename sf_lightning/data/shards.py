@@ -106,21 +106,13 @@ class Manifest:
             if not inner:
                 hint = f"build one with `sf-shards build --audio AUDIO --out {location}`"
             raise FileNotFoundError(f"no shard set at {location} (no manifest.json there): {hint}")
-        return cls.parse(store.read("manifest.json"), f"{location}/manifest.json")
-
-    @classmethod
-    def parse(cls, content: bytes, path: str) -> "Manifest":
-        """Returns the manifest in the content of a `manifest.json`.
-
-        Raises:
-            ValueError: with its path, as `load`.
-        """
+        path, content = f"{location}/manifest.json", store.read("manifest.json")
         try:
             values = json.loads(content)
-            form = values.pop("format", None) if isinstance(values, dict) else None
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}): build the set again") from error
-        require_format(path, form, SHARDS_FORMAT, oldest=SHARDS_FORMAT, remedy="build the set again")
+        number = values.pop("format", None) if isinstance(values, dict) else None
+        require_format(path, number, SHARDS_FORMAT, oldest=SHARDS_FORMAT, remedy="build the set again")
         try:
             manifest = from_plain(cls, values, "manifest")
         except ValueError as error:

@@ -30,10 +30,7 @@ def choose_tokenizer(
     """Returns the tokenizer of a build, or its spec if the tokens are precomputed.
 
     Args:
-        path: Value of --tokenizer.
-        vocabulary: Value of --vocabulary.
-        name: Value of --tokenizer_name.
-        device: Value of --device.
+        path, vocabulary, name, device: Options --tokenizer, --vocabulary, --tokenizer_name and --device.
         parts: Parts of the corpus, on which k-means is fitted.
         target: Folder of the set; a k-means tokenizer is saved beside it.
         num_slices: Number of jobs that share the work.
@@ -80,13 +77,7 @@ def choose_tokenizer(
 
 
 def choose_speaker(path: str | None, x_vectors: str, width: int, device: str) -> SpeakerEncoder | SpeakerSpec:
-    """Returns the speaker encoder of a build, or the spec of precomputed x-vectors.
-
-    Args:
-        path: Value of --speaker_encoder.
-        x_vectors: Value of --x_vectors.
-        width: Width of precomputed x-vectors.
-        device: Value of --device.
+    """Returns the speaker encoder of a build, or the spec of precomputed x-vectors of a width.
 
     Raises:
         ValueError: if --speaker_encoder and --x_vectors are both given.

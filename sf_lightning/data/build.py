@@ -158,13 +158,9 @@ def _done_mark(partial: Path, part: CorpusPart) -> Path:
 
 
 def build_part(part: CorpusPart, counter: ProgressCounter, partial: Path, config: BuildConfig) -> list[str]:
-    """Writes the shards of a part that do not exist yet, and marks the part as done.
+    """Writes the shards of a part that are missing in the folder of an unfinished build, and marks it as done.
 
-    Args:
-        part: Part of the corpus.
-        counter: Counter of bytes, added after every shard, and of seconds of speech, added after every clip.
-        partial: Folder of the unfinished build.
-        config: How clips become samples.
+    Bytes are counted after every shard, seconds of speech after every clip.
 
     Returns:
         A line about each clip that was skipped.

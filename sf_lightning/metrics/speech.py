@@ -49,7 +49,7 @@ class ScoreMeans:
         for name, mean in self.means.items():
             # A vector, not a scalar: ranks with one clip gather from ranks with several.
             score = torch.tensor([scores[name]], device=mean.device)
-            if name in COUNTED:
+            if isinstance(mean, CatMetric):
                 mean.update(score)
                 self.undefined.update(score.isnan().float())
             else:

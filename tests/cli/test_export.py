@@ -214,5 +214,5 @@ def test_a_checkpoint_of_a_newer_format_or_without_one_is_not_resumed(
         StreamFlowModule.load_from_checkpoint(newer)
     with pytest.raises(ValueError, match=message):
         fit_decoder(tmp_path / "a", decoder_module(), decoder_data(shards), 3, ckpt_path=newer)
-    with pytest.raises(ValueError, match="it is not one of sf-fit"):
+    with pytest.raises(ValueError, match="the checkpoint has no format number"):
         fit_decoder(tmp_path / "b", decoder_module(), decoder_data(shards), 3, ckpt_path=other)

@@ -1,6 +1,6 @@
 """What two processes of this machine take for a step and for each thing in it: what `scaling.py` is checked with.
 
-    python benchmarks/ranks.py --json | tail -n 1 > ranks.json
+    python -m benchmarks.ranks --json | tail -n 1 > ranks.json
 
 A network of a third of the recipe's layers and half its width, on two ranks of one thread each that talk over gloo:
 each rank's own step, both ranks at once; every collective at the size of the network's messages; and steps with DDP
@@ -24,6 +24,7 @@ from torch import Tensor, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.step_time import BUCKET
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.dit import DiTConfig
@@ -31,7 +32,6 @@ from sf_lightning.model.layout import Layout
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
 from sf_lightning.training.ema import move_average
-from sf_lightning.training.scaling import BUCKET
 from sf_lightning.training.sharding import shard_weights
 
 WORLD = 2

@@ -1,9 +1,9 @@
 """How training scales over GPUs: arithmetic, stated links, and a check on two processes. Writes slurm/SCALING.md.
 
-    python benchmarks/ranks.py --json | tail -n 1 > ranks.json
-    python benchmarks/scaling.py --ranks ranks.json --out slurm/SCALING.md
+    python -m benchmarks.ranks --json | tail -n 1 > ranks.json
+    python -m benchmarks.scaling --ranks ranks.json --out slurm/SCALING.md
 
-The same functions (`sf_lightning.training.scaling`) predict clusters of GPUs, on which nothing was measured, and
+The same functions (`benchmarks/step_time.py`) predict clusters of GPUs, on which nothing was measured, and
 two processes of one machine, whose links and computing are measured one by one, and whose steps are measured too.
 """
 
@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from benchmarks.step_time import WIDTH, Load, Network, Ring, Step, ddp, sharded
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.flops import flops_per_frame
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.speaker import SpeakerConfig
 from sf_lightning.model.streamflow import MelScale, StreamFlow
-from sf_lightning.training.scaling import WIDTH, Load, Network, Ring, Step, ddp, sharded
 
 RECIPE = Path(__file__).parents[1] / "experiments" / "streamflow_sr.yaml"
 HOURS = 100_000

@@ -223,11 +223,7 @@ class FitCLI(LightningCLI):
 
 
 def _path_arguments(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str], str | None]]:
-    """Yields the arguments of loggers and callbacks that are paths.
-
-    Yields:
-        Arguments of the class, name of the path, its default by the run's folder, and its unset value.
-    """
+    """Yields paths of loggers and callbacks: arguments, name, default by the run's folder, unset value."""
     for logger in trainer.logger if isinstance(trainer.logger, list) else []:
         if "save_dir" in (arguments := logger.get("init_args", {})):
             yield arguments, "save_dir", lambda folder: folder, "."

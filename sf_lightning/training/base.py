@@ -94,8 +94,6 @@ class ShardModule(L.LightningModule, ABC):
         """Returns a training batch with what is drawn on the host, just before it is copied to the device."""
         return batch
 
-    # -- start and end of a run -----------------------------------------------------------------------
-
     def setup(self, stage: str) -> None:
         """Checks the trainer, also one that `sf-fit` did not make."""
         self.check(self.trainer)
@@ -128,8 +126,6 @@ class ShardModule(L.LightningModule, ABC):
     def on_train_end(self) -> None:
         """Checks the last step."""
         self.guard.check_last_step()
-
-    # -- checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the format number, the origin of the initial weights, and what the logs count."""

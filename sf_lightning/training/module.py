@@ -74,8 +74,7 @@ class StreamFlowModule(ShardModule):
             `sf-export`; the folder of Qwen2.5-Omni, one of its files or a state dict; or OWNER/NAME[@REVISION] of
             the Hugging Face hub (HF_TOKEN and HF_HOME set access token and cache). A resumed run ignores it.
         compile: Whether to compile each layer with torch.compile; the first steps then take minutes.
-        recompute: Whether to store only the inputs of layers for the backward pass (activation checkpointing): less
-            memory, a third more work.
+        recompute: Whether to recompute activations in the backward pass: less memory, a third more work.
         seed: Seed of noise, flow times and dropped conditions in training.
 
     >>> dit = DiTConfig(width=32, num_heads=2, token_width=16, speaker_width=8, vocabulary=50)
@@ -135,8 +134,6 @@ class StreamFlowModule(ShardModule):
             "wait_ms": layout.wait_ms(decode.chunk, decode.lookahead, self.model.mel.config.frame_rate),
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }
-
-    # -- training -------------------------------------------------------------------------------------
 
     def load_weights(self, path: str) -> str:
         """Loads the weights of a trained decoder, whose layout may differ, or of Qwen2.5-Omni token2wav.
@@ -207,7 +204,7 @@ class StreamFlowModule(ShardModule):
         self,
         optimizer: torch.optim.Optimizer,
         gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        gradient_clip_algorithm: Any = None,
     ) -> None:
         """Clips the norm of all gradients and logs it; skips the step if the norm is not finite.
 
@@ -229,8 +226,6 @@ class StreamFlowModule(ShardModule):
         optimizer = adamw(self.model, self.optimizer)
         schedule = warmup_cosine(optimizer, self.optimizer.warmup_steps, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    # -- validation -----------------------------------------------------------------------------------
 
     @property
     def unsharded_average(self) -> StreamFlow:
@@ -258,8 +253,6 @@ class StreamFlowModule(ShardModule):
         loss = loss * batch.blocks.valid.numel() / batch.num_frames
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=batch.num_frames)
 
-    # -- checkpoints ----------------------------------------------------------------------------------
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the digest of the tokenizer."""
         super().on_save_checkpoint(checkpoint)
@@ -270,25 +263,16 @@ class StreamFlowModule(ShardModule):
         super().on_load_checkpoint(checkpoint)
         self.tokenizer_digest = checkpoint["tokenizer_digest"]
 
-    # -- use ------------------------------------------------------------------------------------------
-
     def make_vocoder(self) -> Vocoder:
         """Returns the configured vocoder, on this module's device."""
         vocoder = self.vocoder.make(self.model.mel.config)
         return vocoder.to(self.device) if isinstance(vocoder, torch.nn.Module) else vocoder
 
     def decoder(self, vocoder: Vocoder | None = None, decode: DecodeConfig | None = None) -> StreamingDecoder:
-        """Returns a streaming decoder with the averaged weights.
-
-        Args:
-            vocoder: Vocoder; by default the configured one.
-            decode: Decoding settings; by default the configured ones.
-        """
+        """Returns a decoder with the averaged weights, by default with the configured vocoder and settings."""
         return StreamingDecoder(
             self.unsharded_average.eval(), vocoder or self.make_vocoder(), decode or self.decode
         )
-
-    # -- the loss -------------------------------------------------------------------------------------
 
     def _losses(self, model: StreamFlow, batch: Batch, draws: _Draws) -> Tensor:
         """Returns the loss of each block, [M]."""

@@ -123,8 +123,6 @@ class VocoderModule(ShardModule):
             "discriminator_parameters": sum(p.numel() for p in self.adversary.parameters()),
         }
 
-    # -- training -------------------------------------------------------------------------------------
-
     def load_weights(self, path: str) -> str:
         """Loads the generator of another vocoder and, from a checkpoint, its discriminators if they were trained.
 
@@ -276,8 +274,6 @@ class VocoderModule(ShardModule):
             }
             for name, optimizer in optimizers.items()
         ]
-
-    # -- validation -----------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Does nothing: `CopySynthesis` evaluates whole clips, and logs `val/loss` too."""

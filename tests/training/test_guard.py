@@ -63,7 +63,7 @@ def test_a_run_that_was_never_poisoned_ends_with_the_same_weights_as_ever(shards
 
 def test_too_many_in_a_row_stop_the_run_and_say_what_to_turn(shards: ShardSet, tmp_path: Path) -> None:
     module = decoder_module(optimizer=OptimizerConfig(warmup_steps=2, max_bad_steps=3))
-    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* the last one 4 .*max_bad_steps above 3"):
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* the last one 4, .*max_bad_steps above 3"):
         fit_decoder(tmp_path, module, decoder_data(shards, lanes=1), 9, more_callbacks=[Poison({0, 2, 3, 4, 5})])
 
 

@@ -1,21 +1,21 @@
-"""What a step on many ranks takes: arithmetic of DDP, of FSDP2 as `sharding` has it, and of both together (HSDP).
+"""Predicted duration of a training step on many ranks, with DDP, FSDP2 (as in `training/sharding.py`) and HSDP.
 
-A step is computing, memory traffic, and that part of communication which computing does not hide. Knows nothing of
-devices: seconds and bandwidths are given.
+A step is computing, memory traffic, and the part of communication that computing does not hide. Independent of
+devices: seconds and bandwidths are arguments.
 """
 
 import math
 from dataclasses import dataclass
 
 WIDTH = 4
-"""Bytes of a weight or gradient on the way: fp32, as Lightning's mixed precision leaves them."""
+"""Bytes of a weight or gradient in a message: fp32, also with Lightning's mixed precision."""
 BUCKET = 25 * 2**20
-"""Bytes of gradients that DDP sends together, as PyTorch has it."""
+"""Bytes of a gradient bucket of DDP, PyTorch's default."""
 
 
 @dataclass(frozen=True)
 class Ring:
-    """Ranks in a ring: bytes a second that a link carries in each collective; seconds that any message takes."""
+    """A ring of ranks: bytes per second of a link in each collective, and seconds of latency per message."""
 
     ranks: int
     all_reduce: float
@@ -24,10 +24,10 @@ class Ring:
     latency: float
 
     def seconds(self, collective: str, size: float, messages: int = 1) -> float:
-        """Seconds to gather, scatter or reduce so many bytes in so many messages.
+        """Returns the seconds of a collective over `size` bytes in `messages` messages.
 
-        Every link carries all but one rank's share of the bytes, once to gather or scatter, twice to reduce; a
-        message starts along a tree.
+        Every link carries all but one rank's share of the bytes, once to gather or scatter, twice to reduce; the
+        latency is that of a tree.
 
         >>> Ring(4, 100.0, 100.0, 100.0, 0.0).seconds("all_reduce", 1000.0)  # 2 (R - 1) / R N / bandwidth
         15.0
@@ -41,7 +41,7 @@ class Ring:
 
 @dataclass(frozen=True)
 class Network:
-    """What is sent: weights; those of them outside of layers, one message of FSDP2; number of layers."""
+    """Sizes of messages: number of weights; of those outside of layers, one message of FSDP2; number of layers."""
 
     weights: int
     root: int
@@ -50,7 +50,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Load:
-    """Seconds of a device for its share of a step; to update all weights; to copy as many numbers once."""
+    """Seconds of a device: forward and backward pass of its share, update of all weights, one copy of them."""
 
     forward: float
     backward: float
@@ -60,7 +60,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of a step: computing, updates and copies, all communication, the part of it that is waited for."""
+    """Seconds of a step: computing, updates and copies, all communication, communication that is waited for."""
 
     compute: float
     memory: float
@@ -69,25 +69,25 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """Of the whole."""
+        """Duration of the step."""
         return self.compute + self.memory + self.waited
 
     @property
     def share(self) -> float:
-        """Of it that is waited for communication."""
+        """Share of the step that waits for communication."""
         return self.waited / self.seconds
 
 
 def ddp(network: Network, load: Load, ring: Ring, overlap: float = 1.0) -> Step:
-    """Gradients are reduced in buckets during the backward pass; the last of them can only be sent after it.
+    """Returns a step of DDP: gradients are reduced in buckets during the backward pass, the last one after it.
 
     They are copied into their bucket and back.
 
     Args:
-        network: What is sent.
-        load: What each rank computes.
-        ring: Of all ranks.
-        overlap: Share of computing under which communication goes on: 1, or 0 if they take turns.
+        network: Sizes of the messages.
+        load: Load of each rank.
+        ring: Ring of all ranks.
+        overlap: Share of computing that overlaps with communication, 0 to 1.
     """
     buckets = math.ceil(WIDTH * network.weights / BUCKET)
     reduce = ring.seconds("all_reduce", WIDTH * network.weights, buckets)
@@ -97,19 +97,19 @@ def ddp(network: Network, load: Load, ring: Ring, overlap: float = 1.0) -> Step:
 
 
 def sharded(network: Network, load: Load, ring: Ring, overlap: float = 1.0, replicas: Ring | None = None) -> Step:
-    """FSDP2; with replicas HSDP. Layer by layer, as `sharding.shard` has it.
+    """Returns a step of FSDP2 or, with replicas, of HSDP, sharded by layers as in `sharding.shard_weights`.
 
-    Layers are gathered while the one before computes, forward and again backward, and their gradients scattered
-    meanwhile; what is outside of layers is gathered before, once, and scattered after everything. Whatever is
-    gathered is copied out of its message, and gradients into theirs. Replicas reduce their shards over other links
-    than those of the ring, at the same time.
+    A layer is gathered while the one before computes, in both passes, and its gradients are scattered meanwhile;
+    weights outside of layers are gathered once before, and scattered after everything. Gathered weights are copied
+    out of their message, and gradients into theirs. Replicas reduce their shards over other links, at the same
+    time.
 
     Args:
-        network: What is sent.
-        load: What each rank computes; of the update each does its shard.
-        ring: Of the ranks that hold shards of the same weights.
-        overlap: As `ddp`.
-        replicas: Of the ranks that hold the same shard.
+        network: Sizes of the messages.
+        load: Load of each rank; each updates its shard only.
+        ring: Ring of the ranks that hold shards of the same weights.
+        overlap: As in `ddp`.
+        replicas: Ring of the ranks that hold the same shard.
     """
     root, layers = WIDTH * network.root, WIDTH * (network.weights - network.root)
     gather_root, gather = ring.seconds("all_gather", root), ring.seconds("all_gather", layers, network.layers)

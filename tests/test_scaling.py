@@ -2,7 +2,7 @@
 
 import pytest
 
-from sf_lightning.training.scaling import BUCKET, WIDTH, Load, Network, Ring, ddp, sharded
+from benchmarks.step_time import BUCKET, WIDTH, Load, Network, Ring, ddp, sharded
 
 NETWORK = Network(weights=4 * BUCKET // WIDTH, root=BUCKET // WIDTH, layers=3)
 """Four buckets; a root and three layers of one bucket each."""

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from sf_lightning.cli.tracking import offline_without_key
 from sf_lightning.files.identify import SHARDED_META
 from sf_lightning.files.records import to_plain
 from sf_lightning.model.checkpoint import read_content
+from sf_lightning.terminal import silence_libraries
 from sf_lightning.training.base import ShardModule, require_matching_checkpoint
 from sf_lightning.training.callbacks.preemption import Preemption
 from sf_lightning.training.datamodule import ShardDataModule
@@ -289,10 +289,7 @@ def main(args: list[str] | None = None) -> None:
         args = ["fit", *args]
     offline_without_key()
     OmegaConf.register_resolver("best_precision", best_precision, replace=True)
-    # It warns of arguments given twice; here the second time they only have a subcommand in front.
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-    # The package's spectrograms at three resolutions have none.
-    warnings.filterwarnings("ignore", "A window was not provided")
+    silence_libraries()
     args = expand_presets(expand_configs(args))
     FitCLI(
         MODULES[model_kind(args)],

@@ -6,6 +6,7 @@
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 
@@ -74,3 +75,8 @@ def set_mesh_sizes(strategy: ModelParallelStrategy, replicas: int, shards: int) 
 def finds_unused_parameters(strategy: Strategy) -> bool:
     """Returns whether a strategy is DDP that accepts parameters without a gradient."""
     return bool(getattr(strategy, "_ddp_kwargs", {}).get("find_unused_parameters"))
+
+
+def drop_anonymous_setting(logger: WandbLogger) -> None:
+    """Removes a setting that Lightning passes to W&B unset, about which W&B warns in every run."""
+    logger._wandb_init.pop("anonymous", None)

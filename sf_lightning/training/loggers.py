@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from sf_lightning.files.atomic import atomic_path
+from sf_lightning.training.lightning_internals import drop_anonymous_setting
 
 
 class ResumableCSVLogger(Logger):
@@ -115,6 +116,7 @@ class ResumableWandbLogger(WandbLogger):
         self, save_dir: str = ".", project: str = "sf-lightning", id: str | None = None, **kwargs: Any
     ) -> None:
         super().__init__(save_dir=save_dir, project=project, id=id, **kwargs)
+        drop_anonymous_setting(self)
         self._step = 0
 
     @rank_zero_only

@@ -8,12 +8,13 @@ import lightning as L
 import pytest
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.training import lightning_internals as internals
-from sf_lightning.training.loggers import ResumableCSVLogger
+from sf_lightning.training.loggers import ResumableCSVLogger, ResumableWandbLogger
 from tests.toys.decoder import decoder_data, decoder_module
 from tests.toys.trainer import QUIET_TRAINER
 
@@ -97,3 +98,8 @@ def test_ddp_tells_whether_it_finds_unused_parameters(finds: bool) -> None:
 def test_the_private_methods_that_are_overridden_are_still_called() -> None:
     assert "self._get_train_description(" in inspect.getsource(RichProgressBar)
     assert "self._parse_ckpt_path()" in inspect.getsource(LightningCLI.__init__)
+
+
+def test_lightning_passes_an_unset_anonymous_setting_to_wandb_which_is_dropped(tmp_path: Path) -> None:
+    assert "anonymous" in WandbLogger(save_dir=tmp_path)._wandb_init
+    assert "anonymous" not in ResumableWandbLogger(str(tmp_path))._wandb_init

@@ -197,11 +197,7 @@ class FitCLI(LightningCLI):
             )
 
     def before_validate(self) -> None:
-        """Checks the checkpoint, and counts steps from it, which samples and rows are named by.
-
-        Raises:
-            FileNotFoundError, ValueError: if the checkpoint is missing, or one of another model.
-        """
+        """Checks the checkpoint, and counts steps from it, which samples and rows are named by."""
         if self.config.validate.ckpt_path is not None:
             content = self._read(Path(self.config.validate.ckpt_path))
             self.trainer.fit_loop.load_state_dict(content["loops"]["fit_loop"])

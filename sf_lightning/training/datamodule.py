@@ -262,13 +262,8 @@ class ShardDataModule(L.LightningDataModule):
             own = {lane: state for lane, state in self.states.items() if lane % world == rank}
         everything = {lane: state for states in gather_over_ranks(own) for lane, state in states.items()}
         # Plain lists: a checkpoint is read with weights_only.
-        return {
-            "states": {
-                lane: vars(state) | {"places": [list(place) for place in state.places]}
-                for lane, state in everything.items()
-            },
-            "order": self._order(self.requirements),
-        }
+        states = {lane: vars(state) | {"places": [*map(list, state.places)]} for lane, state in everything.items()}
+        return {"states": states, "order": self._order(self.requirements)}
 
     def _order(self, requirements: ClipRequirements) -> dict[str, Any]:
         """Returns the settings that the samples and their order follow from, beside the positions of the lanes."""
@@ -292,11 +287,7 @@ class ShardDataModule(L.LightningDataModule):
             require_same_order(state["order"], self._order(self._requirements_with(module)))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the positions of the lanes, in training only: validation needs none.
-
-        Raises:
-            ValueError: as `require_same_order`.
-        """
+        """Restores the positions of the lanes, in training only; raises as `require_same_order`."""
         assert self.trainer is not None
         if not self.trainer.training:
             return

@@ -1,7 +1,5 @@
 """Training of a StreamFlow decoder with Lightning: flow matching loss, averaged weights, validation loss.
 
-The loss comes from `flow`, the network from `model`.
-
 Letters: U utterances, M blocks, W frames of a block, F mel bands, S speaker width.
 """
 
@@ -207,8 +205,6 @@ class StreamFlowModule(ShardModule):
         gradient_clip_algorithm: Any = None,
     ) -> None:
         """Clips the norm of all gradients and logs it; skips the step if the norm is not finite.
-
-        Lightning's own implementation refuses a fused optimizer.
 
         Raises:
             FloatingPointError: if too many consecutive steps were skipped.

@@ -27,7 +27,7 @@ from sf_lightning.model.layout import Layout
 def dense_masks() -> Iterator[None]:
     """Makes layers with bounded spans use dense masks, as those with unbounded spans do."""
     with (
-        patch.object(BlockAttention, "_near", lambda self, *given: self._dense(*given[:4])),
+        patch.object(BlockAttention, "_attend_on_blocks", lambda self, *args: self._attend_dense(*args[:4])),
         patch("sf_lightning.model.attention.block_mask", lambda *given: dense_mask(*given[:3])),
     ):
         yield

@@ -1,1 +1,1 @@
-"""Waves and mel spectrograms. Knows nothing of tokens, networks or shards."""
+"""Waves and mel spectrograms. Independent of tokens, networks and shards."""

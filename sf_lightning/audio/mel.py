@@ -1,4 +1,4 @@
-"""Log-mel spectrograms, as BigVGAN's own function makes them. Knows nothing of where waves come from.
+"""Log-mel spectrograms with BigVGAN's recipe.
 
 Letters: B waves, N samples, T frames, F mel bands.
 """
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class MelConfig:
-    """One description of the mel spectrogram, shared by shards, network and vocoder.
+    """Settings of the mel spectrogram, shared by shards, network and vocoder.
 
     Args:
         sample_rate: Samples per second of every wave.
@@ -40,14 +40,16 @@ class MelConfig:
         if not 0 < self.hop_length <= self.win_length <= self.n_fft:
             raise ValueError(
                 f"mel: hop_length {self.hop_length}, win_length {self.win_length}, n_fft {self.n_fft}: "
-                "wanted 0 < hop_length <= win_length <= n_fft"
+                "expected 0 < hop_length <= win_length <= n_fft"
             )
         if self.f_max > self.sample_rate / 2:
-            raise ValueError(f"mel.f_max is {self.f_max} Hz, above half the sample rate {self.sample_rate} Hz")
+            raise ValueError(
+                f"mel.f_max is {self.f_max} Hz: expected at most half of mel.sample_rate {self.sample_rate}"
+            )
 
     @property
     def pad(self) -> int:
-        """Samples that a frame's transform reaches beyond its hop on each side."""
+        """Samples by which the transform of a frame extends beyond its hop on each side."""
         return (self.n_fft - self.hop_length) // 2
 
     @property
@@ -57,7 +59,7 @@ class MelConfig:
 
 
 class MelSpectrogram(nn.Module):
-    """Turns waves [B, N] into log-mel [B, N // hop_length, F].
+    """Computes log-mels [B, N // hop_length, F] of waves [B, N].
 
     The recipe is BigVGAN's: reflect padding of `MelConfig.pad` samples on each side, `center=False`, Hann
     window, `sqrt(|X|^2 + 1e-9)`, Slaney filters, `log(max(., 1e-5))`.
@@ -72,7 +74,7 @@ class MelSpectrogram(nn.Module):
     def __init__(self, config: MelConfig) -> None:
         super().__init__()
         self.config = config
-        # librosa's filters, as BigVGAN's: torchaudio's are made in float32 and differ by 1e-5 in log-mel.
+        # librosa's filters, as in BigVGAN: torchaudio computes them in float32, which changes log-mels by 1e-5.
         filters = librosa_mel(
             sr=config.sample_rate,
             n_fft=config.n_fft,
@@ -91,17 +93,17 @@ class MelSpectrogram(nn.Module):
         """
         pad = self.config.pad
         if wave.shape[-1] <= pad:
-            raise ValueError(f"wave of {wave.shape[-1]} samples: at least {pad + 1} are needed for a mel")
+            raise ValueError(f"wave has {wave.shape[-1]} samples: a mel needs at least {pad + 1}")
         return self.frames(functional.pad(wave[:, None], (pad, pad), mode="reflect")[:, 0])
 
     def frames(self, padded: Tensor) -> Tensor:
-        """Returns the log-mel [B, T, F] of waves [B, pad + T * hop_length + pad], which bring context.
+        """Returns the log-mel [B, T, F] of waves [B, pad + T * hop_length + pad] that include context.
 
-        Pieces of a wave, each with `pad` samples of what lies around it, give exactly the frames that the
-        whole wave gives: this is how blocks are transformed on the device without seeing their utterance.
+        Pieces of a wave with `pad` samples of context on each side give exactly the frames of the whole wave: this
+        is how blocks are transformed on the device without their utterance.
         """
         config = self.config
-        # The transform is never run below fp32: under autocast a bf16 mel would lose the quiet bands.
+        # Always fp32: under autocast a bf16 mel would lose the quiet bands.
         with torch.autocast(padded.device.type, enabled=False):
             spectrum = torch.stft(
                 padded.float(),

@@ -1,23 +1,23 @@
-"""How loud the edges between chunks are. Knows nothing of why there are chunks."""
+"""Edge roughness: audible discontinuities where chunks of audio meet."""
 
 import torch
 from torch import Tensor
 
 
 def seam_db(wave: Tensor, edges: Tensor, reach: int = 16) -> Tensor:
-    """Returns the roughness at edges over the roughness elsewhere, in dB; 0 dB is no seam at all.
+    """Returns the roughness at edges relative to their surroundings in dB; 0 dB means no audible edge.
 
     Roughness is the energy of the second difference, which a click raises and smooth speech does not,
-    averaged over `reach` samples on each side of an edge. To be fair to edges that fall into loud speech,
-    each edge is compared with its own surroundings (8 reaches on each side) before the mean is taken.
+    averaged over `reach` samples on each side of an edge. Each edge is compared with its own surroundings
+    (`8 * reach` samples on each side) before averaging, so that edges in loud speech count no more than others.
 
     Args:
         wave: Samples [N].
-        edges: Sample numbers [E] at which chunks meet.
-        reach: Samples on each side that count as the edge.
+        edges: Sample indices [E] at which chunks meet.
+        reach: Samples on each side that belong to the edge.
 
     Returns:
-        A scalar; NaN where no edge has its surroundings inside the wave.
+        A scalar; NaN if no edge has all its surroundings inside the wave.
     """
     far = 8 * reach
     roughness = torch.diff(wave.double(), n=2).square()

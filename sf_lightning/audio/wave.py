@@ -1,6 +1,6 @@
-"""Reading and writing waves. Knows nothing of mels.
+"""Reading and writing waves.
 
-A wave in memory is float32 [N], mono, between -1 and 1, at a rate that its owner knows.
+A wave in memory is float32 [N], mono, between -1 and 1; its sample rate is stored elsewhere.
 """
 
 from io import BytesIO
@@ -18,31 +18,31 @@ Wave = NDArray[np.float32]
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 
 MIN_RATE, MAX_RATE = 4_000, 768_000
-"""In Hz, what audio may have: a header that says 1 Hz would make hours of a second."""
+"""Accepted sample rates in Hz: a damaged header of 1 Hz would turn a second into hours."""
 
 
 def read_wave(source: Path | bytes, sample_rate: int) -> Wave:
-    """Reads audio as a mono wave [N] at `sample_rate` Hz, whatever its own rate and channels.
+    """Reads audio of any rate and number of channels as a mono wave [N] at `sample_rate` Hz.
 
     Args:
-        source: A path, or the bytes of an audio file.
-        sample_rate: The rate wanted in Hz; another one is resampled.
+        source: Path or bytes of an audio file.
+        sample_rate: Sample rate of the result in Hz; audio of another rate is resampled.
 
     Raises:
-        ValueError: if the audio cannot be decoded, or has a rate that none has.
+        ValueError: if the audio cannot be decoded, or its sample rate is implausible.
     """
     try:
         with soundfile.SoundFile(BytesIO(source) if isinstance(source, bytes) else source) as file:
             rate = file.samplerate
             if not MIN_RATE <= rate <= MAX_RATE:
-                raise ValueError(f"audio at {rate} Hz, wanted {MIN_RATE} to {MAX_RATE}")
+                raise ValueError(f"audio at {rate} Hz: expected {MIN_RATE} to {MAX_RATE} Hz")
             wave = file.read(dtype="float32")
     except (
         soundfile.LibsndfileError,
         OSError,
         MemoryError,
-    ) as error:  # a header may promise more than memory holds
-        raise ValueError(f"audio that cannot be decoded ({error})") from error
+    ) as error:  # a header may claim more than fits in memory
+        raise ValueError(f"audio cannot be decoded ({error})") from error
     if wave.ndim > 1:
         wave = wave.mean(axis=1)
     if rate != sample_rate:
@@ -50,11 +50,11 @@ def read_wave(source: Path | bytes, sample_rate: int) -> Wave:
     return np.ascontiguousarray(wave, dtype=np.float32)
 
 
-def resampled(wave: Tensor, rate: int, wanted: int) -> Tensor:
-    """Returns a wave [N] of one rate in Hz at another, [N * wanted / rate], on the CPU; itself if it has it."""
-    if rate == wanted:
+def resampled(wave: Tensor, rate: int, new_rate: int) -> Tensor:
+    """Returns a wave [N] of `rate` Hz resampled to `new_rate` Hz on the CPU, or the wave itself."""
+    if rate == new_rate:
         return wave
-    return torch.from_numpy(soxr.resample(wave.cpu().numpy(), rate, wanted))
+    return torch.from_numpy(soxr.resample(wave.cpu().numpy(), rate, new_rate))
 
 
 def write_wave(path: Path, wave: Wave, sample_rate: int) -> None:
@@ -64,11 +64,11 @@ def write_wave(path: Path, wave: Wave, sample_rate: int) -> None:
 
 
 def open_wave(path: Path, sample_rate: int) -> soundfile.SoundFile:
-    """Opens a file of 16-bit PCM, mono, to be written piece by piece."""
+    """Opens a 16-bit PCM mono file for writing in pieces."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return soundfile.SoundFile(path, "w", sample_rate, channels=1, subtype="PCM_16")
 
 
 def to_pcm(wave: Wave) -> NDArray[np.int16]:
-    """Returns a wave [N] as 16-bit samples; those beyond full scale are clipped."""
+    """Returns a wave [N] as 16-bit samples; samples beyond full scale are clipped."""
     return (np.clip(wave, -1.0, 1.0) * 32767).round().astype(np.int16)

@@ -1,4 +1,4 @@
-"""`sf-decode`: tokens to sound with a trained checkpoint, streaming."""
+"""`sf-decode`: tokens to audio with a trained decoder, streaming."""
 
 import os
 import sys
@@ -51,43 +51,47 @@ def decode(
     device: str = "cpu",
     bf16: bool = False,
 ) -> None:
-    """Decodes tokens to a wave as they would be decoded live; what is not given is as in training.
+    """Decodes tokens to audio as a live stream would be decoded; settings that are not given are those of training.
 
     Args:
-        ckpt: Checkpoint of `sf-fit`, of which the averaged weights are used; folder of `sf-export`; or
+        ckpt: Checkpoint of `sf-fit`, whose averaged weights are used; a directory written by `sf-export`; or
             OWNER/NAME[@REVISION] of the Hugging Face hub (HF_TOKEN and HF_HOME set access token and cache).
-        tokens: File of tokens, a `.npy` of whole numbers [L]; or the folder of a shard set.
-        out: Wave to write, 16-bit, `.wav` or `.flac`, at the vocoder's rate.
-        clip: Key of the clip of the shard set; by default its first. It is spoken in its own speaker's voice.
-        stdin: Read tokens from standard input as they come.
-        stdin_format: "lines": whole numbers, a token or more to a line; "int16": raw, little-endian.
-        stdout: Write the sound to standard output as it is made: raw 16-bit PCM, little-endian, mono.
-        latency: Print when the first packet leaves and what a second of sound costs; of a pipe when it has ended.
-        token_rate: Tokens a second that the language model makes, for the account of latency; by default as
-            many as are spoken.
-        speaker: Whose voice: audio of the speaker, or an embedding saved as `.npy`; by default nobody's.
-        x_vector: The speaker's x-vector, a `.npy`, beside the audio of a speaker, where the model takes them.
-        mode: How the past is taken into account, or "offline", everything at once; see `DecodeConfig`.
-        steps: Solver steps.
-        method: Solver.
-        guidance: Strength of guidance.
-        temperature: Scale of the noise at the start.
-        chunk: Blocks of a chunk.
-        first_chunk: Blocks of the first chunk.
-        lookahead: Blocks waited for beyond a chunk.
-        exact_vocoder: Whether the vocoder waits for final mel.
-        seed: Of the noise.
+        tokens: Tokens to decode: a `.npy` file of integers [L], or the directory of a shard set.
+        out: Audio file to write, 16-bit `.wav` or `.flac`, at the vocoder's sample rate.
+        clip: Key of the clip in the shard set; by default the first clip. Its own speaker is used unless
+            `--speaker` is given.
+        stdin: Read tokens from standard input while they arrive.
+        stdin_format: Format of standard input: "lines", integers in text, any number on a line; or "int16", raw,
+            little-endian.
+        stdout: Write audio to standard output while it is decoded: raw 16-bit PCM, little-endian, mono.
+        latency: Print first-packet latency and real-time factor; with `--stdin` after the end of the input.
+        token_rate: Tokens per second that the language model produces, for `--latency`; by default those of real
+            time.
+        speaker: Speaker of the output: an audio file, or an embedding in a `.npy` file; by default no speaker (null
+            embedding).
+        x_vector: Speaker's x-vector, a `.npy` file, in addition to an audio file; only for models that use
+            x-vectors.
+        mode: How past blocks are handled: "cached", "windowed", or "offline", all at once.
+        steps: Solver steps from noise to mel.
+        method: Solver: 1, 2 or 4 network evaluations a step.
+        guidance: Strength of classifier-free guidance; 0 turns it off and halves the cost.
+        temperature: Scale of the initial noise; below 1 gives plainer speech.
+        chunk: Blocks decoded together and emitted at once.
+        first_chunk: Blocks of the first chunk; a small one lowers the first-packet latency.
+        lookahead: Blocks of look-ahead beyond a chunk.
+        exact_vocoder: Whether the vocoder delays audio until the mel of its right context is final.
+        seed: Seed of the noise.
         vocoder: Vocoder; by default the one of training. "griffin_lim", the name of a shipped one ("small"), a
-            checkpoint of a vocoder, its exported folder, the folder of Qwen2.5-Omni, or OWNER/NAME[@REVISION] of
-            the Hugging Face hub.
-        device: Where to decode, such as "cpu" or "cuda".
-        bf16: Keep the network's weights in bfloat16: half the memory, and faster where the machine multiplies it.
+            checkpoint of a vocoder, its exported directory, the directory of Qwen2.5-Omni, or OWNER/NAME[@REVISION]
+            of the Hugging Face hub.
+        device: Device to decode on, such as "cpu" or "cuda".
+        bf16: Cast the network's weights to bfloat16: half the memory, and faster on hardware with bf16 arithmetic.
     """
-    _require_sense(**locals())
+    _check_options(**locals())
     require_device(device)
     require_positive(steps=steps, chunk=chunk, first_chunk=first_chunk)
-    codes = Path(tokens) if tokens is not None else None
-    given = {
+    token_path = Path(tokens) if tokens is not None else None
+    settings = {
         name: value
         for name, value in locals().items()
         if value is not None and name in {field.name for field in fields(DecodeConfig)}
@@ -99,29 +103,29 @@ def decode(
     model = trained.model.to(device)
     if bf16:
         model.dit.to(torch.bfloat16)
-    decoder = make_decoder(trained, VocoderConfig(checkpoint=vocoder) if vocoder is not None else None, **given)
-    who = embed_speaker(model, Path(speaker), x_vector) if speaker is not None else None
-    if codes is None:
-        pushes = read_stdin(stdin_format)
-    elif codes.suffix == ".npy":
-        pushes = iter([load_tokens(codes)])
+    decoder = make_decoder(trained, VocoderConfig(checkpoint=vocoder) if vocoder is not None else None, **settings)
+    embedding = embed_speaker(model, Path(speaker), x_vector) if speaker is not None else None
+    if token_path is None:
+        pieces = read_stdin(stdin_format)
+    elif token_path.suffix == ".npy":
+        pieces = iter([load_tokens(token_path)])
     else:
-        drawn = find_clip(ShardSet(codes), clip, trained)
-        pushes = iter([torch.from_numpy(drawn.clip.tokens)])
-        if who is None:
-            who = embed(model, drawn.reference, torch.from_numpy(drawn.clip.x_vector))
-    heard: list[Tensor] = []
+        drawn = find_clip(ShardSet(token_path), clip, trained)
+        pieces = iter([torch.from_numpy(drawn.clip.tokens)])
+        if embedding is None:
+            embedding = embed(model, drawn.reference, torch.from_numpy(drawn.clip.x_vector))
+    decoded: list[Tensor] = []
     if out is not None or stdout:
-        _play(decoder, who, _noted(pushes, heard) if latency else pushes, out, stdout)
+        _write_audio(decoder, embedding, _recorded(pieces, decoded) if latency else pieces, out, stdout)
     if latency:
-        heard.extend(pushes if out is None and not stdout else ())
-        spoken = torch.cat(heard)
-        # Once for nothing: the first call of all is slower than any other.
-        measure_latency(decoder, spoken[: 4 * decoder.tokens_per_block], who)
-        print(latency_summary(measure_latency(decoder, spoken, who, token_rate)), file=sys.stderr)
+        decoded.extend(pieces if out is None and not stdout else ())
+        all_tokens = torch.cat(decoded)
+        # Warm-up: the first call in a process is slower than any other.
+        measure_latency(decoder, all_tokens[: 4 * decoder.tokens_per_block], embedding)
+        print(latency_summary(measure_latency(decoder, all_tokens, embedding, token_rate)), file=sys.stderr)
 
 
-def _require_sense(
+def _check_options(
     ckpt: str,
     tokens: str | None,
     out: str | None,
@@ -135,7 +139,7 @@ def _require_sense(
     x_vector: str | None,
     **_: object,
 ) -> None:
-    """Checks before anything is loaded that the options of `decode` go together and their files are there.
+    """Checks, before anything is loaded, that the options of `decode` are compatible and their files exist.
 
     Raises:
         ValueError, FileNotFoundError: if not.
@@ -143,64 +147,61 @@ def _require_sense(
     if (tokens is None) == (not stdin):
         raise ValueError("give either --tokens or --stdin")
     if out is None and not stdout and not latency:
-        raise ValueError("give --out, --stdout or --latency, or nothing would come of it")
+        raise ValueError("no output: give --out, --stdout or --latency")
     file = Path(tokens) if tokens is not None and Path(tokens).suffix == ".npy" else None
-    for name, is_given, wanted, has in (
+    for name, is_given, required, is_met in (
         ("token_rate", token_rate is not None, "--latency", latency),
-        ("clip", clip is not None, "--tokens with the folder of a shard set", not stdin and file is None),
+        ("clip", clip is not None, "--tokens SHARD_SET", not stdin and file is None),
         ("stdin_format", stdin_format != "lines", "--stdin", stdin),
+        ("x_vector", x_vector is not None, "--speaker AUDIO_FILE", speaker is not None),
     ):
-        if is_given and not has:
-            raise ValueError(f"--{name} says something only beside {wanted}: give that too, or leave it out")
-    for what, path in (("speaker", speaker), ("x_vector", x_vector)):
-        if path is not None and not Path(path).is_file():
-            raise FileNotFoundError(f"--{what}: no file {path}")
-    if x_vector is not None and speaker is None:
-        raise ValueError("--x_vector goes beside the audio of a --speaker: give that too")
+        if is_given and not is_met:
+            raise ValueError(f"--{name} requires {required}")
     if out is not None and Path(out).suffix.lower() not in (".wav", ".flac"):
-        raise ValueError(f"--out {out}: wanted a name that ends in .wav or .flac")
-    if file is not None and not file.is_file():
-        raise FileNotFoundError(f"--tokens: no file {tokens}")
+        raise ValueError(f"--out is {out}: expected a name that ends in .wav or .flac")
+    for name, path in (("tokens", file), ("speaker", speaker), ("x_vector", x_vector)):
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"--{name}: no file {path}")
     if tokens is not None and file is None and Path(tokens).is_file():
         raise ValueError(
-            f"--tokens: {tokens} is a file: wanted a .npy of whole numbers, or the folder of a shard set"
+            f"--tokens: {tokens} is a file: expected a .npy of integers, or the directory of a shard set"
         )
 
 
-def _play(
-    decoder: StreamingDecoder, who: Tensor | None, pushes: Iterator[Tensor], out: str | None, stdout: bool
+def _write_audio(
+    decoder: StreamingDecoder, speaker: Tensor | None, pieces: Iterator[Tensor], out: str | None, stdout: bool
 ) -> None:
-    """Decodes tokens as they come, and writes the sound to where it is wanted."""
+    """Decodes pieces of tokens as they arrive and writes the audio to `out` and to standard output."""
     rate, count = decoder.vocoder.sample_rate, 0
     with ExitStack() as stack:
-        file_out = None
-        for wave in _live(decoder.open(who), pushes):
-            # Not before there is sound: a mistake in the tokens leaves no file.
-            if len(wave) and out is not None and file_out is None:
-                file_out = stack.enter_context(open_wave(Path(out), rate))
-            sound = to_pcm(wave.cpu().numpy())
-            count += len(sound)
-            if file_out is not None:
-                file_out.write(sound)
+        file = None
+        for wave in _decode_stream(decoder.open(speaker), pieces):
+            # The file is opened only when there is audio, so that invalid tokens leave no file behind.
+            if len(wave) and out is not None and file is None:
+                file = stack.enter_context(open_wave(Path(out), rate))
+            samples = to_pcm(wave.cpu().numpy())
+            count += len(samples)
+            if file is not None:
+                file.write(samples)
             if stdout:
-                sys.stdout.buffer.write(sound.astype("<i2").tobytes())
+                sys.stdout.buffer.write(samples.astype("<i2").tobytes())
                 sys.stdout.buffer.flush()
     if not count:
-        raise ValueError("no sound: no token came")
-    print(f"{out or 'stdout'}: {count / rate:.2f} s of sound at {rate} Hz", file=sys.stderr)
+        raise ValueError("no tokens received: expected at least one")
+    print(f"{out or 'stdout'}: {count / rate:.2f} s of audio at {rate} Hz", file=sys.stderr)
 
 
-def _live(stream: Stream, pushes: Iterator[Tensor]) -> Iterator[Tensor]:
-    for push in pushes:
-        yield stream.push(push)
+def _decode_stream(stream: Stream, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+    for piece in pieces:
+        yield stream.push(piece)
     yield stream.flush()
 
 
-def _noted(pushes: Iterator[Tensor], heard: list[Tensor]) -> Iterator[Tensor]:
-    """Passes tokens on, and notes them."""
-    for push in pushes:
-        heard.append(push)
-        yield push
+def _recorded(pieces: Iterator[Tensor], decoded: list[Tensor]) -> Iterator[Tensor]:
+    """Yields tokens and appends them to `decoded`."""
+    for piece in pieces:
+        decoded.append(piece)
+        yield piece
 
 
 @one_line_errors
@@ -210,14 +211,14 @@ def main(args: list[str] | None = None) -> None:
     try:
         decode(**vars(parser.parse_args(args)))
     except BrokenPipeError:
-        _forget_stdout()
+        _discard_stdout()
     except KeyboardInterrupt:
-        _forget_stdout()
+        _discard_stdout()
         raise
 
 
-def _forget_stdout() -> None:
-    """Lets go of whoever listened: Python would write what is left to them at exit, and wait or complain."""
+def _discard_stdout() -> None:
+    """Redirects standard output to nowhere: at exit Python would write the rest, and block or print an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,1 +1,1 @@
-"""Conditional flow matching: path, loss, guidance, solver, noise. Knows nothing of mels or tokens."""
+"""Conditional flow matching: path, loss, guidance, solver, noise. Independent of mels and tokens."""

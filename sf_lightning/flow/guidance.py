@@ -12,10 +12,10 @@ from sf_lightning.model.blocks import Blocks
 
 @dataclass(frozen=True)
 class DropConfig:
-    """How often training sees the null condition, per utterance and independently.
+    """Probabilities of the null condition in training, drawn per utterance and independently.
 
     Args:
-        speaker: Probability that the speaker alone is null.
+        speaker: Probability that only the speaker is null.
         everything: Probability that tokens and speaker are null.
     """
 
@@ -25,10 +25,10 @@ class DropConfig:
     def __post_init__(self) -> None:
         for name in ("speaker", "everything"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"drop.{name} is {getattr(self, name)}: a probability is wanted")
+                raise ValueError(f"drop.{name} is {getattr(self, name)}: expected a probability, 0 to 1")
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Returns which of `count` utterances lose their speaker and which their tokens, bool [count]."""
+        """Returns for which of `count` utterances the speaker and the tokens are dropped, two bool [count]."""
         chance = torch.rand(2, count, generator=generator, device=generator.device)
         everything = chance[0] < self.everything
         return everything | (chance[1] < self.speaker), everything
@@ -42,25 +42,25 @@ def mix(conditional: Tensor, null: Tensor, strength: float) -> Tensor:
 def guided(
     network: Callable[[Tensor, int, Tensor, Blocks], Tensor],
     condition: Tensor,
-    null: Tensor,
+    null: Tensor | None,
     blocks: Blocks,
     strength: float,
 ) -> Velocity:
     """Returns the guided velocity of a list of blocks, both branches in one call of the network.
 
     Args:
-        network: (x, number of the evaluation, condition, blocks) -> velocity.
-        condition: Of each block, [M, W, D].
-        null: The condition of nothing, shaped alike.
-        blocks: Where the blocks belong.
-        strength: w; 0 leaves the null branch out.
+        network: Function (x, index of the evaluation, condition, blocks) -> velocity.
+        condition: Condition of each block, [M, W, D].
+        null: Null condition, [M, W, D]; None without guidance.
+        blocks: Utterance, position and padding of the blocks.
+        strength: Strength w; 0 turns guidance off.
     """
-    if strength == 0:
+    if null is None or strength == 0:
         return lambda x, number: network(x, number, condition, blocks)
-    twice, conditions = Blocks.cat([blocks, blocks]), torch.cat([condition, null])
+    both, conditions = Blocks.cat([blocks, blocks]), torch.cat([condition, null])
 
     def velocity(x: Tensor, number: int) -> Tensor:
-        conditional, unconditional = network(torch.cat([x, x]), number, conditions, twice).chunk(2)
+        conditional, unconditional = network(torch.cat([x, x]), number, conditions, both).chunk(2)
         return mix(conditional, unconditional, strength)
 
     return velocity

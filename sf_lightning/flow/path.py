@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class PathSample:
-    """A point of the path and the velocity that leads along it, both shaped like x_1."""
+    """A point of the path and its velocity, both shaped like x_1."""
 
     x_t: Tensor
     dx_t: Tensor
@@ -21,7 +21,7 @@ def straight_path(x_0: Tensor, x_1: Tensor, t: Tensor) -> PathSample:
 
 
 def draw_times(count: int, kind: Literal["logit_normal", "uniform"], generator: torch.Generator) -> Tensor:
-    """Returns training times t [count] in (0, 1); logit-normal ones crowd in the middle."""
+    """Returns training times t [count] in (0, 1); logit-normal times are denser in the middle."""
     device = generator.device
     if kind == "uniform":
         return torch.rand(count, generator=generator, device=device)

@@ -1,7 +1,7 @@
-"""Solvers that carry noise at t = 0 to a mel at t = 1. Know nothing of what the velocity is made of.
+"""Solvers that carry noise at t = 0 to a mel at t = 1, for any velocity.
 
-A solver is a list of network evaluations, numbered from 0: where in x the network is asked, at which time, and
-what becomes of its answers. One can therefore be stopped after any evaluation and go on later, which is how a
+A solver is a list of network evaluations, numbered from 0: the point and the time of each evaluation, and how its
+velocity advances the solution. Integration can pause after any evaluation and resume later, which is how a
 stream computes no more than it must.
 """
 
@@ -17,12 +17,12 @@ from torch import Tensor
 Method = Literal["euler", "midpoint", "rk4"]
 
 Velocity = Callable[[Tensor, int], Tensor]
-"""The velocity at x in evaluation number e, whose time is `Solver.times[e]`: (x, e) -> dx/dt, shaped like x."""
+"""Function (x, e) -> dx/dt, shaped like x, for evaluation number e at time `Solver.times[e]`."""
 
 
 @dataclass(frozen=True)
 class _Tableau:
-    """A Runge-Kutta method: times of its stages within a step, weights of earlier stages, of all at the end."""
+    """A Runge-Kutta method: stage times in a step, weights of earlier stages, weights at the end of the step."""
 
     times: tuple[float, ...]
     stages: tuple[tuple[float, ...], ...]
@@ -32,7 +32,7 @@ class _Tableau:
 TABLEAUS: dict[Method, _Tableau] = {
     "euler": _Tableau((0,), ((),), (1,)),
     "midpoint": _Tableau((0, 1 / 2), ((), (1 / 2,)), (0, 1)),
-    # Kutta's 3/8 rule, which the public sibling uses.
+    # Kutta's 3/8 rule, as in Qwen2.5-Omni token2wav.
     "rk4": _Tableau((0, 1 / 3, 2 / 3, 1), ((), (1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
 }
 
@@ -48,12 +48,12 @@ def sway_grid(steps: int, sway: float = -1.0) -> Tensor:
 
 @dataclass
 class SolverState:
-    """How far something has come.
+    """State of an integration.
 
     Attributes:
-        x: Where the current step began, any shape.
-        slopes: Velocities found in the current step.
-        evaluations: Evaluations done in all.
+        x: Point at which the current step started, any shape.
+        slopes: Velocities evaluated in the current step.
+        evaluations: Number of evaluations so far.
     """
 
     x: Tensor
@@ -68,10 +68,10 @@ class Solver:
     Args:
         steps: Steps from noise to mel.
         method: "euler", "midpoint" (2 evaluations a step) or "rk4" (4, the 3/8 rule).
-        sway: Of the grid; see `sway_grid`.
+        sway: Sway of the time grid; see `sway_grid`.
 
     Raises:
-        ValueError: if there are no steps, or no such method.
+        ValueError: if a value is out of range or the method is unknown.
     """
 
     steps: int = 10
@@ -80,11 +80,11 @@ class Solver:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"decode.steps is {self.steps}: at least 1 is wanted")
+            raise ValueError(f"decode.steps is {self.steps}: expected 1 or more")
         if not math.isfinite(self.sway):
-            raise ValueError(f"decode.sway is {self.sway}: wanted a number, -1 by default")
+            raise ValueError(f"decode.sway is {self.sway}: expected a finite number, such as the default -1")
         if self.method not in TABLEAUS:
-            raise ValueError(f"decode.method is {self.method!r}: wanted one of {', '.join(TABLEAUS)}")
+            raise ValueError(f"decode.method is {self.method!r}: expected one of {', '.join(TABLEAUS)}")
 
     @property
     def num_evaluations(self) -> int:
@@ -93,22 +93,22 @@ class Solver:
 
     @cached_property
     def grid(self) -> list[float]:
-        """The steps' times, steps + 1 of them."""
+        """Times of the steps, steps + 1 of them."""
         return sway_grid(self.steps, self.sway).tolist()
 
     @cached_property
     def times(self) -> Tensor:
-        """The time of each evaluation, float32 [NFE]."""
+        """Time of each evaluation, float32 [NFE]."""
         steps = zip(self.grid, self.grid[1:], strict=False)
         return torch.tensor([t + part * (end - t) for t, end in steps for part in TABLEAUS[self.method].times])
 
     def point(self, progress: SolverState) -> Tensor:
-        """Returns the x at which the next evaluation asks the network."""
+        """Returns the point x of the next evaluation."""
         weights = TABLEAUS[self.method].stages[len(progress.slopes)]
         return self._along(progress, weights)
 
     def advance(self, progress: SolverState, velocity: Tensor) -> None:
-        """Takes the answer of the evaluation that `point` was for."""
+        """Advances the state by the velocity of the evaluation at `point`."""
         tableau = TABLEAUS[self.method]
         progress.slopes.append(velocity)
         if len(progress.slopes) == len(tableau.times):

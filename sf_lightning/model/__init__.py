@@ -1,1 +1,1 @@
-"""The network: layouts as data, blocks as the batch. Knows nothing of flows, noise or sound."""
+"""The network: layouts as data, blocks as the batch. Independent of flows, noise and audio."""

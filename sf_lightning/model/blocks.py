@@ -1,8 +1,7 @@
-"""The list of blocks that the network sees instead of a padded [B, T] batch.
+"""The list of blocks that the network processes instead of a padded [B, T] batch.
 
-Utterances are cut into blocks and laid one after the other along M. No layer of a block-wise layout looks
-far, so a neighbour is a shift along M, masked where it belongs to another utterance or does not exist.
-Knows nothing of what a frame holds.
+Utterances are cut into blocks and concatenated along M. A layer of a block-wise layout attends to the next block at
+most, so a neighbor is a shift along M, masked where it belongs to another utterance or does not exist.
 
 Letters: U utterances, M blocks, W frames of a block.
 """
@@ -16,16 +15,16 @@ from torch import Tensor
 
 @dataclass
 class Blocks:
-    """Where each block of a list belongs.
+    """Utterance, position and padding of each block of a list.
 
     Attributes:
-        utterance: The utterance of each block, int64 [M], smaller than `num_utterances`.
-        position: The number of each block in its utterance, int64 [M].
-        valid: Which frames are speech and which are padding, bool [M, W]. Padding fills the end of an
-            utterance's last block; a block without any valid frame belongs to nobody.
-        num_utterances: U, known without asking the device.
-        longest: A bound on the blocks of an utterance, likewise.
-        packed: Whether the list is made of packs of `longest` blocks, which no utterance leaves.
+        utterance: Utterance of each block, int64 [M], smaller than `num_utterances`.
+        position: Number of each block in its utterance, int64 [M].
+        valid: Frames that are speech instead of padding, bool [M, W]. Padding fills the end of an utterance's last
+            block; a block without any valid frame belongs to no utterance.
+        num_utterances: U, known without a device synchronization.
+        longest: Upper bound on the blocks of an utterance, likewise.
+        packed: Whether the list consists of packs of `longest` blocks, each of which contains whole utterances.
     """
 
     utterance: Tensor
@@ -37,7 +36,7 @@ class Blocks:
 
     @classmethod
     def from_lengths(cls, frames: Sequence[int], block_size: int, device: torch.device | None = None) -> "Blocks":
-        """Lays utterances of so many frames one after the other.
+        """Returns the blocks of utterances with these numbers of frames, one after the other.
 
         >>> Blocks.from_lengths([3, 2], block_size=2).valid.int().tolist()
         [[1, 1], [1, 0], [1, 1]]
@@ -51,7 +50,7 @@ class Blocks:
 
     @classmethod
     def cat(cls, lists: "Sequence[Blocks]") -> "Blocks":
-        """Joins lists of blocks into one; the utterances of each stay apart."""
+        """Returns lists of blocks joined into one; their utterances stay separate."""
         starts = [0]
         for blocks in lists:
             starts.append(starts[-1] + blocks.num_utterances)
@@ -65,7 +64,7 @@ class Blocks:
         )
 
     def to(self, device: torch.device | str | None, non_blocking: bool = False) -> "Blocks":
-        """Returns the same list on a device."""
+        """Returns the list on a device."""
         return replace(
             self,
             utterance=self.utterance.to(device, non_blocking=non_blocking),
@@ -74,7 +73,7 @@ class Blocks:
         )
 
     def pin_memory(self) -> "Blocks":
-        """Returns the same list in pinned memory."""
+        """Returns the list in pinned memory."""
         return replace(
             self,
             utterance=self.utterance.pin_memory(),
@@ -95,11 +94,11 @@ class Blocks:
         return self.valid.shape[1]
 
     def has_neighbor(self, offset: int) -> Tensor:
-        """Says which blocks have a neighbour `offset` blocks away in the same utterance, bool [M]."""
-        held = self.valid[:, 0]
-        same = shift(self.utterance, offset) == self.utterance
-        near = shift(self.position, offset) - self.position == offset
-        return same & near & held & shift(held, offset)
+        """Returns which blocks have a neighbor `offset` blocks away in the same utterance, bool [M]."""
+        used = self.valid[:, 0]
+        same_utterance = shift(self.utterance, offset) == self.utterance
+        adjacent = shift(self.position, offset) - self.position == offset
+        return same_utterance & adjacent & used & shift(used, offset)
 
 
 def shift(x: Tensor, offset: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""How flow time, tokens and speaker enter the network."""
+"""Embeddings of flow time and tokens."""
 
 import math
 
@@ -25,19 +25,19 @@ class TimeEmbedding(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """Embeds tokens, each as one vector for every frame it covers.
+    """Embeds tokens as one vector for every frame of the token.
 
-    A vector for each frame, and not one repeated: rotary positions are relative, so a frame that has its
-    token's vector in common with its neighbours has to find out by attention which part of it to say. Scaled
-    by sqrt(width), for rows are seen seldom and AdamW moves a weight by little more than the learning rate
-    (see experiments/LOG.md for both).
+    Each frame has a vector of its own by default: rotary positions are relative, so a frame that shares its token's
+    vector with its neighbors must infer from attention which part of the token it is. Vectors are scaled by
+    sqrt(width) because each row is used rarely and AdamW moves a weight by little more than the learning rate
+    (experiments/LOG.md has measurements of both).
 
     Args:
         vocabulary: Number of codes; tokens are 0 .. vocabulary - 1.
         width: Width of the embedding.
         frames_per_token: Frames of a token.
-        repeat: Whether the frames of a token share one vector, as the public sibling's do.
-        null: The id of the null condition; `vocabulary` is an id of its own, shared with no code.
+        repeat: Whether the frames of a token share one vector, as in Qwen2.5-Omni token2wav.
+        null: Id of the null condition; `vocabulary` is an extra id that no code has.
     """
 
     def __init__(self, vocabulary: int, width: int, frames_per_token: int, repeat: bool, null: int) -> None:

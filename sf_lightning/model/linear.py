@@ -1,17 +1,17 @@
-"""A linear layer that is quick for a few rows too: what a chunk of a stream is."""
+"""A linear layer that is also fast for few rows, such as a chunk of a stream."""
 
 import torch
 from torch import Tensor, nn
 
 FEW_ROWS = 320
-"""From here on a CPU multiplies as fast the usual way."""
+"""Number of rows from which the usual order is as fast on a CPU."""
 
 
 class Linear(nn.Linear):
-    """Linear layer [..., in] to [..., out]; with few rows on a CPU it computes (W x^T)^T for x W^T.
+    """Linear layer [..., in] to [..., out]; with few rows on a CPU it computes (W x^T)^T instead of x W^T.
 
-    The product is the same, but the library walks along the longer side of the result: 165 GFLOP/s instead of
-    108 for 96 rows, 144 instead of 96 for 48; in bf16 360 and 330 instead of 315 and 260 (width 1024, 2 cores of
+    The product is the same, but the library then iterates over the longer side of the result: 165 GFLOP/s instead
+    of 108 for 96 rows, 144 instead of 96 for 48; in bf16 360 and 330 instead of 315 and 260 (width 1024, 2 cores of
     an AMD EPYC, torch 2.11).
     """
 

@@ -1,7 +1,7 @@
-"""Rotary positions, counted from the own block: 0..W-1 there, -W..-1 before it, W..2W-1 after it.
+"""Rotary positions relative to the own block: 0..W-1 in it, -W..-1 before it, W..2W-1 after it.
 
-Scores depend on differences alone, so they equal those of absolute positions, the tables are constant, and
-an hour-long stream has the numbers of a one-second one. Pairs are interleaved, theta 10,000.
+Scores depend on differences only, so they equal those of absolute positions, the tables are constant, and
+results do not depend on the length of a stream. Pairs are interleaved, theta 10,000.
 """
 
 import torch
@@ -22,11 +22,11 @@ def rotate(x: Tensor, table: Tensor, num_heads: int) -> Tensor:
 
     Args:
         x: Queries or keys.
-        table: Of the positions, [2, P, head_width / 2].
-        num_heads: How many heads are rotated; the others know no position.
+        table: Rotation table of the positions, [2, P, head_width / 2].
+        num_heads: Number of heads that are rotated; the others have no position.
     """
     cos, sin = table.to(x.dtype)
-    turned = x[..., :num_heads, :, :]
-    even, odd = turned[..., 0::2], turned[..., 1::2]
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
-    return turned if num_heads == x.shape[-3] else torch.cat([turned, x[..., num_heads:, :, :]], dim=-3)
+    rotated = x[..., :num_heads, :, :]
+    even, odd = rotated[..., 0::2], rotated[..., 1::2]
+    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    return rotated if num_heads == x.shape[-3] else torch.cat([rotated, x[..., num_heads:, :, :]], dim=-3)

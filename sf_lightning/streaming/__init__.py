@@ -1,1 +1,1 @@
-"""A stream of tokens to a stream of sound, chunk by chunk. Knows nothing of training."""
+"""Decoding of token streams to audio streams, chunk by chunk. Independent of training."""

@@ -1,4 +1,4 @@
-"""When the first packet leaves, and what a second of sound costs: an account of one stream."""
+"""First-packet latency and real-time factor of one stream."""
 
 import statistics
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from sf_lightning.streaming.state import DecodeCost
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """The account of one stream, decoded alone; all but the first in milliseconds of this machine.
+    """Latency of one stream, decoded without others; times except `wait_ms` are measured on this machine.
 
     Attributes:
-        wait_ms: Until the tokens are there that the first chunk needs, at the rate at which they come.
-        network_ms: The flow of the first chunk, once its last token is there: conditions, network, solver.
-        vocoder_ms: The vocoder of the first chunk.
-        first_packet_ms: The three together. The tokenizer and the language model are not in it.
-        real_time_factor: Seconds of computing for a second of sound, over the whole stream.
+        wait_ms: Time in ms until the tokens of the first chunk and its look-ahead have arrived, at the token rate.
+        network_ms: Time in ms of the flow for the first chunk after its last token: conditions, network, solver.
+        vocoder_ms: Time in ms of the vocoder for the first chunk.
+        first_packet_ms: Sum of the three. Tokenizer and language model are not included.
+        real_time_factor: Seconds of computation for a second of audio, over the whole stream.
         num_evaluations: Network evaluations (NFE) of a chunk.
-        chunk_ms: Computing of each chunk, in order: whether it grows with what came before.
+        chunk_ms: Computation time in ms of each chunk, in order; shows whether it grows with the past.
     """
 
     wait_ms: float
@@ -33,7 +33,7 @@ class LatencyReport:
     chunk_ms: tuple[float, ...]
 
     def values(self) -> dict[str, float]:
-        """Returns what a tracker can draw as curves, by name; of the chunks their median."""
+        """Returns the values by name as single numbers for a tracker; `chunk_ms` is the median of the chunks."""
         values: dict[str, Any] = {**vars(self), "chunk_ms": statistics.median(self.chunk_ms)}
         return {name: float(value) for name, value in values.items()}
 
@@ -41,28 +41,27 @@ class LatencyReport:
 def measure_latency(
     decoder: StreamingDecoder, tokens: Tensor, speaker: Tensor | None, token_rate: float | None = None
 ) -> LatencyReport:
-    """Streams tokens [L] through a decoder by themselves and accounts for the time.
+    """Returns the latency of a stream of tokens [L] that is decoded without others.
 
     Args:
-        decoder: What decodes.
-        tokens: Of a clip.
-        speaker: Embedding [S], or None.
-        token_rate: Tokens a second that whoever makes them makes; by default as many as are spoken.
+        decoder: Decoder; its config applies.
+        tokens: Tokens of a clip, int64 [L].
+        speaker: Speaker embedding [S], or None for no speaker.
+        token_rate: Tokens per second that the source of the tokens produces; by default those of real time.
 
     Raises:
         ValueError: if the rate is not positive, or there are no tokens.
     """
     model = decoder.model
-    spoken_rate = model.mel.config.frame_rate / model.dit.config.frames_per_token
-    rate = token_rate or spoken_rate
+    rate = token_rate or model.mel.config.frame_rate / model.dit.config.frames_per_token
     if rate <= 0:
-        raise ValueError(f"--token_rate is {token_rate}: wanted tokens a second, more than 0")
+        raise ValueError(f"--token_rate is {token_rate}: expected tokens per second, more than 0")
     if len(tokens) == 0:
-        raise ValueError("a stream of no tokens has no latency: give some")
+        raise ValueError("the stream has no tokens: latency needs at least one")
     stream = decoder.open(speaker)
     cost, first = stream.state.cost, None
     chunk_ms, samples = list[float](), 0
-    # A block at a time, as they come: nobody waits for what is computed while later tokens are on their way.
+    # One block at a time, as in real time: what is computed while later tokens arrive delays no packet.
     pieces = tokens.split(decoder.tokens_per_block)
     before = _milliseconds(cost)
     for number, piece in enumerate(pieces, 1):
@@ -74,7 +73,7 @@ def measure_latency(
         while emitted != stream.state.emitted or (number == len(pieces) and not stream.finished):
             emitted = stream.state.emitted
             new = len(decoder.step([stream])[0].wave)
-            stream.require_sound()
+            stream.raise_error()
             now = _milliseconds(cost)
             if new and first is None:
                 wait = 1000 * min(len(tokens), number * decoder.tokens_per_block) / rate
@@ -100,10 +99,10 @@ def _milliseconds(cost: DecodeCost) -> tuple[float, float]:
 
 
 def latency_summary(latency: LatencyReport) -> str:
-    """The latency account in a sentence."""
+    """Returns a latency report as one sentence."""
     return (
         f"first packet {latency.first_packet_ms:.0f} ms = {latency.wait_ms:.0f} waiting for tokens "
         f"+ {latency.network_ms:.0f} network + {latency.vocoder_ms:.0f} vocoder; "
         f"{latency.num_evaluations} network evaluations, "
-        f"{statistics.median(latency.chunk_ms):.0f} ms for a chunk; real-time factor {latency.real_time_factor:.2f}"
+        f"{statistics.median(latency.chunk_ms):.0f} ms per chunk; real-time factor {latency.real_time_factor:.2f}"
     )

@@ -1,210 +1,223 @@
-"""At full look-ahead nothing provisional need be computed: every block goes through the network once an evaluation.
+"""Schedule at full look-ahead: every block goes through the network exactly once in each evaluation.
 
-With q layers that look ahead, evaluation e of a block can be carried to the j-th of them when e q + j blocks
-after it have arrived, for then the next block has been carried so far that its keys and values are there. So when
-a block arrives, the one before it goes a stretch further, the one before that another, and so on: a wave that
-runs through the blocks on their way, and the last of them is done. NFE block evaluations for every block
-instead of NFE (c + A), and the result is that of offline decoding.
+With q layers that look ahead, evaluation e of a block can proceed to the j-th of these layers when e q + j blocks
+after it have arrived, because the next block has then proceeded far enough to provide its keys and values. So when
+a block arrives, the block before it proceeds by one stretch of layers, the one before that by another, and so on: a
+wavefront runs through the unfinished blocks, and the last of them is finished. This takes E block evaluations for
+every block instead of E (c + A), and the result is that of offline decoding.
 
-Letters: E evaluations, G guidance branches, W frames of a block, H heads, Dh head width, D width, F mel bands.
+Independent of vocoders and of streams with less look-ahead.
+
+Letters: E evaluations, G guidance branches, A look-ahead and c chunk in blocks, W frames of a block, H heads, Dh
+head width, D width, F mel bands.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from sf_lightning.flow.guidance import mix
-from sf_lightning.flow.solver import Solver, SolverState
-from sf_lightning.model.attention import Edges, Memory
+from sf_lightning.flow.solver import SolverState
+from sf_lightning.model.attention import CachedContext, KVCache
 from sf_lightning.model.blocks import Blocks
-from sf_lightning.model.streamflow import StreamFlow
-
-
-@dataclass(eq=False)
-class Flight:
-    """A block on its way from noise to mel.
-
-    Attributes:
-        condition: Of each branch, [G, W, D].
-        valid: Its frames that are speech, bool [W]; the first `length` of them.
-        length: Known without asking the device.
-        progress: How far it has come in the flow.
-        h: What the layer at which it waits will be given, [G, W, D].
-        seen: What that layer shows of it to the block before, [G, 2, H, W, Dh].
-        velocity: The last one, [W, F].
-    """
-
-    condition: Tensor
-    valid: Tensor
-    length: int
-    progress: SolverState
-    h: Tensor | None = None
-    seen: Tensor | None = None
-    velocity: Tensor | None = None
-
-
-@dataclass(eq=False)
-class Front:
-    """The wave of one stream.
-
-    Attributes:
-        memory: Keys and values of the last block that passed each layer that looks back, in each evaluation,
-            [E, G, layers, 2, H, W, Dh].
-        arrived: Blocks that have arrived.
-        flights: Those on their way, by absolute number.
-    """
-
-    memory: Tensor
-    arrived: int = 0
-    flights: dict[int, Flight] = field(default_factory=dict)
+from sf_lightning.streaming.sampler import BlockRange, Sampler
+from sf_lightning.streaming.state import StreamState, WavefrontBlock, WavefrontState
 
 
 class Wavefront:
-    """Carries the waves of any number of streams that are decoded alike.
+    """Advances the wavefronts of any number of streams that are decoded with the same settings.
 
     Args:
-        model: On the device where to compute.
-        solver: How to integrate.
-        guidance: Strength w; 0 leaves the null branch out.
-        times: Of all evaluations, on that device.
-        tables: Their modulations, `DiT.modulate(times)`.
+        sampler: Network and settings.
     """
 
-    def __init__(
-        self, model: StreamFlow, solver: Solver, guidance: float, times: Tensor, tables: list[Tensor]
-    ) -> None:
-        self.model, self.solver, self.guidance = model, solver, guidance
-        self.device = model.dit.from_mel.weight.device
-        self.branches = 2 if guidance else 1
-        spans = model.layout.spans
-        self.back = [i for i, span in enumerate(spans) if span.back]
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.model, self.solver = sampler, sampler.model, sampler.solver
+        spans = self.model.layout.spans
         ahead = [i for i, span in enumerate(spans) if span.ahead]
-        # The stretches of an evaluation: to the first layer that looks ahead, from it to the next, to the end.
+        # Stretches of an evaluation: up to the first layer that looks ahead, from it to the next one, to the end.
         self.stretches = [range(*pair) for pair in pairwise([0, *ahead, len(spans)])]
-        self.times, self.tables = times, tables
+        self.reach = len(ahead) * self.solver.num_evaluations
 
-    def open(self) -> Front:
-        """Returns the wave of a stream that begins."""
-        config, weight = self.model.dit.config, self.model.dit.from_mel.weight
-        shape = (self.solver.num_evaluations, self.branches, len(self.back), 2, config.num_heads)
-        return Front(weight.new_zeros(*shape, self.model.layout.block_size, config.head_width))
+    def open(self) -> WavefrontState:
+        """Returns the state of a new stream."""
+        return WavefrontState(self.sampler.empty_cache())
 
-    def arrive(self, fronts: Sequence[Front], flights: Sequence[Flight | None]) -> int:
-        """Takes one block of each stream and lets the waves run; None stands for no more blocks.
+    def unfinished(self, states: Sequence[StreamState]) -> list[StreamState]:
+        """Returns the streams that must accept more of their blocks before their next chunk is finished."""
+        unfinished = []
+        for state in states:
+            # After the end of a stream nothing arrives, and the blocks on their way are finished.
+            available = math.inf if state.ended else state.num_blocks
+            end = min(state.config.chunk_end(state.emitted), state.num_blocks)
+            if _wavefront(state).entered < min(available, end + self.reach) and end > state.emitted:
+                unfinished.append(state)
+        return unfinished
+
+    def advance(self, states: Sequence[StreamState]) -> int:
+        """Lets the next block of each stream, or its end, enter, and lets the blocks before it proceed.
 
         Returns:
-            Blocks times layers that they went through.
+            Number of blocks times layers that the network computed.
         """
-        for front, flight in zip(fronts, flights, strict=True):
-            if flight is not None:
-                front.flights[front.arrived] = flight
-            front.arrived += 1
+        self._enter([state for state in states if _wavefront(state).entered < state.num_blocks])
+        fronts = [_wavefront(state) for state in states]
+        for front in fronts:
+            front.entered += 1
         last, layers = len(self.stretches) - 1, 0
         for lag in range(self.solver.num_evaluations * last + 1):
-            members = [(f, f.arrived - 1 - lag) for f in fronts if f.arrived - 1 - lag in f.flights]
+            members = [(f, f.entered - 1 - lag) for f in fronts if f.entered - 1 - lag in f.blocks]
             evaluation, stretch = divmod(lag, last)
             if not members:
                 continue
             if stretch == 0 and evaluation > 0:
-                layers += self._carry(members, evaluation - 1, last)
+                layers += self._run_stretch(members, evaluation - 1, last)
             if evaluation < self.solver.num_evaluations:
-                layers += self._carry(members, evaluation, stretch)
+                layers += self._run_stretch(members, evaluation, stretch)
         return layers
 
-    def done(self, front: Front, number: int) -> bool:
-        """Whether a block has its mel."""
-        flight = front.flights.get(number)
-        return flight is not None and flight.progress.evaluations == self.solver.num_evaluations
+    def collect_chunk(self, state: StreamState, num_after: int) -> tuple[Tensor, Tensor]:
+        """Removes the finished blocks of the next chunk from a stream's wavefront and advances `emitted`.
 
-    def guess(self, flight: Flight) -> Tensor:
-        """Returns where a block that is on its way would end if it went straight on, [length, F].
+        Args:
+            state: State of the stream.
+            num_after: Number of blocks after the chunk to extrapolate for the vocoder.
 
-        Of one that has no velocity yet nothing is known: [0, F].
+        Returns:
+            The log-mel of the chunk and the extrapolated log-mel after it, [T, F].
         """
-        progress = flight.progress
-        if flight.velocity is None:
-            return progress.x[:0]
-        if progress.evaluations == self.solver.num_evaluations:
-            return progress.x[: flight.length]
-        done = self.solver.grid[progress.evaluations * self.solver.steps // self.solver.num_evaluations]
-        return (progress.x + (1 - done) * flight.velocity)[: flight.length]
+        front, end = _wavefront(state), state.chunk_end
+        final = [front.blocks.pop(number) for number in range(state.emitted, end)]
+        after = [front.blocks[number] for number in range(end, front.entered) if number in front.blocks]
+        mel = torch.cat([block.solver.x[: block.length] for block in final])
+        mel_after = torch.cat([*(self.extrapolate(block) for block in after[:num_after]), mel[:0]])
+        state.emitted = end
+        state.drop_tokens(0)
+        return self.model.to_mel(mel.float()), self.model.to_mel(mel_after.float())
 
-    def _carry(self, members: list[tuple[Front, int]], evaluation: int, stretch: int) -> int:
-        """Carries one block of each stream over a stretch of layers; returns blocks times layers."""
-        dit = self.model.dit
-        flights = [front.flights[number] for front, number in members]
+    def extrapolate(self, block: WavefrontBlock) -> Tensor:
+        """Returns the end point [length, F] of an unfinished block if its velocity stayed constant.
+
+        Before its first evaluation a block has no velocity and the result is empty, [0, F].
+        """
+        solver = block.solver
+        if block.velocity is None:
+            return solver.x[:0]
+        if solver.evaluations == self.solver.num_evaluations:
+            return solver.x[: block.length]
+        t = self.solver.grid[solver.evaluations * self.solver.steps // self.solver.num_evaluations]
+        return (solver.x + (1 - t) * block.velocity)[: block.length]
+
+    def _enter(self, states: Sequence[StreamState]) -> None:
+        """Adds the next block of each stream to its wavefront."""
+        if not states:
+            return
+        numbers = [_wavefront(state).entered for state in states]
+        ranges = [
+            BlockRange(state.block_tokens(number, number + 1), number, state.speaker, state.config.seed)
+            for state, number in zip(states, numbers, strict=True)
+        ]
+        batch = self.sampler.prepare(ranges)
+        branches = [batch.condition] if batch.null is None else [batch.condition, batch.null]
+        conditions = torch.stack(branches, dim=1)
+        for i, (state, number) in enumerate(zip(states, numbers, strict=True)):
+            # Copies: a view would keep the memory of the other streams alive.
+            valid, solver = batch.blocks.valid[i].clone(), SolverState(batch.x_0[i].clone())
+            block = WavefrontBlock(conditions[i].clone(), valid, batch.lengths[i], solver)
+            _wavefront(state).blocks[number] = block
+
+    def _run_stretch(self, members: list[tuple[WavefrontState, int]], evaluation: int, stretch: int) -> int:
+        """Runs one block of each stream through a stretch of layers; returns blocks times layers."""
+        dit, count = self.model.dit, len(members)
+        blocks = [front.blocks[number] for front, number in members]
         numbers = self.stretches[stretch]
-        modulations = [table[evaluation : evaluation + 1] for table in self.tables]
-        blocks = self._blocks(flights)
+        modulations = self.sampler.modulations(evaluation)
+        layout = self._layout(blocks)
         if stretch == 0:
-            x = torch.stack([self.solver.point(flight.progress) for flight in flights])
-            h = dit.enter(x.repeat(self.branches, 1, 1), _by_branch([flight.condition for flight in flights]))
+            x = self._points(blocks)
+            h = dit.embed(self._repeat(x), _by_branch([block.condition for block in blocks]))
         else:
-            h = _by_branch([flight.h for flight in flights])
-        nexts = [front.flights.get(number + 1) for front, number in members] if stretch else []
-        edges, memories = self._surroundings(members, evaluation, numbers, nexts)
-        h = dit.through(numbers, h, modulations, blocks, edges, memories)
-        for place, layer in enumerate(self.back):
+            h = _by_branch([block.h for block in blocks])
+        next_blocks = [front.blocks.get(number + 1) for front, number in members] if stretch else []
+        context, caches = self._neighbors(members, evaluation, numbers, next_blocks)
+        h = dit.run_layers(numbers, h, modulations, layout, context, caches)
+        for i, layer in enumerate(self.sampler.layers_back):
             if layer in numbers:
-                edge = memories[layer].edge
-                assert edge is not None
-                for i, (front, _) in enumerate(members):
-                    front.memory[evaluation, :, place] = edge[i :: len(members)]
+                left = caches[layer].left
+                assert left is not None
+                for member, (front, _) in enumerate(members):
+                    front.cache[evaluation, :, i] = left[member::count]
         if stretch < len(self.stretches) - 1:
-            seen = dit.seen_by_neighbours(numbers.stop, h, modulations, blocks)
-            for i, flight in enumerate(flights):
-                # Copies: a view would keep what belongs to the other streams.
-                flight.h, flight.seen = h[i :: len(members)].clone(), seen[i :: len(members)].clone()
+            kv = dit.keys_and_values(numbers.stop, h, modulations, layout)
+            for member, block in enumerate(blocks):
+                # Copies: a view would keep the memory of the other streams alive.
+                block.h, block.kv = h[member::count].clone(), kv[member::count].clone()
         else:
-            self._finish(flights, dit.leave(h, modulations, blocks), evaluation)
-        return len(members) * len(numbers)
+            self._finish_evaluation(blocks, dit.project_out(h, modulations, layout), evaluation)
+        return count * len(numbers)
 
-    def _finish(self, flights: list[Flight], answer: Tensor, evaluation: int) -> None:
-        x = torch.stack([self.solver.point(flight.progress) for flight in flights])
-        velocity = self.model.to_velocity(answer, x.repeat(self.branches, 1, 1), self.times[evaluation])
-        if self.guidance:
+    def _finish_evaluation(self, blocks: list[WavefrontBlock], output: Tensor, evaluation: int) -> None:
+        x = self._repeat(self._points(blocks))
+        velocity = self.model.to_velocity(output, x, self.sampler.grid.times[evaluation])
+        if self.sampler.config.guidance:
             conditional, null = velocity.chunk(2)
-            velocity = mix(conditional, null, self.guidance)
-        for flight, each in zip(flights, velocity.unbind(), strict=True):
-            each = each.clone()
-            self.solver.advance(flight.progress, each)
-            flight.velocity, flight.h, flight.seen = each, None, None
+            velocity = mix(conditional, null, self.sampler.config.guidance)
+        for block, own_velocity in zip(blocks, velocity.unbind(), strict=True):
+            block.velocity, block.h, block.kv = own_velocity.clone(), None, None
+            self.solver.advance(block.solver, block.velocity)
 
-    def _surroundings(
-        self, members: list[tuple[Front, int]], evaluation: int, numbers: range, nexts: list[Flight | None]
-    ) -> tuple[Edges, dict[int, Memory]]:
-        """What lies before and after the blocks, for each layer of a stretch that looks there."""
-        everyone = torch.arange(self.branches * len(members), device=self.device)
-        size = self.model.layout.block_size
-        begun = torch.ones(len(everyone), dtype=torch.bool, device=self.device)
-        if any(number == 0 for _, number in members):  # seldom, for on a GPU it waits for the device
-            begun = torch.tensor([number > 0 for _, number in members], device=self.device).repeat(self.branches)
-        nothing = torch.zeros(size, dtype=torch.bool, device=self.device)
-        followed = [nothing if each is None else each.valid for each in nexts]
-        edges = Edges(begun, torch.stack(followed).repeat(self.branches, 1) if nexts else None)
-        memories = {}
-        for place, layer in enumerate(self.back):
+    def _neighbors(
+        self,
+        members: list[tuple[WavefrontState, int]],
+        evaluation: int,
+        numbers: range,
+        next_blocks: list[WavefrontBlock | None],
+    ) -> tuple[CachedContext, dict[int, KVCache]]:
+        """Returns the neighbors of one block of each stream, for each layer of a stretch that attends to them."""
+        device, branches = self.sampler.device, self.sampler.num_branches
+        index = torch.arange(branches * len(members), device=device)
+        left = torch.ones(len(index), dtype=torch.bool, device=device)
+        if any(number == 0 for _, number in members):  # rare, because on a GPU it waits for the device
+            left = torch.tensor([number > 0 for _, number in members], device=device).repeat(branches)
+        right = None
+        if next_blocks:
+            none = torch.zeros(self.model.layout.block_size, dtype=torch.bool, device=device)
+            valid = [none if block is None else block.valid for block in next_blocks]
+            right = torch.stack(valid).repeat(branches, 1)
+        caches = {}
+        for i, layer in enumerate(self.sampler.layers_back):
             if layer in numbers:
-                before = _by_branch([front.memory[evaluation, :, place] for front, _ in members])
-                memories[layer] = Memory(everyone, everyone, before)
-        if nexts:
-            shown = [None if each is None else each.seen for each in nexts]
-            some = next((each for each in shown if each is not None), None)
-            if some is not None:
-                memory = memories.setdefault(numbers.start, Memory(everyone, everyone, None))
-                memory.beyond = _by_branch([torch.zeros_like(some) if each is None else each for each in shown])
-        return edges, memories
+                caches[layer] = KVCache(_by_branch([front.cache[evaluation, :, i] for front, _ in members]))
+        provided = [None if block is None else block.kv for block in next_blocks]
+        example = next((kv for kv in provided if kv is not None), None)
+        if example is not None:
+            cache = caches.setdefault(numbers.start, KVCache())
+            cache.right = _by_branch([torch.zeros_like(example) if kv is None else kv for kv in provided])
+        return CachedContext(index, index, left, right), caches
 
-    def _blocks(self, flights: list[Flight]) -> Blocks:
-        """Blocks that are no neighbours, one of each stream and branch."""
-        everyone = torch.arange(self.branches * len(flights), device=self.device)
-        valid = torch.stack([flight.valid for flight in flights]).repeat(self.branches, 1)
-        return Blocks(everyone, torch.zeros_like(everyone), valid, len(everyone), 1)
+    def _layout(self, blocks: list[WavefrontBlock]) -> Blocks:
+        """Returns a list of one block of each stream and branch, none of which is a neighbor of another."""
+        index = torch.arange(self.sampler.num_branches * len(blocks), device=self.sampler.device)
+        valid = torch.stack([block.valid for block in blocks]).repeat(self.sampler.num_branches, 1)
+        return Blocks(index, torch.zeros_like(index), valid, len(index), 1)
+
+    def _points(self, blocks: list[WavefrontBlock]) -> Tensor:
+        """Returns the points at which the network is evaluated, [M, W, F]."""
+        return torch.stack([self.solver.point(block.solver) for block in blocks])
+
+    def _repeat(self, x: Tensor) -> Tensor:
+        """Repeats x [M, W, F] for each branch, [G M, W, F]."""
+        return x.repeat(self.sampler.num_branches, 1, 1)
 
 
-def _by_branch(each: Sequence[Tensor | None]) -> Tensor:
+def _wavefront(state: StreamState) -> WavefrontState:
+    assert state.wavefront is not None
+    return state.wavefront
+
+
+def _by_branch(parts: Sequence[Tensor | None]) -> Tensor:
     """Stacks [G, ...] of every stream to [G streams, ...], one branch after the other."""
-    return torch.stack([x for x in each if x is not None], dim=1).flatten(0, 1)
+    return torch.stack([part for part in parts if part is not None], dim=1).flatten(0, 1)

@@ -37,7 +37,7 @@ def test_mel_under_bf16_autocast_is_that_of_fp32() -> None:
 
 
 def test_a_wave_too_short_for_its_edges_is_refused_with_both_lengths() -> None:
-    with pytest.raises(ValueError, match=r"wave of 400 samples: at least 433"):
+    with pytest.raises(ValueError, match=r"wave has 400 samples: a mel needs at least 433"):
         MelSpectrogram(MelConfig())(torch.zeros(1, 400))
 
 

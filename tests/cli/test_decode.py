@@ -1,4 +1,4 @@
-"""`sf-decode` as a member of a pipe: sound as it is made, and a clean end whoever goes first."""
+"""`sf-decode` in a pipe: audio while it is decoded, a clean end whichever side closes first, and option errors."""
 
 import signal
 import subprocess
@@ -29,7 +29,7 @@ def command(checkpoint: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["lines", "int16"])
-def test_a_pipe_gives_the_sound_of_the_file(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+def test_a_pipe_outputs_the_audio_of_the_file(checkpoint: Path, tmp_path: Path, kind: str) -> None:
     tokens = np.random.default_rng(0).integers(0, 50, 33)
     np.save(tmp_path / "tokens.npy", tokens)
     decode.main([f"--ckpt={checkpoint}", f"--tokens={tmp_path}/tokens.npy", f"--out={tmp_path}/file.wav"])
@@ -41,10 +41,10 @@ def test_a_pipe_gives_the_sound_of_the_file(checkpoint: Path, tmp_path: Path, ki
     for name in ("file.wav", "pipe.wav"):
         saved, rate = soundfile.read(tmp_path / name, dtype="int16")
         assert rate == 16000 and np.abs(saved.astype(int) - heard).max() <= 2
-    assert b"stdout" not in done.stderr and b"1.32 s of sound at 16000 Hz" in done.stderr
+    assert b"stdout" not in done.stderr and b"1.32 s of audio at 16000 Hz" in done.stderr
 
 
-def test_sound_leaves_before_the_tokens_end(checkpoint: Path) -> None:
+def test_audio_is_written_before_the_tokens_end(checkpoint: Path) -> None:
     with subprocess.Popen(
         command(checkpoint, "--stdin", "--stdout"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -57,7 +57,7 @@ def test_sound_leaves_before_the_tokens_end(checkpoint: Path) -> None:
         assert process.wait() == 0
 
 
-def test_a_listener_who_leaves_and_a_ctrl_c_end_it_without_a_traceback(checkpoint: Path) -> None:
+def test_a_closed_pipe_and_ctrl_c_end_it_without_a_traceback(checkpoint: Path) -> None:
     says = command(checkpoint, "--stdin", "--stdout")
     for how in ("leaves", "ctrl-c", "does not read"):
         with subprocess.Popen(
@@ -73,14 +73,14 @@ def test_a_listener_who_leaves_and_a_ctrl_c_end_it_without_a_traceback(checkpoin
                 process.stdin.write(b"1 2 3 4 5 6 7 8 9 10 11 12\n")
                 process.stdin.close()
             else:
-                time.sleep(0.5)  # it waits then, for more tokens or to be read
+                time.sleep(0.5)  # it is then blocked, on more tokens or on its output
                 process.send_signal(signal.SIGINT)
             said = process.stderr.read().decode()
             assert process.wait() == (0 if how == "leaves" else 130)
             assert "Traceback" not in said and "Exception" not in said and "error" not in said
 
 
-def test_a_clip_of_a_shard_set_is_spoken_in_its_own_voice(
+def test_a_clip_of_a_shard_set_is_decoded_with_its_own_speaker(
     checkpoint: Path, shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     row = shards.read_index(2)[1]
@@ -92,24 +92,24 @@ def test_a_clip_of_a_shard_set_is_spoken_in_its_own_voice(
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("args", "message"),
     [
         (["--tokens=a.npy", "--stdin", "--stdout"], "give either --tokens or --stdin"),
-        (["--stdin"], "give --out, --stdout or --latency"),
-        (["--stdin", "--stdout", "--token_rate=25"], "--token_rate says something only beside --latency"),
-        (["--tokens=a.npy", "--out=a.wav", "--clip=a"], "--clip says something only beside --tokens with the"),
-        (["--tokens=a.npy", "--out=a.wav", "--stdin_format=int16"], "--stdin_format says something only beside"),
-        (["--stdin", "--stdout", "--seed=-1"], "decode.seed is -1: wanted 0 or more"),
+        (["--stdin"], "no output: give --out, --stdout or --latency"),
+        (["--stdin", "--stdout", "--token_rate=25"], "--token_rate requires --latency"),
+        (["--tokens=a.npy", "--out=a.wav", "--clip=a"], "--clip requires --tokens SHARD_SET"),
+        (["--tokens=a.npy", "--out=a.wav", "--stdin_format=int16"], "--stdin_format requires --stdin"),
+        (["--stdin", "--stdout", "--seed=-1"], "decode.seed is -1: expected 0 or more"),
         (["--tokens=a.npy", "--latency"], "--tokens: no file a.npy"),
     ],
 )
-def test_what_does_not_go_together_is_said_in_one_line(
-    checkpoint: Path, capsys: pytest.CaptureFixture, given: list[str], said: str
+def test_incompatible_options_are_refused_in_one_line(
+    checkpoint: Path, capsys: pytest.CaptureFixture, args: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        decode.main([f"--ckpt={checkpoint}", *given])
+        decode.main([f"--ckpt={checkpoint}", *args])
     out = capsys.readouterr().err
-    assert stop.value.code == 2 and out.count("\n") == 1 and said in out
+    assert stop.value.code == 2 and out.count("\n") == 1 and message in out
 
 
 def test_words_in_the_pipe_are_refused_in_one_line(checkpoint: Path) -> None:

@@ -238,7 +238,7 @@ def test_audio_with_a_wrong_rate_or_length_in_its_header_is_undecodable() -> Non
             assert len(read_speech(audio, MelConfig())) <= 16000
         except BadSample as error:
             assert error.cause == "undecodable"
-    with pytest.raises(BadSample, match="audio at 1 Hz, wanted 4000 to 768000"):
+    with pytest.raises(BadSample, match="audio at 1 Hz: expected 4000 to 768000"):
         read_speech(slow.getvalue(), MelConfig())
 
 

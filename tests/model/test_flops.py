@@ -49,5 +49,5 @@ def test_the_cost_of_an_unbounded_layout_grows_with_the_utterance_that_must_be_g
     dit = on_meta(SMALL_DIT, Layout(4, 8, (), (), "past"))
     more = flops_per_frame(dit, longest=5) - flops_per_frame(dit, longest=3)
     assert more == 4 * SMALL_DIT.width * 4 * 8 * 2 and math.isfinite(more)
-    with pytest.raises(ValueError, match="`longest`, the blocks of an utterance, must be given"):
+    with pytest.raises(ValueError, match="give `longest`, the blocks of the longest utterance"):
         flops_per_frame(dit)

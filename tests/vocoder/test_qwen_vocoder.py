@@ -203,7 +203,7 @@ def test_a_stream_is_24_khz_and_its_real_time_factor_counts_its_seconds(vocoder:
     wave = torch.cat([stream.push(tokens), stream.flush()])
     assert len(wave) == 20 * 960  # 40 ms per token
     assert len(decoder.decode_offline([tokens], [None])[0].wave) == 20 * 960
-    assert len(stream.state.wave) == len(stream.state.mel) * 240
+    assert len(stream.state.vocoder.wave) == len(stream.state.vocoder.mel) * 240
     cost = decoder.cost
     before = cost.network_seconds + cost.vocoder_seconds
     latency = measure_latency(decoder, tokens, None)

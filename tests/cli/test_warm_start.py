@@ -70,10 +70,12 @@ def test_a_run_is_initialized_from_an_export_a_checkpoint_or_the_hub(
     averages = read_checkpoint(run / "checkpoints" / "last.ckpt").weights
     still = ["--model.optimizer.learning_rate=1e-12", "--trainer.limit_val_batches=0", "--trainer.max_steps=1"]
     for source in (Path("owner/name@v1"), tmp_path / "exported", run / "checkpoints" / "last.ckpt"):
-        fit.main(decoder_arguments(fitted, tmp_path / source.name, *still, f"--model.init_from={source}"))
+        fit.main(decoder_arguments(fitted, tmp_path / f"run-{source.name}", *still, f"--model.init_from={source}"))
         wandb.finish()
         assert f"--model.init_from: {source}: averaged weights of step 4" in capsys.readouterr().out
-        weights = read_checkpoint(tmp_path / source.name / "checkpoints" / "last.ckpt", average=False).weights
+        weights = read_checkpoint(
+            tmp_path / f"run-{source.name}" / "checkpoints" / "last.ckpt", average=False
+        ).weights
         for name, value in averages.items():
             torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
     wide = decoder_arguments(fitted, tmp_path / "wide", "--model.dit.token_width=8", f"--model.init_from={source}")

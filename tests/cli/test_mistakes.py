@@ -187,7 +187,7 @@ def test_a_mistake_with_another_command_is_one_line(
         (np.array(["a"]), [], "expected integers"),
         (np.arange(5), ["--out=name"], "expected a name that ends in .wav or .flac"),
         (np.arange(5), ["--ckpt=GARBAGE"], "GARBAGE is no readable file of torch weights"),
-        (np.arange(5), ["--ckpt=SMALL"], "small is the folder of a vocoder, wanted a decoder: .* to --vocoder"),
+        (np.arange(5), ["--ckpt=SMALL"], "small is a BigVGAN .*, which --vocoder takes: "),
         (np.arange(5), [f"--vocoder={EXPORT}"], "is the folder of an exported decoder: expected"),
         (np.arange(5), ["--look=2"], "--look is no option"),
         (np.arange(5), ["--speaker=SILENT"], "SILENT cannot be used as a reference: silent"),

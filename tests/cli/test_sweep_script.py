@@ -43,6 +43,11 @@ def test_a_task_is_one_worker_that_ignores_early_signals_and_leaves_when_idle(
     assert int((tmp_path / "mask").read_text().split()[-1], 16) >> 9 & 1  # USR1
 
 
+def test_a_sweep_of_the_package_is_given_by_name(repository: Path, tmp_path: Path) -> None:
+    _, ran, _, _ = submit(repository, tmp_path, "mask_layouts")
+    assert ran[-3:] == ["sf-sweep", "mask_layouts", "--wait=120"]
+
+
 def test_the_id_of_a_sweep_on_wandbs_server_runs_its_agent(repository: Path, tmp_path: Path) -> None:
     _, ran, _, _ = submit(repository, tmp_path, "somebody/sf-lightning/abc123")
     assert ran[-3:] == ["wandb", "agent", "somebody/sf-lightning/abc123"]

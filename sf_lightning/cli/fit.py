@@ -1,16 +1,12 @@
 """`sf-fit`: train and validate from a config file; `sf-fit` alone means `sf-fit fit`."""
 
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
@@ -20,16 +16,15 @@ from sf_lightning import __version__
 from sf_lightning.cli.configs import expand_configs, expand_presets
 from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.parser import CommandParser
+from sf_lightning.cli.run_folder import RecordRun, agent_run_id, path_arguments, stored_run_id, wandb_arguments
 from sf_lightning.cli.tracking import offline_without_key
 from sf_lightning.files.identify import SHARDED_META
-from sf_lightning.files.records import to_plain
 from sf_lightning.model.checkpoint import read_content
 from sf_lightning.terminal import silence_libraries
 from sf_lightning.training.base import ShardModule, require_matching_checkpoint
 from sf_lightning.training.callbacks.preemption import Preemption
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.lightning_internals import set_logged_step
-from sf_lightning.training.loggers import ResumableWandbLogger
 from sf_lightning.training.module import StreamFlowModule
 from sf_lightning.training.saving import AtomicCheckpointIO, newest_checkpoint, saves_sharded_folders
 from sf_lightning.training.vocoder_module import VocoderModule
@@ -40,51 +35,6 @@ def best_precision() -> str:
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
-
-
-class RecordRun(SaveConfigCallback):
-    """Saves the resolved config in the run's folder, and stores config and data of the run in every logger."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Saves the config of a fit, without the paths and ids of this run, so that another run can use it."""
-        if stage != "fit":
-            return
-        folder = self.config.trainer.default_root_dir
-        for arguments, name, default_path, unset in _path_arguments(self.config.trainer):
-            if arguments[name] == default_path(folder):
-                arguments[name] = unset
-        for arguments in _wandb_arguments(self.config.trainer):
-            arguments["id"] = None
-        super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Stores config, commit, origin of the weights, shards and module in every logger."""
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(pl_module, ShardModule) and isinstance(datamodule, ShardDataModule)
-        config = to_plain(self.config.clone(with_meta=False).as_dict())  # without the paths of the config files
-        config.pop("config", None)
-        record = {
-            "config": config,
-            "commit": _commit(),
-            "initialized_from": pl_module.initialized_from,
-            "shards": {
-                str(shards.folder): [shard.digest for shard in shards.manifest.shards] for shards in datamodule.sets
-            },
-        } | pl_module.description()
-        for logger in trainer.loggers:
-            logger.log_hyperparams(record)
-            if isinstance(logger, ResumableWandbLogger):
-                Path(trainer.default_root_dir, RUN_ID).write_text(f"{logger.version}\n")
-
-
-def _commit() -> str:
-    """Returns the commit of the code, with a + if files differ from it; "unknown" outside a checkout."""
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 MODULES: dict[str, type[ShardModule]] = {"decoder": StreamFlowModule, "vocoder": VocoderModule}
@@ -109,7 +59,7 @@ class FitCLI(LightningCLI):
         parser.add_argument(
             "--base",
             type=str | None,
-            help="in a config file: path, relative to it, of the config that it overrides",
+            help="in a config file: the config that it overrides, a path relative to it or the name of a recipe",
         )
         trains = next(name for name, module in MODULES.items() if module is self.model_class)
         parser.add_argument("--trains", type=Literal[*MODULES], default=trains, help="kind of model to train")
@@ -135,7 +85,7 @@ class FitCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.base = None  # merged into the config already
         trainer = config.trainer
-        run = folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit") + _agent_run_id("/")
+        run = folder = trainer.default_root_dir = str(trainer.default_root_dir or "runs/fit") + agent_run_id("/")
         if self.subcommand == "validate":  # does not change files of the run
             folder = trainer.default_root_dir = f"{run}/validate"
         # Also where a run was stopped before it saved anything: it restarts under its id.
@@ -147,10 +97,10 @@ class FitCLI(LightningCLI):
                 raise FileNotFoundError(f"--ckpt_path=last: no checkpoint in {run}/checkpoints")
             if last is None:
                 rank_zero_only(print)(f"--ckpt_path=last: no checkpoint in {run}/checkpoints, starting a new run")
-        for arguments in _wandb_arguments(trainer):
-            known = (resumed and _run_id(folder)) or _agent_run_id()
+        for arguments in wandb_arguments(trainer):
+            known = (resumed and stored_run_id(folder)) or agent_run_id()
             arguments["id"] = arguments["id"] or known or generate_id()
-        for arguments, name, default_path, _ in _path_arguments(trainer):
+        for arguments, name, default_path, _ in path_arguments(trainer):
             if arguments[name] in (None, "."):
                 arguments[name] = default_path(folder)
 
@@ -216,41 +166,6 @@ class FitCLI(LightningCLI):
             raise type(error)(f"--ckpt_path: {error}") from error
         require_matching_checkpoint(content, self.model, resumed)
         return content
-
-
-def _path_arguments(trainer: Namespace) -> Iterator[tuple[Any, str, Callable[[str], str], str | None]]:
-    """Yields paths of loggers and callbacks: arguments, name, default by the run's folder, unset value."""
-    for logger in trainer.logger if isinstance(trainer.logger, list) else []:
-        if "save_dir" in (arguments := logger.get("init_args", {})):
-            yield arguments, "save_dir", lambda folder: folder, "."
-    for callback in trainer.callbacks if isinstance(trainer.callbacks, list) else []:
-        if "dirpath" in (arguments := callback.get("init_args", {})):
-            yield arguments, "dirpath", lambda folder: f"{folder}/checkpoints", None
-
-
-RUN_ID = "wandb-id"
-"""File in a run's folder with its W&B id, under which it is resumed."""
-
-
-def _run_id(folder: str) -> str | None:
-    path = Path(folder, RUN_ID)
-    return path.read_text().strip() if path.is_file() else None
-
-
-def _agent_run_id(prefix: str = "") -> str:
-    """Returns the run id that a W&B sweep agent has set, after a prefix; empty where there is no agent.
-
-    An agent starts all its runs with the same arguments, so each run gets a subfolder named by its id.
-    """
-    given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-    return f"{prefix}{given}" if given else ""
-
-
-def _wandb_arguments(trainer: Namespace) -> Iterator[Any]:
-    """Yields the arguments of the W&B loggers."""
-    for logger in trainer.logger if isinstance(trainer.logger, list) else []:
-        if logger["class_path"].endswith(ResumableWandbLogger.__name__):
-            yield logger["init_args"]
 
 
 def model_kind(args: list[str]) -> str:

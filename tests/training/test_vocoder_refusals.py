@@ -24,7 +24,10 @@ from tests.toys.vocoder import VOCODER_SETTINGS, VocoderLosses, fit_vocoder, voc
     ("change", "said"),
     [
         ({"generator": GeneratorConfig((5, 4, 4, 3), (11, 8, 8, 5), 16)}, "multiply to 240, the hop length is 160"),
-        ({"segments": SegmentConfig(frames=6)}, r"segments.frames is 6, which are 960 samples: expected more than 1024"),
+        (
+            {"segments": SegmentConfig(frames=6)},
+            r"segments.frames is 6, which are 960 samples: expected more than 1024",
+        ),
         (
             {"discriminators": DiscriminatorConfig("cqt", cqt_octaves=9)},
             r"cqt_octaves is 9, which reaches 16742 Hz: .* 16000 Hz",

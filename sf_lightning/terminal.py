@@ -70,5 +70,5 @@ def silence_libraries() -> None:
         logging.getLogger(name).addFilter(_is_wanted)
     for message, module in WARNINGS:
         warnings.filterwarnings("ignore", message, module=module)
-    os.environ.setdefault("WANDB_SILENT", "true")  # its adverts, and warnings of git and of anonymous runs
+    os.environ.setdefault("WANDB_SHOW_INFO", "false")  # its adverts; its warnings and errors pass
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,4 +1,4 @@
-"""Errors of a command: one line instead of a traceback."""
+"""What a command prints: one line for an error, and nothing that other libraries add."""
 
 import os
 import sys
@@ -8,13 +8,18 @@ from functools import wraps
 from typing import Any
 
 from sf_lightning.cli.parser import UsageError
+from sf_lightning.terminal import silence_libraries
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a command so that an error prints one line and exits with 2; SF_TRACEBACK=1 shows the traceback."""
+    """Wraps a command: messages of other libraries are filtered, and an error prints one line and exits with 2.
+
+    SF_TRACEBACK=1 shows the traceback.
+    """
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        silence_libraries()
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:

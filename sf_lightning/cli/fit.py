@@ -20,7 +20,6 @@ from sf_lightning.cli.run_folder import RecordRun, agent_run_id, path_arguments,
 from sf_lightning.cli.tracking import offline_without_key
 from sf_lightning.files.identify import SHARDED_META
 from sf_lightning.model.checkpoint import read_content
-from sf_lightning.terminal import silence_libraries
 from sf_lightning.training.base import ShardModule, require_matching_checkpoint
 from sf_lightning.training.callbacks.preemption import Preemption
 from sf_lightning.training.datamodule import ShardDataModule
@@ -200,7 +199,6 @@ def main(args: list[str] | None = None) -> None:
         args = ["fit", *args]
     offline_without_key()
     OmegaConf.register_resolver("best_precision", best_precision, replace=True)
-    silence_libraries()
     args = expand_presets(expand_configs(args))
     FitCLI(
         MODULES[model_kind(args)],

@@ -127,7 +127,7 @@ def first_chunk_text(layout: Layout, decode: DecodeConfig, frame_rate: float) ->
 
 
 def vocoder_text(vocoder: VocoderConfig) -> str:
-    """Returns which vocoder it is, in words; of a path only the last part, for the rest is private."""
+    """Returns which vocoder it is, in words; only the last part of a path, because the rest is private."""
     if vocoder.name == GRIFFIN_LIM:
         return f"Griffin-Lim, {vocoder.iterations} iterations"
     if vocoder.name in shipped():

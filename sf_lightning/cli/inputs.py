@@ -19,7 +19,7 @@ from sf_lightning.model.pretrained import Pretrained
 from sf_lightning.model.streamflow import StreamFlow
 
 MAX_LINE = 65536
-"""Longest line of tokens in bytes; a longer one is no text."""
+"""Longest line of tokens in bytes; a longer one is not text."""
 
 
 def read_stdin(stdin_format: str) -> Iterator[Tensor]:

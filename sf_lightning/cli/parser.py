@@ -65,7 +65,7 @@ class CommandParser(ArgumentParser):
         return namespace, unknown
 
     def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
-        """Remembers which option is being parsed."""
+        """Stores which option is being parsed, for errors."""
         self._current = action, " ".join(arg_strings)
         try:
             return super()._get_values(action, arg_strings)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The folder of a training run: output paths in it, the id of the run with W&B, the record of what was run."""
+"""The folder of a training run: output paths in it, the id of the run with W&B, the record of the run."""
 
 import os
 import subprocess

@@ -35,8 +35,8 @@ def sweep(
 ) -> None:
     """Runs a W&B sweep file without W&B's server; all other options go to sf-fit.
 
-    Start it again, or on other nodes with the same folder, to share the trials: workers run those that wait, resume
-    those whose worker was stopped or killed, and repeat those that failed. Results are written to results.csv,
+    Start it again, or on other nodes with the same folder, to share the trials: workers run waiting trials, resume
+    those whose worker was stopped or killed, and repeat failed ones. Results are written to results.csv,
     results.md and frontier.png of the folder.
 
     Args:
@@ -44,8 +44,8 @@ def sweep(
         dir: Folder of the sweep, shared by all workers; by default `sweeps/NAME`.
         trials: Number of trials; by default the file's `run_cap`, or all points of a grid.
         jobs: Number of trials that this worker runs at the same time.
-        wait: Seconds to stay while other workers run the last trials, to resume what they leave; by default until
-            all trials have ended.
+        wait: Seconds to wait while other workers run the last trials, to resume those that are interrupted; by
+            default until all trials have ended.
     """
     require_positive(trials=trials, jobs=jobs)
     sweep_file = SweepFile(find_recipe(file, "FILE", RECIPES / "sweeps"))
@@ -89,7 +89,7 @@ def _check_arguments(sweep: Sweep) -> None:
 
 
 def _work(sweep: Sweep, wait: float | None, failures: list[str]) -> None:
-    """Runs trials until there are none to take; adds a line to `failures` for each that fails."""
+    """Runs trials until none is left; adds a line to `failures` for each that fails."""
     try:
         last_end = time.monotonic()
         while not stop.REQUESTED.is_set():

@@ -1,1 +1,1 @@
-"""Corpora, shards, lanes and packs: from audio files to batches of blocks. Knows nothing of Lightning."""
+"""Corpora, shards, lanes and packs: from audio files to batches of blocks. Independent of Lightning."""

@@ -1,7 +1,7 @@
 """Builds a shard set from a corpus. Audio files keep their bytes.
 
-Every part of a corpus makes its own shards, each from a fixed range of its clips, however many clips of other
-shards are skipped. Parts can therefore be shared among any number of processes and jobs, an interrupted build
+Every part of a corpus makes its own shards, each from a fixed range of its clips, so that skipped clips do
+not shift others. Parts can therefore be shared among any number of processes and jobs, an interrupted build
 resumes after the last complete shard, and the bytes are the same each time. All files are written to a folder
 beside the target, which is renamed when the last part is done: a set under its final name is always complete.
 """

@@ -250,7 +250,7 @@ def _parse_fields(data: bytes) -> dict[str, Any]:
         return {}
     if not isinstance(fields, dict):
         return {}
-    # With an empty name, all clips of unknown speakers would be of one speaker.
+    # An empty name would make one speaker of all unknown ones.
     fields = {
         name: value for name, value in fields.items() if value is not None and (name, value) != ("speaker", "")
     }

@@ -8,7 +8,7 @@ layout of any corpus of recordings, one folder per speaker:
     out/sentences.tsv                      sentence of each file: path, tab, text
     out/corpus.json                        settings and figures; written last, so that a corpus with it is complete
 
-Knows nothing of shards, features and models.
+Independent of shards, features and models.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Sentences of the demo corpus, drawn from the grammars in `grammar.yaml`. Knows nothing of audio."""
+"""Sentences of the demo corpus, drawn from the grammars in `grammar.yaml`. Independent of audio."""
 
 import random
 import re

@@ -1,6 +1,6 @@
 """The index of a shard: keys, tokens and speakers of its samples, and where their bytes are in the tar.
 
-Knows nothing of tars and sets.
+Independent of tars and sets.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Runs jobs in processes and reports progress: a bar on a terminal, a line per minute in a log file.
 
-Knows nothing of what the jobs do. Every job counts the bytes that it has processed while it runs, so that progress
-is visible within a job of an hour, in whichever process it runs.
+Every job counts the bytes that it has processed while it runs, in any process, so that progress is visible within a
+job of an hour.
 """
 
 import multiprocessing
@@ -178,7 +178,7 @@ def _do_in_process(item: Any) -> list[Any]:
 
 
 def _exit_with_parent() -> None:
-    """Ends this process when its parent is gone: a pool whose owner was killed waits forever."""
+    """Ends this process when its parent is gone: a pool whose parent was killed would block forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -85,7 +85,7 @@ class _ShardSlice:
     step: int
 
     def size(self, samples: int) -> int:
-        """Returns the number of samples in the slice of a shard with so many samples."""
+        """Returns the number of samples in the slice of a shard that has `samples` samples."""
         return len(range(self.first, samples, self.step))
 
 
@@ -250,7 +250,7 @@ class _SetReader:
                     yield clip, reference, SetPosition(epoch, start + i)
 
     def _is_too_short(self, tokens: int, name: SampleName) -> bool:
-        """Returns whether a clip of so many tokens is skipped; raises if the first 20 clips all are."""
+        """Returns whether a clip of `tokens` tokens is skipped; raises if the first 20 clips all are."""
         required, folder = self.config.requirements.min_frames, self.shards.folder
         frames = tokens * self.shards.manifest.tokenizer.frames_per_token
         self.longest = max(self.longest, frames)

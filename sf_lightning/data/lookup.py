@@ -1,4 +1,4 @@
-"""The lookup table of a set: the mean mel of each token. Knows nothing of decoders.
+"""The lookup table of a set: the mean mel of each token. Independent of decoders.
 
 It is the lookup baseline of validation: the best decoder without a network.
 """

@@ -38,16 +38,16 @@ class Perturbation:
     def apply(self, clip: Clip, mel: MelConfig, frames_per_token: int, random: np.random.Generator) -> Clip:
         """Returns a changed clip, or the clip itself if both bounds are 0.
 
-        Each token of a clip of another speed is the token that was spoken at that moment.
+        A token of the changed clip is the token at the corresponding time of the original.
         """
         if self.speed:
             factor = 1 + random.uniform(-self.speed, self.speed)
             length = max(1, round(len(clip.tokens) / factor))
-            spoken = ((np.arange(length) + 0.5) * len(clip.tokens) / length).astype(int)
+            original = ((np.arange(length) + 0.5) * len(clip.tokens) / length).astype(int)
             changed = soxr.resample(clip.wave, mel.sample_rate * len(clip.tokens) / length, mel.sample_rate)
             wave = np.zeros(length * frames_per_token * mel.hop_length, np.float32)
             wave[: len(changed)] = changed[: len(wave)]
-            clip = replace(clip, wave=wave, tokens=clip.tokens[spoken])
+            clip = replace(clip, wave=wave, tokens=clip.tokens[original])
         if self.level_db:
             gain = 10 ** (-random.uniform(0, self.level_db) / 20)
             clip = replace(clip, wave=clip.wave * np.float32(gain))

@@ -1,7 +1,7 @@
 """Provenance of a shard set, `build.json`: configuration and corpus of the build, and how two builds differ.
 
 The file is written when a build begins and stays in the set: a job that is started again recognizes its own build.
-Knows nothing of how shards are made.
+Independent of how shards are made.
 """
 
 import json
@@ -71,7 +71,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _flatten_options(build: dict[str, Any]) -> dict[str, Any]:
-    """Returns options by the name that a user gives: those of filters have names of their own."""
+    """Returns options by the name of the command line, where those of filters have no prefix."""
     flat: dict[str, Any] = {}
     for name, value in build.items():
         if name == "filters":

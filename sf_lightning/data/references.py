@@ -1,4 +1,4 @@
-"""The reference crop of each clip: a piece of another clip of the same speaker. Knows nothing of lanes."""
+"""The reference crop of each clip: a piece of another clip of the same speaker. Independent of lanes."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence

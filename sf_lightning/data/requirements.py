@@ -75,7 +75,7 @@ class ClipRequirements:
         """Checks that the model reads the tokens of a tokenizer.
 
         Args:
-            spec: SampleName, vocabulary, frames per token and digest of the tokenizer.
+            spec: Name, vocabulary, frames per token and digest of the tokenizer.
             source: Shard set or option that has it, for errors.
 
         Raises:

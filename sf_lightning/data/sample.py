@@ -33,7 +33,7 @@ class BadSample(Exception):
     Args:
         cause: Cause under which it is counted: "undecodable", "silent", "not finite", "too short", "token count",
             "x-vector", "incomplete", "damaged"; while a set is built also "duplicate key", "damaged tar".
-        detail: What was found and what is expected.
+        detail: Value that was found and value that is expected.
     """
 
     def __init__(self, cause: str, detail: str) -> None:

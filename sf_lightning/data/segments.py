@@ -26,7 +26,7 @@ class SegmentConfig:
 
     Args:
         frames: Frames of a segment S.
-        per_pack: Segments per pack; one step trains on so many of each lane.
+        per_pack: Segments per pack, and so per lane in a step.
 
     Raises:
         ValueError: if one of them is below 1.

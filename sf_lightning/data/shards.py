@@ -1,4 +1,4 @@
-"""A shard set on disk: tars, an index beside each, one manifest. Knows nothing of the order in which it is read.
+"""A shard set on disk: tars, an index beside each, one manifest. Independent of the order in which it is read.
 
 speech/train/
   manifest.json         content of the set and how it was made

@@ -1,7 +1,7 @@
 """Access to the files of a shard set: in a folder, on a web server, or through a command.
 
-Remote files are kept in a cache of bounded size, so that a shard is downloaded once while it is needed. Knows
-nothing of what is in the files.
+Remote files are kept in a cache of bounded size, so that a shard is downloaded once while it is needed. Independent
+of the content of the files.
 """
 
 import io

@@ -1,6 +1,6 @@
 """Mels that a trained decoder predicts for recorded speech, teacher-forced: the training input of a vocoder.
 
-Decoded from noise, the mel of an utterance has a melody of its own, and the recorded wave is no target for it. With
+A mel that is decoded from noise has its own pitch contour, so the recorded wave is not a target for it. With
 teacher forcing the network gets a point x_t of the path that ends in the recorded mel, at a time t drawn for each
 piece, with the piece's own tokens and speaker and the usual guidance; one evaluation predicts the end of the path,
 x_1 = x_t + (1 - t) v. Late times give mels near the recorded one, early times mels that follow from the tokens

@@ -1,4 +1,4 @@
-"""Verifies and repairs shards. Knows nothing of how training reads them."""
+"""Verifies and repairs shards. Independent of how training reads them."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
 """Evaluation of trained decoders: decoding and scoring of held-out clips, tables, reports and listening tests.
 
-Knows nothing of training and of Lightning; validation in a training run uses it.
+Independent of training and of Lightning; validation in a training run uses it.
 """

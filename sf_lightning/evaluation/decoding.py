@@ -1,6 +1,6 @@
 """Decodes clips offline, streamed, or through the vocoder alone, and scores them against their recordings.
 
-Training runs and `sf-eval` both use it. Knows nothing of Lightning, of tables, or of where clips come from.
+Training runs and `sf-eval` both use it. Independent of Lightning, of tables and of the source of clips.
 """
 
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ class ClipEvaluator:
             offline: The same clip decoded offline, where it was streamed: then `gap` is among the scores.
         """
         vocoder = self.decoder.vocoder
-        # A stream whose vocoder waits for its right context has its seams that much earlier in the wave.
+        # An exact vocoder delays audio by its right context, so chunks of audio meet earlier by that.
         delay = vocoder.right if self.decoder.config.exact_vocoder else 0
         edges = self.edges(clip)
         edges = (edges - delay)[edges > delay] * vocoder.mel.hop_length
@@ -130,5 +130,5 @@ def _chunks_to_cpu(chunks: Sequence[Chunk]) -> list[Chunk]:
 
 
 def _to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies tensors that differ in their first size alone in one transfer: on a GPU each transfer is a wait."""
+    """Copies tensors that differ in their first size alone in one transfer: on a GPU each transfer blocks."""
     return [*torch.cat([*tensors]).cpu().split([len(tensor) for tensor in tensors])] if tensors else []

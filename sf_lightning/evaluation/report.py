@@ -85,7 +85,7 @@ def quality_plots(rows: Sequence[Row]) -> dict[str, str]:
                 continue
             if system.kind != "streamed":
                 title = system.kind.replace("_", "-")
-                # Of several systems the best: what is reachable without streaming.
+                # The best of several systems: the quality that is reachable without streaming.
                 levels[title] = max(mean.mean, levels.get(title, mean.mean))
             elif latency is not None:
                 series = str((system.ckpt, system.layout, system.nfe, system.guidance, system.vocoder))

@@ -155,7 +155,7 @@ class Results:
         """Reads an evaluation folder without changing it; another process may be writing to it.
 
         Raises:
-            FileNotFoundError: if it is no evaluation folder.
+            FileNotFoundError: if it is not an evaluation folder.
             ValueError: if it is damaged, or has another format.
         """
         path = folder / EVALUATION

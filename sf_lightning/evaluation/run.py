@@ -222,7 +222,7 @@ class _GroupRun:
 
 def _lower_priority(pid: int) -> None:
     """Gives a scoring process a lower priority than decoding, whose threads would all wait for a preempted one."""
-    with contextlib.suppress(OSError):  # it has ended, or belongs to another user: then scoring only is less polite
+    with contextlib.suppress(OSError):  # it has ended, or belongs to another user; scoring then keeps its priority
         os.setpriority(os.PRIO_PROCESS, pid, max(METRICS_NICE, os.getpriority(os.PRIO_PROCESS, pid)))
 
 

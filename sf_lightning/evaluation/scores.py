@@ -1,6 +1,6 @@
 """Scores of one clip against its recording; the perceptual ones are computed in worker processes meanwhile.
 
-Knows nothing of how the clip was decoded.
+Independent of how the clip was decoded.
 """
 
 from collections.abc import Callable

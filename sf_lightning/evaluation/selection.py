@@ -61,7 +61,7 @@ class ClipSelection:
         return {clip.clip.key for clip in preferred[:keep]}
 
     def missing(self, group: SystemGroup, results: Results, keep: int) -> set[tuple[str, str]]:
-        """Returns the pairs of system id and clip key that lack scores, or lack a sound that is to be kept."""
+        """Returns the pairs of system id and clip key that lack scores, or lack a sound to keep."""
         pairs = {(system.id, clip.clip.key) for system in group.systems for clip in self.clips(group)}
         kept = itertools.product(group.systems, self.kept_keys(group, keep))
         without_sound = {(s.id, key) for s, key in kept if not results.sound_path(s, key).is_file()}

@@ -1,4 +1,4 @@
-"""Results as tables: Markdown and HTML for people, CSV for programs. Knows nothing of W&B and the terminal."""
+"""Results as tables: Markdown and HTML for people, CSV for programs. Independent of W&B and the terminal."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -72,7 +72,7 @@ def rename_synced(temporary: Path, path: Path) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty temporary folder to fill with files; renames it to `folder` when the block ends.
 
-    The files get the access rights that new files of this user have, whatever wrote them.
+    The files get the access rights that new files of this user have.
 
     Raises:
         FileExistsError: if the folder exists.

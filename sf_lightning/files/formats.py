@@ -29,7 +29,7 @@ def require_format(owner: object, found: object, newest: int, *, oldest: int = 1
         remedy: What the user can do about a format that is too old, for errors.
 
     Raises:
-        ValueError: if it is no format number, newer, or older.
+        ValueError: if it is not a format number, newer, or older.
 
     >>> require_format("last.ckpt", 7, newest=1)
     Traceback (most recent call last):

@@ -17,9 +17,9 @@ def read_torch(path: Path) -> dict[str, Any]:
         ValueError: if the file is damaged, or holds anything but a dictionary of tensors and plain values.
     """
     try:
-        # Files from before torch 1.6 are no zip archives and cannot be mapped.
+        # Files of torch before 1.6 are not zip archives and cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # bytes that are no pickle may end in almost any error
+    except Exception as error:  # bytes that are not a pickle may raise almost any error
         raise ValueError(f"{path} is no readable file of torch weights ({error!r:.100})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}: expected a state dict")
@@ -50,9 +50,9 @@ def weight_mismatches(weights: Mapping[str, Tensor], expected: Mapping[str, Tens
     """
     phrases = []
     for name in {**expected, **weights}:  # in the order of the network
-        found, wanted = (list(some[name].shape) if name in some else None for some in (weights, expected))
-        if wanted is None:
+        found, required = (list(state[name].shape) if name in state else None for state in (weights, expected))
+        if required is None:
             phrases.append(f"{name} is {found}, which the network does not have")
-        elif found != wanted:
-            phrases.append(f"{name} is {'missing' if found is None else found}, expected {wanted}")
+        elif found != required:
+            phrases.append(f"{name} is {'missing' if found is None else found}, expected {required}")
     return phrases

@@ -1,1 +1,1 @@
-"""Measures of speech quality. Knows nothing of how the speech was generated."""
+"""Measures of speech quality. Independent of how the speech was generated."""

@@ -1,6 +1,6 @@
 """PESQ-WB, STOI and ViSQOL as torchmetrics metrics of whole batches, computed on all cores.
 
-Knows nothing of models, streaming or the source of clips. `scorers.py` scores one clip, `pool.py` many in parallel.
+Independent of models, streaming and the source of clips. `scorers.py` scores one clip, `pool.py` many in parallel.
 
 A clip whose score is undefined (silent, too short, not finite) counts in `num_nan` and not in the mean.
 

@@ -1,4 +1,4 @@
-"""Worker processes that score clips. Knows nothing of torch or of what a scorer measures."""
+"""Worker processes that score clips. Independent of torch and of the scores."""
 
 import atexit
 import contextlib

@@ -1,6 +1,6 @@
 """Scores one clip against its reference with PESQ-WB, STOI, ViSQOL or by periodicity; runs in worker processes.
 
-Knows nothing of torch, batches or metrics: a worker imports this file alone, since torch would take seconds and
+Independent of torch, batches and metrics: a worker imports this file alone, since torch would take seconds and
 hundreds of megabytes. Each scorer imports its own library.
 
 **A score that is undefined is NaN.** The libraries handle such clips differently: PESQ raises three kinds of error;

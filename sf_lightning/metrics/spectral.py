@@ -1,4 +1,4 @@
-"""Multi-resolution STFT distance between a wave and its original. Knows nothing of pitch or perception.
+"""Multi-resolution STFT distance between a wave and its original. Independent of pitch and perception.
 
 Letters: N samples.
 """

@@ -213,7 +213,7 @@ def _to_rows(x: Tensor, blocks: Blocks) -> Tensor:
     if blocks.packed:
         return x.unflatten(0, (-1, blocks.longest))
     out = x.new_zeros(blocks.num_utterances + 1, blocks.longest, *x.shape[1:])
-    # Blocks without valid frames go to a row of their own, so that they overwrite no block of an utterance.
+    # Blocks without valid frames go to a separate row, so that they overwrite no block of an utterance.
     row = torch.where(blocks.valid[:, 0], blocks.utterance, blocks.num_utterances)
     return out.index_put((row, blocks.position), x)[: blocks.num_utterances]
 

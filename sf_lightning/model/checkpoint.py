@@ -1,6 +1,6 @@
 """Checkpoints of `sf-fit`, read without Lightning: weights, hyperparameters and where the weights come from.
 
-Knows nothing of resuming a run, nor of the networks that the weights are for.
+Independent of resuming a run and of the networks of the weights.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def read_content(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
-        ValueError: if it is no checkpoint of `sf-fit`, or damaged.
+        ValueError: if it is not a checkpoint of `sf-fit`, or damaged.
     """
     require_kind(path, Kind.DECODER_CHECKPOINT, Kind.VOCODER_CHECKPOINT)
     return read_torch(path / SHARDED_META if path.is_dir() else path)

@@ -37,7 +37,7 @@ class DiTConfig:
         token_repeat: Whether the frames of a token share one vector, as in Qwen2.5-Omni token2wav, instead of
             having one each.
         speaker_width: Width S of the speaker embedding, x-vectors included.
-        null_condition: Null condition of guidance: "learned", a speaker vector and a token id of their own; or
+        null_condition: Null condition of guidance: "learned", a separate speaker vector and token id; or
             "zeros", token 0 and the speaker embedding of silence, as in Qwen2.5-Omni token2wav.
         num_bands: Mel bands F.
         vocabulary: Number of token codes.

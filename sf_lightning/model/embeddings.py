@@ -27,7 +27,7 @@ class TimeEmbedding(nn.Module):
 class TokenEmbedding(nn.Module):
     """Embeds tokens as one vector for every frame of the token.
 
-    Each frame has a vector of its own by default: rotary positions are relative, so a frame that shares its token's
+    By default each frame has its own vector: rotary positions are relative, so a frame that shares its token's
     vector with its neighbors must infer from attention which part of the token it is. Vectors are scaled by
     sqrt(width) because each row is used rarely and AdamW moves a weight by little more than the learning rate
     (experiments/LOG.md has measurements of both).

@@ -59,7 +59,7 @@ class Layout:
         drawn_for: Depth for which the layers of `backward` and `forward` are listed, if it is not `num_layers`:
             they are scaled from it, so that one preset serves networks of any depth.
 
-    Numbers are replaced by the layers they stand for, so equal layouts compare equal however they were given.
+    Numbers are replaced by the layers that they mean, so that equal layouts compare equal.
 
     Raises:
         ValueError: if a layer does not exist, is listed twice, or a baseline lists layers.

@@ -5,7 +5,7 @@ decoder/
   config.yaml         everything that is needed to build the model and to decode with it
   README.md           the model card
 
-Knows nothing of training, nor of decoding and vocoders: their settings pass through as plain values.
+Independent of training, decoding and vocoders: their settings pass through as plain values.
 The default of a field that a later version adds restores the earlier behavior, so that older folders still load;
 a change without such a default raises `EXPORT_FORMAT`.
 """

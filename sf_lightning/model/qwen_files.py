@@ -1,6 +1,6 @@
 """Reads the weights of one component of Qwen2.5-Omni's token2wav from disk, in whatever form they were saved.
 
-Knows nothing of the networks: those check the names and shapes of the tensors.
+Independent of the networks: those check the names and shapes of the tensors.
 """
 
 import json

@@ -29,8 +29,8 @@ class SpeakerConfig:
         encoder: "joint": GroupNorm, on a mel minus its mean over time; or "qwen", as in Qwen2.5-Omni token2wav:
             no normalization, Res2Net scale 2, on the mel itself.
         channels: Width of its convolutions; 512 or 1024 in the ECAPA-TDNN paper, 256 in token2wav.
-        crop_seconds: Length of every reference crop in seconds; all have one length, for padding would change the
-            embedding.
+        crop_seconds: Length of every reference crop in seconds; all have one length, because padding would
+            change the embedding.
         x_vectors: Name of the encoder whose embeddings are stored in the shards and used beside the joint one;
             empty for none. With "qwen2.5-omni" a warm start loads the weights of that input too.
         x_vector_width: Width X of the x-vectors.

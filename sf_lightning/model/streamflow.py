@@ -1,6 +1,6 @@
 """The model of a decoder: mel, its scale, the speaker encoder and the DiT.
 
-This module is trained, averaged, saved and streamed. Knows nothing of losses, solvers and Lightning.
+This module is trained, averaged, saved and streamed. Independent of losses, solvers and Lightning.
 """
 
 from dataclasses import dataclass

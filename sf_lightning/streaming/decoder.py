@@ -24,11 +24,11 @@ class StreamingDecoder:
     Args:
         model: Decoder; it is used as it is, so call `eval()`, cast and move it first.
         vocoder: Vocoder, on the same device.
-        config: How to decode streams that are opened without a config of their own.
+        config: How to decode streams that are opened without a config.
         timed: Whether times are added to the costs, for which a GPU is synchronized.
 
     Attributes:
-        engine: What advances the states of the streams.
+        engine: Engine that advances the states of the streams.
 
     Raises:
         ValueError: if the vocoder was made for another mel.

@@ -107,7 +107,7 @@ class Engine:
             try:
                 for i, chunk in self._advance_group(members, states):
                     chunks[i] = chunk
-            except Exception as error:  # any error: streams that are decoded with other settings continue
+            except Exception as error:  # streams that are decoded with other settings continue
                 for i in members:
                     states[i].error = error
         return chunks
@@ -181,7 +181,7 @@ class Engine:
         return results
 
     def _run_wavefront(self, states: Sequence[StreamState]) -> None:
-        """Lets blocks whose tokens have arrived enter, as many as the next chunk needs."""
+        """Adds blocks whose tokens have arrived to the wavefronts, as many as the next chunk needs."""
         wavefront = Wavefront(self.sampler(states[0].config))
         while unfinished := wavefront.unfinished(states):
             with self._timed(unfinished, "network_seconds"):

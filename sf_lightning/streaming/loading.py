@@ -1,6 +1,6 @@
 """One way to load a trained decoder: from a checkpoint of `sf-fit`, an exported folder, or the Hugging Face hub.
 
-Knows nothing of Lightning.
+Independent of Lightning.
 """
 
 from dataclasses import asdict, fields, replace
@@ -35,7 +35,7 @@ def load_decoder(
         name: A checkpoint of `sf-fit`, of which the averaged weights are loaded; a folder that `sf-export` wrote;
             or the id of a repository of the Hugging Face hub that holds one, `OWNER/NAME` or
             `OWNER/NAME@REVISION`.
-        vocoder: The vocoder: "griffin_lim", or what else `VocoderConfig.checkpoint` accepts; None for the one of
+        vocoder: The vocoder: "griffin_lim", or another value of `VocoderConfig.checkpoint`; None for the one of
             training.
         device: Device of the network and the vocoder, such as "cuda".
         revision: Branch, tag or commit of the repository, unless the id names one.
@@ -44,9 +44,9 @@ def load_decoder(
         **decode_options: Fields of `DecodeConfig` to change, such as `steps=8` or `lookahead=4`.
 
     Raises:
-        FileNotFoundError: if there is nothing of that name, or a file in it is missing, or the vocoder is.
-        ValueError: if it is no decoder, damaged or of a newer format, if an option is unknown or out of range, or
-            if the vocoder was made for another mel.
+        FileNotFoundError: if decoder or vocoder do not exist, or a file in one is missing.
+        ValueError: if it is not a decoder, damaged or of a newer format, if an option is unknown or out of range,
+            or if the vocoder was made for another mel.
 
     >>> stream = load_decoder("tests/model/exports/format-1").open()  # or a checkpoint of sf-fit, or a hub id
     >>> import torch
@@ -112,7 +112,7 @@ def _load_checkpoint(path: Path, average: bool) -> Pretrained:
             model=from_plain(ModelConfig, {name: options[name] for name in names}, "model"),
             tokenizer=TokenizerName(options["tokenizer"], digest),
             weights=origin,
-            # Every default is resolved, for a later version may change it.
+            # Every default is resolved, because a later version may change it.
             decode=asdict(from_plain(DecodeConfig, options["decode"], "decode")),
             vocoder=asdict(from_plain(VocoderConfig, options["vocoder"], "vocoder")),
         )

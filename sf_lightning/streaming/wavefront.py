@@ -58,7 +58,7 @@ class Wavefront:
         return unfinished
 
     def advance(self, states: Sequence[StreamState]) -> int:
-        """Lets the next block of each stream, or its end, enter, and lets the blocks before it proceed.
+        """Adds the next block of each stream, or processes its end, and advances the blocks before it.
 
         Returns:
             Number of blocks times layers that the network computed.

@@ -56,7 +56,7 @@ def run_trial(sweep: Sweep, trial: Trial, lock: IO[bytes]) -> Trial:
 def _run_process(sweep: Sweep, trial: Trial, lock: IO[bytes]) -> int | None:
     """Runs the process of a trial until it ends; returns its exit code, or None if the trial is pruned.
 
-    The process inherits the lock: if this worker is killed, nobody else resumes the trial while it still trains.
+    The process inherits the lock: if this worker is killed, no other one resumes the trial while it still trains.
     """
     args = [*sweep.arguments, *sweep.file.arguments(trial.parameters)]
     args += [f"--trainer.default_root_dir={trial.folder}", "--ckpt_path=last"]

@@ -4,11 +4,11 @@
     lock                        locked while a worker chooses a trial
     trials/003/parameters.json  the point of the trial
     trials/003/lock             locked while the trial's worker or process is alive
-    trials/003/log.txt          what the trial's processes print
-    trials/003/result.json      how the trial ended
+    trials/003/log.txt          output of the trial's processes
+    trials/003/result.json      result of the trial
 
-The kernel releases a lock (`flock`) when the last process that holds it ends, however it ends. So a trial that was
-started, has no result and whose lock is free was interrupted, and whoever takes the lock may resume it. No file is
+The kernel releases a lock (`flock`) when the last process that holds it ends. So a trial that was started,
+has no result and whose lock is free was interrupted, and the worker that gets the lock may resume it. No file is
 ever changed, so a reader on another node sees all of it or none. Does not run trials.
 """
 
@@ -74,7 +74,7 @@ class Trial:
 
     @property
     def output(self) -> str:
-        """What its processes have printed so far."""
+        """Output of its processes so far."""
         return (self.folder / LOG).read_text(errors="replace")
 
     def logged(self, metric: str) -> list[float]:
@@ -179,7 +179,7 @@ class Sweep:
                         (trial / PARAMETERS).write_text(json.dumps(point))
 
     def _check_definition(self) -> None:
-        """Records what the sweep is, or checks that the folder's is the same."""
+        """Writes the definition of the sweep, or checks that the folder has the same one."""
         content = json.dumps({"name": self.file.name, **self.file.definition, "arguments": [*self.arguments]})
         if not (self.folder / DEFINITION).is_file():
             if (self.folder / "trials").exists():
@@ -193,10 +193,10 @@ class Sweep:
             )
 
     def claim(self) -> tuple[Trial, IO[bytes]] | None:
-        """Takes a trial that was interrupted, else the first that waits.
+        """Claims an interrupted trial, or else the first waiting one.
 
         Returns:
-            The trial, now running, and its lock; None if there is none to take.
+            The trial, now running, and its lock; None if there is none to run.
         """
         with lock(self.folder / LOCK, wait=True):  # one worker at a time
             open_trials = [trial for trial in self.trials if trial.state in ("running", "waiting")]

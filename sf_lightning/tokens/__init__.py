@@ -1,1 +1,1 @@
-"""Tokenizers: from 16 kHz waves to semantic tokens. Knows nothing of decoders."""
+"""Tokenizers: from 16 kHz waves to semantic tokens. Independent of decoders."""

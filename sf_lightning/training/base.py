@@ -84,14 +84,14 @@ class ShardModule(L.LightningModule, ABC):
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """Returns what loggers store about the module beside the config."""
+        """Returns the values that loggers store about the module beside the config."""
 
     def num_trained_frames(self, batch: Batch) -> int:
         """Returns the number of frames of a batch that are trained on, by default all but the padding."""
         return batch.num_frames
 
     def add_random_draws(self, batch: Batch) -> Batch:
-        """Returns a training batch with what is drawn on the host, just before it is copied to the device."""
+        """Returns a training batch with random values drawn on the host, just before it is copied to the device."""
         return batch
 
     def setup(self, stage: str) -> None:
@@ -128,7 +128,7 @@ class ShardModule(L.LightningModule, ABC):
         self.guard.check_last_step()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the format number, the origin of the initial weights, and what the logs count."""
+        """Adds the format number, the origin of the initial weights, and the counts that are logged."""
         checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["begun_with"] = self.initialized_from
         checkpoint["guard"] = self.guard.state_dict()

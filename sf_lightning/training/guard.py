@@ -63,7 +63,7 @@ class NonFiniteGuard:
 
         Args:
             losses: Losses of the blocks or segments, [M].
-            utterance: Index of the utterance of each, [M].
+            utterance: Index of the utterance of each loss, [M].
             keys: Key of the clip of each utterance, [U].
         """
         self._batches.append((losses.detach(), utterance, keys))

@@ -1,4 +1,4 @@
-"""What the ranks of a distributed run tell each other. Knows nothing of models and data."""
+"""Communication of the ranks of a distributed run. Independent of models and data."""
 
 from typing import TypeVar, cast
 

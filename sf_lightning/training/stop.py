@@ -1,7 +1,7 @@
 """The request to stop a run: SIGUSR1, which Slurm sends before a time limit or a preemption.
 
-The signal is blocked in every thread, and one thread waits for it. So no handler ever interrupts anything, least of
-all a collective, and every process that is started later inherits a mask under which the signal cannot kill it.
+The signal is blocked in every thread, and one thread waits for it. So no handler interrupts a collective, and
+every process that is started later inherits a mask under which the signal cannot kill it.
 This module imports nothing slow: until `watch_signals` is called, the signal ends the program.
 """
 
@@ -17,7 +17,7 @@ EXITING = threading.Event()
 """Set once everything is saved and the program is about to exit."""
 
 EXIT_CODE = 75
-"""Exit code of a run that has saved its state and is to be started again: EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a run that has saved its state and should be restarted: EX_TEMPFAIL of sysexits.h."""
 
 
 def watch_signals() -> None:

@@ -50,7 +50,7 @@ class VocoderModule(ShardModule):
         optimizer: Settings of the optimizers and of the averaged weights.
         init_from: Initial weights: a checkpoint of `sf-fit`, with its discriminators if they were trained; the name
             of a shipped vocoder; another source that `read_generator` accepts; or OWNER/NAME[@REVISION] of the
-            Hugging Face hub (HF_TOKEN and HF_HOME set access token and cache). Optimizers and schedules start anew.
+            Hugging Face hub (HF_TOKEN and HF_HOME set access token and cache). Optimizers are not loaded.
         compile: Whether to compile the generator's periodic activations, which are limited by memory bandwidth; the
             first step then takes half a minute. The bigvgan package's own kernel for them has no backward pass.
         seed: Seed of the start positions of segments.

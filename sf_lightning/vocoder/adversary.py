@@ -1,6 +1,6 @@
 """Discriminators and losses that train a BigVGAN (arXiv 2206.04658), from the `bigvgan` package.
 
-Knows nothing of optimizers, nor of how segments are drawn.
+Independent of optimizers and of how segments are drawn.
 
 Letters: B segments, N samples.
 """

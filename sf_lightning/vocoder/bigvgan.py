@@ -98,7 +98,7 @@ class BigVGANVocoder(nn.Module):
         if mismatches := weight_mismatches(weights, vocoder.generator.state_dict()):
             raise ValueError(f"{path}: {mismatches[0]} by its configuration")
         vocoder.generator.load_state_dict(weights)
-        # Of the weights as they were read: folding their norms rounds differently on each machine.
+        # Digest of the weights as read, because folding their norms rounds differently on each machine.
         vocoder.digest = weights_digest(weights, repr(h))
         return vocoder, origin
 

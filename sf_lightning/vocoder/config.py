@@ -50,7 +50,7 @@ class VocoderConfig:
 
         Raises:
             FileNotFoundError: if there is no such checkpoint.
-            ValueError: if it is damaged, no vocoder, or was trained on another mel.
+            ValueError: if it is damaged, not a vocoder, or was trained on another mel.
         """
         if self.name == GRIFFIN_LIM:
             return GriffinLim(mel, self.iterations)

@@ -5,7 +5,7 @@ vocoder/
   config.json                     the package's hyperparameters
   README.md                       the model card
 
-Knows nothing of how waves are made with them, see `bigvgan.py`.
+`bigvgan.py` computes waves with them.
 """
 
 import json
@@ -63,7 +63,7 @@ def read_vocoder_checkpoint(path: Path, average: bool = True) -> TrainedVocoder:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint of a vocoder, damaged, or of a newer format.
+        ValueError: if it is not a checkpoint of a vocoder, damaged, or of a newer format.
     """
     require_kind(path, Kind.VOCODER_CHECKPOINT)
     weights, options, _, origin = read_checkpoint(path, average)
@@ -91,7 +91,7 @@ def read_generator(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: with the file's name, if one is damaged, or is no generator.
+        ValueError: with the file's name, if one is damaged, or is not a generator.
     """
     if require_kind(path, Kind.VOCODER_CHECKPOINT, Kind.BIGVGAN) is Kind.VOCODER_CHECKPOINT:
         trained = read_vocoder_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Sizes of a BigVGAN, and the context that they need. Knows nothing of weights."""
+"""Sizes of a BigVGAN, and the context that they need. Independent of weights."""
 
 import math
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Habits of a run that are not the model: streaming validation, pictures, tables."""
+"""Callbacks of a training run: validation by decoding, reports, checkpoints, preemption, throughput, watchdog."""

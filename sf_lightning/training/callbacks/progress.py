@@ -5,7 +5,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, over the steps of the run, that reads metrics as seldom as the loggers do.
+    """Lightning's rich progress bar, over the steps of the run, that reads metrics at the interval of the loggers.
 
     Lightning's reads them after each batch, which makes the host wait for its device; shows a version number that
     this project does not have; and counts epochs, of which an endless stream has none.

@@ -143,7 +143,7 @@ def write_run_report(
 def run_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
     """Returns the mean scores by mode as a table; for decoders STOI also as a share of copy-synthesis."""
     shown = _shown_scores(rows)
-    has_ceiling = "griffin_lim" not in rows  # the copy-synthesis of a vocoder run is what is trained, not a ceiling
+    has_ceiling = "griffin_lim" not in rows  # a vocoder run trains copy-synthesis itself
     header = ["", *(COLUMNS[name].title for name in shown), *(["of copy"] if has_ceiling else [])]
     ceiling = rows.get("copy_synthesis", {}).get("stoi", math.nan)
     cells = []

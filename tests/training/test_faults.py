@@ -1,4 +1,4 @@
-"""Whole commands, killed and starved: a run goes on to the bit, or stops with one line, and never waits."""
+"""Commands whose run is killed or has unreadable shards: it resumes bit-exactly, or stops with one error line."""
 
 import csv
 import os
@@ -17,22 +17,22 @@ from tests.toys.cli import FIT, TOY_VOCODER, logged_arguments
 
 
 def logged_vocoder_arguments(shards: Path | str, run: Path, *more: str) -> list[str]:
-    """The same of a vocoder, whose discriminators rest in the first two steps."""
-    ours = [
-        each
-        for each in logged_arguments(shards, run, *more)
-        if not each.startswith(("--config", "--model", "--trainer.precision"))
+    """Returns the same arguments for a vocoder whose discriminators are frozen in the first two steps."""
+    shared = [
+        argument
+        for argument in logged_arguments(shards, run, *more)
+        if not argument.startswith(("--config", "--model", "--trainer.precision"))
     ]
     return [
         "--config=experiments/vocoder_small.yaml",
         *TOY_VOCODER,
         "--model.optimizer={freeze_steps: 2, decay: 0.99}",
-        *ours,
+        *shared,
     ]
 
 
 def losses(run: Path) -> dict[int, str]:
-    """Losses, norms and rates of each step, as text, a later row counting."""
+    """Returns losses, norms and learning rates by step, as text; of several rows of a step, the last."""
     found = {}
     for path in sorted(run.rglob("metrics.csv")):
         with path.open() as file:
@@ -43,34 +43,34 @@ def losses(run: Path) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("recipe", [logged_arguments, logged_vocoder_arguments])
-def test_a_run_killed_in_the_middle_of_an_epoch_gives_the_losses_of_its_twin(
+def test_a_run_killed_within_an_epoch_resumes_with_the_losses_of_an_uninterrupted_run(
     shards: ShardSet, tmp_path: Path, repository: Path, recipe: Callable[..., list[str]]
 ) -> None:
-    say = {"cwd": repository, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    options = {"cwd": repository, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     more = ["--trainer.max_steps=20", "--data.num_workers=1", "--trainer.accelerator=cpu"]
-    subprocess.run([*FIT, *recipe(shards.folder, tmp_path / "twin", *more)], check=True, timeout=180, **say)
-    begun = subprocess.Popen([*FIT, *recipe(shards.folder, tmp_path / "run", *more)], **say)
+    subprocess.run([*FIT, *recipe(shards.folder, tmp_path / "twin", *more)], check=True, timeout=180, **options)
+    process = subprocess.Popen([*FIT, *recipe(shards.folder, tmp_path / "run", *more)], **options)
     last, deadline = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + 120
-    # Lightning writes a step's row after the callbacks that save it: killed in between, a run would lose that row.
+    # Lightning writes a step's row after its callbacks save the step; a kill in between would lose that row.
     while time.monotonic() < deadline:
         time.sleep(0.005)
         if last.is_file():
-            os.kill(begun.pid, signal.SIGSTOP)
+            os.kill(process.pid, signal.SIGSTOP)
             if torch.load(last, weights_only=True)["global_step"] - 1 in losses(tmp_path / "run"):
                 break
-            os.kill(begun.pid, signal.SIGCONT)
-    os.kill(begun.pid, signal.SIGKILL)
-    begun.communicate()
+            os.kill(process.pid, signal.SIGCONT)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
     killed_at = max(losses(tmp_path / "run"), default=0)
     assert killed_at < 19, "it was too quick to be killed"
     resumed = [*FIT, *recipe(shards.folder, tmp_path / "run", *more, "--ckpt_path=last")]
-    subprocess.run(resumed, check=True, timeout=180, **say)
+    subprocess.run(resumed, check=True, timeout=180, **options)
     twin, run = losses(tmp_path / "twin"), losses(tmp_path / "run")
     assert len(twin) == 20 and set(range(killed_at + 1, 20)) <= set(run)
     assert all(run[step] == twin[step] for step in run)
 
 
-def test_a_rank_whose_shards_all_fail_stops_all_with_one_line(
+def test_a_rank_whose_shards_are_all_unreadable_stops_every_rank_with_one_error_line(
     shards: ShardSet, tmp_path: Path, repository: Path
 ) -> None:
     folder = tmp_path / "set"
@@ -84,9 +84,9 @@ def test_a_rank_whose_shards_all_fail_stops_all_with_one_line(
         "--trainer.strategy=ddp",
     ]
     command = [*FIT, *logged_arguments(folder, tmp_path / "run", *more, f"--data.val={shards.folder}")]
-    # The time limit is the claim: without it a rank that waits for the other would do so for half an hour.
+    # The time limit is the test: a rank that blocks on the other would do so for half an hour.
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=150)
     assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert said and "are broken" in said[0] and "raise --data.max_bad_share" in said[0]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert errors and "are broken" in errors[0] and "raise --data.max_bad_share" in errors[0]
     assert "Traceback" not in done.stderr

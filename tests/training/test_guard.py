@@ -1,4 +1,4 @@
-"""Steps whose gradient is not finite: no weight moves, the samples are named, and too many in a row end a run."""
+"""Steps with a non-finite gradient: no weight changes, the clips are named, and too many in a row stop the run."""
 
 import logging
 from dataclasses import replace
@@ -17,7 +17,7 @@ from tests.toys.decoder import decoder_batch, decoder_data, decoder_module, fit_
 
 
 class Poison(L.Callback):
-    """Puts NaN into the waves of one block at some steps; notes the weights after each step."""
+    """Puts NaN into the waves of one block at the given steps; records the weights after every step."""
 
     def __init__(self, steps: set[int], block: int = 3) -> None:
         self.steps, self.block = steps, block
@@ -25,17 +25,17 @@ class Poison(L.Callback):
         self.poisoned: list[str] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, index: int) -> None:
-        """Poisons."""
+        """Puts NaN into the batch."""
         if trainer.global_step in self.steps:
             batch.wave[self.block] = float("nan")
             self.poisoned.append(batch.keys[batch.blocks.utterance[self.block]])
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
-        """Notes."""
+        """Records the weights."""
         self.weights.append(module.model.dit.to_velocity.weight.detach().clone())
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(
+def test_a_non_finite_step_changes_no_weight_and_the_next_step_does(
     shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     poison, module = Poison({2, 4}), decoder_module()
@@ -47,27 +47,29 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(
     assert all(p.isfinite().all() for p in module.model.parameters())
     assert all(p.isfinite().all() for p in module.average.parameters())
     assert module.guard.skipped == 2
-    said = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
-    for line, step, key in zip(said, (2, 4), poison.poisoned, strict=True):
+    lines = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    for line, step, key in zip(lines, (2, 4), poison.poisoned, strict=True):
         assert line.startswith(f"step {step} skipped: not finite: the loss of") and key in line
 
 
-def test_a_run_that_was_never_poisoned_ends_with_the_same_weights_as_ever(shards: ShardSet, tmp_path: Path) -> None:
-    clean, watched = decoder_module(), decoder_module()
-    clean.guard.guard_step = lambda *_: None  # type: ignore[method-assign]
-    fit_decoder(tmp_path / "a", clean, decoder_data(shards), 3)
-    fit_decoder(tmp_path / "b", watched, decoder_data(shards), 3)
-    for mine, other in zip(clean.model.parameters(), watched.model.parameters(), strict=True):
+def test_the_guard_does_not_change_the_weights_of_a_finite_run(shards: ShardSet, tmp_path: Path) -> None:
+    unguarded, guarded = decoder_module(), decoder_module()
+    unguarded.guard.guard_step = lambda *_: None  # type: ignore[method-assign]
+    fit_decoder(tmp_path / "a", unguarded, decoder_data(shards), 3)
+    fit_decoder(tmp_path / "b", guarded, decoder_data(shards), 3)
+    for mine, other in zip(unguarded.model.parameters(), guarded.model.parameters(), strict=True):
         assert torch.equal(mine, other)
 
 
-def test_too_many_in_a_row_stop_the_run_and_say_what_to_turn(shards: ShardSet, tmp_path: Path) -> None:
+def test_too_many_non_finite_steps_in_a_row_stop_the_run_and_name_the_option(
+    shards: ShardSet, tmp_path: Path
+) -> None:
     module = decoder_module(optimizer=OptimizerConfig(warmup_steps=2, max_bad_steps=3))
     with pytest.raises(FloatingPointError, match=r"3 steps in a row .* the last one 4, .*max_bad_steps above 3"):
         fit_decoder(tmp_path, module, decoder_data(shards, lanes=1), 9, more_callbacks=[Poison({0, 2, 3, 4, 5})])
 
 
-def test_a_gradient_that_overflows_behind_a_finite_loss_names_all_samples(
+def test_a_non_finite_gradient_of_a_finite_loss_names_all_clips(
     shards: ShardSet, caplog: pytest.LogCaptureFixture
 ) -> None:
     module, batch = decoder_module(), decoder_batch(shards)
@@ -81,7 +83,7 @@ def test_a_gradient_that_overflows_behind_a_finite_loss_names_all_samples(
     )
 
 
-def test_where_gradients_accumulate_the_right_clip_of_the_right_batch_is_named(
+def test_with_accumulated_gradients_the_clip_with_the_non_finite_loss_is_named(
     shards: ShardSet, caplog: pytest.LogCaptureFixture
 ) -> None:
     guard, batch = NonFiniteGuard(5), decoder_batch(shards)

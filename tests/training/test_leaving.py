@@ -1,4 +1,4 @@
-"""A whole command of two ranks on one machine that is asked to stop: what it says to whoever started it."""
+"""A command with two ranks on one machine that is asked to stop: its exit code."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ from tests.toys.cli import logged_arguments
 
 
 @pytest.mark.slow
-def test_two_ranks_that_are_asked_to_stop_say_75_and_srun_killing_one_of_them_changes_nothing(
+def test_two_ranks_that_are_asked_to_stop_exit_with_75_even_if_sigterm_follows(
     shards: ShardSet, tmp_path: Path, repository: Path
 ) -> None:
     more = [
@@ -22,19 +22,19 @@ def test_two_ranks_that_are_asked_to_stop_say_75_and_srun_killing_one_of_them_ch
         "--trainer.devices=2",
         "--trainer.strategy=ddp",
     ]
-    script = tmp_path / "fit.py"  # Lightning starts the second rank by the name of the first's file
+    script = tmp_path / "fit.py"  # Lightning starts the second rank with the file of the first
     script.write_text("from sf_lightning.cli.start import main; main()")
     command = [sys.executable, str(script), *logged_arguments(shards.folder, tmp_path, *more)]
-    begun = subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 240
     while not (tmp_path / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
-    begun.send_signal(signal.SIGUSR1)
-    assert begun.stdout is not None
-    for line in begun.stdout:
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout is not None
+    for line in process.stdout:
         if line.startswith("stopped as requested"):
             time.sleep(0.3)
-            begun.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
             break
-    begun.communicate(timeout=60)
-    assert begun.returncode == 75
+    process.communicate(timeout=60)
+    assert process.returncode == 75

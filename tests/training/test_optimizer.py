@@ -1,11 +1,11 @@
-"""What is counted of an optimizer's steps."""
+"""The share of recent steps whose gradient was clipped."""
 
 import torch
 
 from sf_lightning.training.optimizer import CLIP_WINDOW, ClippedSteps
 
 
-def test_the_share_of_clipped_steps_is_that_of_the_last_ones_also_after_a_checkpoint() -> None:
+def test_the_share_of_clipped_steps_covers_the_last_steps_also_after_a_resume() -> None:
     whole, first, again = ClippedSteps(), ClippedSteps(), ClippedSteps()
     norms = [torch.tensor(float(step % 3)) for step in range(CLIP_WINDOW + 10)]
     shares = [float(whole.update(norm, 1.5)) for norm in norms]
@@ -17,9 +17,9 @@ def test_the_share_of_clipped_steps_is_that_of_the_last_ones_also_after_a_checkp
     assert [float(again.update(norm, 1.5)) for norm in norms[50:]] == shares[50:]
 
 
-def test_what_a_checkpoint_brings_goes_to_the_device_of_the_norms() -> None:
-    # A checkpoint is restored while the module is still on the host; no device is asked for then.
+def test_values_restored_from_a_checkpoint_move_to_the_device_of_the_norms() -> None:
+    # A checkpoint is restored while the module is still on the CPU, so the device is unknown.
     steps = ClippedSteps()
     steps.load_state_dict([True, False])
     share = steps.update(torch.zeros((), device="meta"), 1.0)
-    assert share.device.type == "meta" and all(each.device.type == "meta" for each in steps._last)
+    assert share.device.type == "meta" and all(value.device.type == "meta" for value in steps._last)

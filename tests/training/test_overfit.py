@@ -1,4 +1,4 @@
-"""A network that is shown one clip again and again says it by heart, offline and streamed."""
+"""A network trained on one clip reproduces it, offline and streamed."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from tests.toys.shards import make_lane
 
 @pytest.mark.slow
 @pytest.mark.parametrize("predict", ["mel", "velocity"])
-def test_it_learns_a_clip_by_heart(shards: ShardSet, predict: str) -> None:
+def test_it_overfits_one_clip(shards: ShardSet, predict: str) -> None:
     module = decoder_module(
         layout=Layout(6, 24, (0, 4), (2,)),
         dit=DiTConfig(width=128, num_heads=2, token_width=64, speaker_width=16, vocabulary=50),

@@ -1,4 +1,4 @@
-"""Packing loses nothing: the loss of a pack is that of its pieces, and ranks share no clip."""
+"""The loss of a pack equals the weighted losses of its pieces, and ranks share no clip."""
 
 import dataclasses
 from collections import Counter
@@ -14,13 +14,13 @@ from tests.toys.networks import randomize_weights
 from tests.toys.shards import make_lane
 
 
-def test_the_loss_of_packs_is_that_of_their_pieces_alone_weighted_by_frames(shards: ShardSet) -> None:
+def test_the_loss_of_packs_is_the_frame_weighted_mean_of_the_losses_of_their_pieces(shards: ShardSet) -> None:
     module = decoder_module()
     randomize_weights(module.model)
     lane = make_lane(shards, 0, 1)
     stream = pack_clips(lane.draw_clips(LaneState()), PackShape(10, 24, 4, 4, shards.manifest.mel))
     batch = Batch.from_packs(list(islice(stream, 3)))
-    assert max(Counter(filter(None, batch.keys)).values()) > 1  # a clip is cut, its tail is a piece of its own
+    assert max(Counter(filter(None, batch.keys)).values()) > 1  # a clip is cut into two pieces
     draws = module._draw(batch)
     packed = float(module._losses(module.model, batch, draws).detach().mean())
     total = 0.0
@@ -40,7 +40,7 @@ def test_the_loss_of_packs_is_that_of_their_pieces_alone_weighted_by_frames(shar
         own = type(draws)(
             draws.x_0[mine], draws.t[u : u + 1], draws.drop_speaker[u : u + 1], draws.drop_tokens[u : u + 1]
         )
-        # Of this piece: the mean squared error over its valid frames, by hand.
+        # The mean squared error of this piece over its valid frames, computed here.
         model = module.model
         x_1 = model.to_flow(model.mel.frames(alone.wave))
         point = straight_path(own.x_0, x_1, own.t[alone.blocks.utterance, None, None])
@@ -53,7 +53,7 @@ def test_the_loss_of_packs_is_that_of_their_pieces_alone_weighted_by_frames(shar
     assert abs(total / batch.blocks.valid.numel() / packed - 1) < 1e-5
 
 
-def test_two_ranks_never_see_the_same_clip_in_an_epoch_and_together_they_see_all(shards: ShardSet) -> None:
+def test_two_ranks_share_no_clip_in_an_epoch_and_together_they_cover_all(shards: ShardSet) -> None:
     world, lanes = 2, 4
     for epoch in range(3):
         seen: list[set[str]] = []

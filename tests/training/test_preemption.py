@@ -1,4 +1,4 @@
-"""A run that is asked to stop, at any moment, and goes on: its table is that of a run that never was."""
+"""A run that is stopped at any moment and resumed logs the same table as an uninterrupted run."""
 
 import csv
 import json
@@ -34,8 +34,8 @@ TIMES = ("latency/", "val/seconds")
 
 
 @pytest.fixture(autouse=True)
-def nobody_asks() -> Iterator[None]:
-    """The program is not asked to stop, before and after."""
+def no_stop_requested() -> Iterator[None]:
+    """Clears the stop request and restores the signal handler of SIGTERM."""
     stop.REQUESTED.clear()
     before = signal.getsignal(signal.SIGTERM)
     yield
@@ -44,8 +44,8 @@ def nobody_asks() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-class Ask(L.Callback):
-    """Asks the run to stop when a hook is called for the n-th time."""
+class StopAt(L.Callback):
+    """Requests a stop when a hook is called for the n-th time."""
 
     def __init__(self, hook: str, times: int) -> None:
         self.left = times
@@ -60,7 +60,7 @@ class Ask(L.Callback):
 def run(
     folder: Path, shards: ShardSet, *more: L.Callback, every: int | None = None, steps: int = 8, batches: int = 1
 ) -> L.Trainer:
-    """Trains some steps with a validation after every third, going on with what is in the folder."""
+    """Trains `steps` steps with a validation after every third, resuming from the newest checkpoint in `folder`."""
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -82,7 +82,7 @@ def run(
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """The table of a run, but for times and what was logged once."""
+    """Returns the rows of a run's table without times and empty values."""
     with (folder / "csv" / "metrics.csv").open(newline="") as file:
         return [
             {name: value for name, value in row.items() if value and not name.startswith(TIMES)}
@@ -92,7 +92,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def twin(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """The table of a run that nobody stops."""
+    """Returns the rows of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("twin")
     run(folder, shards)
     return rows(folder)
@@ -104,19 +104,19 @@ def twin(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> list[dic
         ("on_fit_start", 1, 0, None),
         ("on_train_batch_start", 2, 2, None),
         ("on_train_batch_end", 2, 3, None),  # in the step before a validation
-        ("on_train_batch_end", 3, 3, 3),  # when a validation is about to begin, and the step is saved already
+        ("on_train_batch_end", 3, 3, 3),  # before a validation, when the step is already saved
         ("on_validation_start", 1, 3, None),
-        ("on_validation_batch_end", 1, 3, 2),  # heard when clips are about to be decoded
+        ("on_validation_batch_end", 1, 3, 2),  # handled before clips are decoded
         ("on_validation_epoch_end", 1, 3, None),  # before clips are decoded
         ("on_validation_epoch_end", 2, 6, 3),
         ("on_validation_end", 2, 7, None),
     ],
 )
-def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
+def test_a_stopped_run_resumes_with_the_rows_of_an_uninterrupted_one(
     shards: ShardSet, tmp_path: Path, twin: list, hook: str, times: int, step: int, every: int | None
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        run(tmp_path, shards, Ask(hook, times), every=every)
+        run(tmp_path, shards, StopAt(hook, times), every=every)
     assert left.value.code == 75 and (newest_checkpoint(tmp_path / "checkpoints") is None) == (step == 0)
     if step:
         saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -127,31 +127,31 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize(("hook", "times"), [("on_train_batch_start", 3), ("on_validation_epoch_end", 1)])
-def test_a_step_of_several_batches_is_finished_before_a_run_is_stopped(
+def test_a_step_of_several_batches_is_finished_before_the_run_stops(
     shards: ShardSet, tmp_path: Path, hook: str, times: int
 ) -> None:
     run(tmp_path / "twin", shards, batches=2, steps=5)
     folder = tmp_path / "run"
     with pytest.raises(SystemExit):
-        run(folder, shards, Ask(hook, times), batches=2, steps=5, every=10)
+        run(folder, shards, StopAt(hook, times), batches=2, steps=5, every=10)
     stop.REQUESTED.clear()
     run(folder, shards, batches=2, steps=5, every=10)
     assert rows(folder) == rows(tmp_path / "twin")
 
 
-def test_nothing_is_saved_in_the_middle_of_a_step_of_several_batches(shards: ShardSet, tmp_path: Path) -> None:
-    class Look(L.Callback):
-        """Notes after which batches a checkpoint is there."""
+def test_no_checkpoint_is_saved_within_a_step_of_several_batches(shards: ShardSet, tmp_path: Path) -> None:
+    class CheckpointRecorder(L.Callback):
+        """Records before every batch whether a checkpoint exists."""
 
         def __init__(self) -> None:
-            self.there: list[bool] = []
+            self.exists: list[bool] = []
 
         def on_train_batch_start(self, *args: Any) -> None:
-            self.there.append(newest_checkpoint(tmp_path / "checkpoints") is not None)
+            self.exists.append(newest_checkpoint(tmp_path / "checkpoints") is not None)
 
-    look = Look()
-    run(tmp_path, shards, look, batches=3, steps=2, every=1)
-    assert look.there == [False, False, False, True, True, True]
+    recorder = CheckpointRecorder()
+    run(tmp_path, shards, recorder, batches=3, steps=2, every=1)
+    assert recorder.exists == [False, False, False, True, True, True]
 
 
 @pytest.mark.parametrize("every", [None, 3])
@@ -161,7 +161,7 @@ def test_the_validation_after_the_last_step_is_not_lost(
     run(tmp_path / "twin", shards, steps=6)
     folder = tmp_path / "run"
     with pytest.raises(SystemExit):
-        run(folder, shards, Ask("on_validation_epoch_end", 2), steps=6, every=every)
+        run(folder, shards, StopAt("on_validation_epoch_end", 2), steps=6, every=every)
     stop.REQUESTED.clear()
     run(folder, shards, steps=6, every=every)
     assert rows(folder) == rows(tmp_path / "twin")
@@ -169,13 +169,13 @@ def test_the_validation_after_the_last_step_is_not_lost(
     assert not saved["validation_pending"] and saved["callbacks"]["StreamingValidation"]["rows"]
 
 
-def test_a_run_without_a_callback_that_saves_is_saved_when_it_is_stopped(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_run_without_checkpoint_callback_is_saved_when_it_is_stopped(shards: ShardSet, tmp_path: Path) -> None:
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=4,
         limit_val_batches=0,
         logger=False,
-        callbacks=[Ask("on_train_batch_start", 2), Preemption()],
+        callbacks=[StopAt("on_train_batch_start", 2), Preemption()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -186,24 +186,24 @@ def test_a_run_without_a_callback_that_saves_is_saved_when_it_is_stopped(shards:
     assert newest_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "last.ckpt"
 
 
-def test_a_run_that_died_drops_the_rows_that_it_writes_again_and_repeats_the_validation_it_died_in(
+def test_a_run_that_failed_drops_the_rows_after_its_checkpoint_and_repeats_the_interrupted_validation(
     shards: ShardSet, tmp_path: Path, twin: list
 ) -> None:
-    class Die(L.Callback):
+    class Fail(L.Callback):
         def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
             if trainer.global_step == 6:
                 raise RuntimeError("died")
 
-    # The last checkpoint is that of step 6 before its validation, or of step 5.
+    # The last checkpoint has step 6, before its validation, or step 5.
     for every in (3, 5):
         folder = tmp_path / str(every)
         with pytest.raises(RuntimeError, match="died"):
-            run(folder, shards, Die(), every=every)
+            run(folder, shards, Fail(), every=every)
         assert run(folder, shards, every=every).global_step == 8
         assert rows(folder) == twin
 
 
-def test_a_run_that_ended_is_left_as_it_is_when_it_is_begun_again(
+def test_a_completed_run_is_unchanged_when_it_is_started_again(
     shards: ShardSet, tmp_path: Path, twin: list
 ) -> None:
     run(tmp_path, shards)
@@ -211,16 +211,14 @@ def test_a_run_that_ended_is_left_as_it_is_when_it_is_begun_again(
     assert rows(tmp_path) == twin
 
 
-def test_a_wandb_run_that_goes_on_without_a_server_keeps_its_id_and_its_steps(
-    tmp_path: Path,
-) -> None:
+def test_an_offline_wandb_run_keeps_its_id_and_its_steps_on_resume(tmp_path: Path) -> None:
     for steps in ((0, 1, 2), (3, 4)):
         logger = ResumableWandbLogger(str(tmp_path), id="same")
         for step in steps:
             logger.log_metrics({"train/loss": float(step)}, step)
             logger.log_metrics({"beside": float(step)})  # as pictures are logged
         wandb.finish()
-        time.sleep(1)  # W&B names the folder of a start by its second
+        time.sleep(1)  # W&B names its folder after the time in seconds
     found = {}
     for path in sorted(tmp_path.glob("wandb/offline-run-*/run-same.wandb")):
         for content in wandb_records(path):
@@ -235,7 +233,7 @@ def test_a_wandb_run_that_goes_on_without_a_server_keeps_its_id_and_its_steps(
     assert found == {step: (step, step) for step in range(5)}
 
 
-def test_the_signal_is_heard_and_kills_neither_the_program_nor_its_children() -> None:
+def test_sigusr1_requests_a_stop_and_kills_neither_the_program_nor_its_children() -> None:
     program = """
 import os, signal, subprocess, sys, time
 from sf_lightning.files.atomic import rename_synced
@@ -250,23 +248,23 @@ assert stop.REQUESTED.wait(5) and child.wait() == 0
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_failed_save_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     saver = AtomicCheckpointIO()
     saver.save_checkpoint({"step": 1}, path)
 
-    class Full:
-        """Something that fails in the middle of being saved."""
+    class FullDisk:
+        """An object that raises while it is saved."""
 
         def __reduce__(self) -> Any:
             raise OSError(28, os.strerror(28))
 
     with pytest.raises(OSError, match=r"last.ckpt cannot be saved; .* untouched: .*No space left"):
-        saver.save_checkpoint({"weights": torch.zeros(1000), "full": Full()}, path)
+        saver.save_checkpoint({"weights": torch.zeros(1000), "full": FullDisk()}, path)
     assert torch.load(path) == {"step": 1} and [*tmp_path.iterdir()] == [path]
 
 
-def test_only_a_whole_folder_counts_as_a_checkpoint(tmp_path: Path) -> None:
+def test_only_a_complete_folder_is_a_checkpoint(tmp_path: Path) -> None:
     for name in ("last-0000002.ckpt", ".last-0000004.ckpt.writing", "last-0000003.ckpt"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__0_0.distcp").touch()
@@ -275,7 +273,7 @@ def test_only_a_whole_folder_counts_as_a_checkpoint(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) == tmp_path / "last-0000002.ckpt"
 
 
-def test_an_old_folder_that_is_half_gone_is_not_taken_for_the_newest(
+def test_a_partly_deleted_older_folder_is_not_the_newest_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for age, name in enumerate(("last-0000004.ckpt", "last-0000002.ckpt")):
@@ -284,7 +282,7 @@ def test_an_old_folder_that_is_half_gone_is_not_taken_for_the_newest(
         (tmp_path / name / "meta.pt").touch()
         os.utime(tmp_path / name / "meta.pt", (1e9 - age, 1e9 - age))
     old, new = tmp_path / "last-0000002.ckpt", tmp_path / "last-0000004.ckpt"
-    (old / "__0_0.distcp").unlink()  # sets the time of the folder
+    (old / "__0_0.distcp").unlink()  # updates the modification time of the folder
     assert newest_checkpoint(tmp_path) == new
 
     def killed(*_: Any) -> None:
@@ -297,7 +295,7 @@ def test_an_old_folder_that_is_half_gone_is_not_taken_for_the_newest(
     monkeypatch.undo()
 
 
-def test_a_folder_takes_the_place_of_another_and_neither_is_ever_half_there(tmp_path: Path) -> None:
+def test_a_folder_replaces_another_atomically(tmp_path: Path) -> None:
     path, fresh = tmp_path / "last-0000002.ckpt", tmp_path / ".last-0000002.ckpt.writing"
     for content in ("first", "second"):
         fresh.mkdir()
@@ -306,9 +304,9 @@ def test_a_folder_takes_the_place_of_another_and_neither_is_ever_half_there(tmp_
         assert (path / "meta.pt").read_text() == content and [*tmp_path.iterdir()] == [path]
 
 
-def test_what_a_killed_run_left_half_written_is_cleared_away(shards: ShardSet, tmp_path: Path) -> None:
-    left = tmp_path / "checkpoints" / ".last-0000002.ckpt.writing"
-    left.mkdir(parents=True)
-    (left / "__0_0.distcp").touch()
+def test_an_unfinished_checkpoint_of_a_killed_run_is_removed(shards: ShardSet, tmp_path: Path) -> None:
+    unfinished = tmp_path / "checkpoints" / ".last-0000002.ckpt.writing"
+    unfinished.mkdir(parents=True)
+    (unfinished / "__0_0.distcp").touch()
     run(tmp_path, shards, steps=1)
-    assert [each.name for each in left.parent.iterdir()] == ["last.ckpt"]
+    assert [path.name for path in unfinished.parent.iterdir()] == ["last.ckpt"]

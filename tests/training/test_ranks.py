@@ -1,4 +1,4 @@
-"""Several ranks train as one does: the same global batches and losses, and a checkpoint that knows all lanes."""
+"""Several ranks train as one does: same global batches and losses, and checkpoints with the states of all lanes."""
 
 import json
 import math
@@ -21,8 +21,8 @@ from tests.toys.trainer import QUIET_TRAINER
 pytestmark = pytest.mark.usefixtures("time_limit")
 
 
-def trainer_of(world: int, steps: int, callback: L.Callback, folder: Path) -> L.Trainer:
-    """A quiet trainer on so many CPU ranks."""
+def make_trainer(world: int, steps: int, callback: L.Callback, folder: Path) -> L.Trainer:
+    """Returns a quiet trainer on `world` CPU ranks."""
     return L.Trainer(
         **QUIET_TRAINER,
         devices=world,
@@ -37,9 +37,9 @@ def trainer_of(world: int, steps: int, callback: L.Callback, folder: Path) -> L.
 def train(
     folder: Path, shards: ShardSet, world: int, steps: int, resume: Path | None = None, **change: Any
 ) -> list[dict]:
-    """Trains on so many ranks, saves, and returns the steps, the clips of all ranks joined."""
+    """Trains on `world` ranks, saves, and returns loss and clip keys of all ranks for every step."""
     folder.mkdir()
-    trainer = trainer_of(world, steps, RankLosses(folder), folder)
+    trainer = make_trainer(world, steps, RankLosses(folder), folder)
     trainer.callbacks.append(SaveAt(steps, folder / "last.ckpt"))  # type: ignore[attr-defined]
     trainer.fit(decoder_module(), decoder_data(shards, **change), ckpt_path=resume)
     ranks = [
@@ -52,19 +52,19 @@ def train(
     ]
 
 
-def test_any_number_of_ranks_sees_the_global_batches_and_losses_of_one_also_after_a_resume(
+def test_any_number_of_ranks_has_the_global_batches_and_losses_of_one_also_after_a_resume(
     shards: ShardSet, tmp_path: Path
 ) -> None:
     one = train(tmp_path / "one", shards, 1, 5, lanes=4)
     two = train(tmp_path / "two", shards, 2, 2, lanes=4, num_workers=2)
-    # Saved by two ranks, taken up by four.
+    # Saved by two ranks, resumed by four.
     four = train(tmp_path / "four", shards, 4, 5, tmp_path / "two" / "last.ckpt", lanes=4, val_clips=4)
     assert len(one) == 5 and [step["keys"] for step in one] == [step["keys"] for step in two + four]
     torch.testing.assert_close([s["loss"] for s in one], [s["loss"] for s in two + four], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("samples", [[0, 1, 4], pytest.param([9], marks=pytest.mark.slow)])
-def test_shards_of_any_size_and_fewer_than_workers_never_let_a_rank_wait(
+def test_empty_shards_and_fewer_shards_than_workers_do_not_deadlock(
     shards: ShardSet, tmp_path: Path, samples: list[int]
 ) -> None:
     audio = sorted((Path(shards.folder).parent / "audio").rglob("*.wav"))
@@ -78,23 +78,23 @@ def test_shards_of_any_size_and_fewer_than_workers_never_let_a_rank_wait(
 
 
 class SaveAt(L.Callback):
-    """Saves in the middle of a run."""
+    """Saves a checkpoint after a given step."""
 
     def __init__(self, step: int, path: Path) -> None:
         self.step, self.path = step, path
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Saves after that step."""
+        """Saves."""
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
 
 
-def test_a_checkpoint_of_two_ranks_knows_where_every_lane_stands(shards: ShardSet, tmp_path: Path) -> None:
-    # The second save, after a resume, is the one that once kept an old place: by then each rank knows all lanes.
+def test_a_checkpoint_of_two_ranks_has_the_state_of_every_lane(shards: ShardSet, tmp_path: Path) -> None:
+    # The save after a resume matters: by then each rank also has restored states of the other rank's lanes.
     resume = None
     for step in (2, 4):
         path = tmp_path / f"step-{step}.ckpt"
-        trainer = trainer_of(2, step + 1, SaveAt(step, path), tmp_path)
+        trainer = make_trainer(2, step + 1, SaveAt(step, path), tmp_path)
         trainer.fit(decoder_module(), decoder_data(shards), ckpt_path=resume)
         states = torch.load(path, weights_only=True)["ShardDataModule"]["states"]
         assert {lane: state["pack"] for lane, state in states.items()} == {0: step, 1: step}
@@ -102,10 +102,10 @@ def test_a_checkpoint_of_two_ranks_knows_where_every_lane_stands(shards: ShardSe
 
 
 class Poison(RankLosses):
-    """Poisons the second rank's waves in the second step; writes what each rank's weights are after each step."""
+    """Puts NaN into the second rank's waves in the second step; writes sums of every rank's weights per step."""
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, index: int) -> None:
-        """Poisons."""
+        """Puts NaN into the batch."""
         if trainer.global_rank == 1 and trainer.global_step == 1:
             batch.wave[0] = float("nan")
 
@@ -118,10 +118,10 @@ class Poison(RankLosses):
             file.write(line + "\n")
 
 
-def test_a_nan_on_one_rank_skips_the_step_on_both_and_is_named_by_the_first(
+def test_a_nan_on_one_rank_skips_the_step_on_both_and_rank_0_names_the_clip(
     shards: ShardSet, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    trainer_of(2, 4, Poison(tmp_path), tmp_path).fit(decoder_module(), decoder_data(shards))
+    make_trainer(2, 4, Poison(tmp_path), tmp_path).fit(decoder_module(), decoder_data(shards))
     first, second = (
         [json.loads(line) for line in (tmp_path / f"rank{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)
     )
@@ -131,5 +131,5 @@ def test_a_nan_on_one_rank_skips_the_step_on_both_and_is_named_by_the_first(
     weights = [step["raw"] for step in first]
     assert weights[0] == weights[1] != weights[2] and all(map(math.isfinite, weights))
     assert first[-1]["skipped"] == 1
-    said = [line for line in "".join(capfd.readouterr()).splitlines() if "not finite" in line]
-    assert len(said) == 1 and f"step 1 skipped: not finite: the loss of {second[1]['key']}" in said[0]
+    lines = [line for line in "".join(capfd.readouterr()).splitlines() if "not finite" in line]
+    assert len(lines) == 1 and f"step 1 skipped: not finite: the loss of {second[1]['key']}" in lines[0]

@@ -1,4 +1,4 @@
-"""Weights in shards (FSDP2, HSDP): losses of one process, checkpoints for any number of ranks, one export."""
+"""Sharded weights (FSDP2, HSDP): losses of one process, checkpoints for any number of ranks, the same export."""
 
 import contextlib
 import json
@@ -23,23 +23,23 @@ from tests.toys.decoder import RankLosses, decoder_data, decoder_module, example
 
 
 class StopAt(L.Callback):
-    """Asks the run to stop in a step."""
+    """Requests a stop in a given step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Asks."""
+        """Requests the stop."""
         if trainer.global_step == self.step - 1:
             stop.REQUESTED.set()
 
 
 class StopInValidation(L.Callback):
-    """Asks the run to stop in the first validation, as one that listens to it does: in inference mode."""
+    """Stops the run in the first validation, in inference mode, as a validation that decodes does."""
 
     @torch.inference_mode()
     def on_validation_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Asks, and leaves."""
+        """Requests the stop and exits."""
         stop.REQUESTED.set()
         stop_if_requested(trainer)
 
@@ -54,9 +54,9 @@ def rank(
     steps: int,
     validate: dict[str, Any],
 ) -> None:
-    """Trains as one rank of several to a step of six, going on with what is in the folder; at 0 to a validation."""
+    """Trains as one rank to step `steps` of six, or to the first validation if 0; resumes from a checkpoint."""
     torch.set_num_threads(1)
-    devices = 2 if strategy == "hsdp" else 1  # of each node
+    devices = 2 if strategy == "hsdp" else 1  # per node
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(number % devices)}
     os.environ |= {"NODE_RANK": str(number // devices), "WORLD_SIZE": str(world)}
     trainer = L.Trainer(
@@ -91,14 +91,14 @@ def rank(
 def train(
     folder: Path, shards: ShardSet, world: int, steps: int, strategy: str = "fsdp2", **validate: Any
 ) -> list[float]:
-    """Trains on so many ranks and returns the losses so far."""
+    """Trains on `world` ranks and returns the losses of all steps so far."""
     folder.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     ranks = multiprocessing.spawn(rank, (world, port, folder, shards, strategy, steps, validate), world, join=False)
     assert ranks is not None
     deadline = time.monotonic() + 180
-    while not ranks.join(timeout=1):  # which returns whenever one of them has ended
+    while not ranks.join(timeout=1):  # returns whenever one rank has ended
         if time.monotonic() > deadline:
             for process in ranks.processes:
                 process.kill()
@@ -106,7 +106,7 @@ def train(
     return [json.loads(line)["loss"] for line in (folder / "rank0.jsonl").read_text().splitlines()]
 
 
-def test_shards_of_two_ranks_learn_as_one_process_and_go_on_with_one_and_with_two_nodes_of_replicas(
+def test_sharded_training_has_the_losses_of_one_process_and_resumes_with_one_rank_and_with_hsdp(
     shards: ShardSet, tmp_path: Path
 ) -> None:
     one = train(tmp_path / "one", shards, 1, 6, "auto")
@@ -121,7 +121,7 @@ def test_shards_of_two_ranks_learn_as_one_process_and_go_on_with_one_and_with_tw
 
 
 @pytest.mark.slow
-def test_an_export_of_shards_is_that_of_a_run_without(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_exports_as_an_unsharded_one(shards: ShardSet, tmp_path: Path) -> None:
     checkpoints = []
     for strategy in ("ddp", "fsdp2"):
         train(tmp_path / strategy, shards, 2, 3, strategy)
@@ -130,14 +130,14 @@ def test_an_export_of_shards_is_that_of_a_run_without(shards: ShardSet, tmp_path
         checkpoints.append(saved)
     whole, parts = (load_pretrained(path) for path in checkpoints)
     assert whole.description == parts.description and whole.description.weights.step == 3
-    # Not weight by weight: Adam makes steps of rounding, where a bias has no gradient for a norm follows.
+    # Weights are not compared: biases before a norm have zero gradients, and Adam scales their rounding errors up.
     torch.testing.assert_close(example_velocity(parts.model), example_velocity(whole.model), atol=1e-6, rtol=1e-6)
 
 
-def test_ranks_that_validate_unequally_many_batches_still_agree_when_to_stop(
+def test_ranks_with_different_numbers_of_validation_batches_stop_at_the_same_step(
     shards: ShardSet, tmp_path: Path
 ) -> None:
-    # Of five clips one rank has three, in more packs than the other's two.
+    # One rank has three of the five clips, in more packs than the other rank.
     train(tmp_path, shards, 2, 5, "ddp", val_check_interval=2, check_val_every_n_epoch=None)
     ranks = [(tmp_path / f"rank{number}.jsonl").read_text().splitlines() for number in (0, 1)]
     assert len(ranks[0]) == len(ranks[1]) == 5

@@ -1,4 +1,4 @@
-"""Training: averaged weights, checkpoints that load by themselves, runs that resume to the last bit."""
+"""Training: averaged weights, self-contained checkpoints, runs that resume bit-exactly."""
 
 import copy
 from dataclasses import replace
@@ -24,14 +24,14 @@ from tests.toys.trainer import QUIET_TRAINER
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_resumed_run_sees_the_clips_and_losses_of_an_uninterrupted_one(
+def test_a_resumed_run_has_the_clips_and_the_first_loss_of_an_uninterrupted_one(
     shards: ShardSet, tmp_path: Path, num_workers: int
 ) -> None:
     workers = {"num_workers": num_workers}
     whole = fit_decoder(tmp_path / "whole", decoder_module(), decoder_data(shards, **workers), 9).steps
     first = fit_decoder(tmp_path / "cut", decoder_module(), decoder_data(shards, **workers), 4).steps
     module = decoder_module()
-    # The schedule must know the whole run, as it does when a run of nine steps is killed in its fifth.
+    # Resumed with the total of nine steps, as after a run of nine steps was killed in its fifth.
     rest = fit_decoder(
         tmp_path / "rest",
         module,
@@ -43,7 +43,7 @@ def test_a_resumed_run_sees_the_clips_and_losses_of_an_uninterrupted_one(
     assert first[0][0] == whole[0][0]
 
 
-def test_a_run_resumed_from_a_checkpoint_has_exactly_the_losses_of_one_that_was_not_stopped(
+def test_a_run_resumed_from_a_checkpoint_has_exactly_the_losses_of_an_uninterrupted_one(
     shards: ShardSet, tmp_path: Path
 ) -> None:
     class Save(L.Callback):
@@ -71,7 +71,7 @@ def test_a_checkpoint_without_a_newer_setting_is_resumed_with_its_default(shards
         require_matching_checkpoint(checkpoint, module)
 
 
-def test_a_checkpoint_loads_by_itself_with_its_averages(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_checkpoint_loads_without_other_files_and_with_its_averages(shards: ShardSet, tmp_path: Path) -> None:
     module = decoder_module()
     fit_decoder(tmp_path, module, decoder_data(shards), 3)
     again = StreamFlowModule.load_from_checkpoint(tmp_path / "last.ckpt")
@@ -130,7 +130,7 @@ def test_the_average_follows_the_weights() -> None:
     average, current = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
     nn.init.zeros_(average.weight)
     nn.init.ones_(current.weight)
-    move_average(average, current, step=1, decay=0.5)  # the first step weighs the past 2 / 11
+    move_average(average, current, step=1, decay=0.5)  # in the first step the average has weight 2 / 11
     assert float(average.weight[0, 0]) == pytest.approx(9 / 11)
     move_average(average, current, step=100, decay=0.5)
     assert float(average.weight[0, 0]) == pytest.approx(10 / 11)
@@ -138,7 +138,7 @@ def test_the_average_follows_the_weights() -> None:
 
 
 @pytest.mark.parametrize(("limit", "norm"), [(None, 5.0), (0, 5.0), (1.0, 1.0)])
-def test_gradients_are_clipped_by_norm_and_a_limit_of_zero_is_none(limit: float | None, norm: float) -> None:
+def test_gradients_are_clipped_by_norm_and_a_limit_of_zero_disables_it(limit: float | None, norm: float) -> None:
     module = decoder_module()
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     module.guard.guard_step = lambda *args: None  # type: ignore[method-assign]
@@ -150,31 +150,31 @@ def test_gradients_are_clipped_by_norm_and_a_limit_of_zero_is_none(limit: float 
     assert float(weight.grad.norm()) == pytest.approx(norm, rel=1e-4)
 
 
-def test_values_are_not_clipped() -> None:
+def test_clipping_by_value_is_refused() -> None:
     by_value = L.Trainer(**QUIET_TRAINER, max_steps=1, gradient_clip_algorithm="value")
     with pytest.raises(ValueError, match=r"--trainer.gradient_clip_algorithm is value: expected norm"):
         decoder_module().check(by_value)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"dit": replace(SMALL_DIT, width=128)}, r"--model.dit: the checkpoint has width \d+, this run has 128"),
         ({"layout": Layout(2, 24, (0,), (0,))}, "--model.layout: the checkpoint has forward .1., this run has .0."),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused(
-    shards: ShardSet, tmp_path: Path, change: dict, said: str
+    shards: ShardSet, tmp_path: Path, change: dict, message: str
 ) -> None:
     fit_decoder(tmp_path, decoder_module(), decoder_data(shards), 1)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         fit_decoder(
             tmp_path / "again", decoder_module(**change), decoder_data(shards), 2, ckpt_path=tmp_path / "last.ckpt"
         )
 
 
 @pytest.mark.parametrize(
-    ("module", "change", "said"),
+    ("module", "change", "message"),
     [
         ({"tokenizer": "s3"}, {}, "tokenizer kmeans, the model requires s3"),
         ({"dit": replace(SMALL_DIT, vocabulary=60)}, {}, "vocabulary 50, the model requires 60"),
@@ -188,9 +188,9 @@ def test_a_checkpoint_of_another_network_is_refused(
     ],
 )
 def test_data_that_does_not_fit_the_model_is_refused_before_training(
-    shards: ShardSet, tmp_path: Path, module: dict, change: dict, said: str
+    shards: ShardSet, tmp_path: Path, module: dict, change: dict, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         fit_decoder(tmp_path, decoder_module(**module), decoder_data(shards, **change), 1)
 
 

@@ -1,4 +1,4 @@
-"""What a vocoder cannot be trained with: refused with both numbers, where it is given."""
+"""Settings, data and checkpoints that a vocoder cannot be trained with: errors with both values."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.toys.vocoder import VOCODER_SETTINGS, VocoderLosses, fit_vocoder, voc
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"generator": GeneratorConfig((5, 4, 4, 3), (11, 8, 8, 5), 16)}, "multiply to 240, the hop length is 160"),
         (
@@ -34,13 +34,13 @@ from tests.toys.vocoder import VOCODER_SETTINGS, VocoderLosses, fit_vocoder, voc
         ),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_sizes_that_do_not_match_are_refused_with_both_values(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         vocoder_module(**change)
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: GeneratorConfig((5, 4), (11,)), "2 upsample_rates, 1 upsample_kernel_sizes"),
         (lambda: GeneratorConfig((5,), (8,)), "upsample_kernel_sizes has 8 for a rate of 5"),
@@ -60,13 +60,13 @@ def test_sizes_that_do_not_fit_are_refused_with_both_numbers(change: dict, said:
         (lambda: DiscriminatorConfig(periods=(6000,)), "periods are \\[6000\\]: expected one or more of 1 to 1024"),
     ],
 )
-def test_invalid_settings_are_refused_by_their_dataclass(make: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_refused_by_their_dataclass(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize(
-    ("module", "change", "said"),
+    ("module", "change", "message"),
     [
         ({"mel": MelConfig(f_max=7000.0)}, {}, "has mel f_max 8000.0, the model requires 7000.0: use other clips"),
         ({"mel": MelConfig(24000)}, {}, r"has mel sample_rate 16000, the model requires 24000"),
@@ -83,23 +83,23 @@ def test_invalid_settings_are_refused_by_their_dataclass(make: Any, said: str) -
     ],
 )
 def test_mismatched_data_is_refused_with_both_values(
-    shards: ShardSet, module: dict, change: dict, said: str
+    shards: ShardSet, module: dict, change: dict, message: str
 ) -> None:
-    with pytest.raises((ValueError, RuntimeError), match=said):
+    with pytest.raises((ValueError, RuntimeError), match=message):
         fit_vocoder(vocoder_module(**module), vocoder_data(shards, **change), 1)
 
 
 def test_clips_shorter_than_a_segment_are_skipped_and_every_pack_holds_a_segment(
     shards: ShardSet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Clips have 150 to 202 frames; packs of 408 are the smallest that are sure to hold 180 in one piece.
+    # Clips have 150 to 202 frames; 408 is the smallest pack that always contains a piece of 180 frames.
     module = vocoder_module(segments=SegmentConfig(frames=180, per_pack=1))
     datamodule, notes = vocoder_data(shards, pack_frames=408, lanes=1), VocoderLosses()
     fit_vocoder(module, datamodule, 6, notes)
     assert caplog.text.count("clips of less than 180 frames are skipped") == 1
-    assert not any(datamodule.skipped.values())  # they are not broken
+    assert not any(datamodule.skipped.values())  # they are not counted as broken
     lengths = {
-        each.clip.key: len(each.clip.wave) // 160 for each in evenly_spaced_clips(shards, 23, ClipRequirements())
+        drawn.clip.key: len(drawn.clip.wave) // 160 for drawn in evenly_spaced_clips(shards, 23, ClipRequirements())
     }
     assert all(lengths[key] >= 180 for _, _, keys in notes.steps for key in keys if key)
 
@@ -128,9 +128,9 @@ def test_initial_weights_of_other_sizes_are_refused(shards: ShardSet, tmp_path: 
             vocoder_module(init_from=str(path), discriminators=others).load_initial_weights()
 
 
-def test_lightnings_gradient_clipping_is_refused_and_ours_named(shards: ShardSet) -> None:
-    said = "gradient_clip_val is 1.0: expected none; for a vocoder, give --model.optimizer.clip_norm"
-    with pytest.raises(ValueError, match=said):
+def test_lightnings_gradient_clipping_is_refused_with_the_option_to_use(shards: ShardSet) -> None:
+    message = "gradient_clip_val is 1.0: expected none; for a vocoder, give --model.optimizer.clip_norm"
+    with pytest.raises(ValueError, match=message):
         vocoder_module().check(L.Trainer(**QUIET_TRAINER, gradient_clip_val=1.0))
 
 

@@ -51,7 +51,7 @@ def decode(
     device: str = "cpu",
     bf16: bool = False,
 ) -> None:
-    """Decodes tokens to audio as a live stream would be decoded; settings that are not given are those of training.
+    """Decodes tokens to audio as a live stream would be decoded; settings default to those of training.
 
     Args:
         ckpt: Checkpoint of `sf-fit`, whose averaged weights are used; a directory written by `sf-export`; or
@@ -60,27 +60,28 @@ def decode(
         out: Audio file to write, 16-bit `.wav` or `.flac`, at the vocoder's sample rate.
         clip: Key of the clip in the shard set; by default the first clip. Its own speaker is used unless
             `--speaker` is given.
-        stdin: Read tokens from standard input while they arrive.
+        stdin: Read tokens from standard input as they arrive.
         stdin_format: Format of standard input: "lines", integers in text, any number on a line; or "int16", raw,
             little-endian.
         stdout: Write audio to standard output while it is decoded: raw 16-bit PCM, little-endian, mono.
         latency: Print first-packet latency and real-time factor; with `--stdin` after the end of the input.
-        token_rate: Tokens per second that the language model produces, for `--latency`; by default those of real
-            time.
+        token_rate: Tokens per second that the language model produces, for `--latency`; by default the
+            real-time rate.
         speaker: Speaker of the output: an audio file, or an embedding in a `.npy` file; by default no speaker (null
             embedding).
         x_vector: Speaker's x-vector, a `.npy` file, in addition to an audio file; only for models that use
             x-vectors.
-        mode: How past blocks are handled: "cached", "windowed", or "offline", all at once.
+        mode: "cached" reuses keys and values of past blocks, "windowed" computes a window of them again, "offline"
+            decodes all tokens at once.
         steps: Solver steps from noise to mel.
-        method: Solver: 1, 2 or 4 network evaluations a step.
+        method: Solver: "euler", "midpoint" or "rk4", of 1, 2 or 4 network evaluations per step.
         guidance: Strength of classifier-free guidance; 0 turns it off and halves the cost.
-        temperature: Scale of the initial noise; below 1 gives plainer speech.
-        chunk: Blocks decoded together and emitted at once.
-        first_chunk: Blocks of the first chunk; a small one lowers the first-packet latency.
+        temperature: Scale of the initial noise; below 1 gives less varied speech.
+        chunk: Blocks decoded and emitted together; a block is 0.24 s in the layouts that come with the package.
+        first_chunk: Blocks in the first chunk; a small one lowers the first-packet latency.
         lookahead: Blocks of look-ahead beyond a chunk.
         exact_vocoder: Whether the vocoder delays audio until the mel of its right context is final.
-        seed: Seed of the noise.
+        seed: Random seed of the initial noise.
         vocoder: Vocoder; by default the one of training. "griffin_lim", the name of a shipped one ("small"), a
             checkpoint of a vocoder, its exported directory, the directory of Qwen2.5-Omni, or OWNER/NAME[@REVISION]
             of the Hugging Face hub.

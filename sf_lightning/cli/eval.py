@@ -66,8 +66,9 @@ def evaluate_checkpoints(
         out: Folder to write; a new one, or one with an evaluation of the same clips.
         ckpt: Checkpoints of `sf-fit`, evaluated with their averaged weights, folders of `sf-export`, and
             OWNER/NAME[@REVISION] of the Hugging Face hub (HF_TOKEN and HF_HOME set access token and cache).
-        data: Clips: a shard set, or a folder of audio with NAME.tokens.npy beside each file.
-        layout: Layouts to decode the weights with: "own", names of presets such as "full", or YAML files. The
+        data: Clips: a shard set, or a folder of audio with NAME.tokens.npy beside each file; required except with
+            `--ratings`.
+        layout: Mask layouts to decode with: "own", names of presets such as "full", or YAML files. The
             default of this and the next four options is the checkpoint's own setting.
         lookahead: Look-aheads, in blocks beyond a chunk.
         nfe: Numbers of network evaluations (NFE) of a chunk, with the checkpoint's own solver.
@@ -81,8 +82,8 @@ def evaluate_checkpoints(
         batch: Number of clips decoded side by side.
         device: Device that decodes, such as "cpu" or "cuda".
         listening_test: Whether to write `listening.html`, a blind listening test to send to listeners.
-        ratings: Files of ratings that listeners saved on that page, to compute mean opinion scores from; takes
-            --out alone.
+        ratings: Rating files that listeners saved from `listening.html`, for mean opinion scores; used with `--out`
+            only.
         wandb: Whether to log the table to W&B; offline unless an API key is configured.
     """
     given = {name: value for name, value in locals().items() if name not in ("out", "ratings")}

@@ -53,11 +53,12 @@ def build(
     Args:
         audio: Folder of wav, flac, mp3, ogg or opus files of any sample rate, searched recursively; or folder of
             tars in the format of Emilia and Emilia-YODAS; or one tar.
-        out: Folder of the set. An existing set is never changed; it must come from the same build.
+        out: Folder of the set. If it exists, it must have been built from the same corpus with the same options: an
+            interrupted build is resumed, a complete set stays as it is.
         tokenizer: Tokenizer file: `.npz` for k-means, `.onnx` or `.pt` for the S3 tokenizer; or "precomputed" for
-            tokens that are stored beside the audio (`clip.tokens.npy` beside `clip.wav`).
+            tokens that are stored beside the audio (`clip.tokens.npy` beside `clip.wav`); by default k-means.
         vocabulary: Number of codes of k-means, 1024 by default; required for precomputed tokens.
-        tokenizer_name: Name of the tokenizer of precomputed tokens, to which the model's `tokenizer` must be equal;
+        tokenizer_name: Name of the tokenizer of precomputed tokens, which must equal the model's `tokenizer`;
             "precomputed" by default.
         speaker_encoder: SpeechBrain ECAPA-TDNN that computes an x-vector of each clip: folder, or name on the
             Hugging Face hub.

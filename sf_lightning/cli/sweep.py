@@ -44,8 +44,8 @@ def sweep(
         dir: Folder of the sweep, shared by all workers; by default `sweeps/NAME`.
         trials: Number of trials; by default the file's `run_cap`, or all points of a grid.
         jobs: Number of trials that this worker runs at the same time.
-        wait: Seconds to wait while other workers run the last trials, to resume those that are interrupted; by
-            default until all trials have ended.
+        wait: Seconds to keep running when no trial is left to start, in order to resume trials that other workers
+            abandon; by default until all trials have ended.
     """
     require_positive(trials=trials, jobs=jobs)
     sweep_file = SweepFile(find_recipe(file, "FILE", RECIPES / "sweeps"))

@@ -98,7 +98,7 @@ class SkippedClips:
     lines: list[str] = field(default_factory=list)
 
     def add(self, clip: CorpusClip, error: BadSample) -> None:
-        """Adds a broken clip."""
+        """Counts a rejected clip under its cause, and keeps a line about it for the index of the shard."""
         self.counts[error.cause] += 1
         self.lines.append(f"{clip.file_name}: {error}")
 

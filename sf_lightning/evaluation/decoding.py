@@ -91,7 +91,7 @@ class ClipEvaluator:
         Args:
             clip: The clip.
             decoded: Its decoded mel and wave.
-            offline: The same clip decoded offline, where it was streamed: then `gap` is among the scores.
+            offline: The same clip decoded offline, given only for a streamed one; adds the score `gap`.
         """
         vocoder = self.decoder.vocoder
         # An exact vocoder delays audio by its right context, so chunks of audio meet earlier by that.

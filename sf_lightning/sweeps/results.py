@@ -33,7 +33,7 @@ class Results:
     Attributes:
         name: Name of the sweep.
         metric: Metric by which its trials are compared.
-        quality: Metric drawn against latency: `metric` without a bound on latency.
+        quality: Metric of the vertical axis of the frontier: `metric`, without its bound on latency if it has one.
         maximize: Whether larger values of the metric are better.
         trials: All trials, by number.
 

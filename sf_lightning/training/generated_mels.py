@@ -25,7 +25,7 @@ class GeneratedMels:
 
     @cached_property
     def trained(self) -> Pretrained:
-        """The decoder.
+        """Trained decoder whose mels are generated.
 
         Raises:
             FileNotFoundError, ValueError: as `load_pretrained`.

@@ -177,9 +177,7 @@ def read_tokens(data: bytes, vocabulary: int) -> Tokens:
             "undecodable", f"tokens.npy of shape {tokens.shape} and {tokens.dtype}, expected integers [L]"
         )
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocabulary:
-        raise BadSample(
-            "token count", f"tokens are {tokens.min()} to {tokens.max()}: expected 0 to {vocabulary - 1}"
-        )
+        raise BadSample("token count", f"tokens {tokens.min()} to {tokens.max()}: expected 0 to {vocabulary - 1}")
     return tokens.astype(np.int64)
 
 

@@ -172,7 +172,7 @@ def read_layout(name: str, own: Layout) -> Layout:
     if layout.num_layers != own.num_layers:
         raise ValueError(
             f"--layout {name} has {layout.num_layers} layers, the checkpoint has {own.num_layers}: leave "
-            "num_layers out of the file and set drawn_for to the depth that its lists of layers refer to; they are then scaled"
+            "num_layers out of the file and set drawn_for to the depth that its lists of layers refer to"
         )
     return layout
 

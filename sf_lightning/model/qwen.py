@@ -213,7 +213,7 @@ def _translated(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tenso
 
 
 def _table(model: StreamFlow, table: Tensor) -> Tensor:
-    """Returns the token embedding [V + 1, D], or [V + 1, frames per token * D]; the null token's row copies code 0."""
+    """Returns the token embedding [V + 1, (frames per token) D]; the null token's row copies that of code 0."""
     config = model.dit.config
     if config.null_condition == "learned":
         table = torch.cat([table[: config.vocabulary], table[:1]])

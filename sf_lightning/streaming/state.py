@@ -139,7 +139,7 @@ class VocoderState:
     exact: bool = False
 
     def num_pending(self, hop: int) -> int:
-        """Returns C, the number of frames of `mel` that have no audio yet, for a vocoder of `hop` samples a frame."""
+        """Returns C, the number of frames of `mel` without audio, for a vocoder of `hop` samples a frame."""
         return len(self.mel) - len(self.wave) // hop
 
 

@@ -291,7 +291,7 @@ class StreamFlowModule(ShardModule):
         return _Draws(*(torch.cat(values) for values in zip(*draws, strict=True)))
 
     def _fixed(self, batch: Batch, batch_idx: int) -> _Draws:
-        """Returns the draws of validation, the same at each: noise, evenly spaced flow times, all conditions kept."""
+        """Returns the draws of each validation: fixed noise, evenly spaced flow times, all conditions kept."""
         blocks, count = batch.blocks, batch.blocks.num_utterances
         random = keyed_generator(0, batch_idx)
         x_0 = torch.randn(*blocks.valid.shape, self.model.mel.config.num_bands, generator=random)

@@ -81,7 +81,7 @@ def run_plain_loop(trainer: L.Trainer, module: StreamFlowModule, data: ShardData
         batch = next(batches).to(device, non_blocking=True)
         optimizer.zero_grad()
         with trainer.precision_plugin.train_step_context():
-            loss = module._losses(module.model, batch, module._draw(batch)).mean()
+            loss = module._losses(module.model, batch, module._random_draws(batch)).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.model.parameters(), trainer.gradient_clip_val or float("inf"))
         optimizer.step()

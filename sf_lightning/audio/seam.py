@@ -19,12 +19,12 @@ def seam_db(wave: Tensor, edges: Tensor, reach: int = 16) -> Tensor:
     Returns:
         A scalar; NaN if no edge has all its surroundings inside the wave.
     """
-    far = 8 * reach
+    surround = 8 * reach
     roughness = torch.diff(wave.double(), n=2).square()
-    edges = edges[(edges >= far) & (edges + far <= len(roughness))]
+    edges = edges[(edges >= surround) & (edges + surround <= len(roughness))]
     if len(edges) == 0:
         return torch.tensor(float("nan"))
-    around = roughness[edges[:, None] + torch.arange(-far, far, device=wave.device)]
-    middle = around[:, far - reach : far + reach]
-    elsewhere = (around.sum(1) - middle.sum(1)) / (2 * far - 2 * reach)
+    around = roughness[edges[:, None] + torch.arange(-surround, surround, device=wave.device)]
+    middle = around[:, surround - reach : surround + reach]
+    elsewhere = (around.sum(1) - middle.sum(1)) / (2 * surround - 2 * reach)
     return (10 * torch.log10((middle.mean(1) + 1e-12) / (elsewhere + 1e-12))).mean().float()

@@ -140,11 +140,7 @@ def _check_options(
     x_vector: str | None,
     **_: object,
 ) -> None:
-    """Checks, before anything is loaded, that the options of `decode` are compatible and their files exist.
-
-    Raises:
-        ValueError, FileNotFoundError: if not.
-    """
+    """Checks, before anything is loaded, that the options of `decode` are compatible and their files exist."""
     if (tokens is None) == (not stdin):
         raise ValueError("give either --tokens or --stdin")
     if out is None and not stdout and not latency:

@@ -67,7 +67,7 @@ def decoder_card(
     """
     text = TEXT.format(
         name=name,
-        table=_facts(trained),
+        table=_settings_table(trained),
         picture=trained.model.layout.picture().replace("\n", "\n    "),
         validation=validation_text(trained.description.weights.averaged, scores),
         tokens=min(trained.model.dit.config.vocabulary, 50),
@@ -78,7 +78,7 @@ def decoder_card(
     return add_metadata(text, "text-to-speech", TAGS, license)
 
 
-def _facts(trained: Pretrained) -> str:
+def _settings_table(trained: Pretrained) -> str:
     """Returns the table of the decoder's settings."""
     model, description = trained
     mel, dit, layout = model.mel.config, model.dit.config, model.layout

@@ -74,10 +74,7 @@ class FitCLI(LightningCLI):
             config.seed_everything = config.model.seed = config.data.seed = config.seed
 
     def _parse_ckpt_path(self) -> None:
-        """Does nothing: Lightning would override the config with the checkpoint's hyperparameters, silently.
-
-        Instead, `require_matching_checkpoint` refuses a config that does not match its checkpoint.
-        """
+        """Disables Lightning's silent override of the config; see `require_matching_checkpoint`."""
 
     def before_instantiate_classes(self) -> None:
         """Sets the paths of loggers and checkpoints to the run's folder; finds its last checkpoint."""

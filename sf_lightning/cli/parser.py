@@ -98,17 +98,17 @@ class CommandParser(ArgumentParser):
                     raise self._unknown_option(f"--{key}") from error
             raise
         except TypeError as error:
-            if not isinstance(error, UsageError) and (missing := [*self._missing(namespace)]):
+            if not isinstance(error, UsageError) and (missing := [*self._missing_options(namespace)]):
                 raise UsageError(f"required: {', '.join(missing)}; see --help") from error
             raise
 
-    def _missing(self, namespace: Namespace) -> Iterator[str]:
+    def _missing_options(self, namespace: Namespace) -> Iterator[str]:
         """Yields the required options that have no value."""
         for action in self._actions:
             if action.required and action is not self._subcommands_action and namespace.get(action.dest) is None:
-                yield _name(action)
+                yield _option_name(action)
         if (command := self._subcommands_action) is not None and (chosen := namespace.get(command.dest)):
-            yield from command.choices[chosen]._missing(namespace[chosen])
+            yield from command.choices[chosen]._missing_options(namespace[chosen])
 
     def _unknown_option(self, text: str) -> UsageError:
         """Returns the error for an option that does not exist, with the most similar one that does."""
@@ -136,13 +136,13 @@ def command_parser(
     parser = CommandParser(prog=prog, description=doc.description, version=__version__)
     skip = {*flags, *lists, *kwargs.pop("skip", ())}
     parser.add_function_arguments(function, as_group=False, skip=skip, **kwargs)
-    helps = {parameter.arg_name: parameter.description for parameter in doc.params}
+    descriptions = {parameter.arg_name: parameter.description for parameter in doc.params}
     hints = typing.get_type_hints(function)
     for name in flags:
-        parser.add_argument(f"--{name}", action="store_true", help=helps[name])
+        parser.add_argument(f"--{name}", action="store_true", help=descriptions[name])
     for name in lists:
         element = next(typing.get_args(kind)[0] for kind in typing.get_args(hints[name]) if typing.get_args(kind))
-        parser.add_argument(f"--{name}", type=element, nargs="+", action="extend", help=helps[name])
+        parser.add_argument(f"--{name}", type=element, nargs="+", action="extend", help=descriptions[name])
     return parser
 
 
@@ -154,10 +154,10 @@ def _expand_home(argument: str) -> str:
 def _wrong_value(action: Action, value: Any) -> UsageError:
     given = str(getattr(value, "val", value))
     shown = given if len(given) <= 80 else f"{given[:77]}..."
-    return UsageError(f"{_name(action)} is {shown}; expected {_expectation(action)}", _name(action))
+    return UsageError(f"{_option_name(action)} is {shown}; expected {_expectation(action)}", _option_name(action))
 
 
-def _name(action: Action) -> str:
+def _option_name(action: Action) -> str:
     return action.option_strings[0] if action.option_strings else action.dest.upper()
 
 
@@ -179,7 +179,7 @@ def describe_type(kind: Any) -> str:
     if origin is Literal:
         return _alternatives(arguments)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe_type(one) for one in arguments if one is not type(None)))
+        return " or ".join(dict.fromkeys(describe_type(kind) for kind in arguments if kind is not type(None)))
     if isinstance(origin, type) and issubclass(origin, Iterable) and not issubclass(origin, Mapping):
         return f"a list of {_PLURALS.get(arguments[0], 'values')}"
     words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}

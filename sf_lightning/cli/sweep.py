@@ -54,7 +54,7 @@ def sweep(
     _check_arguments(shared)
     shared.join(trials)
     failures: list[str] = []
-    threads = [threading.Thread(target=_work, args=(shared, wait, failures)) for _ in range(jobs)]
+    threads = [threading.Thread(target=_run_trials, args=(shared, wait, failures)) for _ in range(jobs)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -66,11 +66,7 @@ def sweep(
 
 
 def _check_arguments(sweep: Sweep) -> None:
-    """Lets `sf-fit` check the arguments of one trial before anything is written.
-
-    Raises:
-        ValueError: if an argument is refused, or the sweep sets it.
-    """
+    """Checks the arguments of one trial with `sf-fit`, and raises ValueError, before anything is written."""
     for argument in sweep.arguments:
         name = argument.partition("=")[0].removeprefix("--")
         if name in sweep.file.definition["parameters"] or name in ("trainer.default_root_dir", "ckpt_path"):
@@ -88,7 +84,7 @@ def _check_arguments(sweep: Sweep) -> None:
         raise ValueError(f"{sweep.file.path}: {last_error(process.stderr)}")
 
 
-def _work(sweep: Sweep, wait: float | None, failures: list[str]) -> None:
+def _run_trials(sweep: Sweep, wait: float | None, failures: list[str]) -> None:
     """Runs trials until none is left; adds a line to `failures` for each that fails."""
     try:
         last_end = time.monotonic()

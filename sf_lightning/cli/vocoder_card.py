@@ -63,7 +63,7 @@ def vocoder_card(
         name=name,
         mel="MelConfig()" if trained.mel == MelConfig() else repr(trained.mel),
         bands=trained.mel.num_bands,
-        table=_facts(trained),
+        table=_settings_table(trained),
         validation=validation_text(trained.origin.averaged, scores),
         license=license_text(license),
         data=data_text(data),
@@ -73,7 +73,7 @@ def vocoder_card(
     return add_metadata(text, "audio-to-audio", TAGS, license)
 
 
-def _facts(trained: TrainedVocoder) -> str:
+def _settings_table(trained: TrainedVocoder) -> str:
     """Returns the table of the vocoder's settings."""
     sizes, mel = trained.generator, trained.mel
     # The norms of the weights count as weights, as in training.

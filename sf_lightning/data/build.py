@@ -61,30 +61,26 @@ def build(
     partial = out.with_name(out.name + ".partial")
     number, count = job_slice
     try:
-        _begin(partial, parts, config)
+        _start_build(partial, parts, config)
         if out.exists():  # another job completed and renamed the set before this one created the folder again
             raise FileExistsError(out)
-        todo = [part for part in parts[number - 1 :: count] if not _done_mark(partial, part).is_file()]
+        missing = [part for part in parts[number - 1 :: count] if not _done_mark(partial, part).is_file()]
         do = functools.partial(build_part, partial=partial, config=config)
-        run_jobs(do, todo, sum(part.bytes for part in todo), processes, f"writing {out}")
+        run_jobs(do, missing, sum(part.bytes for part in missing), processes, f"writing {out}")
         if all(_done_mark(partial, part).is_file() for part in parts):
-            manifest = _complete(partial, out, parts, config)
+            manifest = _publish(partial, out, parts, config)
             _clean_up(out, parts, manifest)
             return manifest
     except OSError as error:
         # Of jobs that end at the same time the first renames the folder, and the others no longer find it.
         if not out.exists():
-            raise _explained(error, partial) from error
+            raise _error_with_remedy(error, partial) from error
         shutil.rmtree(partial, ignore_errors=True)
     return _load_built(out, parts, config)
 
 
 def _load_built(out: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> Manifest | None:
-    """Returns the manifest of a set that this very build made; None if nothing exists at `out`.
-
-    Raises:
-        FileExistsError: if something else is there.
-    """
+    """Returns the manifest if this build made the set at `out`, None if nothing is there; else FileExistsError."""
     if (built := provenance.load_existing(out)) is None:
         return None
     if different := provenance.differences(built, provenance.describe(parts, config)):
@@ -97,7 +93,7 @@ def _load_built(out: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> 
     return manifest
 
 
-def _explained(error: OSError, partial: Path) -> OSError:
+def _error_with_remedy(error: OSError, partial: Path) -> OSError:
     """Returns an error with a remedy if the disk is full or the folder is gone; otherwise the same error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OSError(
@@ -139,13 +135,13 @@ def fit_tokenizer(parts: Sequence[CorpusPart], vocabulary: int, mel: MelConfig) 
         return KMeansTokenizer.fit(waves(), vocabulary)
 
 
-def _begin(partial: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> None:
+def _start_build(partial: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> None:
     """Creates the folder of an unfinished build, or checks that the one that exists is of this build."""
     build = provenance.describe(parts, config)
-    if (begun := provenance.load(partial)) is None:
+    if (started := provenance.load(partial)) is None:
         partial.mkdir(parents=True, exist_ok=True)
         provenance.save(partial, build)
-    elif different := provenance.differences(begun, build):
+    elif different := provenance.differences(started, build):
         raise ValueError(
             f"{partial} has an unfinished build with other options or files ({different}): give the same ones to "
             "resume it, or delete the folder to start again"
@@ -177,7 +173,7 @@ def build_part(part: CorpusPart, counter: ProgressCounter, partial: Path, config
         lines += [
             f"skipped for {name}: {line}" for line in _write_shard(shard_clips, counter, partial, name, config)
         ]
-        counter.add(made=size)
+        counter.add(processed=size)
     counter.add(reused=max(0, part.bytes - num_bytes))  # texts, headers, padding
     write_atomically(_done_mark(partial, part), json.dumps(names))
     return lines
@@ -196,14 +192,9 @@ def _write_shard(
     return skipped.lines
 
 
-def _complete(partial: Path, out: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> Manifest:
-    """Writes the manifest and the lookup table, and renames the folder to its final name.
-
-    Nothing is deleted before the rename: a job that is killed here, or is not the only one, finds all it needs.
-
-    Raises:
-        ValueError: if no clip could be used.
-    """
+def _publish(partial: Path, out: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> Manifest:
+    """Writes the manifest and the lookup table, and renames the folder to its final name."""
+    # Nothing is deleted before the rename, because another job may be here too, or repeat this after a kill.
     names = [name for part in parts for name in json.loads(_done_mark(partial, part).read_text())]
     indices = [json.loads((partial / f"{name}.json").read_text()) for name in names]
     skipped = Counter[str]()

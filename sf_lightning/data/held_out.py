@@ -42,7 +42,7 @@ def evenly_spaced_clips(shards: ShardSet, count: int, requirements: ClipRequirem
             position = np.random.default_rng([0, number, i]).random()
             try:
                 if key not in raws:
-                    raise BadSample("damaged", "its bytes differ from what the index has")
+                    raise BadSample("damaged", "its bytes do not match the checksum in the index")
                 clip = shards.decode(raws[key], requirements.x_vector_width)
                 raw, mel = raws[[*others, key][0]], shards.manifest.mel
                 reference = reference_crop(raw, mel, requirements.crop_samples, position)

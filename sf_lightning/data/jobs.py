@@ -39,20 +39,20 @@ class ProgressCounter:
     def __init__(self, processes: int = 1) -> None:
         self.counts = multiprocessing.get_context("spawn" if processes > 1 else None).Array("d", 3)
 
-    def add(self, made: int = 0, seconds: float = 0.0, reused: int = 0) -> None:
+    def add(self, processed: int = 0, seconds: float = 0.0, reused: int = 0) -> None:
         """Adds to the counts.
 
         Args:
-            made: Bytes that were processed now; the remaining time is estimated from them.
+            processed: Bytes processed in this run; the remaining time is estimated from them.
             seconds: Seconds of speech.
             reused: Bytes that needed no work, such as those that an earlier run processed.
         """
         with self.counts.get_lock():
-            for i, more in enumerate((made, seconds, reused)):
+            for i, more in enumerate((processed, seconds, reused)):
                 self.counts[i] += more
 
     def read(self) -> tuple[float, float, float]:
-        """Returns bytes made, seconds of speech, and bytes reused."""
+        """Returns bytes processed, seconds of speech, and bytes reused."""
         with self.counts.get_lock():
             return self.counts[0], self.counts[1], self.counts[2]
 
@@ -92,15 +92,15 @@ def progress_line(counter: ProgressCounter, total: int, elapsed: float) -> str:
     """Returns the share that is done, hours of speech, speed, and remaining time.
 
     >>> counter = ProgressCounter()
-    >>> counter.add(made=100, seconds=3600.0)
+    >>> counter.add(processed=100, seconds=3600.0)
     >>> counter.add(reused=500)
     >>> progress_line(counter, 1000, elapsed=60.0)
     '60% of 1.0 kB, 1.0 h of speech, 60 x real time, 4 min left'
     """
-    made, seconds, reused = counter.read()
-    share, hours, rate = min(1.0, (made + reused) / max(1, total)), seconds / 3600, seconds / elapsed
-    if made:
-        left = elapsed * max(0.0, total - made - reused) / made
+    processed, seconds, reused = counter.read()
+    share, hours, rate = min(1.0, (processed + reused) / max(1, total)), seconds / 3600, seconds / elapsed
+    if processed:
+        left = elapsed * max(0.0, total - processed - reused) / processed
         remaining = f"{left / 3600:.1f} h left" if left > 3600 else f"{left / 60:.0f} min left"
     else:
         remaining = "time left unknown"
@@ -120,9 +120,9 @@ def _report_progress(title: str, total: int, counter: ProgressCounter) -> Iterat
         def watch() -> None:
             last_printed = start
             while not stop.wait(SECONDS_BETWEEN_UPDATES):
-                now, (made, _, reused) = time.monotonic(), counter.read()
+                now, (processed, _, reused) = time.monotonic(), counter.read()
                 line = progress_line(counter, total, now - start)
-                progress.update(task, completed=made + reused, line=line)
+                progress.update(task, completed=processed + reused, line=line)
                 if is_log and now - last_printed >= SECONDS_BETWEEN_LINES:
                     last_printed = now
                     print(f"{title}: {line}", flush=True)

@@ -238,7 +238,7 @@ class _SetReader:
                 continue
             try:
                 if name not in raws:
-                    raise BadSample("damaged", "its bytes differ from what the index has")
+                    raise BadSample("damaged", "its bytes do not match the checksum in the index")
                 clip = decode(raws[name])
                 reference = references.crop_for(i, clip)
                 clip = self._perturb(clip, epoch, start + i)

@@ -115,7 +115,7 @@ def verify_shard(shards: ShardSet, number: int) -> list[Problem]:
         if problem := _sample_problem(shards, raw):
             add(raw["__key__"], problem)
     for key in (row.key for row in rows if not found[row.key]):
-        add(key, "damaged: its bytes differ from what the index has")
+        add(key, "damaged: its bytes do not match the checksum in the index")
     return problems
 
 

@@ -212,11 +212,7 @@ class Results:
             self._file = None
 
     def _add_to(self, existing: "Results") -> None:
-        """Merges with the content of the folder.
-
-        Raises:
-            FileExistsError: if identity or digests differ.
-        """
+        """Merges with the content of the folder; raises FileExistsError if identity or digests differ."""
         for name, given in asdict(self.identity).items():
             stored = asdict(existing.identity)[name]
             if given != stored:

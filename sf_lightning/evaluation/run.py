@@ -160,9 +160,9 @@ class _GroupRun:
         longest = sorted(drawn, key=lambda clip: -len(clip.clip.tokens))[:MAX_TIMED]
         timed = self.evaluator.prepare([clip for clip in longest if clip.clip.key in keys])
         latencies = self._measure_latencies(timed, unscored)
-        todo = [clip for clip in drawn if clip.clip.key in keys]
-        for start in range(0, len(todo), batch_size):
-            batch = self.evaluator.prepare(todo[start : start + batch_size])
+        lacking = [clip for clip in drawn if clip.clip.key in keys]
+        for start in range(0, len(lacking), batch_size):
+            batch = self.evaluator.prepare(lacking[start : start + batch_size])
             offline: list[Chunk] = []
             for system in self.group.systems:
                 if system.kind != "copy_synthesis" and not offline:

@@ -105,14 +105,14 @@ class Solver:
     def point(self, progress: SolverState) -> Tensor:
         """Returns the point x of the next evaluation."""
         weights = TABLEAUS[self.method].stages[len(progress.slopes)]
-        return self._along(progress, weights)
+        return self._advanced_point(progress, weights)
 
     def advance(self, progress: SolverState, velocity: Tensor) -> None:
         """Advances the state by the velocity of the evaluation at `point`."""
         tableau = TABLEAUS[self.method]
         progress.slopes.append(velocity)
         if len(progress.slopes) == len(tableau.times):
-            progress.x = self._along(progress, tableau.end)
+            progress.x = self._advanced_point(progress, tableau.end)
             progress.slopes = []
         progress.evaluations += 1
 
@@ -123,7 +123,7 @@ class Solver:
             self.advance(progress, velocity(self.point(progress), number))
         return progress.x
 
-    def _along(self, progress: SolverState, weights: tuple[float, ...]) -> Tensor:
+    def _advanced_point(self, progress: SolverState, weights: tuple[float, ...]) -> Tensor:
         step = progress.evaluations // len(TABLEAUS[self.method].times)
         h = self.grid[step + 1] - self.grid[step]
         x = progress.x

@@ -58,7 +58,7 @@ def pitch_jump(wave: Tensor, edges: Tensor, sample_rate: int) -> float:
         (a, is_a), (b, is_b) = voiced(before), voiced(after)
         return (b - a).abs().clamp(max=MOST_SEMITONES)[is_a & is_b]
 
-    return _beyond(wave, edges, size, change)
+    return _excess_at_edges(wave, edges, size, change)
 
 
 def level_jump(wave: Tensor, edges: Tensor, sample_rate: int) -> float:
@@ -70,13 +70,13 @@ def level_jump(wave: Tensor, edges: Tensor, sample_rate: int) -> float:
 
     def change(before: Tensor, after: Tensor) -> Tensor:
         a, b = before.square().mean(1), after.square().mean(1)
-        # The floor keeps the change finite where one side is silent.
+        # The lower bound keeps the change finite where one side is silent.
         return (10 * torch.log10(b.clamp(min=least) / a.clamp(min=least))).abs()[torch.maximum(a, b) > least]
 
-    return _beyond(wave, edges, size, change)
+    return _excess_at_edges(wave, edges, size, change)
 
 
-def _beyond(wave: Tensor, edges: Tensor, size: int, change: Callable[[Tensor, Tensor], Tensor]) -> float:
+def _excess_at_edges(wave: Tensor, edges: Tensor, size: int, change: Callable[[Tensor, Tensor], Tensor]) -> float:
     """Returns the mean change at edges minus that elsewhere; windows [P, size] meet at each place."""
     wave, edges = wave.float().cpu(), edges.cpu()
     inside = edges[(edges >= size) & (edges + size <= len(wave))]
@@ -87,8 +87,8 @@ def _beyond(wave: Tensor, edges: Tensor, size: int, change: Callable[[Tensor, Te
         return math.nan
     offsets = torch.arange(size)
 
-    def at(starts: Tensor) -> Tensor:
+    def changes(starts: Tensor) -> Tensor:
         return change(wave[starts[:, None] - size + offsets], wave[starts[:, None] + offsets])
 
-    at_edges, elsewhere = at(inside), at(places)
+    at_edges, elsewhere = changes(inside), changes(places)
     return float(at_edges.mean() - elsewhere.mean()) if len(at_edges) and len(elsewhere) else math.nan

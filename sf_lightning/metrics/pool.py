@@ -124,11 +124,7 @@ class ScorePool:
                 future.set_exception(error)
 
     def _score(self, slot: int, name: str, task: bytes) -> float:
-        """Returns the score of a task from the worker of this slot, or from a new one if it was killed.
-
-        Raises:
-            RuntimeError: if the scorer raised, or two workers in a row were killed.
-        """
+        """Returns the score of a task; raises RuntimeError if the scorer raised or two workers were killed."""
         exit_code = 0
         for _ in range(2):
             if slot not in self._workers:

@@ -17,7 +17,7 @@ OpinionPredictor: TypeAlias = Callable[[Tensor, int], float]
 HOME = Path("~/.torchmetrics")
 """Where torchmetrics stores weights; it would download missing ones, which is never done here."""
 
-NEEDED = {
+REQUIREMENTS = {
     "nisqa": (("NISQA/nisqa.tar",), ("librosa", "requests")),
     "dnsmos": (
         ("DNSMOS/DNSMOS/model_v8.onnx", "DNSMOS/DNSMOS/sig_bak_ovr.onnx"),
@@ -29,14 +29,14 @@ NEEDED = {
 
 def available_predictors() -> tuple[dict[str, OpinionPredictor], dict[str, str]]:
     """Returns the predictors that work here by name, and by name why the others do not."""
-    reasons = {name: _missing(name) for name in PREDICTORS}
+    reasons = {name: _reason_unavailable(name) for name in PREDICTORS}
     unavailable = {name: reason for name, reason in reasons.items() if reason is not None}
     return {name: predict for name, predict in PREDICTORS.items() if name not in unavailable}, unavailable
 
 
-def _missing(name: str) -> str | None:
+def _reason_unavailable(name: str) -> str | None:
     """Returns why a predictor cannot be used, or None; predicts once, since its weights may be broken."""
-    files, packages = NEEDED[name]
+    files, packages = REQUIREMENTS[name]
     if missing := [file for file in files if not (HOME.expanduser() / file).is_file()]:
         return f"no {HOME / missing[0]}"
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
@@ -52,17 +52,17 @@ def nisqa(wave: Tensor, sample_rate: int) -> float:
     """Returns NISQA's overall quality (Mittag et al. 2021), 1 to 5."""
     from torchmetrics.functional.audio.nisqa import non_intrusive_speech_quality_assessment as predict
 
-    return _guarded(lambda: predict(wave.float().cpu(), sample_rate)[0], wave)
+    return _score_or_nan(lambda: predict(wave.float().cpu(), sample_rate)[0], wave)
 
 
 def dnsmos(wave: Tensor, sample_rate: int) -> float:
     """Returns DNSMOS's overall quality (P.835; Reddy et al. 2022), 1 to 5."""
     from torchmetrics.functional.audio.dnsmos import deep_noise_suppression_mean_opinion_score as predict
 
-    return _guarded(lambda: predict(wave.float().cpu(), sample_rate, False)[-1], wave)
+    return _score_or_nan(lambda: predict(wave.float().cpu(), sample_rate, False)[-1], wave)
 
 
-def _guarded(predict: Callable[[], Tensor], wave: Tensor) -> float:
+def _score_or_nan(predict: Callable[[], Tensor], wave: Tensor) -> float:
     """Returns the prediction, or NaN where the wave is too short, silent or not finite, or is refused."""
     if len(wave) < MIN_SAMPLES or not wave.isfinite().all() or wave.max() - wave.min() < SILENCE_PEAK_TO_PEAK:
         return float("nan")

@@ -145,7 +145,7 @@ def periodicity(wave: np.ndarray) -> np.ndarray:
     products = np.fft.irfft(np.fft.rfft(frames, n_fft) * heads.conj(), n_fft)[:, : longest + 1]
     summed = np.pad(np.cumsum(frames**2, axis=1), ((0, 0), (1, 0)))
     energy = summed[:, YIN_WINDOW:] - summed[:, : longest + 1]  # energy of the window that begins at each lag
-    # Frames softer than the floor have the differences of noise.
+    # Frames below the threshold have no period.
     difference = np.maximum(energy[:, :1] + energy - 2 * products, 0)[:, 1:] + YIN_FLOOR * YIN_WINDOW
     mean = np.cumsum(difference, axis=1) / np.arange(1, longest + 1)
     return np.clip(1 - (difference / mean)[:, shortest - 1 :].min(axis=1), 0, 1)
@@ -231,11 +231,7 @@ def _visqol_manager() -> "VisqolManager":
 
 
 def _comparable(reference: np.ndarray, degraded: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns both clips truncated to the shorter, or None if one is too short, silent or not finite.
-
-    Raises:
-        ValueError: if a clip is not one channel [N].
-    """
+    """Returns both clips truncated to the shorter, or None if one is too short, silent or not finite."""
     if reference.ndim != 1 or degraded.ndim != 1:
         raise ValueError(f"got clips of shape {reference.shape} and {degraded.shape}: expected [N], one channel")
     num_samples = min(len(reference), len(degraded))

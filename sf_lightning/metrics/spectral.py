@@ -25,7 +25,7 @@ def stft_distance(wave: Tensor, reference: Tensor) -> Tensor:
     for n_fft, hop, window in RESOLUTIONS:
         hann = torch.hann_window(window, device=pair.device)
         spectrum = torch.stft(pair, n_fft, hop, window, hann, return_complex=True)
-        made, real = (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-8).sqrt()
-        convergence = torch.linalg.matrix_norm(real - made) / torch.linalg.matrix_norm(real)
-        total = total + convergence + (real.log() - made.log()).abs().mean()
+        estimated, real = (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-8).sqrt()
+        convergence = torch.linalg.matrix_norm(real - estimated) / torch.linalg.matrix_norm(real)
+        total = total + convergence + (real.log() - estimated.log()).abs().mean()
     return total / len(RESOLUTIONS)

@@ -181,9 +181,9 @@ class DiT(nn.Module):
             layers = list(group)
             # Between two layers that attend to neighbors blocks are independent of each other.
             if own_block_only and h.device.type == "cpu" and len(blocks) > BLOCKS_AT_ONCE:
-                h = torch.cat([self._run(h[part], layers, masks, part) for part in _slices(len(blocks))])
+                h = torch.cat([self._run_group(h[part], layers, masks, part) for part in _slices(len(blocks))])
             else:
-                h = self._run(h, layers, masks)
+                h = self._run_group(h, layers, masks)
         return h
 
     def project_out(self, h: Tensor, modulations: list[Tensor], blocks: Blocks) -> Tensor:
@@ -196,7 +196,7 @@ class DiT(nn.Module):
         """Returns keys, not rotated, and values [M, 2, H, W, Dh] that layer `number` computes from h [M, W, D]."""
         return self.layers[number].keys_and_values(h, modulations[number], blocks)  # type: ignore[operator]
 
-    def _run(
+    def _run_group(
         self,
         h: Tensor,
         layers: "list[_LayerCall]",

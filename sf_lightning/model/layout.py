@@ -169,7 +169,7 @@ class Layout:
                 most = max(1, depth - free)
                 if not 0 <= layers <= most:
                     raise ValueError(f"layout.{name} is {layers} layers: expected 0 to {most} of {depth}")
-                layers = _placed(layers, depth, self.placement or "spread", ahead=name == "forward")
+                layers = _layers_at(layers, depth, self.placement or "spread", ahead=name == "forward")
             object.__setattr__(self, name, tuple(layers))
         object.__setattr__(self, "placement", None)
 
@@ -232,14 +232,14 @@ class Layout:
         lines = []
         for span in dict.fromkeys(self.spans):
             layers = [i for i, other in enumerate(self.spans) if other == span]
-            lines.append(f"{_ranges(layers)}: {_words(span)}")
+            lines.append(f"{_layers_text(layers)}: {_span_text(span)}")
             for row in range(num_blocks):
                 cells = (str(int(span.includes(column - row))) for column in range(num_blocks))
                 lines.append("  " + " ".join(cells))
-        return "\n".join([*lines, f"field: {_words(self.field)}"])
+        return "\n".join([*lines, f"field: {_span_text(self.field)}"])
 
 
-def _placed(count: int, depth: int, placement: str, ahead: bool) -> range | list[int]:
+def _layers_at(count: int, depth: int, placement: str, ahead: bool) -> range | list[int]:
     """Returns which layers of `depth` look back, or ahead, if `count` of them do.
 
     With "spread", the layers that look back run from the first to the last but one, as in the public layout, and
@@ -253,12 +253,12 @@ def _placed(count: int, depth: int, placement: str, ahead: bool) -> range | list
     return [-(-(i + ahead) * (depth - 2) // gaps) for i in range(count)]
 
 
-def _words(span: Span) -> str:
+def _span_text(span: Span) -> str:
     back, ahead = ("all" if math.isinf(n) else f"{n:.0f}" for n in (span.back, span.ahead))
     return f"back {back}, ahead {ahead}"
 
 
-def _ranges(layers: list[int]) -> str:
+def _layers_text(layers: list[int]) -> str:
     """Returns a short list of layers: "layers 1-3, 7" for [1, 2, 3, 7]."""
     groups: list[list[int]] = []
     for layer in layers:

@@ -168,9 +168,9 @@ def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
         *fixed_settings(model),
     )
     report = WarmStart(0, sum(p.numel() for p in model.parameters()))
-    new = _translated(state, sizes.num_layers)
+    new = _renamed_weights(state, sizes.num_layers)
     if sizes.vocabulary == config.vocabulary:
-        new["dit.tokens.table.weight"] = _table(model, state[TABLE])
+        new["dit.tokens.table.weight"] = _token_table(model, state[TABLE])
         how = "shared by" if config.token_repeat else "copied for each of"
         report.notes.append(f"the embedding of a token is {how} its {config.frames_per_token} frames")
         if config.null_condition == "learned":
@@ -180,7 +180,7 @@ def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
             f"token embedding initialized at random: the weights have a vocabulary of {sizes.vocabulary}, "
             f"dit.vocabulary is {config.vocabulary}"
         )
-    encoder, columns = _speaker(model, state, sizes, report)
+    encoder, columns = _speaker_weights(model, state, sizes, report)
     new |= encoder
     new["dit.from_mel.weight"] = state[f"{PROJECTION}.weight"][:, : sizes.num_bands]
     new["dit.from_mel.bias"] = state[f"{PROJECTION}.bias"]
@@ -201,7 +201,7 @@ def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
     return report
 
 
-def _translated(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+def _renamed_weights(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
     """Returns the weights that both networks have, under our names."""
     pairs = same_modules(num_layers).items()
     new = {f"{ours}.{kind}": state[f"{theirs}.{kind}"] for theirs, ours in pairs for kind in KINDS}
@@ -212,7 +212,7 @@ def _translated(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tenso
     return new
 
 
-def _table(model: StreamFlow, table: Tensor) -> Tensor:
+def _token_table(model: StreamFlow, table: Tensor) -> Tensor:
     """Returns the token embedding [V + 1, (frames per token) D]; the null token's row copies that of code 0."""
     config = model.dit.config
     if config.null_condition == "learned":
@@ -220,7 +220,7 @@ def _table(model: StreamFlow, table: Tensor) -> Tensor:
     return (table.float() / model.dit.tokens.scale).repeat(1, 1 if config.token_repeat else config.frames_per_token)
 
 
-def _speaker(
+def _speaker_weights(
     model: StreamFlow, state: Mapping[str, Tensor], sizes: Sizes, report: WarmStart
 ) -> tuple[dict[str, Tensor], list[tuple[int, Tensor]]]:
     """Returns the encoder's weights under our names, and the usable columns of the condition's projection."""

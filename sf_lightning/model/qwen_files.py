@@ -42,9 +42,9 @@ def read_qwen(path: Path, component: str) -> tuple[dict[str, Tensor], dict[str, 
         )
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or path.suffix == ".safetensors":
-        tensors = _read_shards(_within(path, _locate(path), component))
+        tensors = _read_shards(_entries(path, _locate(path), component))
     else:
-        tensors = _within(path, read_torch(path), component)
+        tensors = _entries(path, read_torch(path), component)
         for name, value in tensors.items():
             if not isinstance(value, Tensor):
                 kind = type(value).__name__
@@ -69,16 +69,16 @@ def strip_prefix(state: Mapping[str, Value], component: str) -> dict[str, Value]
     def suffix(name: str, prefix: str) -> str:
         return f".{name}".partition(f".{prefix}.")[2]
 
-    own = {suffix(name, component): value for name, value in state.items() if suffix(name, component)}
-    if not own and not any(suffix(name, other) for name in state for other in COMPONENTS):
-        own = dict(state)
-    if not own:
+    entries = {suffix(name, component): value for name, value in state.items() if suffix(name, component)}
+    if not entries and not any(suffix(name, other) for name in state for other in COMPONENTS):
+        entries = dict(state)
+    if not entries:
         examples = ", ".join(list(state)[:3]) + ", ..." if state else "nothing"
         raise ValueError(f"no tensor of {component} in it: it has {examples}")
-    return own
+    return entries
 
 
-def _within(path: Path, state: Mapping[str, Value], component: str) -> dict[str, Value]:
+def _entries(path: Path, state: Mapping[str, Value], component: str) -> dict[str, Value]:
     try:
         return strip_prefix(state, component)
     except ValueError as error:

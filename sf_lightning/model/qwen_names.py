@@ -83,8 +83,8 @@ class Sizes:
         expected |= {their_encoder_name(f"encoder.{name}") for name in encoder.ecapa.state_dict(prefix="ecapa.")}
         if missing := sorted(expected - found):
             raise ValueError(f"not weights of Qwen2.5-Omni's token2wav: {missing[0]} is missing")
-        if odd := sorted(found - expected):
-            raise ValueError(f"not weights of Qwen2.5-Omni's token2wav: {odd[0]} is unknown")
+        if unknown := sorted(found - expected):
+            raise ValueError(f"not weights of Qwen2.5-Omni's token2wav: {unknown[0]} is unknown")
         first = f"{SPEAKER}blocks.0.conv.weight"
         for name, ndim in (("proj_out.weight", 2), (TABLE, 2), (f"{PROJECTION}.weight", 2), (first, 3)):
             if state[name].ndim != ndim:

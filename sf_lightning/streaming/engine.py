@@ -146,20 +146,16 @@ class Engine:
             self._run_wavefront(fully_ahead)
         ready = [i for i in members if states[i].chunk_end > states[i].emitted]
         # Streams whose mel is complete but whose last audio an exact vocoder has delayed.
-        flushing = [i for i in members if i not in ready and states[i].is_complete and self._num_pending(states[i])]
-        mels = [(self._empty_chunk(states[i]).mel,) * 2 for i in flushing]
+        delayed = [i for i in members if i not in ready and states[i].is_complete and self._num_pending(states[i])]
+        mels = [(self._empty_chunk(states[i]).mel,) * 2 for i in delayed]
         if ready:
             ready_states = [states[i] for i in ready]
             mels = (self._collect(ready_states) if fully_ahead else self._integrate(ready_states)) + mels
-        if sounding := ready + flushing:
-            yield from zip(sounding, self._vocode([states[i] for i in sounding], mels), strict=True)
+        if vocoded := ready + delayed:
+            yield from zip(vocoded, self._vocode([states[i] for i in vocoded], mels), strict=True)
 
     def _integrate(self, states: Sequence[StreamState]) -> list[tuple[Tensor, Tensor]]:
-        """Decodes the next chunk of streams that are ready and decoded with the same settings.
-
-        Returns:
-            For each stream, its new final frames and the provisional frames after them, [T, F].
-        """
+        """Returns, for each stream, the final frames of its next chunk and provisional ones after them, [T, F]."""
         config, layout = states[0].config, self.model.layout
         assert config.lookahead is not None
         ends = [state.chunk_end for state in states]

@@ -161,11 +161,7 @@ def integrate_ranges(sampler: Sampler, ranges: Sequence[BlockRange], cached: boo
 
 
 class _RangeCaches:
-    """Key-value caches of a batch of ranges, reordered from ranges to evaluations and layers and back.
-
-    The blocks of the null branch follow all blocks of the conditional branch, so there are G R ranges in the
-    network.
-    """
+    """Key-value caches of a batch of ranges, by evaluation and layer: G R ranges, those of the null branch last."""
 
     def __init__(self, sampler: Sampler, ranges: Sequence[BlockRange], counts: Sequence[int]) -> None:
         self.layers, self.num_branches = sampler.layers_back, sampler.num_branches

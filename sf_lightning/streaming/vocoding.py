@@ -55,8 +55,8 @@ def extend_waves(vocoder: Vocoder, states: Sequence[VocoderState], pieces: Seque
     left, hop = vocoder.left, vocoder.hop
     for state, piece, wave in zip(states, pieces, waves, strict=True):
         num_pending = state.num_pending(hop) + len(piece.final) - len(wave) // hop
-        state.mel = _last(torch.cat([state.mel, piece.final]), left + num_pending)
-        state.wave = _last(torch.cat([state.wave, wave]), left * hop)
+        state.mel = _last_rows(torch.cat([state.mel, piece.final]), left + num_pending)
+        state.wave = _last_rows(torch.cat([state.wave, wave]), left * hop)
     return waves
 
 
@@ -104,6 +104,6 @@ def group_by_key(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list
     return list(groups.values())
 
 
-def _last(x: Tensor, count: int) -> Tensor:
+def _last_rows(x: Tensor, count: int) -> Tensor:
     """Returns a copy of the last `count` rows, or of all if there are fewer."""
     return x[max(0, len(x) - count) :].clone()

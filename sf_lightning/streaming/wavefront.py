@@ -63,13 +63,13 @@ class Wavefront:
         Returns:
             Number of blocks times layers that the network computed.
         """
-        self._enter([state for state in states if _wavefront(state).entered < state.num_blocks])
-        fronts = [_wavefront(state) for state in states]
-        for front in fronts:
-            front.entered += 1
+        self._add_blocks([state for state in states if _wavefront(state).entered < state.num_blocks])
+        wavefronts = [_wavefront(state) for state in states]
+        for wavefront in wavefronts:
+            wavefront.entered += 1
         last, layers = len(self.stretches) - 1, 0
         for lag in range(self.solver.num_evaluations * last + 1):
-            members = [(f, f.entered - 1 - lag) for f in fronts if f.entered - 1 - lag in f.blocks]
+            members = [(f, f.entered - 1 - lag) for f in wavefronts if f.entered - 1 - lag in f.blocks]
             evaluation, stretch = divmod(lag, last)
             if not members:
                 continue
@@ -89,9 +89,9 @@ class Wavefront:
         Returns:
             The log-mel of the chunk and the extrapolated log-mel after it, [T, F].
         """
-        front, end = _wavefront(state), state.chunk_end
-        final = [front.blocks.pop(number) for number in range(state.emitted, end)]
-        after = [front.blocks[number] for number in range(end, front.entered) if number in front.blocks]
+        wavefront, end = _wavefront(state), state.chunk_end
+        final = [wavefront.blocks.pop(number) for number in range(state.emitted, end)]
+        after = [wavefront.blocks[number] for number in range(end, wavefront.entered) if number in wavefront.blocks]
         mel = torch.cat([block.solver.x[: block.length] for block in final])
         mel_after = torch.cat([*(self.extrapolate(block) for block in after[:num_after]), mel[:0]])
         state.emitted = end
@@ -111,7 +111,7 @@ class Wavefront:
         t = self.solver.grid[solver.evaluations * self.solver.steps // self.solver.num_evaluations]
         return (solver.x + (1 - t) * block.velocity)[: block.length]
 
-    def _enter(self, states: Sequence[StreamState]) -> None:
+    def _add_blocks(self, states: Sequence[StreamState]) -> None:
         """Adds the next block of each stream to its wavefront."""
         if not states:
             return
@@ -132,24 +132,24 @@ class Wavefront:
     def _run_stretch(self, members: list[tuple[WavefrontState, int]], evaluation: int, stretch: int) -> int:
         """Runs one block of each stream through a stretch of layers; returns blocks times layers."""
         dit, count = self.model.dit, len(members)
-        blocks = [front.blocks[number] for front, number in members]
+        blocks = [wavefront.blocks[number] for wavefront, number in members]
         numbers = self.stretches[stretch]
         modulations = self.sampler.modulations(evaluation)
-        layout = self._layout(blocks)
+        layout = self._list_blocks(blocks)
         if stretch == 0:
             x = self._points(blocks)
-            h = dit.embed(self._repeat(x), _by_branch([block.condition for block in blocks]))
+            h = dit.embed(self._repeat(x), _stack_by_branch([block.condition for block in blocks]))
         else:
-            h = _by_branch([block.h for block in blocks])
-        next_blocks = [front.blocks.get(number + 1) for front, number in members] if stretch else []
+            h = _stack_by_branch([block.h for block in blocks])
+        next_blocks = [wavefront.blocks.get(number + 1) for wavefront, number in members] if stretch else []
         context, caches = self._neighbors(members, evaluation, numbers, next_blocks)
         h = dit.run_layers(numbers, h, modulations, layout, context, caches)
         for i, layer in enumerate(self.sampler.layers_back):
             if layer in numbers:
                 left = caches[layer].left
                 assert left is not None
-                for member, (front, _) in enumerate(members):
-                    front.cache[evaluation, :, i] = left[member::count]
+                for member, (wavefront, _) in enumerate(members):
+                    wavefront.cache[evaluation, :, i] = left[member::count]
         if stretch < len(self.stretches) - 1:
             kv = dit.keys_and_values(numbers.stop, h, modulations, layout)
             for member, block in enumerate(blocks):
@@ -190,15 +190,17 @@ class Wavefront:
         caches = {}
         for i, layer in enumerate(self.sampler.layers_back):
             if layer in numbers:
-                caches[layer] = KVCache(_by_branch([front.cache[evaluation, :, i] for front, _ in members]))
+                caches[layer] = KVCache(
+                    _stack_by_branch([wavefront.cache[evaluation, :, i] for wavefront, _ in members])
+                )
         provided = [None if block is None else block.kv for block in next_blocks]
         example = next((kv for kv in provided if kv is not None), None)
         if example is not None:
             cache = caches.setdefault(numbers.start, KVCache())
-            cache.right = _by_branch([torch.zeros_like(example) if kv is None else kv for kv in provided])
+            cache.right = _stack_by_branch([torch.zeros_like(example) if kv is None else kv for kv in provided])
         return CachedContext(index, index, left, right), caches
 
-    def _layout(self, blocks: list[WavefrontBlock]) -> Blocks:
+    def _list_blocks(self, blocks: list[WavefrontBlock]) -> Blocks:
         """Returns a list of one block of each stream and branch, none of which is a neighbor of another."""
         index = torch.arange(self.sampler.num_branches * len(blocks), device=self.sampler.device)
         valid = torch.stack([block.valid for block in blocks]).repeat(self.sampler.num_branches, 1)
@@ -218,6 +220,6 @@ def _wavefront(state: StreamState) -> WavefrontState:
     return state.wavefront
 
 
-def _by_branch(parts: Sequence[Tensor | None]) -> Tensor:
+def _stack_by_branch(parts: Sequence[Tensor | None]) -> Tensor:
     """Stacks [G, ...] of every stream to [G streams, ...], one branch after the other."""
     return torch.stack([part for part in parts if part is not None], dim=1).flatten(0, 1)

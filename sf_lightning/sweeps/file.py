@@ -109,7 +109,7 @@ class SweepFile:
         self.halving = _halving(content.get("early_terminate"))
         self.points: list[dict[str, Any]] | None = None
         if self.method == "grid":
-            axes = [_axis(name, distribution) for name, distribution in self.distributions.items()]
+            axes = [_grid_values(name, distribution) for name, distribution in self.distributions.items()]
             self.points = [dict(zip(self.distributions, point, strict=True)) for point in product(*axes)]
 
     def arguments(self, point: Mapping[str, Any]) -> list[str]:
@@ -189,7 +189,7 @@ def _distribution(spec: Mapping[str, Any]) -> BaseDistribution:
     return FloatDistribution(spec["min"], spec["max"], step=step, log=kind == "log_uniform_values")
 
 
-def _axis(name: str, distribution: BaseDistribution) -> Sequence[Any]:
+def _grid_values(name: str, distribution: BaseDistribution) -> Sequence[Any]:
     """Returns all values of a grid's parameter."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices

@@ -54,10 +54,7 @@ def run_trial(sweep: Sweep, trial: Trial, lock: IO[bytes]) -> Trial:
 
 
 def _run_process(sweep: Sweep, trial: Trial, lock: IO[bytes]) -> int | None:
-    """Runs the process of a trial until it ends; returns its exit code, or None if the trial is pruned.
-
-    The process inherits the lock: if this worker is killed, no other one resumes the trial while it still trains.
-    """
+    """Runs the process of a trial until it ends; returns its exit code, or None if the trial is pruned."""
     args = [*sweep.arguments, *sweep.file.arguments(trial.parameters)]
     args += [f"--trainer.default_root_dir={trial.folder}", "--ckpt_path=last"]
     seen = len(trial.logged(sweep.file.metric))
@@ -69,7 +66,7 @@ def _run_process(sweep: Sweep, trial: Trial, lock: IO[bytes]) -> int | None:
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C reaches the worker alone, which lets the trial save its state
-            pass_fds=(lock.fileno(),),
+            pass_fds=(lock.fileno(),),  # if this worker is killed, no other one resumes a trial that still trains
         )
     try:
         while process.poll() is None:

@@ -180,11 +180,8 @@ class ShardDataModule(L.LightningDataModule):
         return PackShape(self.pack_frames // block, block, frames_per_token, self.max_pieces, requirements.mel)
 
     def _check_segments(self, requirements: ClipRequirements) -> None:
-        """Checks that every pack holds a piece of at least `min_frames`, wherever clips are split.
-
-        A pack holds the end of a clip, whole clips and the start of a clip: without a whole one in between, one of
-        the two is at least half of the pack.
-        """
+        """Checks that every pack holds a piece of at least `min_frames`, wherever clips are split."""
+        # A pack without a whole clip holds the end of one and the start of another: one of them fills half of it.
         required = 2 * (requirements.min_frames + requirements.block_size)
         if requirements.min_frames and (self.pack_frames < required or self.max_pieces < 2):
             raise ValueError(
@@ -263,9 +260,9 @@ class ShardDataModule(L.LightningDataModule):
         everything = {lane: state for states in gather_over_ranks(own) for lane, state in states.items()}
         # Plain lists: a checkpoint is read with weights_only.
         states = {lane: vars(state) | {"places": [*map(list, state.places)]} for lane, state in everything.items()}
-        return {"states": states, "order": self._order(self.requirements)}
+        return {"states": states, "order": self._order_settings(self.requirements)}
 
-    def _order(self, requirements: ClipRequirements) -> dict[str, Any]:
+    def _order_settings(self, requirements: ClipRequirements) -> dict[str, Any]:
         """Returns the settings that the samples and their order follow from, beside the positions of the lanes."""
         return {
             "lanes": self.lanes,
@@ -284,14 +281,14 @@ class ShardDataModule(L.LightningDataModule):
         """
         state = checkpoint.get(type(self).__qualname__)  # the key that Lightning stores it under
         if state is not None:
-            require_same_order(state["order"], self._order(self._requirements_with(module)))
+            require_same_order(state["order"], self._order_settings(self._requirements_with(module)))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the positions of the lanes, in training only; raises as `require_same_order`."""
         assert self.trainer is not None
         if not self.trainer.training:
             return
-        orders = state["order"], self._order(self.requirements)
+        orders = state["order"], self._order_settings(self.requirements)
         require_same_order(*orders)
         warn_about_order(*orders)
         for lane, values in state["states"].items():

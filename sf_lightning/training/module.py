@@ -187,7 +187,7 @@ class StreamFlowModule(ShardModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the flow matching loss of a batch."""
-        losses = self._losses(self.model, batch, self._draw(batch))
+        losses = self._losses(self.model, batch, self._random_draws(batch))
         self.guard.add_losses(losses, batch.blocks.utterance, batch.keys)
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
@@ -244,7 +244,7 @@ class StreamFlowModule(ShardModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Logs the loss of the averaged weights with fixed noise and flow times."""
-        loss = self._losses(self.unsharded_average, batch, self._fixed(batch, batch_idx)).mean()
+        loss = self._losses(self.unsharded_average, batch, self._fixed_draws(batch, batch_idx)).mean()
         # Mean over valid frames: the last batch is mostly padding.
         loss = loss * batch.blocks.valid.numel() / batch.num_frames
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=batch.num_frames)
@@ -279,7 +279,7 @@ class StreamFlowModule(ShardModule):
         velocity = model(point.x_t, draws.t, batch.tokens, speaker, blocks, draws.drop_speaker, draws.drop_tokens)
         return flow_matching_loss(velocity, point.dx_t, blocks.valid)
 
-    def _draw(self, batch: Batch) -> _Draws:
+    def _random_draws(self, batch: Batch) -> _Draws:
         """Returns random values keyed by (seed, lane, pack): the same at any world size and after a resume."""
         frames, bands = batch.blocks.block_size, self.model.mel.config.num_bands
         draws = []
@@ -290,7 +290,7 @@ class StreamFlowModule(ShardModule):
             draws.append((x_0, t, *self.drop.draw(pack.num_utterances, random)))
         return _Draws(*(torch.cat(values) for values in zip(*draws, strict=True)))
 
-    def _fixed(self, batch: Batch, batch_idx: int) -> _Draws:
+    def _fixed_draws(self, batch: Batch, batch_idx: int) -> _Draws:
         """Returns the draws of each validation: fixed noise, evenly spaced flow times, all conditions kept."""
         blocks, count = batch.blocks, batch.blocks.num_utterances
         random = keyed_generator(0, batch_idx)

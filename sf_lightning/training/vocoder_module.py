@@ -187,20 +187,20 @@ class VocoderModule(ShardModule):
         segments = slice_segments(batch, self.segments.frames, self.mel)
         generator, discriminators = self._optimizers()
         with torch.autocast(self.device.type, enabled=False):
-            made = self.model.decode(segments.mel)  # in 16 bits the noise is at -38 dB (LOG.md)
+            generated = self.model.decode(segments.mel)  # in 16 bits the noise is at -38 dB (LOG.md)
         # The distance of each segment, not the losses, which bigvgan averages: this identifies the broken clip.
-        self.guard.add_losses((made - segments.wave).abs().mean(1), segments.utterance, batch.keys)
+        self.guard.add_losses((generated - segments.wave).abs().mean(1), segments.utterance, batch.keys)
 
         frozen = self.global_step < self.optimizer.freeze_steps
-        loss, norms = made.new_zeros(()), made.new_zeros(len(self.adversary.parts))
+        loss, norms = generated.new_zeros(()), generated.new_zeros(len(self.adversary.parts))
         if not frozen:
-            loss, norms = self._train_discriminators(discriminators, segments.wave, made)
+            loss, norms = self._train_discriminators(discriminators, segments.wave, generated)
 
         # The generator's loss uses the updated discriminators, which get no gradient here. Thus autocast does
         # not reuse its cached 16-bit copy of them, which is from before their update.
         self.adversary.requires_grad_(False)
         criterion = self.adversary.mel_only_losses if frozen else self.adversary.generator_losses
-        losses = criterion(segments.wave, made)
+        losses = criterion(segments.wave, generated)
         generator.zero_grad()
         self.manual_backward(losses.total)
         self.adversary.requires_grad_(True)
@@ -216,10 +216,10 @@ class VocoderModule(ShardModule):
         return {"loss": losses.total.detach(), "discriminator_loss": loss.detach()}
 
     def _train_discriminators(
-        self, optimizer: torch.optim.Optimizer, wave: Tensor, made: Tensor
+        self, optimizer: torch.optim.Optimizer, wave: Tensor, generated: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Trains the discriminators on segments [B, N]; returns their loss and the gradient norms, [2]."""
-        loss, limit = self.adversary.discriminator_loss(wave, made), self._clip_norm()
+        loss, limit = self.adversary.discriminator_loss(wave, generated), self._clip_norm()
         optimizer.zero_grad()
         self.manual_backward(loss)
         norms = torch.stack([clip_grad_norm_(part.parameters(), limit) for part in self.adversary.parts])

@@ -101,15 +101,15 @@ def test_jobs_that_end_at_the_same_time_both_succeed(
 def test_a_job_that_starts_while_another_one_completes_the_set_leaves_it_alone(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts, begin = find_parts(emilia(tmp_path / "emilia"), 3), building._begin
+    parts, begin = find_parts(emilia(tmp_path / "emilia"), 3), building._start_build
 
     def late(*args: Any) -> None:
         # This job has found no set. Another one completes it before this one creates its folder.
-        monkeypatch.setattr(building, "_begin", begin)
+        monkeypatch.setattr(building, "_start_build", begin)
         assert build(parts, tmp_path / "set", config) is not None
         begin(*args)
 
-    monkeypatch.setattr(building, "_begin", late)
+    monkeypatch.setattr(building, "_start_build", late)
     assert build(parts, tmp_path / "set", config, job_slice=(2, 2)) == ShardSet(tmp_path / "set").manifest
     assert not (tmp_path / "set.partial").exists()
 

@@ -32,7 +32,7 @@ def wait_for(seen: Callable[[], bool]) -> None:
 def test_progress_within_one_long_job_is_logged(quick: None, capsys: pytest.CaptureFixture) -> None:
     def do(item: int, counter: ProgressCounter) -> list[str]:
         for share in (25, 50):
-            counter.add(made=250, seconds=3600.0)
+            counter.add(processed=250, seconds=3600.0)
             log = ""
 
             def is_logged(share: int = share) -> bool:
@@ -52,13 +52,13 @@ def test_reused_work_does_not_shorten_the_estimated_time() -> None:
     assert progress_line(counter, 1000, 1.0) == "0% of 1.0 kB, 0.0 h of speech, 0 x real time, time left unknown"
     counter.add(reused=900)
     assert "90% of 1.0 kB" in progress_line(counter, 1000, 1.0) and "unknown" in progress_line(counter, 1000, 1.0)
-    counter.add(made=10, seconds=60.0)
+    counter.add(processed=10, seconds=60.0)
     assert progress_line(counter, 1000, 3600.0).endswith("9.0 h left")
 
 
 def job_until_seen(item: int, counter: ProgressCounter, folder: Path) -> list[str]:
     """A job that ends when the parent has seen its progress."""
-    counter.add(made=10)
+    counter.add(processed=10)
     (folder / str(item)).touch()
     wait_for(lambda: (folder / "seen").exists())
     return [f"[{item}]"] * (item % 3)

@@ -32,7 +32,7 @@ def test_it_overfits_one_clip(shards: ShardSet, predict: str) -> None:
     for number in range(steps):
         keyed = replace(batch, packs=[replace(batch.packs[0], pack=number)])
         optimizer.zero_grad()
-        module._losses(module.model, keyed, module._draw(keyed)).mean().backward()
+        module._losses(module.model, keyed, module._random_draws(keyed)).mean().backward()
         torch.nn.utils.clip_grad_norm_(module.model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

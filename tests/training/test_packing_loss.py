@@ -21,7 +21,7 @@ def test_the_loss_of_packs_is_the_frame_weighted_mean_of_the_losses_of_their_pie
     stream = pack_clips(lane.draw_clips(LaneState()), PackShape(10, 24, 4, 4, shards.manifest.mel))
     batch = Batch.from_packs(list(islice(stream, 3)))
     assert max(Counter(filter(None, batch.keys)).values()) > 1  # a clip is cut into two pieces
-    draws = module._draw(batch)
+    draws = module._random_draws(batch)
     packed = float(module._losses(module.model, batch, draws).detach().mean())
     total = 0.0
     for u in range(batch.blocks.num_utterances):

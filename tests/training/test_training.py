@@ -96,27 +96,27 @@ def test_the_loss_of_a_step_is_the_mean_of_the_losses_of_its_packs(shards: Shard
         one = Batch.from_packs(
             [next(pack_clips(make_lane(shards, number, 2).draw_clips(LaneState()), shape, number))]
         )
-        alone.append(module._losses(module.model, one, module._draw(one)).mean())
-    together = module._losses(module.model, both, module._draw(both)).mean()
+        alone.append(module._losses(module.model, one, module._random_draws(one)).mean())
+    together = module._losses(module.model, both, module._random_draws(both)).mean()
     torch.testing.assert_close(together, (alone[0] + alone[1]) / 2, atol=1e-5, rtol=1e-5)
 
 
 def test_random_draws_follow_the_pack_not_the_order_of_calls(shards: ShardSet) -> None:
     module, batch = decoder_module(), decoder_batch(shards)
-    first = module._draw(batch)
+    first = module._random_draws(batch)
     torch.rand(100)
-    again = module._draw(batch)
+    again = module._random_draws(batch)
     assert torch.equal(first.x_0, again.x_0) and torch.equal(first.t, again.t)
     other = copy.deepcopy(batch)
     other.packs = [type(key)(key.num_blocks, key.num_utterances, key.lane, key.pack + 1) for key in batch.packs]
-    assert not torch.equal(module._draw(other).x_0, first.x_0)
+    assert not torch.equal(module._random_draws(other).x_0, first.x_0)
 
 
 def test_it_overfits_one_batch(shards: ShardSet) -> None:
     module = decoder_module(layout=Layout(2, 24, (0,), (1,)), dit=replace(SMALL_DIT, width=64, token_width=32))
     batch = decoder_batch(shards)
     optimizer = torch.optim.Adam(module.model.parameters(), lr=3e-3)
-    fixed = module._fixed(batch, 0)
+    fixed = module._fixed_draws(batch, 0)
     before = float(module._losses(module.model, batch, fixed).detach().mean())
     for _ in range(60):
         optimizer.zero_grad()

@@ -95,7 +95,7 @@ class CopySynthesis(ScoredValidation):
             waves[mode] = [vocode(clip).cpu() for clip in clips]
             factors[mode] = (time.perf_counter() - start) / seconds
             stop_if_requested(trainer)
-        mels = {mode: [self._mel(pl_module, wave) for wave in made] for mode, made in waves.items()}
+        mels = {mode: [self._mel(pl_module, wave) for wave in decoded] for mode, decoded in waves.items()}
         for mode in waves:
             scores = self._score(pl_module, mode, waves[mode], mels[mode], clips)
             self.rows[mode] = scores | {"real_time_factor": factors[mode]}

@@ -114,8 +114,8 @@ class StreamingValidation(ScoredValidation):
             self.samples = samples_folder(trainer)
             for i in kept:
                 self._keep(trainer, evaluator, clips[i], decoded["offline"][i], decoded["streamed"][i])
-            self._draw(trainer, gaps)
-            self._write(rows)
+            self._draw_latency(trainer, gaps)
+            self._write_scores(rows)
         return values
 
     def _keep(
@@ -133,14 +133,14 @@ class StreamingValidation(ScoredValidation):
         np.save(self.samples / f"{clip.key}.tokens.npy", clip.tokens.numpy())
         np.save(self.samples / f"{clip.key}.speaker.npy", clip.speaker.cpu().numpy())
 
-    def _draw(self, trainer: L.Trainer, gaps: dict[int, float]) -> None:
+    def _draw_latency(self, trainer: L.Trainer, gaps: dict[int, float]) -> None:
         assert self.samples is not None and self.latency is not None
         picture = self.samples / "streaming.png"
         draw_streaming(self.latency.chunk_ms, gaps, picture)
         for logger in wandb_loggers(trainer):
             logger.log_image("streaming", [str(picture)], step=logging_step(trainer))
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
+    def _write_scores(self, rows: list[dict[str, Any]]) -> None:
         assert self.samples is not None and self.latency is not None
         header = list({name: None for row in rows for name in row})
         write_csv(self.samples / "scores.csv", header, [[row.get(name) for name in header] for row in rows])

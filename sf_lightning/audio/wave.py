@@ -22,11 +22,7 @@ MIN_RATE, MAX_RATE = 4_000, 768_000
 
 
 def read_wave(source: Path | bytes, sample_rate: int) -> Wave:
-    """Reads audio of any rate and number of channels as a mono wave [N] at `sample_rate` Hz.
-
-    Args:
-        source: Path or bytes of an audio file.
-        sample_rate: Sample rate of the result in Hz; audio of another rate is resampled.
+    """Reads an audio file, or its bytes, as a mono wave [N] at `sample_rate` Hz; any rate and number of channels.
 
     Raises:
         ValueError: if the audio cannot be decoded, or its sample rate is implausible.

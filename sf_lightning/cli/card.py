@@ -34,12 +34,7 @@ class Scores:
 
 
 def read_scores(checkpoint: Path, step: int) -> Scores | None:
-    """Returns the scores of a run's last validation up to a step; None if there is none.
-
-    Args:
-        checkpoint: `checkpoints/*.ckpt` in the run's folder; the scores are in its `csv/metrics.csv`.
-        step: Step of the checkpoint.
-    """
+    """Returns the last validation scores up to a step, in the run of a checkpoint; None if there are none."""
     rows = [
         {name: value for name, value in row.items() if math.isfinite(value)}
         for row in read_metrics(checkpoint.absolute().parent.parent)
@@ -88,12 +83,7 @@ def mel_text(mel: MelConfig) -> str:
 
 
 def validation_text(averaged: bool, scores: Scores | None) -> str:
-    """Returns the table of the last validation.
-
-    Args:
-        averaged: Whether the card is about the averaged weights, which validation uses.
-        scores: The scores, if there are some.
-    """
+    """Returns the table of the last validation, and a remark if the model does not have the averaged weights."""
     if scores is None:
         return "None: no validation was found beside the checkpoint."
     text = f"Held-out clips at step {scores.step}"

@@ -23,10 +23,7 @@ MAX_LINE = 65536
 
 
 def read_stdin(stdin_format: str) -> Iterator[Tensor]:
-    """Yields tokens [L] from standard input as they arrive.
-
-    Args:
-        stdin_format: "lines" of integers as text, or "int16", little-endian.
+    """Yields tokens [L] from standard input as they arrive, in one of the formats of `--stdin_format`.
 
     Raises:
         ValueError: if a line holds anything but integers, or the input ends within a token.
@@ -50,15 +47,10 @@ def read_stdin(stdin_format: str) -> Iterator[Tensor]:
 
 
 def find_clip(shards: ShardSet, key: str | None, trained: Pretrained) -> DrawnClip:
-    """Returns a clip of a shard set, with a reference crop of its speaker.
-
-    Args:
-        shards: The shard set.
-        key: Key of the clip; None for the first one.
-        trained: The decoder for which the clip is.
+    """Returns a clip of a shard set (the first one if `key` is None), with a reference crop of its speaker.
 
     Raises:
-        ValueError: if the set does not meet the decoder's requirements, or has no such clip.
+        ValueError: if the set does not meet the requirements of the decoder `trained`, or has no such clip.
     """
     requirements = ClipRequirements.from_config(trained.description.model, trained.description.tokenizer)
     requirements.check_set(shards)

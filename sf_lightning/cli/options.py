@@ -6,11 +6,7 @@ import torch
 
 
 def require_positive(**values: int | None) -> None:
-    """Raises ValueError for an option that is given and below 1.
-
-    Args:
-        values: Values by option name; None for an option that was not given.
-    """
+    """Raises ValueError for an option, named by keyword, that is given (not None) and below 1."""
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; expected 1 or more")
@@ -52,11 +48,7 @@ def split_list(names: list[str] | str | None) -> tuple[str, ...]:
 
 
 def read_names(path: str | None, option: str) -> frozenset[str]:
-    """Returns the lines of a text file in UTF-8, empty ones left out; without a path none.
-
-    Args:
-        path: Path of the file.
-        option: Option that the user gave it with.
+    """Returns the lines of the UTF-8 file that `option` names, without empty ones; none without a path.
 
     Raises:
         FileNotFoundError: If there is no such file.

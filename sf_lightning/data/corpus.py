@@ -73,13 +73,7 @@ class CorpusPart(Protocol):
 
 @dataclass(frozen=True)
 class FilesPart:
-    """Audio files; the folder of a file is the name of its speaker, unless its JSON file has another.
-
-    Args:
-        name: Name of its first shard.
-        folder: Folder of the corpus.
-        paths: Paths of the audio files.
-    """
+    """Audio files of a corpus; the speaker is `speaker` in a file's JSON, or else the name of the file's folder."""
 
     name: str
     folder: Path
@@ -167,11 +161,11 @@ def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 def find_parts(corpus: Path, shard_samples: int) -> list[CorpusPart]:
-    """Returns the parts of a corpus, in order.
+    """Returns the parts of a corpus, in order: a tar, whatever its size, or up to `shard_samples` audio files.
 
     Args:
         corpus: A folder of audio files, or of tars, searched recursively; or one tar.
-        shard_samples: Number of audio files of a part; a tar is one part, however many clips it has.
+        shard_samples: Number of audio files of a part.
 
     Raises:
         FileNotFoundError: if the folder does not exist or has no speech.

@@ -38,12 +38,7 @@ def checksum(files: Mapping[str, bytes]) -> int:
 
 
 def parse_index(content: bytes, samples: int | None, size: int) -> list[IndexRow]:
-    """Returns the rows of an index, in the order of the tar.
-
-    Args:
-        content: Bytes of the index.
-        samples: Number of samples in the manifest; None skips the comparison.
-        size: Size of the tar in bytes, which no file may exceed.
+    """Returns the rows of an index of a tar of `size` bytes, in its order; `samples` is their number, if known.
 
     Raises:
         ValueError: if the index is damaged, or belongs to another shard.

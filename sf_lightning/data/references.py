@@ -48,12 +48,7 @@ class References:
         self.previous: dict[str, Wave] = {}
 
     def crop_for(self, number: int, clip: Clip) -> Wave:
-        """Returns the reference crop of a clip, and keeps a crop of the clip for the speaker's next one.
-
-        Args:
-            number: Number of the clip in the shuffled order.
-            clip: The decoded clip.
-        """
+        """Returns the reference crop of clip `number` in the order, and keeps one for the speaker's next clip."""
         speaker = self.order[number][1]
         own = self._crop(clip.wave, number)
         reference = self.previous.get(speaker)

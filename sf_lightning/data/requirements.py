@@ -34,12 +34,7 @@ class ClipRequirements:
 
     @classmethod
     def from_config(cls, config: ModelConfig, tokenizer: TokenizerName) -> "ClipRequirements":
-        """Returns the requirements of a decoder.
-
-        Args:
-            config: Configuration of the decoder.
-            tokenizer: Tokenizer that the decoder was, or will be, trained with.
-        """
+        """Returns the requirements of a decoder that reads the tokens of `tokenizer`."""
         dit, speaker = config.dit, config.speaker
         tokens = TokenizerSpec(tokenizer.name, dit.vocabulary, dit.frames_per_token, tokenizer.digest or "")
         return cls(

@@ -200,12 +200,9 @@ def reference_crop(raw: RawSample, mel: MelConfig, samples: int, position: float
 
 
 def crop_wave(wave: Wave, samples: int, position: float) -> Wave:
-    """Returns a crop [samples] of a wave; a wave that is shorter is repeated.
+    """Returns a crop [samples] of a wave [N], which is repeated if it is shorter.
 
-    Args:
-        wave: Wave [N].
-        samples: Length of the crop.
-        position: Where the crop begins: 0 is the earliest possible start, 1 the latest.
+    A `position` of 0 is the earliest possible start of the crop, 1 the latest.
     """
     start = int(position * max(0, len(wave) - samples))
     # A copy, because a crop is kept longer than its clip.

@@ -90,13 +90,7 @@ def draw_starts(batch: Batch, config: SegmentConfig, seed: int) -> Tensor:
 
 
 def slice_segments(batch: Batch, frames: int, mel: MelSpectrogram) -> Segments:
-    """Returns the segments of a batch that begin at `Batch.starts`, on its device.
-
-    Args:
-        batch: Batch with its `starts`.
-        frames: Frames of a segment S.
-        mel: Mel spectrogram, used where the batch has no `mels`.
-    """
+    """Returns the segments of S frames that begin at `Batch.starts`; `mel` is used where `Batch.mels` is None."""
     assert batch.starts is not None, "draw_starts comes first"
     blocks, hop, pad = batch.blocks, mel.config.hop_length, mel.config.pad
     at = batch.starts[:, None] + torch.arange(frames, device=batch.wave.device)  # [B, S]

@@ -160,10 +160,7 @@ class ShardSet:
         return sum(shard.samples for shard in self.manifest.shards)
 
     def read_index(self, shard: int) -> list[IndexRow]:
-        """Returns the index of a shard, its samples in the order of the tar.
-
-        Args:
-            shard: Number of the shard.
+        """Returns the index of shard number `shard`, its samples in the order of the tar.
 
         Raises:
             FileNotFoundError: if it is missing.
@@ -182,12 +179,7 @@ class ShardSet:
             raise ValueError(f"{self.folder}: {info.index_name} is damaged ({error}): {remedy}") from error
 
     def read_samples(self, shard: int, rows: Iterable[IndexRow] | None = None) -> Iterator[RawSample]:
-        """Yields the samples of a shard in order, without those whose bytes differ from what was written.
-
-        Args:
-            shard: Number of the shard.
-            rows: Rows of its index whose samples are read; by default all.
-        """
+        """Yields the samples of a shard, by default all rows of its index, without those whose checksum differs."""
         info = self.manifest.shards[shard]
         with self.open(info.name, info.bytes) as file:
             # Not read as a tar: the index has the offsets, so that a damaged header loses no sample.

@@ -67,13 +67,7 @@ class Teacher:
         return torch.cat(noise), torch.cat(times)
 
     def predict_clip_mel(self, drawn: DrawnClip, number: int, device: torch.device) -> Tensor:
-        """Returns the log-mel [T, F] of a whole clip.
-
-        Args:
-            drawn: The clip.
-            number: Number of the clip, the key of noise and time.
-            device: Device of the result.
-        """
+        """Returns the log-mel [T, F] of a whole clip on a device; `number` is the key of noise and time."""
         model = self.model
         block, config = model.layout.block_size, model.mel.config
         count = -(-len(drawn.clip.wave) // (block * config.hop_length))

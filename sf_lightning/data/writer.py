@@ -95,11 +95,7 @@ class ShardWriter:
         self.seconds += sample.seconds
 
     def finish(self, skipped: Mapping[str, int]) -> ShardInfo:
-        """Completes the shard and returns its entry of the manifest.
-
-        Args:
-            skipped: Number of clips that were left out of the shard, by cause.
-        """
+        """Completes the shard and returns its manifest entry; `skipped` counts the clips left out, by cause."""
         self.tar.close()
         self.file.close()
         info = ShardInfo(

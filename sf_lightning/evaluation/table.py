@@ -130,12 +130,7 @@ def _means(rows: Sequence[ClipScores]) -> dict[str, Mean]:
 
 
 def format_mean(mean: Mean | None, form: str) -> tuple[str, str]:
-    """Returns a mean as text, and its interval and number of undefined scores as smaller text.
-
-    Args:
-        mean: The mean; None for a score that was not measured, whose texts are empty.
-        form: Format of the numbers.
-    """
+    """Returns a mean in a number format, and its interval and undefined scores as smaller text; "" for None."""
     if mean is None:
         return "", ""
     undefined = [f"{mean.num_nan} undefined"] if mean.num_nan else []

@@ -41,7 +41,7 @@ def pitch_jump(wave: Tensor, edges: Tensor, sample_rate: int) -> float:
         sample_rate: Sample rate in Hz.
 
     Returns:
-        The difference; NaN if no edge is in voiced speech, or no other place is.
+        The difference; NaN if no edge, or no other place, is in voiced speech.
     """
     size = round(PITCH_SECONDS * sample_rate)
 

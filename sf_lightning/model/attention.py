@@ -83,14 +83,7 @@ class AttentionMask(NamedTuple):
 
 
 def block_mask(span: Span, blocks: Blocks, head_width: int, context: CachedContext | None = None) -> AttentionMask:
-    """Returns the mask of a bounded span on the list of blocks itself.
-
-    Args:
-        span: Span of the layers.
-        blocks: Utterance, position and padding of the blocks.
-        head_width: Dh.
-        context: Neighbors that are cached.
-    """
+    """Returns the mask of a bounded span on the list of blocks, with cached neighbors in `context`."""
     size, device = blocks.block_size, blocks.valid.device
     # A block without valid frames must attend to something or its softmax is 0 / 0.
     own = blocks.valid | (torch.arange(size, device=device) == 0)

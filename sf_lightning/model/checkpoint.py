@@ -34,10 +34,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """Reads everything in a checkpoint that is not sharded.
-
-    Args:
-        path: Path of the file; or of the folder, where the weights are sharded.
+    """Reads everything in a checkpoint that is not sharded; `path` is a folder where the weights are sharded.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -48,15 +45,10 @@ def read_content(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path, average: bool = True) -> Checkpoint:
-    """Reads a checkpoint of `sf-fit` on the CPU; optimizer states are not read.
-
-    Args:
-        path: As in `read_content`.
-        average: Whether to read the averaged weights or the raw ones.
+    """Reads the averaged or the raw weights of a checkpoint of `sf-fit` on the CPU, without optimizer states.
 
     Raises:
-        FileNotFoundError: as `read_content`.
-        ValueError: as `read_content`, or if its format is newer.
+        FileNotFoundError, ValueError: as `read_content`; ValueError also if its format is newer.
     """
     content = read_content(path)
     if "format" not in content:

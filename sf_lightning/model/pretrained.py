@@ -157,12 +157,7 @@ class Pretrained(NamedTuple):
 
 
 def save_export(folder: Path, trained: Pretrained, card: str) -> None:
-    """Writes a decoder's folder, whole or not at all.
-
-    Args:
-        folder: Folder to make.
-        trained: The decoder.
-        card: Its model card, Markdown.
+    """Writes a decoder's folder with its model card in Markdown, whole or not at all.
 
     Raises:
         FileExistsError: if the folder exists.

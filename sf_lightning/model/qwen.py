@@ -147,11 +147,7 @@ def read_voices(model: StreamFlow, path: Path) -> dict[str, Tensor]:
 
 
 def fill(model: StreamFlow, state: Mapping[str, Tensor]) -> WarmStart:
-    """Copies the weights of token2wav's DiT that the model can use, and reports which were loaded.
-
-    Args:
-        model: As in `warm_start`.
-        state: State dict, without prefix.
+    """Copies the weights of token2wav's DiT, without prefix, that the model can use; reports which were loaded.
 
     Raises:
         ValueError: if the weights are of another architecture, or predict another quantity than the model.

@@ -54,11 +54,7 @@ class SpeakerConfig:
         return self.x_vector_width if self.x_vectors else 0
 
     def crop_samples(self, sample_rate: int) -> int:
-        """Returns the length of a reference crop in samples.
-
-        Args:
-            sample_rate: Sample rate in Hz.
-        """
+        """Returns the length of a reference crop in samples, at a sample rate in Hz."""
         return round(self.crop_seconds * sample_rate)
 
 

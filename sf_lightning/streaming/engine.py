@@ -60,11 +60,7 @@ class Engine:
         return self.model.layout.block_size // self.model.dit.config.frames_per_token
 
     def open(self, speaker: Tensor | None, config: DecodeConfig) -> StreamState:
-        """Returns the state of a new stream.
-
-        Args:
-            speaker: Speaker embedding [S], or None for no speaker.
-            config: How to decode the stream, resolved for the model's layout.
+        """Returns the state of a new stream of a speaker embedding [S], or None; the config must be resolved.
 
         Raises:
             ValueError: if the embedding has another width or is not finite.

@@ -62,16 +62,7 @@ def load_decoder(
 def make_decoder(
     trained: Pretrained, vocoder: VocoderConfig | None = None, **decode_options: Any
 ) -> StreamingDecoder:
-    """Returns a decoder of a trained model, on the model's device.
-
-    Args:
-        trained: The model and its settings.
-        vocoder: The vocoder; None for the one of training.
-        **decode_options: Fields of `DecodeConfig` to change.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_decoder`.
-    """
+    """Returns a decoder of a trained model, on the model's device; arguments and errors as in `load_decoder`."""
     description = trained.description
     settings = from_plain(DecodeConfig, description.decode, "decode")
     known = {field.name for field in fields(DecodeConfig)}
@@ -85,16 +76,12 @@ def make_decoder(
 
 
 def load_pretrained(name: str | Path, average: bool = True, **hub_options: Any) -> Pretrained:
-    """Returns a trained model with its description, on the CPU.
+    """Returns a trained model with its description, on the CPU; `name` and errors are those of `load_decoder`.
 
     Args:
         name: As in `load_decoder`.
-        average: Whether to load the averaged weights of a checkpoint or the raw ones; an exported folder has one of
-            the two.
+        average: Whether to load the averaged or the raw weights of a checkpoint; an exported folder has only one.
         **hub_options: `revision`, `token` and `cache_dir` of `local_path`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_decoder`.
     """
     path = local_path(name, **hub_options)
     if require_kind(path, *DECODERS) is Kind.DECODER_EXPORT:

@@ -113,19 +113,12 @@ class SweepFile:
             self.points = [dict(zip(self.distributions, point, strict=True)) for point in product(*axes)]
 
     def arguments(self, point: Mapping[str, Any]) -> list[str]:
-        """Returns a trial's arguments, `--name=value` for each parameter in the order of the file.
-
-        Args:
-            point: Values of the parameters that are not constant.
-        """
+        """Returns the arguments of a trial at a point: `--name=value` in the order of the file."""
         values = {**self.constants, **point}
         return [f"--{name}={values[name]}" for name in self.definition["parameters"]]
 
     def command(self, args: Sequence[str]) -> list[str]:
-        """Returns the command line of a trial, as W&B's agent builds it.
-
-        Args:
-            args: Arguments that replace `${args}`.
+        """Returns the command line of a trial, as W&B's agent builds it; `args` replace `${args}`.
 
         Raises:
             ValueError: if the command has an unknown macro, no `${args}`, or `${program}` and the file no program.

@@ -90,12 +90,7 @@ def write_results(folder: Path) -> Results:
 
 
 def draw_frontier(results: Results, path: Path) -> None:
-    """Draws quality against the wait for tokens: a point for each complete trial, a line along the frontier.
-
-    Args:
-        results: Results of a sweep.
-        path: Path of the PNG file to write.
-    """
+    """Draws quality against the wait for tokens as PNG: a point for each complete trial, a line at the frontier."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axis = figure.subplots()
     frontier = results.frontier

@@ -25,12 +25,7 @@ MAX_KILLS = 3
 
 
 def run_trial(sweep: Sweep, trial: Trial, lock: IO[bytes]) -> Trial:
-    """Runs a trial to its end, or until this worker is asked to stop, and records the result.
-
-    Args:
-        sweep: The trial's sweep.
-        trial: A trial that this worker has claimed.
-        lock: Its lock, which is released.
+    """Runs a claimed trial to its end or until this worker is asked to stop, records the result, releases the lock.
 
     Returns:
         The trial as it is now; still "running" if this worker was asked to stop.
@@ -118,12 +113,7 @@ def _finished(sweep: Sweep, trial: Trial, code: int) -> Trial:
 
 
 def trial_environment(name: str, number: int) -> Mapping[str, str]:
-    """Returns the environment of a trial: finds `sf-fit`, groups W&B's runs, and hides the worker's Slurm task.
-
-    Args:
-        name: Name of the sweep.
-        number: Number of the trial.
-    """
+    """Returns the environment of a trial: finds `sf-fit`, groups W&B's runs, and hides the worker's Slurm task."""
     dropped = ("SLURM_", "PMI_", "PMIX_", "WANDB_RUN_ID", "WANDB_SWEEP_ID")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"

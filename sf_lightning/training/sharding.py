@@ -63,11 +63,9 @@ StrategyRegistry.register("hsdp", ShardedStrategy, "FSDP2 within nodes, replicas
 
 
 def shard_weights(model: StreamFlow, mesh: DeviceMesh) -> None:
-    """Shards the weights of a network in place: layer by layer, and the rest together.
+    """Shards the weights of a network in place, layer by layer and the rest together.
 
-    Args:
-        model: The network.
-        mesh: Ranks, [shards] or, with names, [replicas, shards].
+    `mesh` holds the ranks, [shards] or, with names, [replicas, shards].
     """
     if mesh.ndim == 2 and mesh.size(0) == 1:
         mesh = mesh[mesh.mesh_dim_names[-1]]  # type: ignore[index]

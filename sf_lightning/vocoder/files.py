@@ -55,11 +55,7 @@ class TrainedVocoder:
 
 
 def read_vocoder_checkpoint(path: Path, average: bool = True) -> TrainedVocoder:
-    """Reads the vocoder in a checkpoint of `sf-fit`, on the CPU.
-
-    Args:
-        path: Path of the file.
-        average: Whether to read the averaged weights or the raw ones.
+    """Reads the averaged or the raw weights of the vocoder in a checkpoint of `sf-fit`, on the CPU.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -141,12 +137,7 @@ def _origin_in(metadata: dict[str, str]) -> str:
 
 
 def save_vocoder(folder: Path, trained: TrainedVocoder, card: str) -> None:
-    """Writes a vocoder's folder, whole or not at all; `BigVGANVocoder.from_checkpoint` reads it.
-
-    Args:
-        folder: Folder to make.
-        trained: The vocoder.
-        card: Its model card, Markdown.
+    """Writes a vocoder's folder with its card (Markdown), whole or not at all; `from_checkpoint` reads it.
 
     Raises:
         FileExistsError: if the folder exists.

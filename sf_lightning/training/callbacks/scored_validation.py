@@ -55,12 +55,9 @@ class ScoredValidation(L.Callback, ABC):
     def mean_scores(
         self, scores: Sequence[dict[str, float]], num_frames: Sequence[int], device: torch.device
     ) -> dict[str, float]:
-        """Returns the means of the scores of clips over all ranks, a collective operation on `device`.
+        """Returns the mean scores of the clips of all ranks; a collective operation on `device`.
 
-        Args:
-            scores: Scores of each clip of this rank.
-            num_frames: Mel frames of each clip.
-            device: Device of the process group's backend.
+        `scores` are those of each clip of this rank, `num_frames` its mel frames.
         """
         means = ScoreMeans(self.scorer.names, device)
         for values, frames in zip(scores, num_frames, strict=True):

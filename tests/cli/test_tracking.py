@@ -41,8 +41,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from sf_lightning.cli import showing
 from sf_lightning.cli.tracking import offline_without_key
-showing.flat = lambda found: (["score"], [[1.0]])
-showing.log_table(Path(sys.argv[1]), SimpleNamespace(results=SimpleNamespace(said={})))
+showing.flat_table = lambda found: (["score"], [[1.0]])
+showing.log_table(Path(sys.argv[1]), SimpleNamespace(results=SimpleNamespace(numbered_facts={})))
 offline_without_key()
 with wandb.init(dir=sys.argv[1]) as run:
     assert run.settings._offline

@@ -1,4 +1,4 @@
-"""The mel is BigVGAN's, whole or block by block."""
+"""The mel spectrogram equals BigVGAN's, computed whole or block by block."""
 
 import pytest
 import torch
@@ -42,8 +42,8 @@ def test_a_wave_too_short_for_its_edges_is_refused_with_both_lengths() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"f_max": 9000.0}, "f_max is 9000"), ({"hop_length": 700}, "hop_length 700")]
+    ("change", "message"), [({"f_max": 9000.0}, "f_max is 9000"), ({"hop_length": 700}, "hop_length 700")]
 )
-def test_an_impossible_mel_is_refused(change: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_mel_settings_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MelConfig(**change)

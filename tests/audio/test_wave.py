@@ -1,4 +1,4 @@
-"""Waves come in at any rate and go out as 16-bit; edges between chunks can be measured."""
+"""Waves: read at any rate, written as 16-bit; roughness at the edges between chunks."""
 
 from pathlib import Path
 

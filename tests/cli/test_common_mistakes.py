@@ -1,4 +1,4 @@
-"""The likeliest mistakes of a newcomer, and the line that each of them gets."""
+"""The most likely mistakes of new users, and the error line of each mistake."""
 
 import re
 from collections.abc import Callable

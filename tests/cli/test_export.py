@@ -43,7 +43,7 @@ def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What it is exported to."""
+    """Returns the folder of the exported checkpoint."""
     out = tmp_path_factory.mktemp("export") / "decoder"
     export.main([str(checkpoint), str(out), "--license=cc-by-4.0"])
     return out
@@ -75,7 +75,7 @@ def test_the_raw_weights_are_exported_on_demand(checkpoint: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("more", [[], ["--mode=offline", "--steps=3", "--seed=4"], ["--bf16"]])
-def test_sf_decode_makes_the_same_bytes_of_the_folder(
+def test_sf_decode_writes_the_same_bytes_with_the_folder(
     checkpoint: Path, folder: Path, tmp_path: Path, more: list[str]
 ) -> None:
     np.save(tmp_path / "t.npy", np.random.default_rng(0).integers(0, 50, 33))
@@ -125,7 +125,7 @@ def test_the_card_marks_missing_metrics_and_license(checkpoint: Path, tmp_path: 
     assert "None: no validation was found beside the checkpoint." in card.content
 
 
-def test_the_python_of_the_card_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_code_of_the_card_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     assert code is not None
@@ -135,7 +135,7 @@ def test_the_python_of_the_card_runs(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def edited(checkpoint: Path, where: Path, edit: Any) -> str:
-    """Writes a checkpoint that differs; returns its path."""
+    """Writes an edited copy of a checkpoint and returns its path."""
     content = torch.load(checkpoint, weights_only=True)
     edit(content)
     torch.save(content, where)

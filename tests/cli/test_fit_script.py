@@ -1,4 +1,4 @@
-"""What `slurm/fit.sbatch` does when its ranks have ended; no cluster, `srun` and `scontrol` are made here."""
+"""The job script `slurm/fit.sbatch`, with `srun` and `scontrol` replaced by scripts."""
 
 import os
 import subprocess
@@ -15,11 +15,11 @@ JOB = {
 
 
 def submit(repository: Path, folder: Path, ended: int, requeue: str, *args: str, **more: str) -> tuple[int, str]:
-    """Runs the script in a job whose ranks end with a code; returns its own, and what `scontrol` was told."""
-    told = folder / "told"
+    """Runs the script in a job whose ranks exit with `ended`; returns its exit code and `scontrol`'s arguments."""
+    record = folder / "record"
     for name, body in {
         "srun": f'echo "$@" > {folder}/ran; exit {ended}',
-        "scontrol": f"echo $@ > {told}; {requeue}",
+        "scontrol": f"echo $@ > {record}; {requeue}",
         "sleep": "exit 0",
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{body}\n")
@@ -27,7 +27,7 @@ def submit(repository: Path, folder: Path, ended: int, requeue: str, *args: str,
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", **JOB, **more}
     script = ["bash", str(repository / "slurm" / "fit.sbatch"), "--config=a.yaml", *args]
     code = subprocess.run(script, env=environment, timeout=30, stderr=subprocess.DEVNULL, check=False).returncode
-    return code, told.read_text().strip() if told.exists() else ""
+    return code, record.read_text().strip() if record.exists() else ""
 
 
 @pytest.mark.parametrize(
@@ -42,21 +42,19 @@ def test_a_job_is_requeued_if_it_was_stopped_or_killed(
     assert ("--ckpt_path=last" in (tmp_path / "ran").read_text()) == (restarts > 0)
 
 
-def test_where_a_job_cannot_requeue_itself_its_exit_code_says_that_it_is_to_go_on(
-    repository: Path, tmp_path: Path
-) -> None:
+def test_a_job_that_cannot_requeue_itself_keeps_exit_code_75(repository: Path, tmp_path: Path) -> None:
     for folder, fails in (("refused", "exit 1"), ("missing", "exit 127")):
         (tmp_path / folder).mkdir()
         assert submit(repository, tmp_path / folder, 75, fails)[0] == 75
 
 
-def test_a_task_of_an_array_requeues_itself_alone(repository: Path, tmp_path: Path) -> None:
-    # The last task has the id of the whole array for its own.
+def test_a_task_of_an_array_requeues_only_itself(repository: Path, tmp_path: Path) -> None:
+    # The last task of an array has the array's id as its job id.
     more = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
     assert submit(repository, tmp_path, 75, "exit 0", **more) == (75, "requeue 7_3")
 
 
-def test_a_checkpoint_that_a_requeued_job_would_forget_is_refused(repository: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_a_requeued_job_would_not_use_is_refused(repository: Path, tmp_path: Path) -> None:
     for args in (["--ckpt_path=a.ckpt"], ["--ckpt_path", "a.ckpt"]):
         assert submit(repository, tmp_path, 0, "exit 0", *args)[0] == 2
         assert not (tmp_path / "ran").exists()

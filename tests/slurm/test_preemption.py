@@ -1,4 +1,4 @@
-"""Jobs that are preempted, killed or lose a node, on a real cluster: they go on as if nothing had been."""
+"""Jobs on a real cluster: preempted, killed, or with a failed node, they log the table of an uninterrupted job."""
 
 import csv
 import random
@@ -40,50 +40,50 @@ def submit(cluster: Cluster, shards: ShardSet, run: Path, strategy: str, steps: 
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """The table of a run, but for times."""
+    """Returns the rows of a run's table without times."""
     with (run / "csv" / "metrics.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     return [{name: value for name, value in row.items() if value and not name.startswith(TIMES)} for row in table]
 
 
 def stop(cluster: Cluster, job: int, chance: random.Random) -> None:
-    """Asks a job to stop: both ranks at once, or one after the other, or one alone."""
-    way = chance.randrange(3)
-    if way == 0:
+    """Asks a job to stop: both ranks at once, one after the other, or only one, at random."""
+    mode = chance.randrange(3)
+    if mode == 0:
         cluster.signal(job)
         return
     first = chance.randrange(2)
     cluster.signal_rank(job, first, signal.SIGUSR1)
-    if way == 1:
+    if mode == 1:
         time.sleep(chance.uniform(0, 0.5))
         cluster.signal_rank(job, 1 - first, signal.SIGUSR1)
 
 
 def is_done(cluster: Cluster, job: int) -> bool:
-    """Whether a job is over."""
+    """Returns whether a job has ended."""
     return set(cluster.show(job, "JobState")) <= FINAL
 
 
 def has_restarted(cluster: Cluster, job: int, times: int) -> bool:
-    """Whether a job runs, or is done, after so many restarts."""
+    """Returns whether a job runs after `times` restarts, or has ended."""
     return is_done(cluster, job) or (
         cluster.restarts(job) == times and set(cluster.show(job, "JobState")) == {"RUNNING"}
     )
 
 
-def works(cluster: Cluster, job: int, run: Path, since: float) -> bool:
-    """Whether a job has written to its table since then, or is done."""
+def has_logged(cluster: Cluster, job: int, run: Path, since: float) -> bool:
+    """Returns whether a job has written to its table after the time `since`, or has ended."""
     table = run / "csv" / "metrics.csv"
     return is_done(cluster, job) or (table.is_file() and table.stat().st_mtime > since)
 
 
 def preempt(cluster: Cluster, job: int, run: Path, times: int, chance: random.Random) -> int:
-    """Stops a job so often, at random moments, and waits for its end; returns how often it came in time."""
+    """Stops a job up to `times` times at random moments and waits for its end; returns the number of stops."""
     for stopped in range(times):
         cluster.until(partial(has_restarted, cluster, job, stopped), job, timeout=120)
-        # One in three in the start, the rest in training, validation and saving, however long the start takes.
+        # A third of the stops happen during startup, the others in training, validation or saving.
         if stopped % 3 != 2:
-            cluster.until(partial(works, cluster, job, run, time.time()), job, timeout=240)
+            cluster.until(partial(has_logged, cluster, job, run, time.time()), job, timeout=240)
         time.sleep(chance.uniform(0, 8))
         if is_done(cluster, job):
             return stopped
@@ -94,27 +94,27 @@ def preempt(cluster: Cluster, job: int, run: Path, times: int, chance: random.Ra
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(25, marks=pytest.mark.slow)])
-def test_jobs_that_are_preempted_at_random_moments_have_the_table_of_those_that_are_not(
+def test_jobs_preempted_at_random_moments_have_the_table_of_uninterrupted_jobs(
     cluster: Cluster, shards: ShardSet, tmp_path: Path, times: int
 ) -> None:
-    both = ("ddp", "fsdp2")
-    twins = [submit(cluster, shards, tmp_path / f"{each}-twin", each, 240 + 60 * times) for each in both]
-    jobs = [submit(cluster, shards, tmp_path / each, each, 240 + 60 * times) for each in both]
+    strategies = ("ddp", "fsdp2")
+    twins = [submit(cluster, shards, tmp_path / f"{name}-twin", name, 240 + 60 * times) for name in strategies]
+    jobs = [submit(cluster, shards, tmp_path / name, name, 240 + 60 * times) for name in strategies]
     with ThreadPoolExecutor() as pool:
-        waiting = [
-            pool.submit(preempt, cluster, job, tmp_path / each, times, random.Random(job))
-            for each, job in zip(both, jobs, strict=True)
+        futures = [
+            pool.submit(preempt, cluster, job, tmp_path / name, times, random.Random(job))
+            for name, job in zip(strategies, jobs, strict=True)
         ]
-        stopped = [each.result() for each in waiting]
-    for each, twin, job, count in zip(both, twins, jobs, stopped, strict=True):
+        stopped = [future.result() for future in futures]
+    for name, twin, job, count in zip(strategies, twins, jobs, stopped, strict=True):
         cluster.wait_for(twin, "COMPLETED", timeout=240)
-        assert cluster.restarts(job) in (count, count - 1)  # the last signal may have come too late
+        assert cluster.restarts(job) in (count, count - 1)  # the job may have ended before the last signal
         assert count > times // 2, "it was too quick to be stopped"
-        assert rows(tmp_path / each) == rows(tmp_path / f"{each}-twin")
+        assert rows(tmp_path / name) == rows(tmp_path / f"{name}-twin")
 
 
 @pytest.mark.slow
-def test_a_job_goes_on_from_its_last_checkpoint_when_a_rank_is_killed_and_when_a_node_fails(
+def test_a_job_resumes_from_its_last_checkpoint_after_a_killed_rank_and_after_a_failed_node(
     cluster: Cluster, shards: ShardSet, tmp_path: Path
 ) -> None:
     twin, run = tmp_path / "twin", tmp_path / "run"

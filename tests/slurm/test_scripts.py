@@ -1,4 +1,4 @@
-"""The job scripts on a real cluster: ranks on two nodes train as one process, parts make one set."""
+"""The job scripts on a real cluster: ranks on two nodes train as one process, array tasks build one set."""
 
 import contextlib
 import csv
@@ -24,25 +24,25 @@ LOGGERS = (
 )
 
 
-def test_two_and_four_ranks_on_two_nodes_train_as_one_process_does_and_make_one_run(
+def test_two_and_four_ranks_on_two_nodes_have_the_losses_of_one_process_and_one_run_folder(
     cluster: Cluster, shards: ShardSet, tmp_path: Path
 ) -> None:
     jobs = {}
     for nodes, tasks in ((1, 1), (2, 1), (2, 2)):
         run = tmp_path / f"ranks-{nodes * tasks}"
         run.mkdir()
-        note = f"{{class_path: tests.training.test_ranks.Note, init_args: {{folder: {run}}}}}"
+        recorder = f"{{class_path: tests.toys.decoder.RankLosses, init_args: {{folder: {run}}}}}"
         last = "{class_path: sf_lightning.training.callbacks.last_checkpoint.LastCheckpoint}"
         speed = "{class_path: sf_lightning.training.callbacks.throughput.Throughput}"
         more = [
             "--trainer.accelerator=cpu",
             "--trainer.max_steps=50",
             "--model.predict=velocity",
-            # Adam makes large steps of rounding, where a gradient is 0: differences grow with the rate.
+            # Where a gradient is 0, Adam scales rounding errors up: differences grow with the learning rate.
             "--model.optimizer.learning_rate=1e-5",
             "--data.lanes=4",
             "--data.val_clips=4",
-            f"--trainer.callbacks=[{note}, {speed}, {last}]",
+            f"--trainer.callbacks=[{recorder}, {speed}, {last}]",
         ]
         args = logged_arguments(shards.folder, run, *more, LOGGERS)
         options = (f"--nodes={nodes}", f"--ntasks-per-node={tasks}", "--gpus-per-node=0", "--cpus-per-task=1")
@@ -64,21 +64,21 @@ def test_two_and_four_ranks_on_two_nodes_train_as_one_process_does_and_make_one_
     assert len(rows) == 50 and all(float(row[name]) > 0 for row in rows[1:] for name in names)
 
 
-def test_parts_of_an_array_build_the_bytes_of_a_single_build(
+def test_the_tasks_of_an_array_write_the_bytes_of_a_single_build(
     cluster: Cluster, shards: ShardSet, tmp_path: Path
 ) -> None:
-    beside = Path(shards.folder).parent
-    args = [f"--audio={beside / 'audio'}", f"--tokenizer={beside / 'kmeans-50.npz'}", "--shard_samples=5"]
+    folder = Path(shards.folder).parent
+    args = [f"--audio={folder / 'audio'}", f"--tokenizer={folder / 'kmeans-50.npz'}", "--shard_samples=5"]
     job = cluster.submit(
         "slurm/shards.sbatch", *args, f"--out={tmp_path / 'set'}", options=("--array=1-3", "--cpus-per-task=1")
     )
     cluster.wait_for(job, "COMPLETED", timeout=180)
     built, single = ({p.name: p.read_bytes() for p in Path(f).iterdir()} for f in (tmp_path / "set", shards.folder))
-    assert built.pop("build.json") and single.pop("build.json")  # what was asked for; the fixture filters nothing
+    assert built.pop("build.json") and single.pop("build.json")  # the arguments of the build, which differ
     assert built == single
 
 
-def test_sf_fit_is_told_what_slurm_gives_ignores_early_signals_and_goes_on_after_a_requeue(
+def test_sf_fit_gets_the_sizes_of_the_job_ignores_early_signals_and_resumes_after_a_requeue(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     fit = tmp_path / "sf-fit"
@@ -96,17 +96,17 @@ def test_sf_fit_is_told_what_slurm_gives_ignores_early_signals_and_goes_on_after
     (tmp_path / "end").touch()
     cluster.wait_for(job, "COMPLETED")
     assert cluster.restarts(job) == 1
-    said = [line.strip() for line in cluster.log(job).splitlines()]
-    assert not any("User defined signal" in line for line in said)
+    lines = [line.strip() for line in cluster.log(job).splitlines()]
+    assert not any("User defined signal" in line for line in lines)
     for rank in range(4):
-        first, again = (line for line in said if line.startswith(f"{rank}: told"))
+        first, again = (line for line in lines if line.startswith(f"{rank}: told"))
         assert first == f"{rank}: told --config a b.yaml --trainer.num_nodes=2 --trainer.devices=2"
         assert again == f"{first} --ckpt_path=last"
-        masks = [int(line.split()[-1], 16) for line in said if line.startswith(f"{rank}: SigIgn")]
+        masks = [int(line.split()[-1], 16) for line in lines if line.startswith(f"{rank}: SigIgn")]
         assert len(masks) == 2 and all(mask >> (signal.SIGUSR1 - 1) & 1 for mask in masks)
 
 
-def test_what_does_not_fit_ends_in_one_line(cluster: Cluster) -> None:
+def test_inconsistent_job_options_end_in_one_line(cluster: Cluster) -> None:
     two = ("--nodes=2", "--cpus-per-task=1", "--gpus-per-node=2")
     refused = {
         ("fit", "", *two, "--ntasks-per-node=1"): "--ntasks-per-node=1, but each node has 2 GPUs",
@@ -120,11 +120,11 @@ def test_what_does_not_fit_ends_in_one_line(cluster: Cluster) -> None:
     }
     for job, line in jobs.items():
         cluster.wait_for(job, "FAILED")
-        said = cluster.log(job).splitlines()
-        assert all(each.startswith("error: ") and line in each for each in said) and said
+        printed = cluster.log(job).splitlines()
+        assert all(text.startswith("error: ") and line in text for text in printed) and printed
 
 
-def test_an_array_of_workers_shares_a_sweep_and_what_a_killed_one_leaves_is_taken_up(
+def test_an_array_of_workers_shares_a_sweep_and_resumes_the_trial_of_a_killed_worker(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     parameters = {"rate": {"values": [1, 2, 3]}, "pause": {"value": 0.5}, "steps": {"value": 8}}
@@ -141,5 +141,5 @@ def test_an_array_of_workers_shares_a_sweep_and_what_a_killed_one_leaves_is_take
                 break
     cluster.wait_for(job, "COMPLETED", timeout=240)
     results = Results(folder)
-    assert [each.state for each in results.trials] == ["complete"] * 3
-    assert [each.values[results.metric] for each in results.complete] == [24.0, 16.0, 8.0]
+    assert [trial.state for trial in results.trials] == ["complete"] * 3
+    assert [trial.values[results.metric] for trial in results.complete] == [24.0, 16.0, 8.0]

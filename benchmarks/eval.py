@@ -2,10 +2,10 @@
 
     python benchmarks/eval.py --ckpt runs/demo/checkpoints/last.ckpt --shards shards/demo/dev [--clips 125] [--json]
 
-Apart: all clips are decoded as `sf-eval` does, copy-synthesis, offline and streamed, in the same batches, while
-    nothing
-else runs; then all are scored in the pool, while nothing else runs. Together: an evaluation into an empty folder,
-including loading, sounds and pictures, latency, tables and page. The pool is warm.
+Apart: all clips are decoded as by `sf-eval` (copy-synthesis, offline and streamed, in the same batches) while
+nothing else runs; then all are scored by the worker processes while nothing else runs. Together: a complete
+evaluation into an empty folder, including loading, audio files and pictures, latency, tables and page. The worker
+processes are warm.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Decoded = list[tuple[HeldOutClip, Chunk]]
 
 @torch.inference_mode()
 def decode(group: SystemGroup, evaluator: ClipEvaluator, drawn: list[DrawnClip], batch: int) -> Decoded:
-    """Decodes all clips with all systems, and does nothing else."""
+    """Returns all clips with their decoded audio, for all systems of a group."""
     decoded = Decoded()
     for start in range(0, len(drawn), batch):
         clips = evaluator.prepare(drawn[start : start + batch])
@@ -53,13 +53,13 @@ def decode(group: SystemGroup, evaluator: ClipEvaluator, drawn: list[DrawnClip],
 
 
 def score(evaluator: ClipEvaluator, decoded: Decoded) -> None:
-    """Scores all decoded clips, and does nothing else."""
+    """Scores all decoded clips in the worker processes."""
     for pending in [evaluator.score(clip, chunk) for clip, chunk in decoded]:
         pending.collect()
 
 
 def evaluate_all(groups: list[SystemGroup], selection: ClipSelection, batch: int, clips: int) -> None:
-    """Runs a whole evaluation, up to its page."""
+    """Runs a complete evaluation, including its page."""
     with tempfile.TemporaryDirectory() as folder:
         identity = Identity("", "", clips, "", (), "cpu")
         systems = [system for group in groups for system in group.systems]
@@ -81,11 +81,11 @@ def timed(function, *args):  # type: ignore[no-untyped-def]
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", required=True, help="checkpoint of sf-fit, or a folder of sf-export")
+    parser.add_argument("--ckpt", required=True, help="checkpoint of sf-fit, or folder written by sf-export")
     parser.add_argument("--shards", required=True, help="shard set of held-out clips")
     parser.add_argument("--clips", type=int, default=125, help="number of clips")
     parser.add_argument("--batch", type=int, default=8, help="number of clips decoded side by side")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON on the last line")
     args = parser.parse_args()
     source = open_clips(args.shards)
     groups = plan_systems([open_candidate(args.ckpt, source)], DecodingGrid())

@@ -1,9 +1,10 @@
-"""Gap between streamed and offline decoding by look-ahead, with a KV cache and by windows.
+"""Difference between streamed and offline decoding for several look-aheads, with a KV cache and in windows.
 
     python benchmarks/gap.py --ckpt runs/demo/checkpoints/last.ckpt --shards shards/demo/dev
 
 For each number of network evaluations the same clips are decoded offline and then streamed with each look-ahead,
-with the past cached ("cached") or decoded again in windows ("windowed"); chunks are one block. Prints Markdown.
+with the left context cached ("cached") or decoded again in windows ("windowed"); a chunk is one block. Prints a
+Markdown table.
 """
 
 import argparse
@@ -27,7 +28,7 @@ SCORES = ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db")
 
 
 def score_cells(evaluator: ClipEvaluator, clips: Sequence[HeldOutClip], chunks: Sequence[Chunk]) -> list[str]:
-    """Returns the mean scores of decoded clips as text."""
+    """Returns the mean of each of `SCORES` over decoded clips, formatted."""
     pending = [evaluator.score(clip, chunk) for clip, chunk in zip(clips, chunks, strict=True)]
     means = ScoreMeans(SCORES)
     for clip, scores in zip(clips, pending, strict=True):
@@ -39,7 +40,7 @@ def score_cells(evaluator: ClipEvaluator, clips: Sequence[HeldOutClip], chunks: 
 def streamed_cells(
     evaluator: ClipEvaluator, clips: Sequence[HeldOutClip], config: DecodeConfig, offline: Sequence[Chunk]
 ) -> list[str]:
-    """Returns the row of one streaming configuration."""
+    """Returns the table row of one streaming configuration, without the number of evaluations."""
     evaluator.decoder.config = config.resolve(evaluator.decoder.model.layout)
     streamed = evaluator.stream(clips)
     gap = mel_gap([chunk.mel for chunk in streamed], [chunk.mel for chunk in offline])
@@ -56,9 +57,9 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True, help="shard set of held-out clips")
     parser.add_argument("--clips", type=int, default=12, help="number of clips")
     parser.add_argument(
-        "--evaluations", type=int, nargs="+", default=(2, 4, 10), help="network evaluations of a chunk"
+        "--evaluations", type=int, nargs="+", default=(2, 4, 10), help="numbers of network evaluations per chunk"
     )
-    parser.add_argument("--guidance", type=float, help="strength of guidance; default: the checkpoint's")
+    parser.add_argument("--guidance", type=float, help="guidance strength; default: that of the checkpoint")
     args = parser.parse_args()
     module = StreamFlowModule.load_from_checkpoint(args.ckpt, map_location="cpu")
     model, scorer = module.average, ClipScorer()

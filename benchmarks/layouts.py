@@ -2,8 +2,8 @@
 
     python benchmarks/layouts.py sweeps/table --out experiments/LAYOUTS.md
 
-Intervals are the middle 95 % of a bootstrap that resamples seeds and clips. All runs have the same clips, so
-differences are paired by clip, separately for each seed. Latency is measured when this runs, with the first seed of
+Intervals are the middle 95 % of a bootstrap that resamples seeds and clips. All runs decode the same clips, so
+differences are paired by clip, separately for each seed. Latency is measured by this script, with the first seed of
 each layout, alternating between layouts.
 """
 
@@ -36,7 +36,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DRAWS = 2000
 MODES = ("streamed", "offline")
 SHOWN = ("pesq_wb", "stoi", "visqol", "mel_l1", "seam_db", "gap")
-"""Scores in the table."""
+"""Names of the scores in the table."""
 SECONDS = 12
 """Length of the timed stream, whose tokens are random: the cost does not depend on them."""
 
@@ -92,12 +92,12 @@ def clip_keys(runs: Sequence[Run], mode: str) -> list[str]:
 
 
 def matrix(runs: Sequence[Run], mode: str, name: str, keys: Sequence[str]) -> NDArray[np.float64]:
-    """Returns a score of all clips, [seeds, clips]; NaN where there is none."""
+    """Returns a score of all clips, [seeds, clips]; NaN where it is missing."""
     return np.array([[run.scores.get((mode, key), {}).get(name, np.nan) for key in keys] for run in runs])
 
 
 def interval(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Returns a weighted mean over [seeds, clips] and the two ends of its 95 % interval; NaN is left out."""
+    """Returns a weighted mean over [seeds, clips] and both ends of its 95 % interval; NaN is ignored."""
 
     def mean(part: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
         known = ~np.isnan(part)
@@ -202,7 +202,7 @@ def latency(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
 
 
 def about(runs: Sequence[Run], missing: int) -> Iterable[str]:
-    """Yields lines about the runs and the machine."""
+    """Yields lines that describe the runs and the machine."""
     config = runs[0].record["config"]
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     named = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))

@@ -4,15 +4,15 @@
     python benchmarks/loop.py --shards shards/demo --data.pack_frames=96    # shorter steps, less noise
 
 `sf-fit` builds everything from the demo recipe and any further options; only the training loop differs. The plain
-loop draws the batch's noise, computes the loss and gradients, clips, and updates weights, schedule and averages
-with the module's own code, and nothing else. The next variant is Lightning's Trainer; then the run's loggers and
-callbacks are added one by one, up to the complete run of `sf-fit` without validation. All variants must end with
-the same loss.
+loop draws the batch's noise, computes loss and gradients, clips them, and updates weights, schedule and averages
+with the module's code, and nothing else. The next variant uses Lightning's Trainer; the loggers and callbacks of
+the run are then added one by one, up to the complete run of `sf-fit` without validation. All variants must end
+with the same loss.
 
-A step lasts from one batch to the next. For each position in a window of `log_every_n_steps` steps the median over
-windows is taken, then the mean over positions, so that steps that log have their true share. The variants run
-alternately, several times, and the fastest run counts, except the first round if there are more: scoring processes
-start in it. The progress bar is drawn to /dev/null as if to a terminal.
+A step lasts from one batch to the next. The result is the median over windows of `log_every_n_steps` steps for
+each position in the window, averaged over positions, so that steps that log count with their frequency. The
+variants alternate, and the fastest run of each counts. The first round, in which scoring processes start, is left
+out if there are more. The progress bar is drawn to /dev/null as if to a terminal.
 """
 
 import argparse
@@ -59,7 +59,7 @@ PARTS = (
     ProgressBar,
     LastCheckpoint,
 )
-"""Loggers and callbacks in the order in which they are added; the last variant has all others of the run too."""
+"""Loggers and callbacks in the order in which they are added; the last variant also has all others of the run."""
 WINDOW = int(OmegaConf.load(CONFIG).trainer.log_every_n_steps)
 VARIANTS = ("plain loop", "Trainer and module", *(f"+ {part.__name__}" for part in PARTS), "as in sf-fit")
 
@@ -104,7 +104,7 @@ def with_parts(count: int | None) -> Fit:
 
 
 def run(fit: Fit, shards: Path, windows: int, options: list[str]) -> tuple[float, float]:
-    """Lets `sf-fit` build a run and `fit` train it, without output; returns seconds per step and the last loss."""
+    """Trains a run of `sf-fit` with `fit`, without output; returns seconds per step and the last loss."""
     times: list[float] = []
     losses: list[float] = []
     batches = StepLoader.__iter__

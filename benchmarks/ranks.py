@@ -1,10 +1,11 @@
-"""What two processes of this machine take for a step and for each thing in it: what `scaling.py` is checked with.
+"""Times of a training step and of its parts on two processes, with which `scaling.py` is checked.
 
     python -m benchmarks.ranks --json | tail -n 1 > ranks.json
 
-A network of a third of the recipe's layers and half its width, on two ranks of one thread each that talk over gloo:
-each rank's own step, both ranks at once; every collective at the size of the network's messages; and steps with DDP
-and FSDP2. All are taken in turn, several times; the fastest of each counts, and of the two ranks the slower.
+The network has a third of the recipe's layers and half of its width. Two ranks of one thread each communicate over
+gloo. Measured are a step without communication (on both ranks at the same time), every collective with messages of
+the network's sizes, and steps with DDP and FSDP2. The measurements alternate several times; the fastest of each
+counts, on the slower of the two ranks.
 """
 
 import argparse
@@ -36,13 +37,13 @@ from sf_lightning.training.sharding import shard_weights
 
 WORLD = 2
 UTTERANCES, FRAMES = 2, 240
-"""Of a step of each rank."""
+"""Number of utterances, and frames of each, in a step of one rank."""
 TINY = 1024
-"""Bytes of a message whose time is latency."""
+"""Bytes of a message whose duration is the latency of two passes."""
 
 
-def network() -> StreamFlow:
-    """The recipe's network, smaller; the same weights on all ranks."""
+def small_network() -> StreamFlow:
+    """Returns a smaller network than the recipe's, with the same weights on all ranks."""
     torch.manual_seed(0)
     sizes = DiTConfig(width=512, num_heads=8)
     return StreamFlow(
@@ -50,8 +51,14 @@ def network() -> StreamFlow:
     )
 
 
-def trainer(called: nn.Module, model: StreamFlow, average: StreamFlow) -> Callable[[], list[float]]:
-    """Returns a training step, which returns its seconds forward, backward and updating."""
+def training_step(called: nn.Module, model: StreamFlow, average: StreamFlow) -> Callable[[], list[float]]:
+    """Returns a function that trains a step and returns the seconds of forward pass, backward pass and update.
+
+    Args:
+        called: What is called in the forward pass: the model, or its wrapper.
+        model: Network.
+        average: Network of the averaged weights.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     blocks = Blocks.from_lengths([FRAMES] * UTTERANCES, model.layout.block_size)
     x = torch.randn(len(blocks), blocks.block_size, 80)
@@ -77,9 +84,9 @@ def trainer(called: nn.Module, model: StreamFlow, average: StreamFlow) -> Callab
 
 
 def collective(name: str, *sizes: int) -> Callable[[], list[float]]:
-    """Returns a collective of messages of so many bytes, which returns its seconds.
+    """Returns a function that runs a collective on messages of `sizes` bytes and returns its seconds.
 
-    As DDP and FSDP2 have it: buckets stay, and what is received in shards is new memory each time.
+    Memory is used as in DDP and FSDP2: all_reduce reuses its buckets, the others allocate their output each time.
     """
     messages = [(torch.zeros(size // 4), torch.zeros(size // 4 // WORLD)) for size in sizes]
     run: dict[str, Callable[[Tensor, Tensor], object]] = {
@@ -97,9 +104,9 @@ def collective(name: str, *sizes: int) -> Callable[[], list[float]]:
     return timed
 
 
-def copy(numbers: int) -> Callable[[], list[float]]:
-    """Returns what copies so many numbers, and returns its seconds."""
-    source, target = torch.zeros(numbers), torch.zeros(numbers)
+def copy(count: int) -> Callable[[], list[float]]:
+    """Returns a function that copies `count` fp32 numbers and returns its seconds."""
+    source, target = torch.zeros(count), torch.zeros(count)
 
     def timed() -> list[float]:
         start = time.perf_counter()
@@ -109,22 +116,22 @@ def copy(numbers: int) -> Callable[[], list[float]]:
     return timed
 
 
-def rank(number: int, port: int, repeats: int, out: Path) -> None:
-    """Measures as one of the ranks; the first writes."""
+def measure_rank(number: int, port: int, repeats: int, out: Path) -> None:
+    """Runs the measurements as one of the ranks; rank 0 writes them to `out`."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=number, world_size=WORLD)
-    alone, reduced, parts = ((network(), network()) for _ in range(3))
-    for each in parts:
-        shard_weights(each, init_device_mesh("cpu", (WORLD,)))
-    for _, average in (alone, reduced, parts):
+    alone, replicated, sharded = ((small_network(), small_network()) for _ in range(3))
+    for model in sharded:
+        shard_weights(model, init_device_mesh("cpu", (WORLD,)))
+    for _, average in (alone, replicated, sharded):
         average.requires_grad_(False)
-    weights, layers = (sum(p.numel() for p in each.parameters()) for each in (alone[0], alone[0].dit.layers))
-    sizes = 4 * layers // len(alone[0].dit.layers), 4 * (weights - layers)  # of the messages of FSDP2
+    weights, layers = (sum(p.numel() for p in m.parameters()) for m in (alone[0], alone[0].dit.layers))
+    sizes = 4 * layers // len(alone[0].dit.layers), 4 * (weights - layers)  # bytes of FSDP2's messages
     calls = {
-        "alone": trainer(alone[0], *alone),
-        "DDP": trainer(DistributedDataParallel(reduced[0]), *reduced),
-        "FSDP2": trainer(parts[0], *parts),
+        "alone": training_step(alone[0], *alone),
+        "DDP": training_step(DistributedDataParallel(replicated[0]), *replicated),
+        "FSDP2": training_step(sharded[0], *sharded),
         "copy": copy(weights),
         "tiny": collective("all_reduce", TINY),
         "all_reduce": collective("all_reduce", BUCKET),
@@ -138,7 +145,7 @@ def rank(number: int, port: int, repeats: int, out: Path) -> None:
             times = call()
             if repeat and (name not in best or sum(times) < sum(best[name])):
                 best[name] = times
-    # Times of the slower rank: the other waits for it.
+    # The slower rank counts, because the other one waits for it.
     slowest = {name: torch.tensor(times, dtype=torch.float64) for name, times in best.items()}
     for tensor in slowest.values():
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
@@ -157,19 +164,19 @@ def rank(number: int, port: int, repeats: int, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=20, help="runs of which the fastest counts")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--repeats", type=int, default=20, help="number of measurements; the fastest counts")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON on the last line")
     args = parser.parse_args()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with TemporaryDirectory() as folder:
         out = Path(folder, "found.json")
-        multiprocessing.spawn(rank, (port, args.repeats, out), WORLD)
+        multiprocessing.spawn(measure_rank, (port, args.repeats, out), WORLD)
         found = json.loads(out.read_text())
     console = Console(width=110)
     console.print(f"{WORLD} ranks of one thread on {os.cpu_count()} CPU cores, torch {torch.__version__}, gloo")
     for name in ("alone", "DDP", "FSDP2"):
-        parts = ", ".join(f"{1000 * each:.0f}" for each in found[name])
+        parts = ", ".join(f"{1000 * seconds:.0f}" for seconds in found[name])
         console.print(f"{name}: {1000 * sum(found[name]):.0f} ms (forward, backward, update: {parts})")
     for name, size in found["bytes"].items():
         console.print(f"{name}, {size / 2**20:.3g} MiB: {1000 * found[name][0]:.2f} ms")

@@ -1,8 +1,10 @@
-"""What it costs to go on deep in an epoch of two million samples: `python benchmarks/resume.py --audio FOLDER`.
+"""Cost of resuming in the middle of an epoch of two million samples.
 
-Plans an epoch of 2,000 shards of 1,000 clips of ten seconds, mp3 at 24 kHz, and draws the first sample at several
-places in it; then the same from one shard of 10,000 clips of a second. The shards are four, each there under 500
-names; before each draw they are put out of the page cache.
+    python benchmarks/resume.py --audio FOLDER
+
+Opens a set of 2,000 shards of 1,000 clips of ten seconds (mp3 at 24 kHz) and draws the first sample at several
+positions of an epoch; then the same with one shard of 10,000 clips of one second. The set has four real shards,
+each linked under 500 names; they are dropped from the page cache before each draw.
 """
 
 import argparse
@@ -31,22 +33,22 @@ RATE = 24_000
 CROP_SAMPLES = 32_000
 
 
-def encoded(audio: Path, seconds: float, count: int) -> list[bytes]:
-    """Speech in clips of one length, mp3."""
+def encode_clips(audio: Path, seconds: float, count: int) -> list[bytes]:
+    """Returns `count` mp3 files of `seconds` each, cut from the recordings in a folder."""
     paths = sorted(path for path in audio.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    length, made, held = int(seconds * RATE), list[bytes](), np.zeros(0, np.float32)
+    length, encoded, wave = int(seconds * RATE), list[bytes](), np.zeros(0, np.float32)
     for path in paths:
-        held = np.concatenate([held, read_wave(path, RATE)])
-        while len(held) >= length and len(made) < count:
-            soundfile.write(buffer := BytesIO(), held[:length], RATE, format="MP3")
-            made, held = [*made, buffer.getvalue()], held[length:]
-        if len(made) == count:
-            return made
-    raise SystemExit(f"{audio} holds too little: wanted {count * seconds:.0f} s of speech")
+        wave = np.concatenate([wave, read_wave(path, RATE)])
+        while len(wave) >= length and len(encoded) < count:
+            soundfile.write(buffer := BytesIO(), wave[:length], RATE, format="MP3")
+            encoded, wave = [*encoded, buffer.getvalue()], wave[length:]
+        if len(encoded) == count:
+            return encoded
+    raise SystemExit(f"--audio: {audio} is too small: expected at least {count * seconds:.0f} s of speech")
 
 
 def write_shard(folder: Path, name: str, clips: list[bytes], seconds: float, samples: int) -> ShardInfo:
-    """A shard of so many samples, the clips over and over, from voices of ten clips each."""
+    """Writes a shard of `samples` samples that repeat the clips, ten per speaker."""
     writer, tokens = ShardWriter(folder, name), np.zeros(round(25 * seconds), np.int64)
     for i in range(samples):
         source = CorpusClip(
@@ -56,40 +58,40 @@ def write_shard(folder: Path, name: str, clips: list[bytes], seconds: float, sam
     return writer.finish({})
 
 
-def draw(folder: Path, lanes: int, place: SetPosition) -> str:
-    """Says what the first sample at a place costs, from nothing but the folder."""
+def measure_draw(folder: Path, lanes: int, place: SetPosition) -> str:
+    """Returns a line about the cost of opening a set and drawing the first sample at a position."""
     for path in folder.glob("real*"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    before, began = read_so_far(), time.perf_counter()
+    read_before, started = bytes_read(), time.perf_counter()
     lane = Lane(
         [ShardSet(folder)], 0, LaneConfig(0, lanes, ClipRequirements(crop_samples=CROP_SAMPLES), group=GROUP)
     )
     opened = time.perf_counter()
     drawn = next(lane.draw_clips(LaneState((place,))))
-    took, read = time.perf_counter() - opened, read_so_far() - before
+    draw_seconds, read = time.perf_counter() - opened, bytes_read() - read_before
     assert drawn.state.places == (place,)
-    return f"sample {place.sample:,} of epoch {place.epoch}, {lanes} lanes: {opened - began:.2f} s to open, " + (
-        f"{took:.2f} s to plan and draw, {read / 1e6:.0f} MB read"
+    return f"sample {place.sample:,} of epoch {place.epoch}, {lanes} lanes: {opened - started:.2f} s to open, " + (
+        f"{draw_seconds:.2f} s to plan and draw, {read / 1e6:.0f} MB read"
     )
 
 
-def read_so_far() -> int:
-    """Bytes that this process has read."""
+def bytes_read() -> int:
+    """Returns the bytes that this process has read."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--audio", type=Path, required=True, help="folder of speech, at least eight minutes")
+    parser.add_argument("--audio", type=Path, required=True, help="folder with at least 400 s of speech")
     audio = parser.parse_args().audio
     with tempfile.TemporaryDirectory() as name:
         spec = TokenizerSpec("none", 1, 4, "none")
         large, long = Path(name, "large"), Path(name, "long")
         large.mkdir()
         long.mkdir()
-        clips = encoded(audio, 10.0, 40)
+        clips = encode_clips(audio, 10.0, 40)
         real = [write_shard(large, f"real{i}", clips, 10.0, SAMPLES) for i in range(COPIES)]
         infos = []
         for i in range(SHARDS):
@@ -105,12 +107,12 @@ def main() -> None:
             (1, SetPosition(3, 10**6 + 3999)),
             (64, SetPosition(32, 31_000)),
         ):
-            print(draw(large, lanes, place))
-        info = write_shard(long, "real0", encoded(audio, 1.0, 40), 1.0, 10_000)
+            print(measure_draw(large, lanes, place))
+        info = write_shard(long, "real0", encode_clips(audio, 1.0, 40), 1.0, 10_000)
         write_atomically(long / "manifest.json", Manifest(MelConfig(), spec, (info,), {}).as_json())
         print(f"one shard of 10,000 clips of 1 s, {info.bytes / 1e6:.0f} MB")
         for lanes in (1, 8):
-            print(draw(long, lanes, SetPosition(7, 10_000 // lanes - 10)))
+            print(measure_draw(long, lanes, SetPosition(7, 10_000 // lanes - 10)))
 
 
 if __name__ == "__main__":

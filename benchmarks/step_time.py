@@ -1,7 +1,7 @@
 """Predicted duration of a training step on many ranks, with DDP, FSDP2 (as in `training/sharding.py`) and HSDP.
 
-A step is computing, memory traffic, and the part of communication that computing does not hide. Independent of
-devices: seconds and bandwidths are arguments.
+A step consists of computation, memory traffic, and the communication that computation does not hide. The functions
+do not depend on a device: seconds and bandwidths are arguments.
 """
 
 import math
@@ -15,7 +15,13 @@ BUCKET = 25 * 2**20
 
 @dataclass(frozen=True)
 class Ring:
-    """A ring of ranks: bytes per second of a link in each collective, and seconds of latency per message."""
+    """A ring of ranks.
+
+    Attributes:
+        ranks: Number of ranks.
+        all_reduce, all_gather, reduce_scatter: Bytes per second of a link in this collective.
+        latency: Seconds per message and hop.
+    """
 
     ranks: int
     all_reduce: float
@@ -26,8 +32,8 @@ class Ring:
     def seconds(self, collective: str, size: float, messages: int = 1) -> float:
         """Returns the seconds of a collective over `size` bytes in `messages` messages.
 
-        Every link carries all but one rank's share of the bytes, once to gather or scatter, twice to reduce; the
-        latency is that of a tree.
+        Every link carries (R - 1) / R of the bytes, once for all_gather and reduce_scatter and twice for
+        all_reduce; a message takes the hops of a tree, log2(R), in each pass.
 
         >>> Ring(4, 100.0, 100.0, 100.0, 0.0).seconds("all_reduce", 1000.0)  # 2 (R - 1) / R N / bandwidth
         15.0
@@ -41,7 +47,13 @@ class Ring:
 
 @dataclass(frozen=True)
 class Network:
-    """Sizes of messages: number of weights; of those outside of layers, one message of FSDP2; number of layers."""
+    """Sizes of a network's messages.
+
+    Attributes:
+        weights: Number of weights.
+        root: Number of weights outside of layers, which are one message of FSDP2.
+        layers: Number of layers.
+    """
 
     weights: int
     root: int
@@ -50,7 +62,14 @@ class Network:
 
 @dataclass(frozen=True)
 class Load:
-    """Seconds of a device: forward and backward pass of its share, update of all weights, one copy of them."""
+    """Seconds of work of a device in a step.
+
+    Attributes:
+        forward: Forward pass of its share of the batch.
+        backward: Backward pass of its share of the batch.
+        update: Update of all weights.
+        copy: One copy of all weights.
+    """
 
     forward: float
     backward: float
@@ -60,7 +79,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of a step: computing, updates and copies, all communication, communication that is waited for."""
+    """Seconds of a step.
+
+    Attributes:
+        compute: Forward and backward pass.
+        memory: Updates and copies of weights.
+        communication: All communication.
+        waited: Communication that computation does not hide.
+    """
 
     compute: float
     memory: float
@@ -79,15 +105,15 @@ class Step:
 
 
 def ddp(network: Network, load: Load, ring: Ring, overlap: float = 1.0) -> Step:
-    """Returns a step of DDP: gradients are reduced in buckets during the backward pass, the last one after it.
+    """Returns a step of DDP: gradients are reduced in buckets during the backward pass, the last bucket after it.
 
-    They are copied into their bucket and back.
+    Gradients are copied into their bucket and back.
 
     Args:
         network: Sizes of the messages.
         load: Load of each rank.
         ring: Ring of all ranks.
-        overlap: Share of computing that overlaps with communication, 0 to 1.
+        overlap: Share of the backward pass that overlaps with communication, 0 to 1.
     """
     buckets = math.ceil(WIDTH * network.weights / BUCKET)
     reduce = ring.seconds("all_reduce", WIDTH * network.weights, buckets)
@@ -99,16 +125,16 @@ def ddp(network: Network, load: Load, ring: Ring, overlap: float = 1.0) -> Step:
 def sharded(network: Network, load: Load, ring: Ring, overlap: float = 1.0, replicas: Ring | None = None) -> Step:
     """Returns a step of FSDP2 or, with replicas, of HSDP, sharded by layers as in `sharding.shard_weights`.
 
-    A layer is gathered while the one before computes, in both passes, and its gradients are scattered meanwhile;
-    weights outside of layers are gathered once before, and scattered after everything. Gathered weights are copied
-    out of their message, and gradients into theirs. Replicas reduce their shards over other links, at the same
-    time.
+    In both passes a layer is gathered while the one before it is computed; in the backward pass gradients of the
+    layers are reduced and scattered at the same time. Weights outside of layers are gathered once, before the
+    forward pass, and their gradients are scattered after the backward pass. Gathered weights are copied out of
+    their message, gradients into theirs. Replicas reduce their shards at the same time, over other links.
 
     Args:
         network: Sizes of the messages.
         load: Load of each rank; each updates its shard only.
         ring: Ring of the ranks that hold shards of the same weights.
-        overlap: As in `ddp`.
+        overlap: Share of each pass that overlaps with communication, 0 to 1.
         replicas: Ring of the ranks that hold the same shard.
     """
     root, layers = WIDTH * network.root, WIDTH * (network.weights - network.root)

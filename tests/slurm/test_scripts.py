@@ -111,8 +111,8 @@ def test_inconsistent_job_options_end_in_one_line(cluster: Cluster) -> None:
     refused = {
         ("fit", "", *two, "--ntasks-per-node=1"): "--ntasks-per-node=1, but each node has 2 GPUs",
         ("fit", "", *two, "--ntasks-per-node=2", "--ntasks=3"): "3 tasks are not --ntasks-per-node=2 on each of 2",
-        ("fit", "--trainer.devices=1", *two, "--ntasks-per-node=2"): "devices are Slurm's here",
-        ("shards", "", "--array=2-3", "--cpus-per-task=1"): "wanted all parts",
+        ("fit", "--trainer.devices=1", *two, "--ntasks-per-node=2"): "Slurm sets nodes and devices",
+        ("shards", "", "--array=2-3", "--cpus-per-task=1"): "expected all slices, use --array=1-N",
     }
     jobs = {
         cluster.submit(f"slurm/{script}.sbatch", argument, options=tuple(options)): line

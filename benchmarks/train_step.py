@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,21 +32,20 @@ from sf_lightning.model.qwen import from_qwen
 from sf_lightning.model.streamflow import StreamFlow
 
 FRAME_RATE = 100
-FORWARD, TRAIN, MEMORY = (9.6, 28.8, 60.0), (9.6, 28.8), 28.8
-MEDIUM = (9.6,)
-FLAT = (2.4, 9.6, 28.8, 60.0)
+FORWARD, TRAIN, MEDIUM, FLAT, MEMORY = (9.6, 28.8, 60.0), (9.6, 28.8), (9.6,), (2.4, 9.6, 28.8, 60.0), 28.8
+"""Seconds of speech: forward passes, training steps, precision "medium", time per frame, peak memory."""
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_token2wav() -> Any:
-    """Returns its network of 333 M parameters with random weights (its initialization leaves none at zero)."""
+    """Returns token2wav's network (333 M parameters) with random weights; none is initialized to zero."""
     torch.manual_seed(0)
     return Qwen2_5OmniToken2WavDiTModel(Qwen2_5OmniDiTConfig(attn_implementation="sdpa")).to(device).eval()
 
 
 class Inputs:
-    """Random inputs of one utterance of some seconds, on the device."""
+    """Random inputs of one utterance of `seconds`, on the device."""
 
     def __init__(self, seconds: float) -> None:
         self.frames = round(seconds * FRAME_RATE)
@@ -61,11 +60,13 @@ class Inputs:
 
 
 def token2wav_forward(token2wav: Any, inputs: Inputs) -> Tensor:
+    """Returns the velocity that token2wav predicts."""
     speaker = inputs.x_vector[:, None].expand(-1, inputs.frames, -1)
     return token2wav(inputs.x, inputs.reference, speaker, inputs.codes, inputs.t, apply_cfg=False)
 
 
 def our_forward(model: StreamFlow, inputs: Inputs) -> Tensor:
+    """Returns the velocity that our network predicts."""
     size = model.layout.block_size
     blocks = Blocks.from_lengths([inputs.frames], size).to(device)
     kept = torch.zeros(1, dtype=torch.bool, device=device)
@@ -75,59 +76,60 @@ def our_forward(model: StreamFlow, inputs: Inputs) -> Tensor:
 
 
 def step(network: torch.nn.Module, forward: Callable[[Any, Inputs], Tensor], inputs: Inputs) -> None:
+    """Computes loss and gradients of a training step."""
     network.zero_grad()
     (forward(network, inputs).float() - inputs.target).square().mean().backward()
 
 
 def best_seconds(calls: list[Callable[[], object]], repeats: int) -> list[float]:
     """Returns the shortest time of each call; the calls alternate, so that a slow machine affects all of them."""
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats + 1):
-        for call, call_times in zip(calls, times, strict=True):
-            wait()
-            start = time.perf_counter()
-            call()
-            wait()
-            call_times.append(time.perf_counter() - start)
-    return [min(call_times[1:]) for call_times in times]
+    rounds = [[call_seconds(call) for call in calls] for _ in range(repeats + 1)]
+    return [min(times) for times in zip(*rounds[1:], strict=True)]
+
+
+def call_seconds(call: Callable[[], object]) -> float:
+    """Returns the duration of a call, including what it left running on the GPU."""
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start
 
 
 def wait() -> None:
+    """Waits until the GPU is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def gemm_peak(dtype: torch.dtype) -> float:
     """Returns the FLOP/s of the fastest of several large matrix products at the current matmul precision."""
-    best, size = 0.0, 8192 if device.type == "cuda" else 2048
+    size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(20):
-        wait()
-        start = time.perf_counter()
-        a @ b
-        wait()
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
+    return 2 * size**3 / min(call_seconds(lambda: a @ b) for _ in range(20))
 
 
-def precision(dtype: torch.dtype) -> Any:
-    return torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+def our_step(model: StreamFlow, inputs: Inputs, dtype: torch.dtype) -> None:
+    """Computes loss and gradients of our network, with autocast to `dtype` unless it is fp32."""
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        step(model, our_forward, inputs)
 
 
-def peak_memory(which: str) -> float:
+def peak_memory(network: str) -> float:
     """Returns the peak GiB of a training step of 28.8 s in a new process, including weights and gradients."""
-    command = [sys.executable, __file__, "--memory-of", which]
+    command = [sys.executable, __file__, "--memory-of", network]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def measure_memory(which: str) -> None:
+def print_peak_memory(name: str) -> None:
+    """Prints the peak GiB of a training step in this process."""
     torch.zeros(1, device=device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     network: torch.nn.Module = make_token2wav()
     forward = token2wav_forward
-    if which != "token2wav":
+    if name != "token2wav":
         network, forward = from_qwen(network.state_dict()).to(device), our_forward
-        network.dit.recompute = which == "recomputed"
+        network.dit.recompute = name == "recomputed"
     step(network, forward, Inputs(MEMORY))
     if device.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 2**30)
@@ -147,23 +149,18 @@ def compare(
     name = torch.get_float32_matmul_precision()
     results: dict[str, float] = {}
     table = Table("seconds of speech", "operation", "token2wav", "ours", "ratio", "largest difference")
-    no_grad = torch.no_grad()
+    networks = ((token2wav, token2wav_forward), (model, our_forward))
     for seconds in forward:
         inputs = Inputs(seconds)
-        with no_grad:
-            theirs, mine = token2wav_forward(token2wav, inputs), our_forward(model, inputs)
-            difference = float((theirs - mine).abs().max() / theirs.abs().max())
-            a, b = best_seconds(
-                [lambda g=inputs: token2wav_forward(token2wav, g), lambda g=inputs: our_forward(model, g)], repeats
-            )
+        with torch.no_grad():
+            theirs, ours = (function(network, inputs) for network, function in networks)
+            difference = float((theirs - ours).abs().max() / theirs.abs().max())
+            a, b = best_seconds([partial(function, network, inputs) for network, function in networks], repeats)
         results[f"forward_{seconds:g}"] = a / b
         table.add_row(f"{seconds:g}", "forward", f"{a:.3f} s", f"{b:.3f} s", f"{a / b:.2f}", f"{difference:.1e}")
     for seconds in train:
         inputs = Inputs(seconds)
-        a, b = best_seconds(
-            [lambda g=inputs: step(token2wav, token2wav_forward, g), lambda g=inputs: step(model, our_forward, g)],
-            repeats,
-        )
+        a, b = best_seconds([partial(step, network, function, inputs) for network, function in networks], repeats)
         token2wav.zero_grad(), model.zero_grad()
         results[f"train_{seconds:g}"] = a / b
         table.add_row(f"{seconds:g}", "training step", f"{a:.3f} s", f"{b:.3f} s", f"{a / b:.2f}", "")
@@ -179,29 +176,24 @@ def measure_shares(model: StreamFlow, repeats: int, console: Console) -> dict[st
     inputs = Inputs(28.8)
     peak = gemm_peak(torch.float32)
 
-    def forward_only(g: Inputs) -> Tensor:
-        with torch.no_grad():
-            return our_forward(model, g)
+    @torch.no_grad()
+    def forward_only(inputs: Inputs) -> Tensor:
+        return our_forward(model, inputs)
 
-    def train(dtype: torch.dtype) -> None:
-        with precision(dtype):
-            step(model, our_forward, inputs)
-
-    forward, fp32, bf16 = best_seconds(
-        [lambda: forward_only(inputs), lambda: train(torch.float32), lambda: train(torch.bfloat16)], repeats
-    )
+    steps = [partial(our_step, model, inputs, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    forward, fp32, bf16 = best_seconds([partial(forward_only, inputs), *steps], repeats)
     peak = max(peak, gemm_peak(torch.float32))
-    work = inputs.frames * per_frame
+    operations = inputs.frames * per_frame
     results |= {
-        "peak_share_forward": work / forward / peak,
-        "peak_share_train": 3 * work / fp32 / peak,
+        "peak_share_forward": operations / forward / peak,
+        "peak_share_train": 3 * operations / fp32 / peak,
         "bf16_gain": fp32 / bf16,
         "gemm_peak_gflops": peak / 1e9,
-        "bf16_peak_share_train": 3 * work / bf16 / gemm_peak(torch.bfloat16),
+        "bf16_peak_share_train": 3 * operations / bf16 / gemm_peak(torch.bfloat16),
     }
     lengths = [Inputs(seconds) for seconds in FLAT]
-    costs = best_seconds([lambda g=g: forward_only(g) for g in lengths], repeats)
-    per_frame_us = [1e6 * cost / g.frames for cost, g in zip(costs, lengths, strict=True)]
+    costs = best_seconds([partial(forward_only, inputs) for inputs in lengths], repeats)
+    per_frame_us = [1e6 * cost / inputs.frames for cost, inputs in zip(costs, lengths, strict=True)]
     results["flat"] = max(per_frame_us) / min(per_frame_us)
     console.print(
         f"peak of matrix products {peak / 1e9:.0f} GFLOP/s in fp32; the forward pass reaches "
@@ -252,12 +244,7 @@ def mfu(model: StreamFlow, repeats: int, console: Console) -> dict[str, float]:
     results: dict[str, float] = {}
     for seconds in (28.8, 240.0):
         inputs = Inputs(seconds)
-
-        def train(inputs: Inputs = inputs) -> None:
-            with torch.autocast(device.type, torch.bfloat16):
-                step(model, our_forward, inputs)
-
-        (cost,) = best_seconds([train], repeats)
+        (cost,) = best_seconds([partial(our_step, model, inputs, torch.bfloat16)], repeats)
         work = 3 * inputs.frames * flops_per_frame(model.dit)
         nominal = get_available_flops(device, torch.bfloat16) or float("nan")
         results[f"mfu_{seconds:g}"] = work / cost / nominal
@@ -270,28 +257,26 @@ def mfu(model: StreamFlow, repeats: int, console: Console) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="number of runs; the fastest counts")
-    parser.add_argument(
-        "--forward", type=float, nargs="*", default=FORWARD, help="seconds of speech, forward passes"
-    )
-    parser.add_argument("--train", type=float, nargs="*", default=TRAIN, help="seconds of speech, training steps")
+    parser.add_argument("--repeats", type=int, default=3, help="number of measurements; the fastest counts")
+    parser.add_argument("--forward", type=float, nargs="*", default=FORWARD, help="seconds of each forward pass")
+    parser.add_argument("--train", type=float, nargs="*", default=TRAIN, help="seconds of each training step")
     parser.add_argument("--quick", action="store_true", help="skip matmul precision 'medium'")
     parser.add_argument("--json", action="store_true", help="print the results as JSON on the last line")
     parser.add_argument("--memory-of", choices=["token2wav", "ours", "recomputed"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_float32_matmul_precision("highest")
     if args.memory_of:
-        measure_memory(args.memory_of)
+        print_peak_memory(args.memory_of)
         return
     console = Console(width=118)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     console.print(f"{name}, torch {torch.__version__}, fp32 unless stated otherwise")
-    # First, while this process is small: token2wav's step needs most of 24 GiB.
-    theirs, mine, least = (peak_memory(which) for which in ("token2wav", "ours", "recomputed"))
-    results = {f"memory_{MEMORY:g}": theirs / mine, "recompute_memory": least / mine}
+    # Memory comes first, while this process is small: token2wav's step needs most of 24 GiB.
+    theirs, ours, least = map(peak_memory, ("token2wav", "ours", "recomputed"))
+    results = {f"memory_{MEMORY:g}": theirs / ours, "recompute_memory": least / ours}
     console.print(
-        f"peak memory of a step of {MEMORY:g} s: token2wav {theirs:.1f} GiB, ours {mine:.1f}, "
-        f"ratio {theirs / mine:.2f}; ours with recomputation {least:.1f} GiB"
+        f"peak memory of a step of {MEMORY:g} s: token2wav {theirs:.1f} GiB, ours {ours:.1f}, "
+        f"ratio {theirs / ours:.2f}; ours with recomputation {least:.1f} GiB"
     )
     token2wav = make_token2wav()
     model = from_qwen(token2wav.state_dict()).to(device)

@@ -64,8 +64,8 @@ def test_languages_may_be_a_list_or_a_comma_separated_text(
     shards: ShardSet, tmp_path: Path, languages: str, samples: int
 ) -> None:
     tokens = shards.folder.parent / "kmeans-50.npz"
-    say = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--out={tmp_path}/set", f"--tokenizer={tokens}"]
-    main([*say, f"--languages={languages}"])
+    args = ["build", f"--audio={emilia(tmp_path / 'emilia')}", f"--out={tmp_path}/set", f"--tokenizer={tokens}"]
+    main([*args, f"--languages={languages}"])
     assert ShardSet(tmp_path / "set").samples == samples
 
 

@@ -99,8 +99,8 @@ def test_stereo_and_8_khz_and_clipping_are_read(tmp_path: Path) -> None:
     manifest = build(find_parts(tmp_path, 8), tmp_path / "set", BuildConfig(TokenizerSpec("any", 50, 4, "any")))
     assert manifest is not None and manifest.skipped == {} and manifest.shards[0].samples == 3
     lane = make_lane(ShardSet(tmp_path / "set"), crop_samples=1000)
-    for _, each in zip(range(3), lane.draw_clips(LaneState()), strict=False):
-        assert np.abs(each.clip.wave).max() == pytest.approx(0.7, abs=1e-4)
+    for _, drawn in zip(range(3), lane.draw_clips(LaneState()), strict=False):
+        assert np.abs(drawn.clip.wave).max() == pytest.approx(0.7, abs=1e-4)
 
 
 def test_the_mel_of_a_set_survives_its_manifest(small: ShardSet) -> None:

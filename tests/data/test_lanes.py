@@ -51,7 +51,7 @@ def test_the_order_is_a_function_of_seed_epoch_and_lane(shards: ShardSet) -> Non
     assert sorted(epoch(shards, 0, 1)) == sorted(epoch(shards, 0, 1, wanted=1))
 
 
-def test_a_lane_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet) -> None:
+def test_a_lane_resumes_after_any_pack_with_the_next_one(shards: ShardSet) -> None:
     whole = set_packs(shards, 14)  # more than two epochs
     assert whole[-1].states[0].places[0].epoch >= 1
     for stop in range(13):
@@ -62,13 +62,13 @@ def test_packing_keeps_every_frame_exactly_once(shards: ShardSet) -> None:
     mel = MelSpectrogram(MelConfig())
     mels: dict[str, list[torch.Tensor]] = {}
     tokens: dict[str, list[int]] = {}
-    for each in set_packs(shards, 7):  # less than an epoch
-        frames = mel.frames(each.wave)
-        for piece, key in enumerate(each.keys):
-            mine = (each.blocks.utterance == piece) & each.blocks.valid[:, 0]
-            mels.setdefault(key, []).append(frames[mine][each.blocks.valid[mine]])
-            valid = each.blocks.valid[mine].unflatten(1, (-1, 4))[..., 0]
-            tokens.setdefault(key, []).extend(each.tokens[mine][valid].tolist())
+    for pack in set_packs(shards, 7):  # less than an epoch
+        frames = mel.frames(pack.wave)
+        for piece, key in enumerate(pack.keys):
+            mine = (pack.blocks.utterance == piece) & pack.blocks.valid[:, 0]
+            mels.setdefault(key, []).append(frames[mine][pack.blocks.valid[mine]])
+            valid = pack.blocks.valid[mine].unflatten(1, (-1, 4))[..., 0]
+            tokens.setdefault(key, []).extend(pack.tokens[mine][valid].tolist())
     checked = 0
     for shard in range(len(shards.manifest.shards)):
         for raw in shards.read_samples(shard):
@@ -91,29 +91,29 @@ def test_blocks_of_a_piece_equal_those_of_the_reflected_clip(tokens: int) -> Non
     wanted = np.stack([whole[i * size : (i + 1) * size + 2 * pad] for i in range(count)])
     for first in range(count):
         for end in range(first + 1, count + 1):
-            some = dataclasses.replace(PACK_SHAPE, num_blocks=end - first)
-            made = next(pack_clips([DrawnClip(clip, wave, LaneState(block=first))], some))
+            shape = dataclasses.replace(PACK_SHAPE, num_blocks=end - first)
+            made = next(pack_clips([DrawnClip(clip, wave, LaneState(block=first))], shape))
             assert np.array_equal(made.wave.numpy(), wanted[first:end])
-            held = [each if each <= tokens else 0 for each in range(6 * first + 1, 6 * end + 1)]
-            assert made.tokens.flatten().tolist() == held
+            expected = [token if token <= tokens else 0 for token in range(6 * first + 1, 6 * end + 1)]
+            assert made.tokens.flatten().tolist() == expected
             assert int(made.blocks.valid.sum()) == min(24 * end, 4 * tokens) - 24 * first
 
 
 def test_packs_have_one_shape_and_pad_nothing_but_last_blocks(shards: ShardSet) -> None:
-    for each in set_packs(shards, 10):
-        assert each.wave.shape == (16, 24 * 160 + 2 * MelConfig().pad)
-        assert each.tokens.shape == (16, 6) and each.reference.shape == (6, 4000)
-        assert each.blocks.valid[:, 0].all()
-        partial = ~each.blocks.valid.all(1)
-        last = torch.cat([each.blocks.utterance[1:] != each.blocks.utterance[:-1], torch.tensor([True])])
+    for pack in set_packs(shards, 10):
+        assert pack.wave.shape == (16, 24 * 160 + 2 * MelConfig().pad)
+        assert pack.tokens.shape == (16, 6) and pack.reference.shape == (6, 4000)
+        assert pack.blocks.valid[:, 0].all()
+        partial = ~pack.blocks.valid.all(1)
+        last = torch.cat([pack.blocks.utterance[1:] != pack.blocks.utterance[:-1], torch.tensor([True])])
         assert (last | ~partial).all()
 
 
 def test_a_pack_with_the_most_pieces_is_padded_and_the_next_clip_opens_a_new_one(shards: ShardSet) -> None:
     few = dataclasses.replace(PACK_SHAPE, num_blocks=64, max_pieces=2)
     made = list(islice(pack_clips(make_lane(shards).draw_clips(LaneState()), few), 4))
-    assert all(len(each.keys) == 2 for each in made)
-    assert [key for each in made for key in each.keys] == epoch(shards, 0, 1)[:8]
+    assert all(len(pack.keys) == 2 for pack in made)
+    assert [key for pack in made for key in pack.keys] == epoch(shards, 0, 1)[:8]
     assert not made[0].blocks.valid[-1].any()
 
 
@@ -124,7 +124,7 @@ def test_the_reference_is_another_clip_of_the_same_speaker(shards: ShardSet) -> 
         assert not any(np.array_equal(row, drawn.reference) for row in own[:: len(own) // 50])
 
 
-def test_batches_keep_the_packs_apart(shards: ShardSet) -> None:
+def test_utterances_of_different_packs_stay_separate_in_a_batch(shards: ShardSet) -> None:
     pair = [set_packs(shards, 1, number=number, num_lanes=2)[0] for number in (0, 1)]
     batch = Batch.from_packs(pair)
     assert len(batch.blocks) == 32 and batch.blocks.num_utterances == 12

@@ -28,19 +28,19 @@ def mixed(sets: list[ShardSet], weights: list[float]) -> Lane:
 
 
 def test_sets_are_mixed_by_weight_and_each_keeps_its_own_order(shards: ShardSet, other: ShardSet) -> None:
-    drawn = list(islice(mixed([shards, other], [3, 1]).draw_clips(LaneState()), 400))
-    before = [each.state.places for each in drawn]
-    after = [each.after.places for each in drawn]
-    whose = [int(a[1] != b[1]) for a, b in zip(before, after, strict=True)]
-    assert 0.18 < np.mean(whose) < 0.32
-    alone = [each.clip.key for each in islice(mixed([shards], [1]).draw_clips(LaneState()), 100)]
-    mine = [each.clip.key for each, which in zip(drawn, whose, strict=True) if which == 0]
-    assert mine[:100] == alone  # another set beside it changes nothing in its order
-    theirs = Counter(each.clip.key for each, which in zip(drawn, whose, strict=True) if which == 1)
+    clips = list(islice(mixed([shards, other], [3, 1]).draw_clips(LaneState()), 400))
+    before = [drawn.state.places for drawn in clips]
+    after = [drawn.after.places for drawn in clips]
+    sources = [int(a[1] != b[1]) for a, b in zip(before, after, strict=True)]
+    assert 0.18 < np.mean(sources) < 0.32
+    alone = [drawn.clip.key for drawn in islice(mixed([shards], [1]).draw_clips(LaneState()), 100)]
+    mine = [drawn.clip.key for drawn, index in zip(clips, sources, strict=True) if index == 0]
+    assert mine[:100] == alone  # its order does not depend on the other set
+    theirs = Counter(drawn.clip.key for drawn, index in zip(clips, sources, strict=True) if index == 1)
     assert len(theirs) == 23 and max(theirs.values()) - min(theirs.values()) <= 1
 
 
-def test_a_mix_resumes_after_any_pack_with_the_very_next_one(shards: ShardSet, other: ShardSet) -> None:
+def test_a_mix_resumes_after_any_pack_with_the_next_one(shards: ShardSet, other: ShardSet) -> None:
     whole = lane_packs(mixed([shards, other], [2, 1]), 26)
     assert max(place.epoch for place in whole[-1].states[0].places) >= 1
     for stop in range(25):
@@ -66,15 +66,15 @@ def test_clips_are_unchanged_by_default() -> None:
     assert Perturbation().apply(one, MelConfig(), 4, np.random.default_rng(0)) is one
 
 
-def test_faster_speech_is_shorter_and_its_tokens_are_those_spoken_at_that_moment() -> None:
+def test_faster_speech_is_shorter_and_its_tokens_are_resampled_in_time() -> None:
     one, lengths = clip(2.0), set()
     for seed in range(20):
         changed = Perturbation(speed=0.2).apply(one, MelConfig(), 4, np.random.default_rng(seed))
         length = len(changed.tokens)
         lengths.add(length)
         assert len(changed.wave) == 640 * length and 41 <= length <= 63
-        spoken = (np.arange(length) + 0.5) * 50 / length
-        assert np.abs(changed.tokens + 0.5 - spoken).max() <= 0.5
+        positions = (np.arange(length) + 0.5) * 50 / length
+        assert np.abs(changed.tokens + 0.5 - positions).max() <= 0.5
 
         # The same speech: its envelope, rescaled in time, is that of the clip.
         def loud(wave: np.ndarray) -> np.ndarray:

@@ -75,4 +75,4 @@ def test_a_lane_resumed_in_mid_epoch_opens_only_its_current_group(
     assert drawn.state.places == (SetPosition(3, sample),) and drawn.after.places == (SetPosition(3, sample + 1),)
     group = lane.readers[0]._groups(3)[sample // (4 * SAMPLES)]
     assert len(group) <= 4
-    assert sorted(opened) == sorted((what, part.shard) for part in group for what in ("index", "read"))
+    assert sorted(opened) == sorted((call, part.shard) for part in group for call in ("index", "read"))

@@ -13,14 +13,14 @@ from tests.toys.shards import make_lane
 from tests.toys.vocoder import cut_segments, vocoder_batch
 
 
-def test_a_segment_is_the_wave_of_its_clip_and_has_the_mel_of_the_whole_clip_there(shards: ShardSet) -> None:
+def test_a_segment_is_a_part_of_the_wave_and_of_the_mel_of_its_clip(shards: ShardSet) -> None:
     mel, config = MelSpectrogram(MelConfig()), SegmentConfig(frames=100, per_pack=60)
     batch = vocoder_batch(shards, packs=3)
     found = cut_segments(batch, config)
     assert found.wave.shape == (180, 100 * 160) and found.mel.shape == (180, 100, 80)
     clips = {
-        each.clip.key: torch.from_numpy(each.clip.wave)
-        for each in evenly_spaced_clips(shards, 23, ClipRequirements())
+        drawn.clip.key: torch.from_numpy(drawn.clip.wave)
+        for drawn in evenly_spaced_clips(shards, 23, ClipRequirements())
     }
     at_the_edge = 0
     for wave, frames, utterance in zip(*found, strict=True):
@@ -34,7 +34,7 @@ def test_a_segment_is_the_wave_of_its_clip_and_has_the_mel_of_the_whole_clip_the
     assert at_the_edge
 
 
-def test_segments_depend_on_the_pack_alone(shards: ShardSet) -> None:
+def test_segments_depend_only_on_the_pack(shards: ShardSet) -> None:
     config = SegmentConfig(frames=20, per_pack=4)
     shape = PackShape(8, BLOCK_FRAMES, 4, 8, shards.manifest.mel)
     packs = [

@@ -67,7 +67,7 @@ def test_only_models_with_x_vectors_read_and_train_on_them(stored: ShardSet, tmp
     encode = without.model.encoder.forward
     without.model.encoder.forward = lambda mel, x: encode(mel, 0 * x)  # type: ignore[method-assign]
     fit_decoder(tmp_path / "zeros", without, decoder_data(stored, lanes=1), 3)
-    trained, untrained = (each.model.dit.from_condition.weight[:, -WIDTH:] for each in (module, without))
+    trained, untrained = (run.model.dit.from_condition.weight[:, -WIDTH:] for run in (module, without))
     assert (trained - untrained).abs().max() > 1e-4
     fit_decoder(tmp_path / "without", decoder_module(), decoder_data(stored, lanes=1), 1)
 

@@ -128,7 +128,7 @@ def test_an_unknown_value_is_an_empty_cell(tmp_path: Path) -> None:
         assert [*csv.reader(file)] == [["clip", "stoi"], ["é,1", ""], ["b", "0.5"]]
 
 
-def test_metrics_are_read_but_for_what_is_no_number_and_the_row_that_is_being_written(tmp_path: Path) -> None:
+def test_metrics_are_read_without_text_values_and_the_unfinished_last_row(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
     (tmp_path / "csv").mkdir()
     (tmp_path / "csv" / "metrics.csv").write_text("step,val/loss,note\n1,,x\n2,nan,\n3,0.25,\n4,0.")
@@ -137,6 +137,6 @@ def test_metrics_are_read_but_for_what_is_no_number_and_the_row_that_is_being_wr
     assert second["step"] == 2 and math.isnan(second["val/loss"])
 
 
-def test_a_point_as_dear_as_a_better_one_or_without_a_score_is_not_on_the_front() -> None:
+def test_a_point_at_the_cost_of_a_better_one_or_without_a_score_is_not_on_the_front() -> None:
     points = [(1, 2.0), (1, 3.0), (2, 3.0), (3, math.nan), (4, 4.0)]
     assert pareto_front(points, cost=lambda p: p[0], gain=lambda p: p[1]) == [(1, 3.0), (4, 4.0)]

@@ -1,4 +1,4 @@
-"""Files and folders are told apart from their names and headers; ids of the hub stand for folders."""
+"""Kinds of files and folders are identified from names and headers; ids of the hub are downloaded as folders."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ FILES: dict[str, tuple[Kind, Any]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_torch_file_is_told_by_its_entries(tmp_path: Path, name: str) -> None:
+def test_a_torch_file_is_identified_by_its_entries(tmp_path: Path, name: str) -> None:
     kind, content = FILES[name]
     torch.save(content, tmp_path / name)
     assert identify(tmp_path / name) is kind
@@ -47,14 +47,14 @@ def test_a_torch_file_is_told_by_its_entries(tmp_path: Path, name: str) -> None:
         ([], Kind.UNKNOWN),
     ],
 )
-def test_a_folder_is_told_by_its_files(tmp_path: Path, files: list[str], kind: Kind) -> None:
+def test_a_folder_is_identified_by_its_files(tmp_path: Path, files: list[str], kind: Kind) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert identify(tmp_path) is kind
 
 
-def test_a_safetensors_file_is_told_by_its_name(tmp_path: Path) -> None:
+def test_a_safetensors_file_is_identified_by_its_name(tmp_path: Path) -> None:
     for name, kind in (("bigvgan_generator.safetensors", Kind.BIGVGAN), ("a.safetensors", Kind.QWEN)):
         save_file({"a": torch.zeros(1)}, tmp_path / name)
         assert identify(tmp_path / name) is kind

@@ -1,4 +1,4 @@
-"""The flow against closed forms: paths whose velocity is known, equations whose answer is known."""
+"""The flow against closed forms: paths with known velocity, equations with known solution."""
 
 import math
 
@@ -13,7 +13,7 @@ from sf_lightning.flow.solver import TABLEAUS, Method, Solver, SolverState, sway
 from sf_lightning.model.blocks import Blocks
 
 
-def test_the_path_begins_at_noise_ends_at_mel_and_its_velocity_leads_along_it() -> None:
+def test_the_path_starts_at_noise_ends_at_the_mel_and_its_velocity_points_to_the_mel() -> None:
     x_0, x_1 = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     start, end = (straight_path(x_0, x_1, torch.tensor(t)) for t in (0.0, 1.0))
     assert torch.equal(start.x_t, x_0) and torch.allclose(end.x_t, x_1)
@@ -31,7 +31,7 @@ def test_every_solver_is_exact_on_a_straight_path(method: Method, steps: int) ->
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
 def test_solvers_converge_with_their_order(method: Method, order: int) -> None:
-    # dx/dt = x + t has the answer 2 e^t - t - 1 for x(0) = 1.
+    # dx/dt = x + t has the solution 2 e^t - t - 1 for x(0) = 1.
     exact = 2 * math.e - 2
 
     def error(steps: int) -> float:
@@ -43,7 +43,7 @@ def test_solvers_converge_with_their_order(method: Method, order: int) -> None:
 
 
 @pytest.mark.parametrize(("method", "stages"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
-def test_solvers_call_the_network_as_often_as_they_say(method: Method, stages: int) -> None:
+def test_solvers_call_the_network_num_evaluations_times(method: Method, stages: int) -> None:
     calls: list[int] = []
 
     def velocity(x: torch.Tensor, number: int) -> torch.Tensor:
@@ -57,7 +57,7 @@ def test_solvers_call_the_network_as_often_as_they_say(method: Method, stages: i
 
 
 @pytest.mark.parametrize("method", TABLEAUS)
-def test_a_solver_that_is_stopped_after_any_evaluation_goes_on_as_if_it_were_not(method: Method) -> None:
+def test_a_solver_resumes_after_any_evaluation_with_the_same_result(method: Method) -> None:
     solver = Solver(3, method)
 
     def velocity(x: torch.Tensor, number: int) -> torch.Tensor:
@@ -71,14 +71,14 @@ def test_a_solver_that_is_stopped_after_any_evaluation_goes_on_as_if_it_were_not
     assert torch.equal(progress.x, solver.integrate(velocity, x_0))
 
 
-def test_sway_crowds_steps_near_the_noise_and_keeps_the_ends() -> None:
+def test_sway_makes_steps_denser_near_the_noise_and_keeps_both_ends() -> None:
     grid = sway_grid(10, -1.0)
     assert grid[0] == 0 and grid[-1] == pytest.approx(1)
     assert (grid.diff().diff() > 0).all()
     torch.testing.assert_close(sway_grid(4, 0.0), torch.linspace(0, 1, 5, dtype=torch.float64))
 
 
-def test_noise_is_a_function_of_seed_and_block_alone() -> None:
+def test_noise_depends_only_on_seed_and_block() -> None:
     long = block_noise(3, 0, 6, 24, 80)
     assert torch.equal(long[2:5], block_noise(3, 2, 3, 24, 80))
     assert not torch.equal(long[2], block_noise(4, 2, 1, 24, 80)[0])
@@ -87,11 +87,11 @@ def test_noise_is_a_function_of_seed_and_block_alone() -> None:
     assert block_noise(3, 10**12, 1, 24, 80).isfinite().all()
 
 
-def test_keys_that_join_to_the_same_digits_are_different_keys() -> None:
+def test_keys_with_the_same_joined_digits_give_different_seeds() -> None:
     assert keyed_generator(1, 23).initial_seed() != keyed_generator(12, 3).initial_seed()
 
 
-def test_the_loss_weighs_every_valid_frame_alike_and_padding_not_at_all() -> None:
+def test_the_loss_weights_valid_frames_equally_and_ignores_padding() -> None:
     velocity, dx_t = torch.zeros(2, 4, 3), torch.ones(2, 4, 3)
     valid = torch.tensor([[True] * 4, [True, False, False, False]])
     assert flow_matching_loss(velocity, dx_t, valid).mean() == pytest.approx(5 / 8)
@@ -106,12 +106,12 @@ def test_conditions_are_dropped_per_utterance_and_independently() -> None:
     assert speaker[tokens].all()
 
 
-def test_a_drop_that_is_no_probability_is_refused() -> None:
+def test_a_drop_probability_above_1_is_refused() -> None:
     with pytest.raises(ValueError, match=r"drop.speaker is 1.5"):
         DropConfig(speaker=1.5)
 
 
-def test_times_lie_within_the_path_and_crowd_in_the_middle() -> None:
+def test_times_are_between_0_and_1_and_denser_in_the_middle() -> None:
     random = torch.Generator().manual_seed(0)
     normal, uniform = (draw_times(20000, kind, random) for kind in ("logit_normal", "uniform"))
     for t in (normal, uniform):

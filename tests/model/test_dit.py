@@ -1,4 +1,4 @@
-"""The network on a list of blocks: what reaches what, and that it equals the same masks run dense."""
+"""The network on a list of blocks: receptive fields, padding, and equality with dense attention masks."""
 
 import dataclasses
 from contextlib import nullcontext
@@ -27,7 +27,7 @@ LAYOUTS = {
 
 
 def inputs(blocks: Blocks, seed: int = 0) -> dict[str, Tensor]:
-    """Random inputs of a list of blocks."""
+    """Returns random inputs for a list of blocks."""
     random = torch.Generator().manual_seed(seed)
     count, size, users = len(blocks), blocks.block_size, blocks.num_utterances
     return {
@@ -39,30 +39,30 @@ def inputs(blocks: Blocks, seed: int = 0) -> dict[str, Tensor]:
 
 
 def run(dit: DiT, blocks: Blocks, x: Tensor, t: Tensor, tokens: Tensor, speaker: Tensor) -> Tensor:
-    """The velocity with nothing dropped."""
+    """Returns the velocity with no condition dropped."""
     kept = torch.zeros(blocks.num_utterances, dtype=torch.bool)
     return dit(x, t, dit.condition(tokens, speaker, blocks, kept), blocks)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 @torch.inference_mode()
-def test_a_changed_token_moves_exactly_the_blocks_that_see_it(name: str) -> None:
+def test_a_changed_token_changes_exactly_the_blocks_that_have_it_in_their_receptive_field(name: str) -> None:
     layout = LAYOUTS[name]
     dit = small_dit(layout)
     blocks = Blocks.from_lengths([9 * layout.block_size], layout.block_size)
     given = inputs(blocks)
     before = run(dit, blocks, **given)
-    assert before.abs().mean() > 0.1  # a silent network would pass everything below
+    assert before.abs().mean() > 0.1  # an output of zeros would pass the checks below
     given["tokens"] = given["tokens"].clone()
     given["tokens"][4, 1] = (given["tokens"][4, 1] + 1) % SMALL_DIT.vocabulary
-    moved = (run(dit, blocks, **given) - before).abs().amax((1, 2)) > 0
-    sees = [layout.field.includes(4 - block) for block in range(9)]
-    assert moved.tolist() == sees
+    changed = (run(dit, blocks, **given) - before).abs().amax((1, 2)) > 0
+    expected = [layout.field.includes(4 - block) for block in range(9)]
+    assert changed.tolist() == expected
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 @torch.inference_mode()
-def test_padding_and_neighbours_in_the_pack_change_nothing(name: str) -> None:
+def test_padding_and_other_utterances_of_a_pack_have_no_effect(name: str) -> None:
     layout = LAYOUTS[name]
     size = layout.block_size
     dit = small_dit(layout)
@@ -87,11 +87,11 @@ def test_padding_and_neighbours_in_the_pack_change_nothing(name: str) -> None:
 
 
 @torch.inference_mode()
-def test_blocks_that_belong_to_nobody_change_nothing() -> None:
+def test_empty_blocks_have_no_effect() -> None:
     real = Blocks.from_lengths([60], 24)
     given = inputs(real)
-    # Three empty blocks after it, numbered as a pack numbers them: utterance 0, position 0.
-    empty = Blocks(
+    # With three empty blocks after it, numbered as in a pack: utterance 0, position 0.
+    padded = Blocks(
         torch.cat([real.utterance, torch.zeros(3, dtype=torch.long)]),
         torch.cat([real.position, torch.zeros(3, dtype=torch.long)]),
         torch.cat([real.valid, torch.zeros(3, 24, dtype=torch.bool)]),
@@ -101,13 +101,13 @@ def test_blocks_that_belong_to_nobody_change_nothing() -> None:
     more = {name: torch.cat([given[name], 5 * torch.ones_like(given[name])]) for name in ("x", "tokens")}
     for layout in (LAYOUTS["sr"], LAYOUTS["all"]):
         dit = small_dit(layout)
-        longer = run(dit, empty, more["x"], given["t"], more["tokens"], given["speaker"])
+        longer = run(dit, padded, more["x"], given["t"], more["tokens"], given["speaker"])
         assert longer.isfinite().all()
         torch.testing.assert_close(longer[:3][real.valid], run(dit, real, **given)[real.valid], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.bounded])
-def test_the_block_path_equals_the_dense_masks_and_so_do_its_gradients(name: str) -> None:
+def test_block_masks_give_the_velocity_and_gradients_of_dense_masks(name: str) -> None:
     layout = LAYOUTS[name]
     blocks = Blocks.from_lengths([3 * layout.block_size + 4, 2 * layout.block_size], layout.block_size)
     given = inputs(blocks)
@@ -126,18 +126,18 @@ def test_the_block_path_equals_the_dense_masks_and_so_do_its_gradients(name: str
 
 
 @pytest.mark.parametrize("name", ["past", "all"])
-def test_baselines_on_packs_are_what_they_are_on_utterances(name: str) -> None:
+def test_unbounded_layouts_give_the_same_velocity_on_packs_as_on_utterances(name: str) -> None:
     layout = LAYOUTS[name]
     size = layout.block_size
-    # Two packs of six blocks: of three utterances and a block of nobody, and of one that fills it.
+    # Two packs of six blocks: three utterances and an empty block, and one utterance.
     first, second = Blocks.from_lengths([2 * size, size + 4, 20], size), Blocks.from_lengths([6 * size], size)
-    nobody = Blocks(
+    empty = Blocks(
         torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), first.valid[:1] & False, 3, 6
     )
     packs = []
     for blocks in (first, second):
         missing = 6 - len(blocks)
-        parts = [blocks, *[nobody] * missing]
+        parts = [blocks, *[empty] * missing]
         fields = ([getattr(part, field) for part in parts] for field in ("utterance", "position", "valid"))
         packs.append(Blocks(*map(torch.cat, fields), blocks.num_utterances, 6, packed=True))
     packed = Blocks.cat(packs)
@@ -149,7 +149,7 @@ def test_baselines_on_packs_are_what_they_are_on_utterances(name: str) -> None:
     torch.testing.assert_close(y[packed.valid], expected[packed.valid], atol=1e-5, rtol=0)
 
 
-def test_training_in_bf16_on_a_cpu_attends_like_fp32() -> None:
+def test_bf16_autocast_on_a_cpu_is_close_to_fp32() -> None:
     layout = LAYOUTS["sr"]
     dit = small_dit(layout)
     blocks = Blocks.from_lengths([60, 40], 24)
@@ -160,14 +160,14 @@ def test_training_in_bf16_on_a_cpu_attends_like_fp32() -> None:
     assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
 
 
-def test_a_fresh_network_says_zero_for_its_gates_and_output_are_zero() -> None:
+def test_an_untrained_network_outputs_zero() -> None:
     layout = LAYOUTS["sr"]
     blocks = Blocks.from_lengths([48], 24)
     assert (run(DiT(SMALL_DIT, layout), blocks, **inputs(blocks)) == 0).all()
 
 
 @torch.inference_mode()
-def test_the_null_condition_is_not_a_real_code_and_forgets_the_speaker() -> None:
+def test_the_null_condition_equals_no_code_and_does_not_depend_on_the_speaker() -> None:
     model = small_model(LAYOUTS["sr"])
     blocks = Blocks.from_lengths([48], 24)
     given = inputs(blocks)
@@ -180,14 +180,14 @@ def test_the_null_condition_is_not_a_real_code_and_forgets_the_speaker() -> None
         assert not torch.allclose(real, null)
 
 
-def test_neighbours_are_found_within_an_utterance_only() -> None:
+def test_neighboring_blocks_belong_to_the_same_utterance() -> None:
     blocks = Blocks.from_lengths([48, 24, 30], 24)
     assert blocks.has_neighbor(-1).tolist() == [False, True, False, False, True]
     assert blocks.has_neighbor(1).tolist() == [True, False, False, True, False]
     assert block_mask(Span(1, 0), blocks, 8).mask[4, 0, 0].int().tolist() == [1] * 24 + [1] * 6 + [0] * 18
 
 
-def test_a_block_that_does_not_hold_whole_tokens_is_refused() -> None:
+def test_a_block_size_that_is_no_multiple_of_a_token_is_refused() -> None:
     with pytest.raises(ValueError, match="block_size 26 does not hold whole tokens of 4 frames"):
         DiT(SMALL_DIT, Layout(2, 26, (), ()))
 
@@ -198,7 +198,7 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["sr", "block"])
-def test_long_lists_taken_in_slices_give_the_same_velocity_and_gradients(name: str) -> None:
+def test_long_lists_processed_in_slices_give_the_same_velocity_and_gradients(name: str) -> None:
     layout = LAYOUTS[name]
     blocks = Blocks.from_lengths([60 * 24 - 4, 20, 50 * 24], 24)
     assert len(blocks) > 2 * dit_module.BLOCKS_AT_ONCE
@@ -221,13 +221,13 @@ def test_long_lists_taken_in_slices_give_the_same_velocity_and_gradients(name: s
 
 @pytest.mark.parametrize("frames", [4, 20, 24, 28, 180_000])
 @torch.inference_mode()
-def test_any_length_from_a_token_to_half_an_hour_is_a_velocity(frames: int) -> None:
+def test_any_length_from_a_token_to_half_an_hour_gives_a_finite_velocity(frames: int) -> None:
     dit = small_dit(LAYOUTS["sr"])
     blocks = Blocks.from_lengths([frames], 24)
     given = inputs(blocks)
     y = run(dit, blocks, **given)[blocks.valid]
     assert y.shape == (frames, 80) and y.isfinite().all()
-    # Its last second is what a short utterance would have had there: nothing depends on how long it has been.
+    # The last frames equal those of a short utterance: the velocity does not depend on the length of the past.
     start = max(0, len(blocks) - 6)
     short = Blocks.from_lengths([frames - 24 * start], 24)
     own = given | {"x": given["x"][start:], "tokens": given["tokens"][start:]}

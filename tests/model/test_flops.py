@@ -1,4 +1,4 @@
-"""What a forward pass costs, in closed form and as torch counts it."""
+"""FLOPs of a forward pass, in closed form and as counted by torch."""
 
 import math
 
@@ -15,23 +15,23 @@ from tests.toys.networks import SMALL_DIT
 
 
 def on_meta(config: DiTConfig, layout: Layout) -> DiT:
-    """A network of any size that takes no memory."""
+    """Returns a network on the meta device, which takes no memory."""
     with torch.device("meta"):
         return DiT(config, layout)
 
 
-def test_the_cost_of_a_frame_of_the_paper_s_network_in_closed_form() -> None:
-    width, layers, keys = 1024, 22, 24 * (19 + 3 * 2)  # three of the layers see two blocks
+def test_flops_per_frame_of_the_paper_s_network_in_closed_form() -> None:
+    width, layers, keys = 1024, 22, 24 * (19 + 3 * 2)  # three of the layers attend to two blocks
     in_and_out = 80 + (512 + 192) + 80
     matrices = 2 * (in_and_out * width + layers * (3 + 1 + 2 + 2) * width**2)
     assert flops_per_frame(on_meta(DiTConfig(), Layout())) == matrices + 4 * width * keys
 
 
 @pytest.mark.parametrize("unbounded", ["no", "all"])
-def test_it_is_what_torch_counts_but_for_the_time_of_each_utterance(unbounded: str) -> None:
+def test_flops_equal_the_count_of_torch_without_the_time_embedding(unbounded: str) -> None:
     near = {"backward": (0, 2), "forward": (2,)} if unbounded == "no" else {"backward": (), "forward": ()}
     dit = on_meta(SMALL_DIT, Layout(4, 8, unbounded=unbounded, **near))  # type: ignore[arg-type]
-    # Whole utterances of one length: there the dense path multiplies nothing but them.
+    # With whole utterances of one length, dense attention computes no padding.
     blocks, utterances = Blocks.from_lengths([32, 32], 8).to("meta"), 2
     tokens = torch.zeros(len(blocks), 2, dtype=torch.long, device="meta")
     none = torch.zeros(utterances, dtype=torch.bool, device="meta")
@@ -39,13 +39,13 @@ def test_it_is_what_torch_counts_but_for_the_time_of_each_utterance(unbounded: s
         condition = dit.condition(tokens, torch.zeros(utterances, 8, device="meta"), blocks, none)
         dit(torch.zeros(len(blocks), 8, 80, device="meta"), none.float(), condition, blocks)
     linears = [
-        each for part in (dit.time, dit.modulations) for each in part.modules() if isinstance(each, nn.Linear)
+        layer for part in (dit.time, dit.modulations) for layer in part.modules() if isinstance(layer, nn.Linear)
     ]
-    of_time = 2 * utterances * sum(each.weight.numel() for each in linears)
-    assert counter.get_total_flops() == blocks.valid.numel() * flops_per_frame(dit, blocks.longest) + of_time
+    time_flops = 2 * utterances * sum(layer.weight.numel() for layer in linears)
+    assert counter.get_total_flops() == blocks.valid.numel() * flops_per_frame(dit, blocks.longest) + time_flops
 
 
-def test_the_cost_of_an_unbounded_layout_grows_with_the_utterance_that_must_be_given() -> None:
+def test_flops_of_an_unbounded_layout_grow_with_the_longest_utterance_which_is_required() -> None:
     dit = on_meta(SMALL_DIT, Layout(4, 8, (), (), "past"))
     more = flops_per_frame(dit, longest=5) - flops_per_frame(dit, longest=3)
     assert more == 4 * SMALL_DIT.width * 4 * 8 * 2 and math.isfinite(more)

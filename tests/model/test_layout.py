@@ -58,7 +58,7 @@ def test_a_file_may_set_any_field_and_a_wrong_one_is_named(tmp_path: Path) -> No
         Layout.read(str(path))
 
 
-def test_a_layer_may_look_both_ways() -> None:
+def test_a_layer_may_look_back_and_ahead() -> None:
     assert Layout.preset("sr_low").spans[0] == Span(1, 1)
 
 
@@ -103,7 +103,7 @@ def test_latency_and_cost_follow_from_the_field() -> None:
         ({"block_size": 0}, "block_size 0"),
     ],
 )
-def test_an_impossible_layout_is_refused(change: dict, message: str) -> None:
+def test_an_invalid_layout_is_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Layout(**change)
 
@@ -122,7 +122,7 @@ def test_an_impossible_layout_is_refused(change: dict, message: str) -> None:
         ({"backward": 21, "forward": 20}, tuple(range(21)), tuple(range(1, 21))),
     ],
 )
-def test_numbers_of_layers_become_layers_where_placement_says(
+def test_numbers_of_layers_are_placed_according_to_placement(
     given: dict[str, Any], backward: tuple[int, ...], forward: tuple[int, ...]
 ) -> None:
     layout = Layout(**given)

@@ -1,4 +1,4 @@
-"""Exported decoders: they load to the bit, in every format there has been, and damage is named."""
+"""Exported decoders: bit-exact loading of all formats so far, and errors that name the damage."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -85,7 +85,7 @@ def test_a_digest_depends_on_weights_and_settings_but_not_on_the_version_that_wr
     assert other.digest == trained.digest != load_export(folder).digest
 
 
-def test_a_saved_decoder_loads_to_the_bit(folder: Path) -> None:
+def test_a_saved_decoder_loads_bit_exactly(folder: Path) -> None:
     saved, loaded = small_decoder(), load_export(folder)
     assert loaded.description == saved.description and not loaded.model.training
     weights = saved.model.state_dict()
@@ -95,7 +95,7 @@ def test_a_saved_decoder_loads_to_the_bit(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
 
 
-def test_the_digest_of_a_stored_export_is_what_it_was() -> None:
+def test_the_digest_of_a_stored_export_is_unchanged() -> None:
     assert load_export(EXPORTS / "format-1").digest == "8759f2da5f7cb9e8"  # evaluations store it
 
 
@@ -104,7 +104,7 @@ def test_an_export_of_the_current_format_is_stored() -> None:
 
 
 @pytest.mark.parametrize("stored", sorted(EXPORTS.iterdir()), ids=lambda path: path.name)
-def test_an_export_of_each_format_decodes_the_mel_of_its_time(stored: Path) -> None:
+def test_an_export_of_each_format_decodes_the_mel_that_is_stored_with_it(stored: Path) -> None:
     recorded = np.load(stored / "decoded.npz")
     decoder = load_decoder(stored)
     assert (decoder.config.steps, decoder.config.seed, decoder.model.layout.block_size) == (3, 5, 12)
@@ -186,7 +186,7 @@ def test_damaged_decode_settings_are_named(folder: Path, name: str) -> None:
     change(folder, lambda config: config[name].update(colour="red"))
     with pytest.raises(ValueError, match=f"{name}.colour is unknown"):
         load_decoder(folder)
-    assert load_pretrained(folder).model  # which does not need them
+    assert load_pretrained(folder).model  # loading a model does not need them
 
 
 def test_a_folder_that_cannot_be_completed_is_not_left_behind(

@@ -1,4 +1,4 @@
-"""Cached past: at full look-ahead a stream equals offline decoding."""
+"""Streaming with a KV cache: at full look-ahead a stream equals offline decoding."""
 
 from dataclasses import replace
 
@@ -97,7 +97,7 @@ def test_the_chunk_size_changes_nothing_at_full_lookahead_and_little_below() -> 
     assert (stream_with(1, 1) - stream_with(3, 1)).abs().max() > 1e-4
 
 
-def test_a_chunk_costs_its_blocks_and_their_lookahead_whatever_came_before() -> None:
+def test_a_chunk_costs_its_blocks_and_their_lookahead_at_any_position() -> None:
     decoder = small_decoder(Layout(4, 24, (0, 2), (1,)), chunk=2, lookahead=3)
     stream = decoder.open()
     costs = []

@@ -1,4 +1,4 @@
-"""`sf-sweep` as a user meets it, with a program that stands in for `sf-fit`."""
+"""The command `sf-sweep`, with a program that stands in for `sf-fit`."""
 
 import csv
 import os

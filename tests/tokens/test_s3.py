@@ -37,11 +37,11 @@ def test_the_number_of_tokens_follows_the_formula(s3: Tokenizer, samples: int) -
     wave = np.resize(synthetic_voice(2.0), samples)
     (tokens,) = s3.encode([wave])
 
-    def law(count: int) -> int:
+    def expected_tokens(count: int) -> int:
         return math.ceil(math.ceil(count // 160 / 2) / 2)
 
     pieces = [min(480000, samples - start) for start in range(0, samples, 480000)]
-    assert len(tokens) == sum(law(each) for each in pieces)
+    assert len(tokens) == sum(expected_tokens(piece) for piece in pieces)
     assert abs(4 * len(tokens) - samples // 160) <= 3  # what `sample` trims or pads
     assert tokens.dtype == np.int64 and 0 <= tokens.min() <= tokens.max() < s3.spec.vocabulary == 6561
 

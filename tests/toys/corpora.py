@@ -63,20 +63,20 @@ def files(folder: Path) -> dict[str, bytes]:
 def mutate(data: bytes, random: np.random.Generator) -> bytes:
     """Returns a tar with one of five kinds of damage."""
     out, kind = bytearray(data), random.integers(5)
-    if kind == 0:  # cut
+    if kind == 0:  # truncate
         return bytes(out[: random.integers(len(out))])
     if kind == 1:  # flip a few bits
         for place in random.integers(len(out), size=random.integers(1, 9)):
             out[place] ^= 1 << random.integers(8)
         return bytes(out)
     blocks = [bytes(out[i : i + 512]) for i in range(0, len(out), 512)]
-    if kind == 2:  # two blocks change places
+    if kind == 2:  # swap two blocks
         a, b = random.integers(len(blocks), size=2)
         blocks[a], blocks[b] = blocks[b], blocks[a]
-    elif kind == 3:  # a run of blocks is lost, or is there twice
+    elif kind == 3:  # drop or repeat a range of blocks
         a, length = random.integers(len(blocks)), random.integers(1, 20)
         blocks[a : a + length] = [] if random.random() < 0.5 else 2 * blocks[a : a + length]
-    else:  # a header lies about its size, with a checksum that is right
+    else:  # a wrong size in a header, with a correct checksum
         headers = [i for i, block in enumerate(blocks) if block[257:262] == b"ustar"]
         at = headers[random.integers(len(headers))]
         info = tarfile.TarInfo.frombuf(blocks[at], "utf-8", "strict")

@@ -1,4 +1,4 @@
-"""A small decoder that streams, and what it is given."""
+"""A small streaming decoder and its inputs."""
 
 import torch
 from torch import Tensor

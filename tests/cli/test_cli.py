@@ -1,4 +1,4 @@
-"""The commands, run as users run them."""
+"""The commands with the arguments that users give."""
 
 import csv
 import json

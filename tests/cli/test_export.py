@@ -26,7 +26,7 @@ step,train/loss,val/loss,streamed/stoi,streamed/gap,copy_synthesis/stoi,latency/
 1,,0.4,0.72,0.02,,510
 2,,0.3,0.83,0.03,,520
 """
-"""Of a run with a validation after each of three steps; the checkpoint is that of the second."""
+"""Metrics of a run with a validation after each of three steps; the checkpoint is that of the second step."""
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def test_jobs_that_end_at_the_same_time_both_succeed(
     assert files(tmp_path / "set") == files(tmp_path / "alone")
 
 
-def test_a_job_that_starts_while_another_one_completes_the_set_leaves_it_alone(
+def test_a_job_that_starts_while_another_one_completes_the_set_does_not_change_it(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts, begin = find_parts(emilia(tmp_path / "emilia"), 3), building._start_build

@@ -25,19 +25,19 @@ TINY = {"minutes": 0.1, "held_out": 2}
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus with one or two clips of every voice."""
+    """Returns a corpus with one or two clips of every voice."""
     out = tmp_path_factory.mktemp("demo") / "corpus"
     synthesize(out, **TOY)
     return out
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder`, by its path."""
+    """Returns the content of every file below `folder`, by its path."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def sentences(folder: Path) -> dict[str, str]:
-    """The sentence of each clip, by path."""
+    """Returns the sentence of each clip, by path."""
     lines = (folder / "sentences.tsv").read_text(encoding="utf-8").splitlines()
     return dict(line.split("\t") for line in lines)
 

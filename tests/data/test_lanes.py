@@ -99,7 +99,7 @@ def test_blocks_of_a_piece_equal_those_of_the_reflected_clip(tokens: int) -> Non
             assert int(made.blocks.valid.sum()) == min(24 * end, 4 * tokens) - 24 * first
 
 
-def test_packs_have_one_shape_and_pad_nothing_but_last_blocks(shards: ShardSet) -> None:
+def test_packs_have_one_shape_and_padding_only_in_last_blocks(shards: ShardSet) -> None:
     for pack in set_packs(shards, 10):
         assert pack.wave.shape == (16, 24 * 160 + 2 * MelConfig().pad)
         assert pack.tokens.shape == (16, 6) and pack.reference.shape == (6, 4000)

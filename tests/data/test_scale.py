@@ -31,7 +31,7 @@ def large(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_epoch_is_planned_from_the_manifest_alone_in_little_memory(
+def test_an_epoch_is_planned_only_from_the_manifest_in_little_memory(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []

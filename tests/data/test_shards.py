@@ -229,7 +229,7 @@ def test_a_damaged_index_is_refused(
 def test_audio_with_a_wrong_rate_or_length_in_its_header_is_undecodable() -> None:
     flac, slow = io.BytesIO(), io.BytesIO()
     soundfile.write(flac, synthetic_voice(1.0), 16000, format="FLAC")
-    soundfile.write(slow, synthetic_voice(1.0), 1, format="WAV")  # as it says: over four hours
+    soundfile.write(slow, synthetic_voice(1.0), 1, format="WAV")  # over four hours at the rate in its header
     lie = bytearray(flac.getvalue())
     lie[21] |= 0x0F
     lie[22:26] = b"\xff" * 4  # 2^36 - 1 samples
@@ -302,7 +302,7 @@ def test_a_broken_array_is_a_bad_sample(data: bytes) -> None:
         read_tokens(data, 50)
 
 
-def test_reference_crops_have_one_length_whatever_the_clip_has() -> None:
+def test_reference_crops_of_clips_of_any_length_have_one_length() -> None:
     for seconds in (0.3, 2.0, 5.0):
         crop = reference_crop(raw_sample(synthetic_voice(seconds), 1), MelConfig(), 32000, 0.5)
         assert crop.shape == (32000,) and np.abs(crop).max() > 0.01

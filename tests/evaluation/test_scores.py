@@ -28,7 +28,7 @@ def test_noise_lowers_every_score_and_silence_has_none() -> None:
     assert equal["similarity"] == pytest.approx(1.0, abs=1e-4) and silent["mel_l1"] == 0.0
 
 
-def test_spectral_distance_and_periodicity_are_scores_of_copies_alone() -> None:
+def test_only_copies_have_scores_of_spectral_distance_and_periodicity() -> None:
     wave, mel, edges = (
         torch.from_numpy(synthetic_voice(1.0)),
         torch.zeros(100, 80),

@@ -43,7 +43,7 @@ def test_two_writers_of_one_file_use_two_temporary_paths(tmp_path: Path) -> None
     assert path.read_text() == "1"
 
 
-def test_a_fixed_temporary_path_overwrites_what_a_killed_writer_left(tmp_path: Path) -> None:
+def test_a_fixed_temporary_path_overwrites_the_file_of_a_killed_writer(tmp_path: Path) -> None:
     left = tmp_path / ".a.writing"
     left.write_text("left behind")
     with atomic_path(tmp_path / "a", sync=True, temporary=left) as temporary:

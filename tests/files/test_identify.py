@@ -76,7 +76,7 @@ def test_no_code_in_a_file_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_another_kind_is_refused_with_what_it_is_and_what_is_expected(tmp_path: Path) -> None:
+def test_another_kind_is_refused_with_the_found_and_the_expected_kind(tmp_path: Path) -> None:
     torch.save(FILES["vocoder.ckpt"][1], tmp_path / "v.ckpt")
     with pytest.raises(ValueError, match=r"v.ckpt is a vocoder checkpoint of .*, which --vocoder takes: expected"):
         require_kind(tmp_path / "v.ckpt", *DECODERS)
@@ -97,7 +97,7 @@ def test_an_existing_path_is_never_looked_up_on_the_hub(tmp_path: Path, monkeypa
             local_path(name)
 
 
-def test_an_id_is_downloaded_with_its_revision_and_of_qwen_only_what_is_needed(
+def test_an_id_is_downloaded_with_its_revision_and_only_the_needed_files_of_qwen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, dict[str, Any]]] = []

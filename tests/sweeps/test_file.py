@@ -31,7 +31,7 @@ class _ParserReady(Exception):
 
 @pytest.fixture(scope="module")
 def parser() -> ArgumentParser:
-    """The parser of `sf-fit`, built once."""
+    """Returns the parser of `sf-fit`, built once."""
     parsers = []
 
     def keep(self: Any, parser: ArgumentParser, args: Any) -> None:

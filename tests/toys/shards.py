@@ -62,7 +62,7 @@ def set_packs(shards: ShardSet, count: int, state: LaneState = LaneState(), **ch
 
 
 def packs_equal(a: Batch, b: Batch) -> bool:
-    """Whether two packs are equal to the last bit."""
+    """Returns whether two packs are equal bit by bit."""
     tensors = (
         (a.wave, b.wave),
         (a.tokens, b.tokens),

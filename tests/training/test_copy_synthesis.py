@@ -98,7 +98,7 @@ def test_generated_mels_do_not_depend_on_the_number_of_ranks(shards: ShardSet, t
         assert torch.equal(mel, mels[2][key]), key
 
 
-def test_initial_weights_are_what_a_validation_evaluates(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_validation_before_training_evaluates_the_initial_weights(shards: ShardSet, tmp_path: Path) -> None:
     fit_vocoder(vocoder_module(), vocoder_data(shards), 2).save_checkpoint(tmp_path / "last.ckpt")
     module, trained = vocoder_module(init_from=str(tmp_path / "last.ckpt")), vocoder_module()
     validate(tmp_path, vocoder_data(shards), CopySynthesis(keep=0, iterations=2), module)

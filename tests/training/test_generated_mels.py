@@ -52,7 +52,7 @@ def test_a_decoder_that_predicts_the_exact_velocity_gives_the_mel_of_the_recordi
         torch.testing.assert_close(made, model.mel.frames(batch.wave), atol=1e-3, rtol=0)
 
 
-def test_generated_mels_depend_on_the_pack_alone_and_on_seed_and_guidance(shards: ShardSet) -> None:
+def test_generated_mels_depend_on_pack_seed_and_guidance_and_not_on_the_batch(shards: ShardSet) -> None:
     batch, model = two_packs(shards), small_model(LAYOUT)
     both = Teacher(model, 0.5, seed=0).predict_mels(batch)
     torch.rand(100)

@@ -22,6 +22,7 @@ from tests.toys.networks import SMALL_BIGVGAN
 
 # A shell that starts tests in the background ignores SIGINT, and the programs under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise under nohup
 # Nothing may be uploaded, even if an API key is configured. W&B reads this once per process.
 os.environ["WANDB_MODE"] = "offline"
 

@@ -65,7 +65,7 @@ def test_the_learning_rate_of_the_discriminators_must_match_on_resume(shards: Sh
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     require_matching_checkpoint(content, vocoder_module(optimizer=optimizer), resumed=True)
-    message = "checkpoint has discriminator_learning_rate 0.004, this run has None: give what"
+    message = "checkpoint has discriminator_learning_rate 0.004, this run has None: use the value of the checkpoint"
     with pytest.raises(ValueError, match=message):
         require_matching_checkpoint(content, vocoder_module(), resumed=True)
     # Older checkpoints lack the setting.

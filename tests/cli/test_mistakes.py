@@ -126,7 +126,7 @@ def test_shards_of_another_vocabulary_are_refused_before_anything_is_written(
         (["build", "--audio=/nowhere", "--out=OUT/x"], "no folder /nowhere"),
         (["build", "--audio=OUT", "--out=OUT/x"], "no audio under"),
         (["build", "--audio=OUT", "--out=OUT"], "exists already"),
-        (["build", "--audio=OUT/audio", "--out=OUT/x", "--tokenizer=/nowhere.npz"], "tokenizer /nowhere.npz: no such file"),
+        (["build", "--audio=OUT/audio", "--out=OUT/x", "--tokenizer=/nowhere.npz"], "nowhere.npz: no such file"),
         (["inspect", "--shards=OUT"], "no shard set at"),
         (["build", "--vocabulary=a"], "--vocabulary is a; expected an integer"),
         (["build"], "required: --audio, --out; see --help"),

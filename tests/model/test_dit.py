@@ -188,7 +188,7 @@ def test_neighboring_blocks_belong_to_the_same_utterance() -> None:
 
 
 def test_a_block_size_that_is_no_multiple_of_a_token_is_refused() -> None:
-    with pytest.raises(ValueError, match="layout.block_size is 26: expected a multiple of the 4 frames of a token"):
+    with pytest.raises(ValueError, match=r"block_size is 26: expected a multiple of the 4 frames of a token"):
         DiT(SMALL_DIT, Layout(2, 26, (), ()))
 
 

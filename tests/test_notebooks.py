@@ -58,7 +58,7 @@ def test_hear_streaming_and_offline_reports_latency_and_gap(
 ) -> None:
     fit_decoder(tmp_path, decoder_module(), decoder_data(shards), 3)
     output = run("03", monkeypatch, SF_SHARDS=shards.folder, SF_CKPT=tmp_path / "last.ckpt")
-    assert "first packet" in output and "  2 blocks ahead,   720 ms of waiting: gap" in output
+    assert "first packet" in output and "  2 blocks ahead,   720 ms of latency: gap" in output
 
 
 def test_choose_a_layout_reads_a_finished_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,8 +69,8 @@ def test_progress_advances_with_every_shard_of_a_tar(config: BuildConfig, tmp_pa
     seen: list[tuple[float, float, float]] = []
 
     class Watched(ProgressCounter):
-        def add(self, made: int = 0, seconds: float = 0.0, reused: int = 0) -> None:
-            super().add(made, seconds, reused)
+        def add(self, processed: int = 0, seconds: float = 0.0, reused: int = 0) -> None:
+            super().add(processed, seconds, reused)
             seen.append(self.read())
 
     build_part(part, Watched(), tmp_path / "set", config)

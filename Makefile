@@ -58,7 +58,7 @@ lint: setup  ## Lint, format, types, import layers
 	$(BIN)/lint-imports --no-cache --no-logo
 
 test: lint  ## Lint, then run all tests except slow, gpu and slurm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not slurm"
 
 test-slurm: setup  ## Run the job scripts on a two-node Slurm cluster on this machine (root on Debian)
 	tests/slurm/cluster.sh up

@@ -25,6 +25,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise under nohup
 # Nothing may be uploaded, even if an API key is configured. W&B reads this once per process.
 os.environ["WANDB_MODE"] = "offline"
+# Ranks of tests are forked from a process that has imported this, instead of each importing it for ten seconds.
+multiprocessing.set_forkserver_preload(["lightning.pytorch", "sf_lightning.cli.fit", "tests.toys.decoder"])
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,10 @@
 """Command lines of small runs, and the error of a command that must fail."""
 
+import multiprocessing
+import os
 import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -67,7 +71,7 @@ def vocoder_arguments(shards: ShardSet, run: Path, *more: str) -> list[str]:
 def logged_arguments(shards: Path | str, run: Path, *more: str) -> list[str]:
     """Returns the arguments of a decoder run that logs every step to CSV and saves a checkpoint every three."""
     return [
-        "--config=experiments/demo.yaml",
+        f"--config={DEMO}",
         f"--data.train={shards}",
         f"--data.val={shards}",
         f"--trainer.default_root_dir={run}",
@@ -98,3 +102,22 @@ def error_line(capsys: pytest.CaptureFixture, command, *args: str) -> str:
     errors = [line for line in lines if line.startswith("error: ")]
     assert exit_status.value.code == 2 and len(errors) == 1 and "Traceback" not in "\n".join(lines), lines
     return errors[0]
+
+
+def _run_command(main: Callable[[list[str]], None], arguments: list[str]) -> None:
+    """Runs a command in this process without its standard output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    main(arguments)
+
+
+def start_command(main: Callable[[list[str]], None], arguments: list[str]) -> BaseProcess:
+    """Starts a command in a process of its own, forked from one that has imported it (see conftest.py)."""
+    process = multiprocessing.get_context("forkserver").Process(target=_run_command, args=(main, arguments))
+    process.start()
+    return process
+
+
+def finish(process: BaseProcess) -> None:
+    """Waits until a command ends, which must succeed within three minutes."""
+    process.join(180)
+    assert process.exitcode == 0

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sf_lightning.cli import fit
 from sf_lightning.data.shards import ShardSet
-from tests.toys.cli import FIT, TOY_VOCODER, logged_arguments
+from tests.toys.cli import FIT, TOY_VOCODER, VOCODER_RECIPE, finish, logged_arguments, start_command
 
 
 def logged_vocoder_arguments(shards: Path | str, run: Path, *more: str) -> list[str]:
@@ -24,7 +25,7 @@ def logged_vocoder_arguments(shards: Path | str, run: Path, *more: str) -> list[
         if not argument.startswith(("--config", "--model", "--trainer.precision"))
     ]
     return [
-        "--config=experiments/vocoder_small.yaml",
+        f"--config={VOCODER_RECIPE}",
         *TOY_VOCODER,
         "--model.optimizer={freeze_steps: 2, decay: 0.99}",
         *shared,
@@ -44,12 +45,11 @@ def losses(run: Path) -> dict[int, str]:
 
 @pytest.mark.parametrize("recipe", [logged_arguments, logged_vocoder_arguments])
 def test_a_run_killed_within_an_epoch_resumes_with_the_losses_of_an_uninterrupted_run(
-    shards: ShardSet, tmp_path: Path, repository: Path, recipe: Callable[..., list[str]]
+    shards: ShardSet, tmp_path: Path, recipe: Callable[..., list[str]]
 ) -> None:
-    options = {"cwd": repository, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     more = ["--trainer.max_steps=20", "--data.num_workers=1", "--trainer.accelerator=cpu"]
-    subprocess.run([*FIT, *recipe(shards.folder, tmp_path / "twin", *more)], check=True, timeout=180, **options)
-    process = subprocess.Popen([*FIT, *recipe(shards.folder, tmp_path / "run", *more)], **options)
+    finish(start_command(fit.main, recipe(shards.folder, tmp_path / "twin", *more)))
+    process = start_command(fit.main, recipe(shards.folder, tmp_path / "run", *more))
     last, deadline = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + 120
     # Lightning writes a step's row after its callbacks save the step; a kill in between would lose that row.
     while time.monotonic() < deadline:
@@ -59,12 +59,11 @@ def test_a_run_killed_within_an_epoch_resumes_with_the_losses_of_an_uninterrupte
             if torch.load(last, weights_only=True)["global_step"] - 1 in losses(tmp_path / "run"):
                 break
             os.kill(process.pid, signal.SIGCONT)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     killed_at = max(losses(tmp_path / "run"), default=0)
     assert killed_at < 19, "it was too quick to be killed"
-    resumed = [*FIT, *recipe(shards.folder, tmp_path / "run", *more, "--ckpt_path=last")]
-    subprocess.run(resumed, check=True, timeout=180, **options)
+    finish(start_command(fit.main, recipe(shards.folder, tmp_path / "run", *more, "--ckpt_path=last")))
     twin, run = losses(tmp_path / "twin"), losses(tmp_path / "run")
     assert len(twin) == 20 and set(range(killed_at + 1, 20)) <= set(run)
     assert all(run[step] == twin[step] for step in run)

@@ -95,7 +95,8 @@ def train(
     folder.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ranks = multiprocessing.spawn(rank, (world, port, folder, shards, strategy, steps, validate), world, join=False)
+    arguments = (world, port, folder, shards, strategy, steps, validate)
+    ranks = multiprocessing.start_processes(rank, arguments, world, join=False, start_method="forkserver")
     assert ranks is not None
     deadline = time.monotonic() + 180
     while not ranks.join(timeout=1):  # returns whenever one rank has ended

@@ -1,6 +1,8 @@
 """Weights: torch files, safetensors files, their digest, and whether they fit a network."""
 
 import hashlib
+import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +22,23 @@ def read_torch(path: Path) -> dict[str, Any]:
         # Files of torch before 1.6 are not zip archives and cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # bytes that are not a pickle may raise almost any error
-        raise ValueError(f"{path} is no readable file of torch weights ({error!r:.100})") from error
+        raise ValueError(f"{path} is no readable file of torch weights ({reason_in_words(error)})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}: expected a state dict")
     return state
+
+
+def reason_in_words(error: BaseException) -> str:
+    """Returns why a file could not be read, in a few words.
+
+    >>> reason_in_words(EOFError("Ran out of input"))
+    "EOFError('Ran out of input')"
+    """
+    if isinstance(error, pickle.UnpicklingError):  # PyTorch advises to read the file without restriction
+        refused = re.search(r"GLOBAL ([\w.]{1,60})", str(error))
+        found = f"it names {refused[1]}, and " if refused else ""
+        return f"{found}only tensors and plain values are read"
+    return str(error)[:200] if type(error) is ValueError else repr(error)[:100]
 
 
 def weights_digest(weights: Mapping[str, Tensor], settings: str = "", length: int = 16) -> str:

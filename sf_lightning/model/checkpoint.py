@@ -6,13 +6,11 @@ Independent of resuming a run and of the networks of the weights.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, load
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sf_lightning.files.formats import CHECKPOINT_FORMAT, require_format
 from sf_lightning.files.identify import SHARDED_META, Kind, require_kind
+from sf_lightning.files.sharded import empty_tensors, load_shards
 from sf_lightning.files.torch_files import read_torch
 from sf_lightning.model.pretrained import WeightsOrigin
 
@@ -63,11 +61,6 @@ def read_checkpoint(path: Path, average: bool = True) -> Checkpoint:
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     """Returns the state dict of a module, put together from the shards of all ranks."""
-    reader = FileSystemReader(folder)
-    state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
-    }
-    load(state, storage_reader=reader, no_dist=True)
+    state = empty_tensors(folder, "state_dict.")
+    load_shards(state, folder)
     return {name.removeprefix("state_dict."): value for name, value in state.items()}

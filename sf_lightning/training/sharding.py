@@ -7,11 +7,20 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from sf_lightning.files.atomic import rename_synced
+from sf_lightning.files.identify import SHARDED_META
+from sf_lightning.files.sharded import load_shards
+from sf_lightning.files.torch_files import read_torch
 from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.training.lightning_internals import set_mesh_sizes
 from sf_lightning.training.saving import writing_path
@@ -56,6 +65,27 @@ class ShardedStrategy(ModelParallelStrategy):
         if self.is_global_zero:
             rename_synced(temporary, path)
         self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Loads the shards of all ranks as Lightning does, but runs no code in them.
+
+        Raises:
+            ValueError: if a file is missing or damaged, or holds anything but tensors and plain values.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        if not path.is_dir():
+            return super().load_checkpoint(path, True)
+        assert self.model is not None and self.lightning_module is not None
+        weights = {"state_dict": get_model_state_dict(self.model)}
+        load_shards(weights, path, collective=True)
+        self.model.load_state_dict(weights["state_dict"], strict=self.lightning_module.strict_loading)
+        for number, optimizer in enumerate(self.optimizers):
+            name = f"optimizer_{number}"
+            states = {name: get_optimizer_state_dict(self.model, optimizer)}
+            load_shards(states, path, collective=True)
+            options = StateDictOptions(cpu_offload=True)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=states[name], options=options)
+        return read_torch(path / SHARDED_META)
 
 
 StrategyRegistry.register("fsdp2", ShardedStrategy, "FSDP2 over all ranks", override=True)

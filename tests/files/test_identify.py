@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from sf_lightning.files.hub import local_path
 from sf_lightning.files.identify import DECODERS, Kind, identify, require_kind
+from tests.toys.hostile import Payload
 
 FILES: dict[str, tuple[Kind, Any]] = {
     "decoder.ckpt": (Kind.DECODER_CHECKPOINT, {"hyper_parameters": {"dit": {}}, "state_dict": {}}),
@@ -60,18 +61,8 @@ def test_a_safetensors_file_is_identified_by_its_name(tmp_path: Path) -> None:
         assert identify(tmp_path / name) is kind
 
 
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
-
-
 def test_no_code_in_a_file_runs(tmp_path: Path) -> None:
-    torch.save({"hyper_parameters": Bomb(tmp_path / "ran")}, tmp_path / "bad.ckpt")
+    torch.save({"hyper_parameters": Payload(tmp_path / "ran")}, tmp_path / "bad.ckpt")
     assert identify(tmp_path / "bad.ckpt") is Kind.UNKNOWN
     assert not (tmp_path / "ran").exists()
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pickle
 import socket
 import time
 from pathlib import Path
@@ -19,7 +20,9 @@ from sf_lightning.training import stop
 from sf_lightning.training.callbacks.last_checkpoint import LastCheckpoint
 from sf_lightning.training.callbacks.preemption import Preemption, stop_if_requested
 from sf_lightning.training.saving import newest_checkpoint
+from sf_lightning.training.sharding import ShardedStrategy
 from tests.toys.decoder import RankLosses, decoder_data, decoder_module, example_velocity
+from tests.toys.hostile import Payload
 
 
 class StopAt(L.Callback):
@@ -119,6 +122,20 @@ def test_sharded_training_has_the_losses_of_one_process_and_resumes_with_one_ran
     sharded = train(run, shards, 4, 6, "hsdp")
     torch.testing.assert_close(sharded, one, atol=1e-5, rtol=1e-5)
     assert len([*(run / "checkpoints").iterdir()]) == 1
+
+
+def test_no_code_in_a_sharded_checkpoint_runs_when_a_run_resumes(tmp_path: Path) -> None:
+    strategy = ShardedStrategy()
+    strategy.broadcast = lambda path, source=0: path  # type: ignore[method-assign, assignment]
+    strategy._lightning_module = L.LightningModule()
+    strategy.model = torch.nn.Linear(2, 1)
+    folder = tmp_path / "bad.ckpt"
+    folder.mkdir()
+    torch.save({"global_step": 1}, folder / "meta.pt")
+    (folder / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    with pytest.raises(ValueError, match=r"bad.ckpt/.metadata does not describe .*, which is refused"):
+        strategy.load_checkpoint(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow

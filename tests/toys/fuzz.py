@@ -59,7 +59,7 @@ def flip_bits(draw: random.Random, content: bytes) -> bytes:
 
 
 def damage(draw: random.Random, content: bytes) -> bytes:
-    """Returns a copy with bits flipped, an end or a middle missing, random or zero bytes inside, or random bytes."""
+    """Returns a copy with bits flipped, a part missing, random or zero bytes inside, or random bytes instead."""
     kind, start, size = draw.random(), draw.randrange(len(content)), draw.choice([1, 100, 512, 5000])
     if kind < 0.45:
         return flip_bits(draw, content)

@@ -10,6 +10,12 @@ from librosa.filters import mel as librosa_mel
 from torch import Tensor, nn
 from torch.nn import functional
 
+MAX_SAMPLE_RATE = 384_000
+"""Largest accepted sample rate in Hz; a file with a larger one would cost gigabytes."""
+
+MAX_FFT = 2**16
+"""Largest accepted length of the Fourier transform in samples."""
+
 
 @dataclass(frozen=True)
 class MelConfig:
@@ -23,6 +29,9 @@ class MelConfig:
         win_length: Length of the Hann window in samples.
         f_min: Lower edge of the lowest band in Hz.
         f_max: Upper edge of the highest band in Hz.
+
+    Raises:
+        ValueError: if lengths or edges are not in order, or a setting is out of its range.
 
     >>> MelConfig().frame_rate
     100.0
@@ -41,6 +50,20 @@ class MelConfig:
             raise ValueError(
                 f"mel: hop_length {self.hop_length}, win_length {self.win_length}, n_fft {self.n_fft}: "
                 "expected 0 < hop_length <= win_length <= n_fft"
+            )
+        if not (1 <= self.sample_rate <= MAX_SAMPLE_RATE and self.n_fft <= MAX_FFT):
+            raise ValueError(
+                f"mel: sample_rate {self.sample_rate}, n_fft {self.n_fft}: expected at most "
+                f"{MAX_SAMPLE_RATE} Hz and {MAX_FFT} samples"
+            )
+        if not 1 <= self.num_bands <= self.n_fft // 2 + 1:
+            raise ValueError(
+                f"mel.num_bands is {self.num_bands}: expected 1 to {self.n_fft // 2 + 1}, the bins of mel.n_fft "
+                f"{self.n_fft}"
+            )
+        if not 0 <= self.f_min < self.f_max:
+            raise ValueError(
+                f"mel.f_min is {self.f_min} Hz: expected 0 or more, and less than mel.f_max {self.f_max}"
             )
         if self.f_max > self.sample_rate / 2:
             raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sf_lightning.audio.wave import Wave
-from sf_lightning.data.held_out import evenly_spaced_clips
+from sf_lightning.data.held_out import evenly_spaced_clips, full_name, read_clips
 from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, read_speech
@@ -54,11 +54,29 @@ def find_clip(shards: ShardSet, key: str | None, trained: Pretrained) -> DrawnCl
     """
     requirements = ClipRequirements.from_config(trained.description.model, trained.description.tokenizer)
     requirements.check_set(shards)
-    samples = shards.samples if key is not None else 1
-    for drawn in evenly_spaced_clips(shards, samples, requirements):
-        if key in (None, drawn.clip.key):
-            return drawn
-    raise ValueError(f"--clip: {shards.folder} has no clip {key} that can be decoded")
+    if key is None:
+        clips = evenly_spaced_clips(shards, 1, requirements)
+    else:
+        clips = read_clips(shards, _find_sample(shards, key), requirements)
+    if (drawn := next(clips, None)) is None:
+        raise ValueError(f"--clip: {shards.name} has no clip {key or ''} that can be decoded".replace("  ", " "))
+    return drawn
+
+
+def _find_sample(shards: ShardSet, name: str) -> dict[int, list[int]]:
+    """Returns number of shard and of sample of the clip with a key, or SHARD/KEY; nothing if there is none.
+
+    Raises:
+        ValueError: if several have the key.
+    """
+    found = {}
+    for number in range(len(shards.manifest.shards)):
+        for i, row in enumerate(shards.read_index(number)):
+            if name in (row.key, full := full_name(shards, number, row.key)):
+                found[full] = number, i
+    if len(found) > 1 and name not in found:
+        raise ValueError(f"--clip: {len(found)} clips of {shards.name} are {name}: expected {' or '.join(found)}")
+    return {number: [i] for full, (number, i) in found.items() if full == name or len(found) == 1}
 
 
 def _load_array(path: Path) -> np.ndarray:

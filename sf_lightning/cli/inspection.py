@@ -5,29 +5,33 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sf_lightning.cli.options import require_positive
-from sf_lightning.data.corpus import clean_key
+from sf_lightning.data.held_out import clip_names, select_samples
 from sf_lightning.data.sample import find_audio, read_tokens
 from sf_lightning.data.shards import Manifest, ShardSet
+from sf_lightning.files.atomic import write_atomically
+from sf_lightning.files.text import file_name, printable, redacted
 
 MAX_ROWS = 20
 """Number of shards in the table of `sf-shards inspect`."""
 
 
-def describe(folder: Path, manifest: Manifest) -> None:
+def describe(folder: Path | str, manifest: Manifest) -> None:
     """Prints a summary of a set in one line."""
     seconds = sum(shard.seconds for shard in manifest.shards)
     skipped = ", ".join(f"{count} {cause}" for cause, count in manifest.skipped.items())
     spec = manifest.tokenizer
     length = f"{seconds / 60:.1f} minutes" if seconds < 36000 else f"{seconds / 3600:.1f} hours"
-    print(
-        f"{folder}: {sum(shard.samples for shard in manifest.shards)} clips, {length}, "
+    line = (
+        f"{redacted(folder)}: {sum(shard.samples for shard in manifest.shards)} clips, {length}, "
         f"{len(manifest.shards)} shards, {spec.name} tokens with {spec.vocabulary} codes ({spec.digest})"
         + (f"; x-vectors of {manifest.x_vectors}" if manifest.x_vectors else "")
         + (f"; skipped: {skipped}" if skipped else "")
     )
+    print(printable(line))
 
 
 def sample(shards: str, out: str, count: int = 5, seed: int = 0) -> None:
@@ -41,21 +45,18 @@ def sample(shards: str, out: str, count: int = 5, seed: int = 0) -> None:
     """
     require_positive(count=count)
     source, folder = ShardSet(shards), Path(out)
-    drawn = set(np.random.default_rng(seed).permutation(source.samples)[:count].tolist())
+    drawn = np.random.default_rng(seed).choice(source.samples, min(count, source.samples), replace=False).tolist()
+    selected = select_samples(source, drawn)  # of other shards neither tar nor index is downloaded
     folder.mkdir(parents=True, exist_ok=True)
-    start = 0
-    for number, info in enumerate(source.manifest.shards):
-        selected = [i - start for i in range(start, start + info.samples) if i in drawn]
-        start += info.samples
-        if not selected:  # neither shard nor index is downloaded
-            continue
+    for number, names in clip_names(source, selected).items():
         rows = source.read_index(number)
-        for raw in source.read_samples(number, [rows[i] for i in selected]):
+        chosen = dict(zip((rows[i].key for i in selected[number]), names, strict=True))
+        for raw in source.read_samples(number, [row for row in rows if row.key in chosen]):
             suffix, audio = find_audio(raw)
-            key = clean_key(raw["__key__"])  # keys of a foreign set may point outside the folder
-            for name, data in ((suffix, audio), ("json", raw.get("json", b"{}"))):
-                (folder / f"{key}.{name}").write_bytes(data)
-            print(folder / f"{key}.{suffix}")
+            name = file_name(chosen[raw["__key__"]])
+            for ending, data in ((suffix, audio), ("json", raw.get("json", b"{}"))):
+                write_atomically(folder / f"{name}.{ending}", data)
+            print(printable(folder / f"{name}.{suffix}"))
 
 
 def inspect(shards: str, read: int = 4) -> None:
@@ -68,11 +69,13 @@ def inspect(shards: str, read: int = 4) -> None:
     require_positive(read=read)
     source = ShardSet(shards)
     manifest, console = source.manifest, Console()
-    describe(Path(shards), manifest)
+    describe(shards, manifest)
     table = Table("shard", "clips", "tokens", "minutes", "MB", "digest")
     for shard in manifest.shards[:MAX_ROWS]:
         minutes, size = f"{shard.seconds / 60:.1f}", f"{shard.bytes / 1e6:.1f}"
-        table.add_row(shard.name, str(shard.samples), str(shard.tokens), minutes, size, shard.digest[:12])
+        table.add_row(
+            shard.name, str(shard.samples), str(shard.tokens), minutes, size, escape(printable(shard.digest[:12]))
+        )
     console.print(table)
     if len(manifest.shards) > MAX_ROWS:
         print(f"and {len(manifest.shards) - MAX_ROWS} more")
@@ -83,10 +86,10 @@ def inspect(shards: str, read: int = 4) -> None:
     for count, low, high in zip(counts, edges, edges[1:], strict=False):
         console.print(f"{low:6.1f} to {high:5.1f} s {count:8d} {'#' * round(40 * count / counts.max())}")
     languages = Counter(row.language or "unknown" for row in rows)
-    print("languages: " + ", ".join(f"{name} {count}" for name, count in languages.most_common()))
+    print(printable("languages: " + ", ".join(f"{name} {count}" for name, count in languages.most_common())))
     speakers = Counter(row.speaker for row in rows)
     most = ", ".join(f"{name} {count}" for name, count in speakers.most_common(3))
-    print(f"speakers: {len(speakers)}, most clips: {most}")
+    print(printable(f"speakers: {len(speakers)}, most clips: {most}"))
     used = np.zeros(manifest.tokenizer.vocabulary, np.int64)
     chosen = range(len(manifest.shards))[:: max(1, len(manifest.shards) // read)][:read]
     for number in chosen:

@@ -78,7 +78,7 @@ class RecordRun(SaveConfigCallback):
             "commit": _commit(),
             "initialized_from": pl_module.initialized_from,
             "shards": {
-                str(shards.folder): [shard.digest for shard in shards.manifest.shards] for shards in datamodule.sets
+                shards.name: [shard.digest for shard in shards.manifest.shards] for shards in datamodule.sets
             },
         } | pl_module.description()
         for logger in trainer.loggers:

@@ -7,7 +7,6 @@ by weight. There is no shuffle buffer with hidden state: a lane resumes from a f
 current groups again.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,8 +21,9 @@ from sf_lightning.data.references import References, SampleName
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, Clip, RawSample
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.files.text import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class SetPosition(NamedTuple):
@@ -184,7 +184,7 @@ class _SetReader:
     def __post_init__(self) -> None:
         if self.shards.samples < self.config.num_lanes:
             raise ValueError(
-                f"{self.shards.folder} has {self.shards.samples} samples for {self.config.num_lanes} lanes: "
+                f"{self.shards.name} has {self.shards.samples} samples for {self.config.num_lanes} lanes: "
                 "lower --data.lanes or build a larger set"
             )
 
@@ -251,7 +251,7 @@ class _SetReader:
 
     def _is_too_short(self, tokens: int, name: SampleName) -> bool:
         """Returns whether a clip of `tokens` tokens is skipped; raises if the first 20 clips all are."""
-        required, folder = self.config.requirements.min_frames, self.shards.folder
+        required, folder = self.config.requirements.min_frames, self.shards.name
         frames = tokens * self.shards.manifest.tokenizer.frames_per_token
         self.longest = max(self.longest, frames)
         if frames >= required:
@@ -277,12 +277,12 @@ class _SetReader:
         self.bad[error.cause] += 1
         self.skipped[error.cause] += 1
         shard, limit = self.shards.manifest.shards[name.shard].name, self.config.max_bad_share
-        log.warning("skipped %s in %s of %s: %s", name.key, shard, self.shards.folder, error)
+        log.warning("skipped %s in %s of %s: %s", name.key, shard, self.shards.name, error)
         bad = self.bad.total()
         if self.num_read >= 20 and bad > limit * self.num_read:
             causes = ", ".join(f"{cause}: {count}" for cause, count in self.bad.items())
             raise RuntimeError(
-                f"{bad} of {self.num_read} samples of {self.shards.folder} are broken ({causes}), the last one "
+                f"{bad} of {self.num_read} samples of {self.shards.name} are broken ({causes}), the last one "
                 f"{name.key} in {shard}: repair the set with sf-shards verify, or raise --data.max_bad_share "
                 f"above {limit}"
             )

@@ -52,7 +52,7 @@ class ClipRequirements:
         Raises:
             ValueError: with both values and the option to change, if it does not.
         """
-        manifest, source = shards.manifest, str(shards.folder)
+        manifest, source = shards.manifest, shards.name
         if self.x_vectors:
             _require_equal(
                 source,

@@ -9,7 +9,7 @@ speech/train/
 
 import io
 import json
-import logging
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,10 +22,20 @@ from sf_lightning.data.sample import Clip, RawSample, decode_clip
 from sf_lightning.data.store import Store
 from sf_lightning.files.digest import digest_of
 from sf_lightning.files.formats import SHARDS_FORMAT, require_format
-from sf_lightning.files.records import from_plain
+from sf_lightning.files.records import from_plain, parse_json
+from sf_lightning.files.text import get_logger
 from sf_lightning.tokens.base import TokenizerSpec
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
+
+MAX_MANIFEST_BYTES = 2**28
+"""Size of a manifest of a million shards."""
+
+MAX_TABLE_VALUES = 2**28
+"""Numbers in the lookup table of a set, which is 1 GiB; that of 6,561 codes has 2 million."""
+
+MAX_X_VECTOR_WIDTH = 2**16
+"""Largest accepted width of an x-vector."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,8 @@ class ShardInfo:
         digest: SHA-256 of the tar.
 
     Raises:
-        ValueError: if a count is negative or the name is not a file name.
+        ValueError: if a number is negative, or larger than the size of the tar allows, or the name has characters
+            other than letters, digits, `_`, `-` and single dots, or its index that of a file of every set.
     """
 
     name: str
@@ -52,11 +63,15 @@ class ShardInfo:
     digest: str
 
     def __post_init__(self) -> None:
-        if min(self.samples, self.tokens, self.bytes) < 0 or not self.seconds >= 0:
+        # The name is appended to a folder or URL, or inserted into a shell command, there maybe between quotes.
+        if not re.fullmatch(r"(?!(manifest|build)\.tar)\w([\w-]|\.(?!\.))*\.tar", self.name):
+            raise ValueError(
+                f"shard {self.name!r:.80}: expected the name of a tar, of letters, digits, `_`, `-` and single dots"
+            )
+        if min(self.samples, self.tokens, self.bytes) < 0 or not 0 <= self.seconds < math.inf:
             raise ValueError(f"shard {self.name} has a negative number of samples, tokens, bytes or seconds")
-        # The name is appended to a folder or URL, or inserted into a shell command.
-        if not re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*\.tar", self.name):
-            raise ValueError(f"shard {self.name!r}: expected the file name of a tar, without a folder")
+        if max(self.samples, self.tokens) > self.bytes:
+            raise ValueError(f"shard {self.name} has more samples or tokens than bytes")
 
     @property
     def index_name(self) -> str:
@@ -75,6 +90,9 @@ class Manifest:
         skipped: Number of clips that were skipped when it was built, by cause.
         x_vectors: Name of the speaker encoder whose x-vectors are stored beside the tokens; empty for none.
         x_vector_width: Width X of an x-vector.
+
+    Raises:
+        ValueError: if two shards have the same name, or the lookup table or an x-vector would be too large.
     """
 
     mel: MelConfig
@@ -83,6 +101,18 @@ class Manifest:
     skipped: dict[str, int]
     x_vectors: str = ""
     x_vector_width: int = 0
+
+    def __post_init__(self) -> None:
+        if len({shard.name for shard in self.shards}) < len(self.shards):
+            raise ValueError("two shards have the same name")
+        spec = self.tokenizer
+        if spec.vocabulary * spec.frames_per_token * self.mel.num_bands > MAX_TABLE_VALUES:
+            raise ValueError(
+                f"{spec.vocabulary} codes of {spec.frames_per_token} frames of {self.mel.num_bands} bands: "
+                f"expected at most {MAX_TABLE_VALUES} numbers in the lookup table"
+            )
+        if not 0 <= self.x_vector_width <= MAX_X_VECTOR_WIDTH:
+            raise ValueError(f"x_vector_width is {self.x_vector_width}: expected 0 to {MAX_X_VECTOR_WIDTH}")
 
     def as_json(self) -> bytes:
         """Returns the content of `manifest.json`."""
@@ -106,9 +136,10 @@ class Manifest:
             if not inner:
                 hint = f"build one with `sf-shards build --audio AUDIO --out {location}`"
             raise FileNotFoundError(f"no shard set at {location} (no manifest.json there): {hint}")
-        path, content = f"{location}/manifest.json", store.read("manifest.json")
+        path = f"{store.name}/manifest.json"
+        content = store.read("manifest.json", MAX_MANIFEST_BYTES)
         try:
-            values = json.loads(content)
+            values = parse_json(content)
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}): build the set again") from error
         number = values.pop("format", None) if isinstance(values, dict) else None
@@ -133,6 +164,11 @@ class ShardSet:
 
     folder: Path | str
     cache_gb: float = 50.0
+
+    @property
+    def name(self) -> str:
+        """Its location for messages and records, without passwords."""
+        return self.store.name
 
     @cached_property
     def store(self) -> Store:
@@ -167,24 +203,27 @@ class ShardSet:
             ValueError: if it is damaged.
         """
         info = self.manifest.shards[shard]
-        remedy = f"`sf-shards verify --shards {self.folder} --repair=true` makes it again"
+        remedy = f"`sf-shards verify --shards {self.name} --repair=true` makes it again"
         try:
             with self.open(info.index_name) as file:
                 return parse_index(file.read(), info.samples, info.bytes)
         except FileNotFoundError as error:
             if self.store.is_remote:
                 raise
-            raise FileNotFoundError(f"{self.folder}: {info.index_name} is missing: {remedy}") from error
+            raise FileNotFoundError(f"{self.name}: {info.index_name} is missing: {remedy}") from error
         except ValueError as error:
-            raise ValueError(f"{self.folder}: {info.index_name} is damaged ({error}): {remedy}") from error
+            raise ValueError(f"{self.name}: {info.index_name} is damaged ({error}): {remedy}") from error
 
     def read_samples(self, shard: int, rows: Iterable[IndexRow] | None = None) -> Iterator[RawSample]:
         """Yields the samples of a shard, by default all rows of its index, without those whose checksum differs."""
         info = self.manifest.shards[shard]
         with self.open(info.name, info.bytes) as file:
+            available = file.seek(0, io.SEEK_END)
             # Not read as a tar: the index has the offsets, so that a damaged header loses no sample.
             for row in self.read_index(shard) if rows is None else rows:
                 raw: RawSample = {}
+                if any(offset + size > available for offset, size in row.files.values()):
+                    continue  # truncated; a read beyond the end would reserve memory for all of it
                 for name, (offset, size) in row.files.items():
                     file.seek(offset)
                     raw[name] = file.read(size)

@@ -5,10 +5,8 @@ of the content of the files.
 """
 
 import io
-import logging
 import os
 import shlex
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +17,12 @@ from webdataset.gopen import gopen
 
 from sf_lightning.files.atomic import atomic_path
 from sf_lightning.files.digest import digest_of
+from sf_lightning.files.text import get_logger, redacted
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
+
+MAX_BYTES = 2**31
+"""Size at which the download of a file of unknown size is aborted: a server may send without end."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,12 @@ class Store:
 
     def __post_init__(self) -> None:
         if self.location.startswith("pipe:") and "{}" not in self.location:
-            raise ValueError(f"{self.location}: expected {{}} in the command, in place of the file name")
+            raise ValueError(f"{self.name}: expected {{}} in the command, in place of the file name")
+
+    @property
+    def name(self) -> str:
+        """The location for messages and records, without passwords."""
+        return redacted(self.location)
 
     @property
     def is_remote(self) -> bool:
@@ -61,16 +68,20 @@ class Store:
         """Folder of the cache."""
         return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sf-lightning"
 
-    def read(self, name: str) -> bytes:
-        """Returns the content of a small file; it is never taken from the cache.
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Returns the content of a file of at most `max_bytes` bytes; it is never taken from the cache.
 
         Raises:
             FileNotFoundError: if it cannot be downloaded, or is not there.
+            ValueError: if it is larger.
         """
-        if not self.is_remote:
-            return Path(self.location, name).read_bytes()
-        self._download(name, content := io.BytesIO(), None)
-        return content.getvalue()
+        if self.is_remote:
+            self._download(name, content := io.BytesIO(), None, max_bytes)
+            return content.getvalue()
+        with self.open(name) as file:
+            if len(found := file.read(max_bytes + 1)) > max_bytes:
+                raise ValueError(f"{self.name}/{name} has more than {max_bytes} bytes")
+            return found
 
     def open(self, name: str, size: int | None = None, version: str = "") -> io.BufferedIOBase:
         """Opens a file; a remote one is downloaded first, unless it is in the cache.
@@ -84,7 +95,10 @@ class Store:
             FileNotFoundError: if it cannot be downloaded, or is not there.
         """
         if not self.is_remote:
-            return Path(self.location, name).open("rb")
+            path = Path(self.location, name)
+            if path.exists() and not path.is_file():  # a named pipe would block
+                raise FileNotFoundError(f"{path} is no regular file")
+            return path.open("rb")
         path = self.cache / digest_of(f"{self.location} {version}") / name
         try:
             file = path.open("rb")
@@ -106,8 +120,8 @@ class Store:
             file = temporary.open("rb")
         return file
 
-    def _download(self, name: str, target: io.BufferedIOBase, size: int | None) -> None:
-        location = self._file_location(name)
+    def _download(self, name: str, target: io.BufferedIOBase, size: int | None, max_bytes: int = MAX_BYTES) -> None:
+        location, limit = self._file_location(name), max_bytes if size is None else size
         for attempt in range(self.attempts):
             if attempt:
                 time.sleep(self.delay * 2 ** (attempt - 1))
@@ -115,14 +129,19 @@ class Store:
             target.truncate()
             try:
                 with gopen(self._gopen_url(location)) as stream:
-                    shutil.copyfileobj(stream, target, 1 << 20)
+                    while chunk := stream.read(1 << 20):
+                        target.write(chunk)
+                        if target.tell() > limit:
+                            raise OSError(f"received more than {limit} bytes")
                 if (received := target.tell()) == 0 or size not in (None, received):
                     raise OSError(f"received {received} bytes, expected {'some' if size is None else size}")
                 return
             except OSError as error:
-                log.warning("%s, attempt %d of %d: %s", location, attempt + 1, self.attempts, error)
+                reason = str(error).replace(location, redacted(location))
+                log.warning("%s, attempt %d of %d: %s", redacted(location), attempt + 1, self.attempts, reason)
         raise FileNotFoundError(
-            f"{location} could not be read in {self.attempts} attempts; the log has the reason for each of them"
+            f"{redacted(location)} could not be read in {self.attempts} attempts; the log has the reason for each "
+            "of them"
         )
 
     def _file_location(self, name: str) -> str:
@@ -137,4 +156,4 @@ class Store:
             return location
         # WebDataset's own curl command hangs on a server that stops sending.
         limits = f"--connect-timeout {self.patience:g} --speed-limit 1 --speed-time {self.patience:g}"
-        return f"pipe:curl -sSfL {limits} {shlex.quote(location)}"
+        return f"pipe:curl -sSfL --netrc-optional {limits} {shlex.quote(location)}"

@@ -1,8 +1,6 @@
 """Verifies and repairs shards. Independent of how training reads them."""
 
 import functools
-import json
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -13,15 +11,17 @@ from webdataset.tariterators import tarfile_samples
 
 from sf_lightning.data import lookup
 from sf_lightning.data.corpus import CorpusClip
-from sf_lightning.data.index import parse_index
+from sf_lightning.data.index import is_safe_key, parse_index
 from sf_lightning.data.jobs import ProgressCounter, run_jobs
 from sf_lightning.data.sample import BadSample, RawSample, find_audio, read_tokens
 from sf_lightning.data.shards import ShardInfo, ShardSet
 from sf_lightning.data.writer import Sample, ShardWriter, npy_bytes
 from sf_lightning.files.atomic import write_atomically
 from sf_lightning.files.digest import file_digest
+from sf_lightning.files.records import parse_json
+from sf_lightning.files.text import get_logger, printable
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Problem:
     description: str
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, (self.file, self.key, self.description)))
+        return printable(": ".join(filter(None, (self.file, self.key, self.description))))
 
 
 def verify(shards: ShardSet, job_slice: tuple[int, int] = (1, 1), processes: int = 1) -> list[Problem]:
@@ -60,7 +60,7 @@ def verify(shards: ShardSet, job_slice: tuple[int, int] = (1, 1), processes: int
     do = functools.partial(_verify_item, shards=ShardSet(shards.folder, shards.cache_gb))
     total = sum(manifest.shards[shard].bytes for shard in numbers)
     items = [*([None] if number == 1 else []), *numbers]
-    return run_jobs(do, items, total, processes, f"verifying {shards.folder}")
+    return run_jobs(do, items, total, processes, f"verifying {shards.name}")
 
 
 def _verify_item(number: int | None, counter: ProgressCounter, shards: ShardSet) -> list[Problem]:
@@ -152,7 +152,7 @@ def _undamaged_samples(shards: ShardSet, number: int) -> Iterator[RawSample]:
 def _skipped_at_build(folder: Path, info: ShardInfo) -> dict[str, int]:
     """Returns the counts of clips that were skipped when a shard was built; empty if its index is unreadable."""
     try:
-        return dict(json.loads((folder / info.index_name).read_bytes())["skipped"])
+        return dict(parse_json((folder / info.index_name).read_bytes())["skipped"])
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
@@ -162,11 +162,16 @@ def _rewrite_shard(shards: ShardSet, number: int) -> ShardInfo:
     folder, manifest, info = Path(shards.folder), shards.manifest, shards.manifest.shards[number]
     skipped = _skipped_at_build(folder, info)
     with ShardWriter(folder, Path(info.name).stem) as writer:
+        keys = set[str]()
         for raw in _undamaged_samples(shards, number):
-            if not _sample_problem(shards, raw):
-                (suffix, audio), fields = find_audio(raw), json.loads(raw["json"])
+            key = raw["__key__"]
+            if key in keys or not is_safe_key(key):
+                log.warning("%s in %s is removed: its key is not safe, or not its alone", key, info.name)
+            elif not _sample_problem(shards, raw):
+                keys.add(key)
+                (suffix, audio), fields = find_audio(raw), parse_json(raw["json"])
                 tokens = read_tokens(raw["tokens.npy"], manifest.tokenizer.vocabulary)
-                clip = CorpusClip(raw["__key__"], suffix, audio, fields)
+                clip = CorpusClip(key, suffix, audio, fields)
                 writer.add(Sample(clip, tokens, raw.get("speaker.npy", b""), fields["duration"]))
         return writer.finish(skipped)
 
@@ -186,7 +191,7 @@ def repair(shards: ShardSet, numbers: Iterable[int]) -> int:
     """
     folder, manifest = Path(shards.folder), shards.manifest
     if not folder.is_dir():
-        raise ValueError(f"{shards.folder} is not a local folder: only a set in a local folder can be repaired")
+        raise ValueError(f"{shards.name} is not a local folder: only a set in a local folder can be repaired")
     infos = list(manifest.shards)
     # The table includes samples that will be removed: an interrupted repair leaves none rather than a wrong one.
     (folder / lookup.NAME).unlink(missing_ok=True)

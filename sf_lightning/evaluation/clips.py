@@ -1,6 +1,5 @@
 """Sources of the clips that decoders are evaluated on: a shard set or a folder of audio."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.store import Store
 from sf_lightning.data.writer import npy_bytes
 from sf_lightning.files.digest import digest_of
+from sf_lightning.files.text import get_logger
 from sf_lightning.tokens.base import Tokenizer
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 MAX_SEARCHED = 20
 """Files of a folder that are searched for another clip of the same speaker."""

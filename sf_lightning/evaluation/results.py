@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from sf_lightning.data.corpus import clean_key
 from sf_lightning.evaluation.systems import System
 from sf_lightning.files.atomic import write_atomically
 from sf_lightning.files.formats import EVALUATION_FORMAT, require_format
 from sf_lightning.files.records import from_plain
+from sf_lightning.files.text import file_name
 
 EVALUATION, RESULTS, SAMPLES = "evaluation.json", "results.jsonl", "samples"
 
@@ -55,7 +55,7 @@ class ClipScores:
 
     Attributes:
         system: Id of the system; stored as "way".
-        clip: Key of the clip.
+        clip: Key of the clip; SHARD/KEY where clips of several shards have the same one.
         language: Language of the clip; empty where unknown.
         frames: Number of mel frames of the recording.
         scores: Scores by name; NaN where a score is undefined, absent where it was not measured.
@@ -199,7 +199,7 @@ class Results:
 
     def sample_path(self, clip: str, name: str) -> Path:
         """Returns the path of a sound or picture of a clip."""
-        return self.folder / SAMPLES / f"{clean_key(clip)}.{name}"
+        return self.folder / SAMPLES / f"{file_name(clip)}.{name}"
 
     def sound_path(self, system: System, clip: str) -> Path:
         """Returns the path of a clip's sound as the system decodes it."""

@@ -1,5 +1,6 @@
 """Dataclasses from the plain values of a config file, a checkpoint or a JSON file."""
 
+import json
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from types import UnionType
@@ -44,6 +45,18 @@ def from_plain(kind: type[Record], values: object, name: str) -> Record:
             raise ValueError(f"{name}.{key} is {value!r:.60}: expected {getattr(hint, '__name__', hint)}")
         arguments[key] = value
     return kind(**arguments)
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Returns the value of a JSON text.
+
+    Raises:
+        ValueError: if it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def to_plain(value: Any) -> Any:

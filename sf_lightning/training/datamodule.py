@@ -1,6 +1,5 @@
 """The Lightning data module: lanes of shard sets spread over ranks and workers, with a position in checkpoints."""
 
-import logging
 from collections import Counter
 from dataclasses import replace
 from typing import Any, Literal
@@ -14,13 +13,14 @@ from sf_lightning.data.packing import Batch, PackShape, pack_clips
 from sf_lightning.data.perturb import Perturbation
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.files.text import get_logger
 from sf_lightning.training.base import ShardModule
 from sf_lightning.training.generated_mels import GeneratedMels
 from sf_lightning.training.loader import BatchList, LaneDataset, StepLoader
 from sf_lightning.training.ranks import gather_over_ranks
 from sf_lightning.training.sample_order import require_same_order, warn_about_order
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -125,7 +125,7 @@ class ShardDataModule(L.LightningDataModule):
             requirements.check_set(shards)
             if (given := shards.manifest.tokenizer.frames_per_token) != frames_per_token:
                 raise ValueError(
-                    f"{shards.folder} has {given} frames per token, {self.train[0].folder} has {frames_per_token}: "
+                    f"{shards.name} has {given} frames per token, {self.train[0].name} has {frames_per_token}: "
                     "use sets of one token rate"
                 )
             shards.check_files()
@@ -151,7 +151,7 @@ class ShardDataModule(L.LightningDataModule):
         self.clips = list(evenly_spaced_clips(self.val, self.val_clips, self.requirements))
         if len(self.clips) < world:
             raise ValueError(
-                f"{self.val.folder} has {len(self.clips)} readable clips, with --data.val_clips={self.val_clips}: "
+                f"{self.val.name} has {len(self.clips)} readable clips, with --data.val_clips={self.val_clips}: "
                 f"expected one or more for each of {world} processes; raise it or give another --data.val"
             )
 

@@ -4,7 +4,6 @@ The device decides, from the norm of the gradient that all ranks share: all skip
 its host. The host reads the decision one step later.
 """
 
-import logging
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributed import get_rank, is_initialized
 
+from sf_lightning.files.text import get_logger
 from sf_lightning.training.ranks import gather_over_ranks
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:

@@ -3,7 +3,6 @@
 Letters: U utterances, M blocks, W frames of a block, F mel bands, S speaker width.
 """
 
-import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.files.hub import local_path
 from sf_lightning.files.identify import DECODERS, Kind, require_kind
 from sf_lightning.files.records import to_plain
+from sf_lightning.files.text import get_logger
 from sf_lightning.flow.guidance import DropConfig
 from sf_lightning.flow.loss import flow_matching_loss
 from sf_lightning.flow.noise import keyed_generator
@@ -39,7 +39,7 @@ from sf_lightning.training.sharding import copy_full_weights, full_tensor, is_sh
 from sf_lightning.vocoder.base import Vocoder
 from sf_lightning.vocoder.config import VocoderConfig
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)

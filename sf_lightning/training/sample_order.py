@@ -1,10 +1,11 @@
 """Checks that a resumed run reads the samples that the interrupted one would have read."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
-log = logging.getLogger(__name__)
+from sf_lightning.files.text import get_logger
+
+log = get_logger(__name__)
 
 
 def require_same_order(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:

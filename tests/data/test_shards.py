@@ -182,11 +182,11 @@ def test_the_error_for_a_folder_without_manifest_has_the_build_command(tmp_path:
         ),
         (
             lambda values: values | {"shards": [values["shards"][0] | {"name": "../../x.tar"}]},
-            "'../../x.tar': expected the file name",
+            "'../../x.tar': expected the name",
         ),
         (
             lambda values: values | {"shards": [values["shards"][0] | {"name": ".x.tar"}]},
-            "expected the file name of a tar",
+            "expected the name of a tar",
         ),
     ],
 )

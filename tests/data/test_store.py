@@ -117,13 +117,13 @@ def test_a_download_from_a_stalled_server_is_aborted() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts the connection and sends nothing
         store = Store(f"http://127.0.0.1:{silent.getsockname()[1]}", attempts=2, delay=0.0, patience=1)
         with pytest.raises(FileNotFoundError, match="could not be read in 2 attempts"):
-            store.read("manifest.json")
+            store.read("manifest.json", 1000)
 
 
 def test_a_failed_download_is_repeated_and_then_reported(shards: ShardSet) -> None:
     store = Store("pipe:false {}", attempts=3, delay=0.0)
     with pytest.raises(FileNotFoundError, match=r"pipe:false manifest.json could not be read in 3 attempts"):
-        store.read("manifest.json")
+        store.read("manifest.json", 1000)
     with pytest.raises(ValueError, match=r"expected \{\} in the command"):
         Store("pipe:cat set/manifest.json")
 
@@ -131,10 +131,10 @@ def test_a_failed_download_is_repeated_and_then_reported(shards: ShardSet) -> No
 def test_file_names_are_quoted_for_the_shell_and_the_server(shards: ShardSet, tmp_path: Path, server: str) -> None:
     odd = "a b; touch gone #?%.tar"
     (tmp_path / odd).write_bytes(b"here")
-    assert Store(f"pipe:cat {tmp_path}/{{}}").read(odd) == b"here"
+    assert Store(f"pipe:cat {tmp_path}/{{}}").read(odd, 1000) == b"here"
     assert not list(tmp_path.glob("gone*"))
     with pytest.raises(FileNotFoundError, match=rf"^{server}/a%23b%3F.json could not be read in 1 attempts"):
-        Store(server, attempts=1).read("a#b?.json")
+        Store(server, attempts=1).read("a#b?.json", 1000)
     assert Flaky.asked == ["/a%23b%3F.json"]
 
 

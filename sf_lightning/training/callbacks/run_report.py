@@ -14,6 +14,7 @@ from sf_lightning.evaluation.pictures import Point, draw_costs, draw_frontier, d
 from sf_lightning.evaluation.report import FRONTIERS, Sample, existing, write_report
 from sf_lightning.evaluation.table import COLUMNS, Table
 from sf_lightning.evaluation.terminal import print_tables
+from sf_lightning.files.text import file_name
 from sf_lightning.streaming.latency import LatencyReport, latency_summary
 from sf_lightning.training.saving import newest_checkpoint
 
@@ -66,6 +67,7 @@ def keep_clip(
         frame_rate: Frames a second.
         differences: Whether the picture also shows the differences of the log-mels from the first.
     """
+    key = file_name(key)
     for name, wave in sounds.items():
         write_wave(folder / f"{key}.{name}.wav", wave.cpu().numpy(), rates[name])
     picture = folder / f"{key}.png"

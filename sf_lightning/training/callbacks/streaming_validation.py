@@ -18,6 +18,7 @@ from sf_lightning.evaluation.decoding import ClipEvaluator, HeldOutClip
 from sf_lightning.evaluation.pictures import draw_streaming
 from sf_lightning.evaluation.selection import kept_clips
 from sf_lightning.files.tables import write_csv
+from sf_lightning.files.text import file_name
 from sf_lightning.metrics.speech import PERCEPTUAL, mel_gap, scores_within_latency
 from sf_lightning.streaming.latency import measure_latency
 from sf_lightning.streaming.state import Chunk
@@ -130,8 +131,8 @@ class StreamingValidation(ScoredValidation):
         frame_rate = vocoder.mel.frame_rate
         keep_clip(trainer, self.samples, clip.key, sounds, rates, mels, evaluator.edges(clip), frame_rate)
         # From these two files `sf-decode` reproduces the wave.
-        np.save(self.samples / f"{clip.key}.tokens.npy", clip.tokens.numpy())
-        np.save(self.samples / f"{clip.key}.speaker.npy", clip.speaker.cpu().numpy())
+        np.save(self.samples / f"{file_name(clip.key)}.tokens.npy", clip.tokens.numpy())
+        np.save(self.samples / f"{file_name(clip.key)}.speaker.npy", clip.speaker.cpu().numpy())
 
     def _draw_latency(self, trainer: L.Trainer, gaps: dict[int, float]) -> None:
         assert self.samples is not None and self.latency is not None

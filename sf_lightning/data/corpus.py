@@ -185,7 +185,8 @@ def find_parts(corpus: Path, shard_samples: int) -> list[CorpusPart]:
     if tars and paths:
         raise ValueError(f"{corpus} has tars ({tars[0]}) and audio files ({paths[0]}): give a folder of one kind")
     if tars:
-        named = [(clean_key(path.stem), path) for path in tars]
+        # Only letters, digits and these: the name may be inserted into a shell command; see `ShardInfo`.
+        named = [(re.sub(r"[^\w-]", "_", clean_key(path.stem)).lstrip("-") or "_", path) for path in tars]
         _require_unique_keys(named)
         _require_unique_shard_names(dict(named))
         return [TarPart(name, path) for name, path in named]

@@ -136,7 +136,7 @@ class FitCLI(LightningCLI):
             )
         given = self.config.fit.ckpt_path
         resumed = given is not None and Path(given).resolve().is_relative_to(folder.resolve())
-        if any(folder.glob("checkpoints/*.ckpt")) and not resumed:
+        if any(folder.glob("checkpoints/[!.]*.ckpt")) and not resumed:
             raise FileExistsError(
                 f"{folder} holds a run already: resume it with --ckpt_path=last, "
                 "or give another --trainer.default_root_dir"

@@ -58,7 +58,7 @@ class ShardWriter:
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}.tar"
         self.temporary = temporary_path(self.path)
-        self.file = self.temporary.open("wb")
+        self.file = self.temporary.open("xb")
         self.tar = webdataset.TarWriter(self.file, mtime=0, user="", group="")
         self.rows: list[IndexRow] = []
         self.seconds = 0.0

@@ -1,6 +1,8 @@
 """Files and folders that are written whole or not at all: first under a temporary name, then renamed.
 
-A reader, or a program that is killed and started again, never sees half a file under its final name.
+A reader, or a program that is killed and started again, never sees half a file under its final name. Temporary names
+are random, so that two writers of one file never share one, and nothing that somebody has put into the folder, such as
+a link to a file elsewhere, is written through.
 """
 
 import os
@@ -17,23 +19,45 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{secrets.token_hex(8)}.{path.name}")
 
 
+def remove_leftovers(folder: Path, names: str = "*") -> None:
+    """Deletes the temporary files and folders that killed writers have left in a folder, which may be missing.
+
+    Args:
+        folder: Folder that no other process writes to.
+        names: Pattern of the final names.
+
+    Raises:
+        OSError: if one cannot be deleted.
+    """
+    for path in [*folder.glob(f".{'[0-9a-f]' * 16}.{names}")]:
+        delete(path)
+
+
 @contextmanager
-def atomic_path(path: Path, *, sync: bool = False, temporary: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary path to write to; renames it to `path` at the end, or deletes it if the block raises.
+def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Yields the path of an empty temporary file to write to; renames it to `path` at the end.
+
+    The file gets the access rights that new files of this user have. It is deleted if the block raises. Where
+    `path` is a link, the link is replaced.
 
     Args:
         path: Final path of the file; an existing file is replaced.
         sync: Whether to wait until the bytes are on the disk before the rename, so that a crash of the machine
             leaves no empty file.
-        temporary: The path to write to; by default `temporary_path(path)`. With a fixed one, the next attempt
-            overwrites the leftover of a killed process.
 
     Raises:
         OSError: if the file cannot be written or renamed; an existing file is then untouched.
     """
-    temporary = temporary_path(path) if temporary is None else temporary
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "xb") as file:  # fails where there is a file or link
+            rights = os.fstat(file.fileno()).st_mode & 0o777
+    except OSError as error:
+        error.filename = str(path)  # which the user knows
+        raise
     try:
         yield temporary
+        temporary.chmod(rights)  # safetensors makes its file readable to the owner only
         if sync:
             rename_synced(temporary, path)
         else:
@@ -49,6 +73,15 @@ def write_atomically(path: Path, content: bytes | str, *, sync: bool = False) ->
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def open_no_link(path: str | Path, flags: int) -> int:
+    """Opens a file unless its path is a link: an `opener` for `open`, where a file is appended to.
+
+    Raises:
+        OSError: if it is a link or cannot be opened.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
 def rename_synced(temporary: Path, path: Path) -> None:
     """Renames a file or folder to `path` once its bytes are on the disk, and replaces a file or folder there.
 
@@ -59,13 +92,12 @@ def rename_synced(temporary: Path, path: Path) -> None:
     """
     for written in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
         _sync(written)
-    old = path.with_name(f".{path.name}.old.writing")
+    old = temporary_path(path)
     if path.is_dir():
-        _delete(old)
         path.replace(old)
     temporary.replace(path)
     _sync(path.parent)
-    _delete(old)
+    delete(old)
 
 
 @contextmanager
@@ -114,8 +146,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir():
+def delete(path: Path) -> None:
+    """Deletes a file, a link or a folder with its content, if there is one.
+
+    Raises:
+        OSError: if it cannot be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Checkpoints that are complete or absent: written under a temporary name, synced to disk, then renamed."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +7,13 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
-from sf_lightning.files.atomic import atomic_path
+from sf_lightning.files.atomic import atomic_path, delete
 from sf_lightning.files.identify import SHARDED_META
 
 
 def saves_sharded_folders(strategy: Strategy) -> bool:
     """Returns whether the checkpoints of a strategy are folders that hold the shards of all ranks."""
     return isinstance(strategy, ModelParallelStrategy)
-
-
-def writing_path(path: Path) -> Path:
-    """Returns the temporary name of a checkpoint: a fixed one, so that a resumed run deletes an incomplete file."""
-    return path.with_name(f".{path.name}.writing")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -32,11 +26,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def remove_checkpoint(path: Path) -> None:
     """Deletes a checkpoint; of a folder the metadata first, so that a half deleted one counts as incomplete."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         (path / SHARDED_META).unlink(missing_ok=True)
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    delete(path)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -51,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with atomic_path(path, sync=True, temporary=writing_path(path)) as temporary:
+            with atomic_path(path, sync=True) as temporary:
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError where the disk is full
             raise OSError(f"{path} cannot be saved; the checkpoint saved before is untouched: {error}") from error

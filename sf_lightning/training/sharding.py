@@ -1,6 +1,5 @@
 """Weights sharded over all ranks (FSDP2) or over those of a node (HSDP): the strategy, sharding and gathering."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from sf_lightning.files.atomic import rename_synced
+from sf_lightning.files.atomic import rename_synced, temporary_path
 from sf_lightning.files.identify import SHARDED_META
 from sf_lightning.files.sharded import load_shards
 from sf_lightning.files.torch_files import read_torch
 from sf_lightning.model.streamflow import StreamFlow
 from sf_lightning.training.lightning_internals import set_mesh_sizes
-from sf_lightning.training.saving import writing_path
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -56,10 +54,7 @@ class ShardedStrategy(ModelParallelStrategy):
             OSError: if this rank cannot write.
         """
         path = Path(self.broadcast(filepath))
-        temporary = writing_path(path)
-        if self.is_global_zero:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self.barrier()
+        temporary = self.broadcast(temporary_path(path))
         super().save_checkpoint(checkpoint, temporary, storage_options)
         self.barrier()
         if self.is_global_zero:

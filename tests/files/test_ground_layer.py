@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from sf_lightning.files import atomic
-from sf_lightning.files.atomic import atomic_folder, atomic_path, rename_synced, write_atomically
+from sf_lightning.files.atomic import (
+    atomic_folder,
+    atomic_path,
+    open_no_link,
+    remove_leftovers,
+    rename_synced,
+    temporary_path,
+    write_atomically,
+)
 from sf_lightning.files.digest import file_digest
 from sf_lightning.files.formats import require_format
 from sf_lightning.files.tables import markdown_table, pareto_front, read_metrics, write_csv
@@ -43,12 +51,62 @@ def test_two_writers_of_one_file_use_two_temporary_paths(tmp_path: Path) -> None
     assert path.read_text() == "1"
 
 
-def test_a_fixed_temporary_path_overwrites_the_file_of_a_killed_writer(tmp_path: Path) -> None:
-    left = tmp_path / ".a.writing"
-    left.write_text("left behind")
-    with atomic_path(tmp_path / "a", sync=True, temporary=left) as temporary:
-        temporary.write_text("new")
-    assert (tmp_path / "a").read_text() == "new" and os.listdir(tmp_path) == ["a"]
+def test_a_link_is_replaced_and_a_file_elsewhere_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, folder = tmp_path / "home", tmp_path / "folder"
+    home.mkdir(), folder.mkdir()
+    (home / "mine").write_text("mine")
+    (folder / "a").symlink_to(home / "mine")
+    write_atomically(folder / "a", "new")
+    assert (folder / "a").read_text() == "new" and not (folder / "a").is_symlink()
+    for target in (home / "mine", home / "missing"):  # a temporary name that somebody has guessed
+        (folder / f".guessed.{target.name}").symlink_to(target)
+        monkeypatch.setattr(atomic, "temporary_path", lambda path: path.with_name(f".guessed.{path.name}"))
+        with pytest.raises(FileExistsError) as raised:
+            write_atomically(folder / target.name, "new")
+        assert raised.value.filename == str(folder / target.name)
+    assert [path.read_text() for path in home.iterdir()] == ["mine"]
+
+
+def test_a_file_to_append_to_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="link"), open(tmp_path / "link", "a", opener=open_no_link):
+        pass
+    with open(tmp_path / "new", "a", opener=open_no_link) as file:
+        file.write("x")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["new"]
+
+
+def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").touch()
+    temporary_path(tmp_path / "last.ckpt").touch()
+    temporary_path(tmp_path / "last-1.ckpt").mkdir()
+    temporary_path(tmp_path / "last-2.ckpt").symlink_to(tmp_path / "elsewhere")
+    other = temporary_path(tmp_path / "summary.md")
+    other.touch()
+    (tmp_path / ".hidden.last.ckpt").touch()
+    remove_leftovers(tmp_path, "last*.ckpt")
+    remove_leftovers(tmp_path / "missing")
+    assert set(os.listdir(tmp_path)) == {other.name, ".hidden.last.ckpt", "elsewhere"}
+    assert os.listdir(tmp_path / "elsewhere") == ["kept"]
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o027, 0o077])
+def test_a_file_has_the_access_rights_of_new_files(tmp_path: Path, mask: int) -> None:
+    def write_privately(path: Path) -> None:
+        path.unlink()
+        os.close(os.open(path, os.O_CREAT, 0o600))  # as safetensors does
+
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "a", "x")
+        with atomic_path(tmp_path / "b", sync=True) as temporary:
+            write_privately(temporary)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}
 
 
 def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_a_failed_save_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
 
 
 def test_only_a_complete_folder_is_a_checkpoint(tmp_path: Path) -> None:
-    for name in ("last-0000002.ckpt", ".last-0000004.ckpt.writing", "last-0000003.ckpt"):
+    for name in ("last-0000002.ckpt", ".0123456789abcdef.last-0000004.ckpt", "last-0000003.ckpt"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__0_0.distcp").touch()
     assert newest_checkpoint(tmp_path) is None
@@ -296,7 +296,7 @@ def test_a_partly_deleted_older_folder_is_not_the_newest_checkpoint(
 
 
 def test_a_folder_replaces_another_atomically(tmp_path: Path) -> None:
-    path, fresh = tmp_path / "last-0000002.ckpt", tmp_path / ".last-0000002.ckpt.writing"
+    path, fresh = tmp_path / "last-0000002.ckpt", tmp_path / ".0123456789abcdef.last-0000002.ckpt"
     for content in ("first", "second"):
         fresh.mkdir()
         (fresh / "meta.pt").write_text(content)
@@ -305,7 +305,7 @@ def test_a_folder_replaces_another_atomically(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_checkpoint_of_a_killed_run_is_removed(shards: ShardSet, tmp_path: Path) -> None:
-    unfinished = tmp_path / "checkpoints" / ".last-0000002.ckpt.writing"
+    unfinished = tmp_path / "checkpoints" / ".0123456789abcdef.last-0000002.ckpt"
     unfinished.mkdir(parents=True)
     (unfinished / "__0_0.distcp").touch()
     run(tmp_path, shards, steps=1)

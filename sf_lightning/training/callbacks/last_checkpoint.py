@@ -6,8 +6,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from sf_lightning.files.atomic import remove_leftovers
 from sf_lightning.training.lightning_internals import is_accumulating
-from sf_lightning.training.saving import remove_checkpoint, saves_sharded_folders, writing_path
+from sf_lightning.training.saving import remove_checkpoint, saves_sharded_folders
 
 
 class LastCheckpoint(Checkpoint):
@@ -62,6 +63,6 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(path)
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
-            # Also the temporary files and folders of a killed run.
-            for other in {*folder.glob("last*.ckpt"), *folder.glob(writing_path(Path("last*")).name)} - {path}:
+            for other in {*folder.glob("last*.ckpt")} - {path}:
                 remove_checkpoint(other)
+            remove_leftovers(folder, "last*.ckpt")

@@ -1,8 +1,8 @@
 """Files and folders that are written whole or not at all: first under a temporary name, then renamed.
 
-A reader, or a program that is killed and started again, never sees half a file under its final name. Temporary names
-are random, so that two writers of one file never share one, and nothing that somebody has put into the folder, such as
-a link to a file elsewhere, is written through.
+A reader, or a program that is killed and started again, never sees half a file under its final name. Temporary
+names are random: two writers of one file do not share one, and no file elsewhere is written through a link that
+somebody has put into the folder.
 """
 
 import os

@@ -19,6 +19,7 @@ from sf_lightning.cli.parser import CommandParser
 from sf_lightning.cli.run_folder import RecordRun, agent_run_id, path_arguments, stored_run_id, wandb_arguments
 from sf_lightning.cli.tracking import offline_without_key
 from sf_lightning.files.identify import SHARDED_META
+from sf_lightning.flow.noise import require_seed
 from sf_lightning.model.checkpoint import read_content
 from sf_lightning.training.base import ShardModule, require_matching_checkpoint
 from sf_lightning.training.callbacks.preemption import Preemption
@@ -38,6 +39,9 @@ def best_precision() -> str:
 
 MODULES: dict[str, type[ShardModule]] = {"decoder": StreamFlowModule, "vocoder": VocoderModule}
 """Trainable modules by their name in `trains`."""
+
+SEED_LIMIT = 2**32
+"""Number of seeds of NumPy's global generator, which Lightning seeds too."""
 
 
 class FitParser(CommandParser, LightningArgumentParser):
@@ -67,11 +71,18 @@ class FitCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Copies `--seed` to every other seed, for runs that differ by chance only."""
+        """Copies `--seed` to every other seed, for runs that differ by chance only.
+
+        Raises:
+            ValueError: if a seed is out of range.
+        """
         super().parse_arguments(parser, args)
         config = self.config[self.config["subcommand"]]
         if config.get("seed") is not None:
+            require_seed("--seed", config.seed, SEED_LIMIT)
             config.seed_everything = config.model.seed = config.data.seed = config.seed
+        elif type(config.seed_everything) is int:
+            require_seed("--seed_everything", config.seed_everything, SEED_LIMIT)
 
     def _parse_ckpt_path(self) -> None:
         """Disables Lightning's silent override of the config; see `require_matching_checkpoint`."""

@@ -14,6 +14,7 @@ from sf_lightning.data.sample import find_audio, read_tokens
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.files.atomic import write_atomically
 from sf_lightning.files.text import file_name, printable, redacted
+from sf_lightning.flow.noise import require_seed
 
 MAX_ROWS = 20
 """Number of shards in the table of `sf-shards inspect`."""
@@ -44,6 +45,7 @@ def sample(shards: str, out: str, count: int = 5, seed: int = 0) -> None:
         seed: Seed of the random choice.
     """
     require_positive(count=count)
+    require_seed("--seed", seed)
     source, folder = ShardSet(shards), Path(out)
     drawn = np.random.default_rng(seed).choice(source.samples, min(count, source.samples), replace=False).tolist()
     selected = select_samples(source, drawn)  # of other shards neither tar nor index is downloaded

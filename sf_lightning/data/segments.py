@@ -82,7 +82,7 @@ def draw_starts(batch: Batch, config: SegmentConfig, seed: int) -> Tensor:
                 f"the pack of {', '.join(key for key in keys if key)} has {total} frames in all, and no segment of "
                 f"{frames} frames fits into one clip: lower --model.segments.frames or raise --data.pack_frames"
             )
-        random = keyed_generator(seed, pack.lane, pack.pack, frames)
+        random = keyed_generator("segments", seed, pack.lane, pack.pack)
         drawn = torch.randint(len(possible), (config.per_pack,), generator=random)
         starts.append(possible[drawn] + first * blocks.block_size)
         first, num_utterances = rows.stop, num_utterances + pack.num_utterances

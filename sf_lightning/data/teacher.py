@@ -20,9 +20,6 @@ from sf_lightning.flow.path import straight_path
 from sf_lightning.model.blocks import Blocks
 from sf_lightning.model.streamflow import StreamFlow
 
-KEY = 1
-"""Last part of the key of the random draws, which keeps them apart from all others."""
-
 
 class Teacher:
     """Predicts the mels of packs with a trained decoder.
@@ -61,7 +58,7 @@ class Teacher:
         frames, bands, device = batch.blocks.block_size, self.model.mel.config.num_bands, batch.wave.device
         noise, times = [], []
         for pack in batch.packs:
-            random = keyed_generator(self.seed, pack.lane, pack.pack, KEY, device=device)
+            random = keyed_generator("teacher", self.seed, pack.lane, pack.pack, device=device)
             noise.append(torch.randn(pack.num_blocks, frames, bands, generator=random, device=device))
             times.append(torch.rand(pack.num_utterances, generator=random, device=device))
         return torch.cat(noise), torch.cat(times)
@@ -72,5 +69,6 @@ class Teacher:
         block, config = model.layout.block_size, model.mel.config
         count = -(-len(drawn.clip.wave) // (block * config.hop_length))
         shape = PackShape(count, block, model.dit.config.frames_per_token, 1, config)
-        batch = next(pack_clips([drawn], shape, lane=number)).to(device)
+        # Lanes below 0 are not those of training, whose draws are others.
+        batch = next(pack_clips([drawn], shape, lane=-1 - number)).to(device)
         return self.predict_mels(batch)[batch.blocks.valid]

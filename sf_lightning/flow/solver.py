@@ -37,6 +37,10 @@ TABLEAUS: dict[Method, _Tableau] = {
 }
 
 
+MIN_SWAY, MAX_SWAY = -1.0, 2 / (math.pi - 2)
+"""Sways with which the times of `sway_grid` increase: its slope is 1 + s at t = 0, 1 + s (1 - pi / 2) at t = 1."""
+
+
 def sway_grid(steps: int, sway: float = -1.0) -> Tensor:
     """Returns steps + 1 times from 0 to 1, t + s (cos(pi t / 2) - 1 + t), float64.
 
@@ -68,7 +72,7 @@ class Solver:
     Args:
         steps: Steps from noise to mel.
         method: "euler", "midpoint" (2 evaluations a step) or "rk4" (4, the 3/8 rule).
-        sway: Sway of the time grid; see `sway_grid`.
+        sway: Sway of the time grid, -1 to 2 / (pi - 2) = 1.7519; see `sway_grid`.
 
     Raises:
         ValueError: if a value is out of range or the method is unknown.
@@ -81,8 +85,10 @@ class Solver:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"decode.steps is {self.steps}: expected 1 or more")
-        if not math.isfinite(self.sway):
-            raise ValueError(f"decode.sway is {self.sway}: expected a finite number, such as the default -1")
+        if not MIN_SWAY <= self.sway <= MAX_SWAY:
+            raise ValueError(
+                f"decode.sway is {self.sway}: expected {MIN_SWAY:g} to {MAX_SWAY:.4f}, so that times increase"
+            )
         if self.method not in TABLEAUS:
             raise ValueError(f"decode.method is {self.method!r}: expected one of {', '.join(TABLEAUS)}")
 

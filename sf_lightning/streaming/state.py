@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from sf_lightning.flow.noise import require_seed
 from sf_lightning.flow.solver import Method, Solver, SolverState
 from sf_lightning.model.layout import Layout
 
@@ -27,7 +28,7 @@ class DecodeConfig:
             window.
         steps: Solver steps from noise to mel.
         method: Solver: "euler", "midpoint" (2 network evaluations a step) or "rk4" (4).
-        sway: Sway of the time grid; -1 puts more steps near the noise, 0 is even.
+        sway: Sway of the time grid, -1 to 1.7519; -1 puts more steps near the noise, 0 is even.
         guidance: Strength w of classifier-free guidance; 0 turns it off and halves the cost.
         temperature: Scale of the initial noise; below 1 gives plainer, safer speech.
         chunk: Blocks decoded together and emitted at once.
@@ -61,8 +62,7 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         if self.mode not in ("cached", "windowed", "offline"):
             raise ValueError(f"decode.mode is {self.mode!r}: expected cached, windowed or offline")
-        if self.seed < 0:
-            raise ValueError(f"decode.seed is {self.seed}: expected 0 or more")
+        require_seed("decode.seed", self.seed)
         for name in ("guidance", "temperature"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"decode.{name} is {getattr(self, name)}: expected a finite number, 0 or more")

@@ -14,6 +14,7 @@ from sf_lightning.data.packing import Batch
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.files.formats import CHECKPOINT_FORMAT, require_format
 from sf_lightning.files.records import from_plain, to_plain
+from sf_lightning.flow.noise import require_seed
 from sf_lightning.training.guard import NonFiniteGuard
 from sf_lightning.training.optimizer import ClippedSteps
 
@@ -24,6 +25,7 @@ class ShardModule(L.LightningModule, ABC):
     Args:
         max_bad_steps: Number of consecutive steps with a non-finite gradient at which training stops.
         init_from: Initial weights, as `load_weights` reads them; None for random ones.
+        seed: Seed of the random draws of training.
 
     Attributes:
         model: The network that is trained.
@@ -32,6 +34,9 @@ class ShardModule(L.LightningModule, ABC):
         clipped: Counts steps whose gradient was clipped.
         initialized_from: File name and kind of the initial weights, once they are loaded.
         tokenizer_digest: Digest of the tokenizer whose tokens the module is trained on, once that is known.
+
+    Raises:
+        ValueError: if the seed is out of range.
     """
 
     model: nn.Module
@@ -43,10 +48,11 @@ class ShardModule(L.LightningModule, ABC):
     restored_from_optimizer: ClassVar[tuple[str, ...]]
     """Further ones that must match on resume, because the optimizer state would override other values."""
 
-    def __init__(self, max_bad_steps: int, init_from: str | None) -> None:
+    def __init__(self, max_bad_steps: int, init_from: str | None, seed: int) -> None:
         super().__init__()
+        require_seed("model.seed", seed)
         self.guard, self.clipped = NonFiniteGuard(max_bad_steps), ClippedSteps()
-        self.init_from = init_from
+        self.init_from, self.seed = init_from, seed
         self.initialized_from: str | None = None
         self.tokenizer_digest: str | None = None
 

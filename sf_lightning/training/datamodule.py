@@ -14,6 +14,7 @@ from sf_lightning.data.perturb import Perturbation
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.files.text import get_logger
+from sf_lightning.flow.noise import require_seed
 from sf_lightning.training.base import ShardModule
 from sf_lightning.training.generated_mels import GeneratedMels
 from sf_lightning.training.loader import BatchList, LaneDataset, StepLoader
@@ -74,6 +75,7 @@ class ShardDataModule(L.LightningDataModule):
         decoder: str | None = None,
     ) -> None:
         super().__init__()
+        require_seed("data.seed", seed)
         if (mels == "generated") != (decoder is not None):
             raise ValueError(
                 f"data.mels is {mels}, data.decoder is {decoder}: expected a decoder with generated mels, none "

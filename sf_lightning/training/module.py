@@ -105,9 +105,9 @@ class StreamFlowModule(ShardModule):
         recompute: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(optimizer.max_bad_steps, init_from)
+        super().__init__(optimizer.max_bad_steps, init_from, seed)
         self.store_hyperparameters(locals())
-        self.tokenizer, self.times, self.drop, self.seed = tokenizer, times, drop, seed
+        self.tokenizer, self.times, self.drop = tokenizer, times, drop
         self.optimizer, self.decode, self.vocoder = optimizer, decode, vocoder
         self.config = ModelConfig(layout, dit, mel, scale, speaker, predict)
         self._make = partial(StreamFlow, layout, dit, mel, scale, speaker, predict)
@@ -284,7 +284,7 @@ class StreamFlowModule(ShardModule):
         frames, bands = batch.blocks.block_size, self.model.mel.config.num_bands
         draws = []
         for pack in batch.packs:
-            random = keyed_generator(self.seed, pack.lane, pack.pack, device=self.device)
+            random = keyed_generator("training", self.seed, pack.lane, pack.pack, device=self.device)
             x_0 = torch.randn(pack.num_blocks, frames, bands, generator=random, device=self.device)
             t = draw_times(pack.num_utterances, self.times, random)
             draws.append((x_0, t, *self.drop.draw(pack.num_utterances, random)))
@@ -293,7 +293,7 @@ class StreamFlowModule(ShardModule):
     def _fixed_draws(self, batch: Batch, batch_idx: int) -> _Draws:
         """Returns the draws of each validation: fixed noise, evenly spaced flow times, all conditions kept."""
         blocks, count = batch.blocks, batch.blocks.num_utterances
-        random = keyed_generator(0, batch_idx)
+        random = keyed_generator("validation", batch_idx)
         x_0 = torch.randn(*blocks.valid.shape, self.model.mel.config.num_bands, generator=random)
         t = (torch.arange(count, device=self.device) + 0.5) / count
         kept = torch.zeros(count, dtype=torch.bool, device=self.device)

@@ -85,10 +85,10 @@ class VocoderModule(ShardModule):
         compile: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(optimizer.max_bad_steps, init_from)
+        super().__init__(optimizer.max_bad_steps, init_from, seed)
         self.store_hyperparameters(locals())
         self.automatic_optimization = False
-        self.segments, self.optimizer, self.seed = segments, optimizer, seed
+        self.segments, self.optimizer = segments, optimizer
         if (samples := segments.frames * mel.hop_length) <= REACH:
             raise ValueError(
                 f"segments.frames is {segments.frames}, which are {samples} samples: expected more than {REACH}, "

@@ -137,6 +137,15 @@ def test_seed_sets_the_seeds_of_trainer_model_and_data(config: str, monkeypatch:
         assert seeds == expected
 
 
+@pytest.mark.parametrize("option", ["--seed=-1", "--seed=4294967296", "--seed_everything=-1", "--model.seed=-1"])
+def test_a_seed_out_of_range_is_one_line_with_the_option(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fit.main(["--config", str(DEMO), option])
+    name, value = option.removeprefix("--model.").split("=")
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{name} is {value}: expected an integer from 0 to" in error
+
+
 def test_the_logged_config_has_commit_shards_layout_field_and_latency(run: Path, shards: ShardSet) -> None:
     record = yaml.safe_load((run / "csv" / "hparams.yaml").read_text())
     assert record["shards"][str(shards.folder)] == [shard.digest for shard in shards.manifest.shards]

@@ -99,7 +99,7 @@ def test_a_clip_of_a_shard_set_is_decoded_with_its_own_speaker(
         (["--stdin", "--stdout", "--token_rate=25"], "--token_rate requires --latency"),
         (["--tokens=a.npy", "--out=a.wav", "--clip=a"], "--clip requires --tokens SHARD_SET"),
         (["--tokens=a.npy", "--out=a.wav", "--stdin_format=int16"], "--stdin_format requires --stdin"),
-        (["--stdin", "--stdout", "--seed=-1"], "decode.seed is -1: expected 0 or more"),
+        (["--stdin", "--stdout", "--seed=-1"], "decode.seed is -1: expected an integer from 0"),
         (["--tokens=a.npy", "--latency"], "--tokens: no file a.npy"),
     ],
 )

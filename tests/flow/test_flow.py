@@ -7,9 +7,8 @@ import torch
 
 from sf_lightning.flow.guidance import DropConfig, guided, mix
 from sf_lightning.flow.loss import flow_matching_loss
-from sf_lightning.flow.noise import block_noise, keyed_generator
 from sf_lightning.flow.path import draw_times, straight_path
-from sf_lightning.flow.solver import TABLEAUS, Method, Solver, SolverState, sway_grid
+from sf_lightning.flow.solver import MAX_SWAY, MIN_SWAY, TABLEAUS, Method, Solver, SolverState, sway_grid
 from sf_lightning.model.blocks import Blocks
 
 
@@ -78,17 +77,17 @@ def test_sway_makes_steps_denser_near_the_noise_and_keeps_both_ends() -> None:
     torch.testing.assert_close(sway_grid(4, 0.0), torch.linspace(0, 1, 5, dtype=torch.float64))
 
 
-def test_noise_depends_only_on_seed_and_block() -> None:
-    long = block_noise(3, 0, 6, 24, 80)
-    assert torch.equal(long[2:5], block_noise(3, 2, 3, 24, 80))
-    assert not torch.equal(long[2], block_noise(4, 2, 1, 24, 80)[0])
-    assert not torch.equal(long[2], long[3])
-    assert abs(float(long.mean())) < 0.02 and float(long.std()) == pytest.approx(1, abs=0.02)
-    assert block_noise(3, 10**12, 1, 24, 80).isfinite().all()
+@pytest.mark.parametrize("sway", [MIN_SWAY, -0.5, 0.0, 1.0, MAX_SWAY])
+def test_times_increase_for_every_sway_that_is_accepted(sway: float) -> None:
+    assert (Solver(100, "euler", sway).times.diff() > 0).all() and (sway_grid(1000, sway).diff() > 0).all()
 
 
-def test_keys_with_the_same_joined_digits_give_different_seeds() -> None:
-    assert keyed_generator(1, 23).initial_seed() != keyed_generator(12, 3).initial_seed()
+@pytest.mark.parametrize("sway", [-1.01, -2, 1.76, 5, math.inf, -math.inf, math.nan])
+def test_a_sway_whose_times_would_not_increase_is_refused_with_the_range(sway: float) -> None:
+    with pytest.raises(ValueError, match=rf"^decode.sway is {sway}: expected -1 to 1.7519, so that times"):
+        Solver(sway=sway)
+    if math.isfinite(sway):
+        assert (sway_grid(10_000, sway).diff() < 0).any()
 
 
 def test_the_loss_weights_valid_frames_equally_and_ignores_padding() -> None:

@@ -200,7 +200,7 @@ def test_a_push_after_the_flush_and_an_invalid_speaker_are_refused() -> None:
         ({"lookahead": -1}, "lookahead is -1"),
         ({"method": "heun"}, "'heun': expected one of euler, midpoint, rk4"),
         ({"mode": "live"}, "'live': expected cached, windowed or offline"),
-        ({"seed": -1}, "decode.seed is -1: expected 0 or more"),
+        ({"seed": -1}, "decode.seed is -1: expected an integer from 0 to 9223372036854775807"),
         ({"guidance": math.nan}, "decode.guidance is nan"),
         ({"temperature": -0.5}, "decode.temperature is -0.5"),
         ({"sway": math.inf}, "decode.sway is inf"),

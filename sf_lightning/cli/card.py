@@ -8,6 +8,7 @@ from huggingface_hub import ModelCardData
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.files.tables import read_metrics
+from sf_lightning.files.text import markdown_text
 from sf_lightning.training.callbacks.run_report import run_table
 
 COLUMNS = {
@@ -64,7 +65,7 @@ def add_metadata(text: str, pipeline_tag: str, tags: list[str], license: str | N
 def license_text(license: str | None) -> str:
     """Returns the sentence on the license, or the place where the user must name one."""
     if license is not None:
-        return f"License: {license}."
+        return f"License: {markdown_text(license)}."
     return "**TO BE FILLED IN: license.** Name one here, and as `license:` in the first lines of this file."
 
 

@@ -1,11 +1,14 @@
 """The model card of an exported decoder: settings, validation scores, usage."""
 
+import json
 import math
+import shlex
 from pathlib import Path
 
 from sf_lightning.cli.card import Scores, add_metadata, data_text, license_text, mel_text, validation_text
 from sf_lightning.files.records import from_plain
 from sf_lightning.files.tables import markdown_table
+from sf_lightning.files.text import markdown_text, printable
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.pretrained import Description, Pretrained
 from sf_lightning.streaming.state import DecodeConfig
@@ -14,7 +17,7 @@ from sf_lightning.vocoder.config import GRIFFIN_LIM, VocoderConfig, shipped
 TAGS = ["streamflow", "streaming", "flow-matching", "speech-token-decoder", "vocoder"]
 
 TEXT = """
-# {name}
+# {title}
 
 A [StreamFlow](https://arxiv.org/abs/2506.23986) decoder of sf-lightning: it decodes a stream of speech tokens into
 audio while they arrive. It does not produce tokens: they come from a language model or a tokenizer.
@@ -42,7 +45,7 @@ wave = torch.cat([stream.push(torch.arange({tokens})), stream.flush()])  # any n
 `stream.decoder.model` is the network alone. On the command line:
 
 ```bash
-sf-decode --ckpt {name} --tokens tokens.npy --speaker voice.wav --out out.wav  # or --ckpt OWNER/NAME
+sf-decode --ckpt {path} --tokens tokens.npy --speaker voice.wav --out out.wav  # or --ckpt OWNER/NAME
 ```
 {not_included}
 ## License and data
@@ -66,7 +69,9 @@ def decoder_card(
         data: What it was trained on, Markdown; None leaves it to be filled in.
     """
     text = TEXT.format(
-        name=name,
+        name=json.dumps(name, ensure_ascii=False)[1:-1],
+        title=markdown_text(name),
+        path=shlex.quote(printable(name)),
         table=_settings_table(trained),
         picture=trained.model.layout.picture().replace("\n", "\n    "),
         validation=validation_text(trained.description.weights.averaged, scores),
@@ -132,7 +137,13 @@ def vocoder_text(vocoder: VocoderConfig) -> str:
         return f"Griffin-Lim, {vocoder.iterations} iterations"
     if vocoder.name in shipped():
         return f"`{vocoder.name}`, shipped with sf-lightning"
-    return f"`{Path(vocoder.name).name}`, not in this folder"
+    return f"{_code(Path(vocoder.name).name)}, not in this folder"
+
+
+def _code(name: str) -> str:
+    """Returns a name as code in Markdown."""
+    quoted = printable(name).replace("`", "'")
+    return f"`{quoted}`"
 
 
 def missing_vocoder(description: Description) -> str | None:
@@ -143,7 +154,9 @@ def missing_vocoder(description: Description) -> str | None:
 
 def _not_included(description: Description) -> str:
     """Returns the paragraphs on the tokenizer and the vocoder, which are not in the folder."""
-    lines = [f"**TO BE FILLED IN: tokenizer.** Where to find the {description.tokenizer.name} tokenizer."]
+    lines = [
+        f"**TO BE FILLED IN: tokenizer.** Where to find the {markdown_text(description.tokenizer.name)} tokenizer."
+    ]
     if (vocoder := missing_vocoder(description)) is not None:
-        lines.append(f"**TO BE FILLED IN: vocoder.** Where to find `{Path(vocoder).name}`, for `--vocoder`.")
+        lines.append(f"**TO BE FILLED IN: vocoder.** Where to find {_code(Path(vocoder).name)}, for `--vocoder`.")
     return "\n" + "\n\n".join(lines) + "\n"

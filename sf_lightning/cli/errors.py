@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any
 
 from sf_lightning.cli.parser import UsageError
+from sf_lightning.files.text import printable, redacted
 from sf_lightning.terminal import silence_libraries
 
 
@@ -37,7 +38,7 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the message of an error in one line.
+    """Returns the message of an error in one line, printable and without passwords.
 
     >>> one_line(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\\nOriginal Traceback\\n"
     ...     "  File x\\nRuntimeError: all broken"))
@@ -45,6 +46,10 @@ def one_line(error: BaseException) -> str:
     >>> one_line(FileNotFoundError(2, "No such file or directory", "a.npy"))
     'a.npy: no such file or directory'
     """
+    return printable(redacted(_message(error)))
+
+
+def _message(error: BaseException) -> str:
     if isinstance(error, ArgumentError):
         return _usage(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

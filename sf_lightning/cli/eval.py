@@ -30,6 +30,7 @@ from sf_lightning.evaluation.selection import ClipSelection
 from sf_lightning.evaluation.systems import Candidate, DecodingGrid, plan_systems
 from sf_lightning.evaluation.table import Findings, Table, tables, write_tables
 from sf_lightning.evaluation.terminal import print_tables
+from sf_lightning.files.text import redacted
 from sf_lightning.metrics.predicted import available_predictors
 from sf_lightning.metrics.scorers import SAMPLE_RATE
 from sf_lightning.model.pretrained import Pretrained
@@ -113,7 +114,7 @@ def evaluate_checkpoints(
     own = {clip.clip.key: clip.is_own_reference for group in groups for clip in selection.clips(group)}
     scorer, encoder, facts = _make_scorer(similarity, device)
     facts |= {
-        "data": (data,),
+        "data": (redacted(data),),
         "device": (_describe_machine(device),),
         "written by": (f"sf-lightning {__version__}",),
         "checkpoint": tuple(f"{c.path}, step {c.description.weights.step}" for c in candidates),
@@ -121,7 +122,9 @@ def evaluate_checkpoints(
     if any(own.values()):
         text = f"cropped from the clip itself for {sum(own.values())} of {len(own)} clips, the speaker's only ones"
         facts["speaker reference"] = (text,)
-    identity = Identity(data, source.version, clips, encoder, tuple(scorer.predictors), torch.device(device).type)
+    identity = Identity(
+        redacted(data), source.version, clips, encoder, tuple(scorer.predictors), torch.device(device).type
+    )
     systems = [system for group in groups for system in group.systems]
     results = Results.open(folder, identity, systems, input_digests(groups), facts)
     try:

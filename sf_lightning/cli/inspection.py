@@ -1,6 +1,7 @@
 """Shows the content of a shard set: a summary line, tables, and a few clips for listening. Changes nothing."""
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from sf_lightning.cli.options import require_positive
 from sf_lightning.data.held_out import clip_names, select_samples
-from sf_lightning.data.sample import find_audio, read_tokens
+from sf_lightning.data.sample import BadSample, find_audio, read_tokens
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.files.atomic import write_atomically
 from sf_lightning.files.text import file_name, printable, redacted
@@ -54,7 +55,11 @@ def sample(shards: str, out: str, count: int = 5, seed: int = 0) -> None:
         rows = source.read_index(number)
         chosen = dict(zip((rows[i].key for i in selected[number]), names, strict=True))
         for raw in source.read_samples(number, [row for row in rows if row.key in chosen]):
-            suffix, audio = find_audio(raw)
+            try:
+                suffix, audio = find_audio(raw)
+            except BadSample as error:
+                print(printable(f"skipped {raw['__key__']}: {error}"))
+                continue
             name = file_name(chosen[raw["__key__"]])
             for ending, data in ((suffix, audio), ("json", raw.get("json", b"{}"))):
                 write_atomically(folder / f"{name}.{ending}", data)
@@ -96,7 +101,8 @@ def inspect(shards: str, read: int = 4) -> None:
     chosen = range(len(manifest.shards))[:: max(1, len(manifest.shards) // read)][:read]
     for number in chosen:
         for raw in source.read_samples(number):
-            np.add.at(used, read_tokens(raw["tokens.npy"], len(used)), 1)
+            with suppress(BadSample):  # which `sf-shards verify` names
+                np.add.at(used, read_tokens(raw.get("tokens.npy", b""), len(used)), 1)
     share = used[used > 0] / max(1, used.sum())
     print(
         f"tokens in {len(chosen)} of {len(manifest.shards)} shards: {np.count_nonzero(used)} of {len(used)} "

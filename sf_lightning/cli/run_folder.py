@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
 
 from sf_lightning.files.records import to_plain
+from sf_lightning.files.text import redact_values
 from sf_lightning.training.base import ShardModule
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.loggers import ResumableWandbLogger
@@ -56,7 +57,7 @@ class RecordRun(SaveConfigCallback):
     """Saves the resolved config in the run's folder, and stores config and data of the run in every logger."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Saves the config of a fit, without the paths and ids of this run, so that another run can use it."""
+        """Saves the config of a fit, without paths and ids of this run and without passwords, for other runs."""
         if stage != "fit":
             return
         folder = self.config.trainer.default_root_dir
@@ -65,6 +66,7 @@ class RecordRun(SaveConfigCallback):
                 arguments[name] = unset
         for arguments in wandb_arguments(self.config.trainer):
             arguments["id"] = None
+        self.config = _redact_config(self.config)
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -82,9 +84,20 @@ class RecordRun(SaveConfigCallback):
             },
         } | pl_module.description()
         for logger in trainer.loggers:
-            logger.log_hyperparams(record)
+            logger.log_hyperparams(redact_values(record))
             if isinstance(logger, ResumableWandbLogger):
                 Path(trainer.default_root_dir, RUN_ID).write_text(f"{logger.version}\n")
+
+
+def _redact_config(value: Any) -> Any:
+    """Returns a config without passwords; see `redacted`."""
+    if isinstance(value, Namespace):
+        copy = value.clone()
+        vars(copy).update({name: _redact_config(item) for name, item in vars(value).items()})
+        return copy
+    if isinstance(value, list):
+        return [*map(_redact_config, value)]
+    return redact_values(value)
 
 
 def _commit() -> str:

@@ -22,6 +22,7 @@ from sf_lightning.data.provenance import load_existing
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.verify import repair as repair_set
 from sf_lightning.data.verify import verify as verify_set
+from sf_lightning.files.text import redacted
 from sf_lightning.tokens.base import TokenizerSpec
 
 
@@ -177,7 +178,7 @@ def verify(shards: str, repair: bool = False, slice: str = "1/1", processes: int
     infos = source.manifest.shards[number - 1 :: count]
     problems = verify_set(source, (number, count), processes)
     broken = {problem.shard for problem in problems if problem.shard is not None}
-    name = shards if count == 1 else f"{shards}, slice {slice}"
+    name = redacted(shards) if count == 1 else f"{redacted(shards)}, slice {slice}"
     if problems and repair:
         removed = repair_set(source, sorted(broken))
         print(f"{shards}: repaired, {removed} samples removed")

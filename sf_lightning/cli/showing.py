@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sf_lightning.cli.tracking import offline_without_key
 from sf_lightning.evaluation.table import Findings, flat_table
+from sf_lightning.files.text import redacted_arguments
 
 
 class ProgressBar:
@@ -35,12 +36,15 @@ def log_table(folder: Path, findings: Findings) -> None:
 
     offline_without_key()
     header, rows = flat_table(findings)
-    with wandb.init(
-        project="sf-lightning",
-        job_type="eval",
-        name=folder.resolve().name,
-        dir=folder,
-        config=findings.results.numbered_facts,
-        settings=wandb.Settings(silent=True, reinit="create_new"),
-    ) as run:
+    with (
+        redacted_arguments(),
+        wandb.init(
+            project="sf-lightning",
+            job_type="eval",
+            name=folder.resolve().name,
+            dir=folder,
+            config=findings.results.numbered_facts,
+            settings=wandb.Settings(silent=True, reinit="create_new"),
+        ) as run,
+    ):
         run.log({"evaluation": wandb.Table(list[str | int](header), rows)})

@@ -1,16 +1,20 @@
 """The model card of an exported vocoder: settings, validation scores, usage."""
 
+import json
+import shlex
+
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.cli.card import Scores, add_metadata, data_text, license_text, mel_text, validation_text
 from sf_lightning.files.identify import VOCODER_CONFIG, VOCODER_WEIGHTS
 from sf_lightning.files.tables import markdown_table
+from sf_lightning.files.text import markdown_text, printable
 from sf_lightning.vocoder.files import TrainedVocoder
 from sf_lightning.vocoder.generator import context_frames
 
 TAGS = ["bigvgan", "vocoder", "neural-vocoder", "streaming"]
 
 TEXT = """
-# {name}
+# {title}
 
 A [BigVGAN](https://arxiv.org/abs/2206.04658) for the mel of sf-lightning's decoders: it converts mel-spectrograms
 to waves, whole or chunk by chunk.
@@ -24,7 +28,7 @@ Copy-synthesis of the clips' own mels; *streamed* in chunks of one block, beside
 ## Use
 
 ```bash
-sf-decode --ckpt DECODER --tokens tokens.npy --out out.wav --vocoder {name}
+sf-decode --ckpt DECODER --tokens tokens.npy --out out.wav --vocoder {path}
 ```
 
 ```python
@@ -60,7 +64,9 @@ def vocoder_card(
 ) -> str:
     """Returns the card of a vocoder; arguments as in `decoder_card`."""
     text = TEXT.format(
-        name=name,
+        name=json.dumps(name, ensure_ascii=False)[1:-1],
+        title=markdown_text(name),
+        path=shlex.quote(printable(name)),
         mel="MelConfig()" if trained.mel == MelConfig() else repr(trained.mel),
         bands=trained.mel.num_bands,
         table=_settings_table(trained),

@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn
 
+from sf_lightning.files.text import printable
+
 SECONDS_BETWEEN_UPDATES = 1.0
 """Interval at which the bar is updated."""
 
@@ -83,7 +85,7 @@ def run_jobs(
     with _report_progress(title, total, counter) as console:
         for found in _results(do, items, processes, counter):
             for finding in found:
-                console.print(str(finding), markup=False, highlight=False, soft_wrap=True)
+                console.print(printable(finding), markup=False, highlight=False, soft_wrap=True)
             findings += found
     return findings
 

@@ -17,7 +17,7 @@ from webdataset.gopen import gopen
 
 from sf_lightning.files.atomic import atomic_path
 from sf_lightning.files.digest import digest_of
-from sf_lightning.files.text import get_logger, redacted
+from sf_lightning.files.text import HIDDEN, get_logger, redacted
 
 log = get_logger(__name__)
 
@@ -40,7 +40,7 @@ class Store:
         patience: Seconds without a byte after which a download from a web server is aborted.
 
     Raises:
-        ValueError: if a command has no `{}`.
+        ValueError: if a command has no `{}`, or a password was replaced by `***` when the location was saved.
     """
 
     location: str
@@ -50,6 +50,10 @@ class Store:
     patience: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.is_remote and HIDDEN in self.location:
+            raise ValueError(
+                f"{self.name} has {HIDDEN} in place of a password, as saved configs do: give the whole address"
+            )
         if self.location.startswith("pipe:") and "{}" not in self.location:
             raise ValueError(f"{self.name}: expected {{}} in the command, in place of the file name")
 

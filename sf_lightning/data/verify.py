@@ -13,7 +13,7 @@ from sf_lightning.data import lookup
 from sf_lightning.data.corpus import CorpusClip
 from sf_lightning.data.index import is_safe_key, parse_index
 from sf_lightning.data.jobs import ProgressCounter, run_jobs
-from sf_lightning.data.sample import BadSample, RawSample, find_audio, read_tokens
+from sf_lightning.data.sample import BadSample, RawSample, find_audio, read_npy, read_tokens
 from sf_lightning.data.shards import ShardInfo, ShardSet
 from sf_lightning.data.writer import Sample, ShardWriter, npy_bytes
 from sf_lightning.files.atomic import write_atomically
@@ -77,7 +77,7 @@ def verify_table(shards: ShardSet) -> list[Problem]:
     expected = lookup.table_shape(shards.manifest)
     try:
         with shards.open(lookup.NAME) as file:
-            table = np.lib.format.read_array(file, allow_pickle=False)
+            table = read_npy(file.read())
     except FileNotFoundError:
         problem = "missing"
     except (OSError, ValueError) as error:

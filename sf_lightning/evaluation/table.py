@@ -10,6 +10,7 @@ from sf_lightning.evaluation.bootstrap import Mean, bootstrap_mean
 from sf_lightning.evaluation.results import ClipScores, Results
 from sf_lightning.evaluation.systems import System, distinguishing_labels
 from sf_lightning.files.tables import markdown_table, write_csv
+from sf_lightning.files.text import markdown_text
 from sf_lightning.metrics.speech import OVER_FRAMES
 from sf_lightning.vocoder.config import GRIFFIN_LIM
 
@@ -217,7 +218,11 @@ def write_tables(findings: Findings, folder: Path) -> None:
 
 def markdown(findings: Findings) -> str:
     """Returns all tables in Markdown, and the meanings of their columns."""
-    parts = ["# Evaluation", *(f"- {name}: {fact}" for name, fact in findings.results.numbered_facts.items()), ""]
+    parts = [
+        "# Evaluation",
+        *(f"- {name}: {markdown_text(fact)}" for name, fact in findings.results.numbered_facts.items()),
+        "",
+    ]
     for table in tables(findings):
         parts += [f"## {table.title}", "", table.markdown(), ""]
     parts += [

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from sf_lightning.files.text import csv_cell, markdown_text
+
 Point = TypeVar("Point")
 
 METRICS = Path("csv", "metrics.csv")
@@ -17,16 +19,16 @@ def markdown_table(header: Sequence[object] | None, rows: Iterable[Sequence[obje
 
     Args:
         header: Titles of the columns; None for a table of names and values, whose header is blank.
-        rows: Cells of each row, written with `str`.
+        rows: Cells of each row, written with `str` and shown as they are; see `markdown_text`.
 
-    >>> print(markdown_table(["steps", "loss"], [[100, "0.42"]]))
-    | steps | loss |
+    >>> print(markdown_table(["clip", "loss"], [["a|b", "0.42"]]))
+    | clip | loss |
     | --- | --- |
-    | 100 | 0.42 |
+    | a\\|b | 0.42 |
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[markdown_text(cell) for cell in row] for row in rows]
     width = len(cells[0]) if header is None else len(header)
-    first = "|" + " |" * width if header is None else _line(list(map(str, header)))
+    first = "|" + " |" * width if header is None else _line([*map(markdown_text, header)])
     return "\n".join([first, _line(["---"] * width), *map(_line, cells)])
 
 
@@ -35,9 +37,9 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def write_csv(path: Path, header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a table as CSV in UTF-8; None becomes an empty cell."""
+    """Writes a table as CSV in UTF-8; None becomes an empty cell, and text is no formula (see `csv_cell`)."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file).writerows([*map(csv_cell, row)] for row in [header, *rows])
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

@@ -5,7 +5,11 @@ Names in foreign shard sets, checkpoints and ratings may hold escape sequences, 
 
 import logging
 import re
+import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from sf_lightning.files.digest import digest_of
 
@@ -19,7 +23,7 @@ _JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emojis need them
 _INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Categories of Unicode that are shown escaped: control and format characters, halves of pairs, line separators."""
 
-_PASSWORD = re.compile(r"(://)(?!\$)[^\s/@'\"]+(?=@)")
+_PASSWORD = re.compile(r"(://)(?!\$[\w{}]+(?::\$[\w{}]+)?@)[^\s/'\"]+(?=@)")
 """What precedes the password of a URL, and the password with its user."""
 
 _SECRET = (
@@ -73,13 +77,33 @@ def redacted(text: object) -> str:
     return text
 
 
+def redact_values(value: Any) -> Any:
+    """Returns plain values (dicts, lists, and those in them) with every text redacted; see `redacted`."""
+    if isinstance(value, dict):
+        return {name: redact_values(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(redact_values, value))
+    return redacted(value) if isinstance(value, str) else value
+
+
+@contextmanager
+def redacted_arguments() -> Iterator[None]:
+    """Hides passwords in the command line of this process while the block runs, as W&B records it."""
+    original = sys.argv
+    sys.argv = ["=".join(map(redacted, argument.split("=", 1))) for argument in original]
+    try:
+        yield
+    finally:
+        sys.argv = original  # Lightning starts further ranks with it
+
+
 def markdown_text(text: object) -> str:
-    """Returns text in one line that Markdown shows as it is, in a table too: no links, pictures, code or HTML.
+    """Returns text in one line that Markdown shows as it is, in a table too: no links, pictures or HTML.
 
     >>> markdown_text("a|b <script> ![x](y)")
     'a\\\\|b \\\\<script> !\\\\[x](y)'
     """
-    return re.sub(r"([\\|<\[`])", r"\\\1", printable(text))
+    return re.sub(r"([\\|<\[])", r"\\\1", printable(text))
 
 
 def csv_cell(value: object) -> object:

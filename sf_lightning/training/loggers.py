@@ -7,11 +7,12 @@ from typing import Any
 
 from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from sf_lightning.files.atomic import atomic_path
+from sf_lightning.files.text import redacted_arguments
 from sf_lightning.training.lightning_internals import drop_anonymous_setting
 
 
@@ -118,6 +119,13 @@ class ResumableWandbLogger(WandbLogger):
         super().__init__(save_dir=save_dir, project=project, id=id, **kwargs)
         drop_anonymous_setting(self)
         self._step = 0
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, started at the first access."""
+        with redacted_arguments():
+            return WandbLogger.experiment.fget(self)  # type: ignore[attr-defined]
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

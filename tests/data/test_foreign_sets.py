@@ -1,4 +1,4 @@
-"""Shard sets of others: names stay in their folder and run nothing, small files cost little, equal keys stay apart."""
+"""Foreign sets: names stay in their folder and run nothing, small files cost little, equal keys are told apart."""
 
 import json
 import os

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sf_lightning.cli.inspection import sample
+from sf_lightning.cli.inputs import _find_sample
+from sf_lightning.cli.inspection import inspect, sample
 from sf_lightning.data.held_out import clip_names, evenly_spaced_clips, select_samples
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.shards import Manifest, ShardSet
@@ -202,3 +203,27 @@ def test_clips_of_one_key_in_two_shards_stay_apart(shards: ShardSet, tmp_path: P
     assert clip_names(own, select_samples(own, [0, 1])) == {0: ["same", clip_names(shards, {0: [1]})[0][0]]}
     sample(str(own.folder), str(tmp_path / "out"), count=23)
     assert len(list((tmp_path / "out").glob("*.wav"))) == 23
+
+
+def test_a_clip_is_found_by_its_key_or_by_shard_and_key(shards: ShardSet, tmp_path: Path) -> None:
+    own = copy_shards(shards, tmp_path / "set")
+    for shard in (0, 1):
+        change_index(own, lambda rows: rows[2].__setitem__(0, "same"), shard)
+    other = own.read_index(3)[1].key
+    assert _find_sample(own, other) == _find_sample(own, f"shard-000003/{other}") == {3: [1]}
+    assert _find_sample(own, "shard-000001/same") == {1: [2]} and _find_sample(own, "none") == {}
+    with pytest.raises(ValueError, match=r"are same: expected shard-000000/same or shard-000001/same"):
+        _find_sample(own, "same")
+
+
+def test_words_of_a_foreign_set_do_not_control_the_terminal(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, evil = copy_shards(shards, tmp_path / "set"), "\x1b]52;c;eA==\x07\u202e\n[bold]"
+    for column in (3, 4):  # speaker and language
+        change_index(own, lambda rows, column=column: rows[0].__setitem__(column, evil))
+    change_manifest(own, skipped={evil: 1}, tokenizer={"name": evil, "digest": evil}, shards={"digest": evil})
+    inspect(str(own.folder))
+    verify(ShardSet(own.folder))
+    lines = capsys.readouterr().out.split("\n")
+    assert len([line for line in lines if "[bold]" in line]) >= 3 and all(line.isprintable() for line in lines)

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from sf_lightning.data.corpus import clean_key
 from sf_lightning.evaluation.bootstrap import Mean, bootstrap_mean, mean_over_groups
-from sf_lightning.evaluation.report import flac_url, write_page
-from sf_lightning.evaluation.results import damage_reported
+from sf_lightning.evaluation.report import flac_url, read_sound, write_page
+from sf_lightning.evaluation.results import UNCHECKED
 from sf_lightning.evaluation.systems import join_labels
 from sf_lightning.evaluation.table import Findings, Table, format_mean
 from sf_lightning.files.atomic import write_atomically
 from sf_lightning.files.digest import digest_of
+from sf_lightning.files.foreign import damage_reported, require_no_links, strict_json
+from sf_lightning.files.records import from_plain
 from sf_lightning.files.tables import write_csv
 
 PAGE, KEY, RATINGS = "listening.html", "listening-key.json", "ratings"
@@ -116,7 +117,7 @@ def write_test(folder: Path, items: Sequence[Item], seed: int = 0) -> str:
             for name, (number, system) in zip(names, order, strict=True)
         },
     }
-    if (folder / KEY).is_file() and (existing := _read_key(folder)["test"]) != test:
+    if (folder / KEY).is_file() and (existing := _read_key(folder).test) != test:
         raise FileExistsError(
             f"{folder / KEY} is the key of test {existing}, and this is test {test}: overwriting it would make the "
             "ratings of the other useless; move it away, or give another --out"
@@ -137,8 +138,9 @@ def add_ratings(folder: Path, paths: Sequence[Path]) -> list[Rating]:
     Raises:
         FileNotFoundError: if there is no test, or no such file.
         ValueError: if a file is damaged or belongs to another test, or two files of one listener differ; then no
-            file is copied.
+            file is copied; or if there are links in the folder.
     """
+    require_no_links(folder, UNCHECKED)
     key = _read_key(folder)
     new = {path: _read_ratings(path, key) for path in paths}
     ratings_by_path = {path: _read_ratings(path, key) for path in sorted((folder / RATINGS).glob("*.json"))} | new
@@ -152,7 +154,7 @@ def add_ratings(folder: Path, paths: Sequence[Path]) -> list[Rating]:
             )
     (folder / RATINGS).mkdir(exist_ok=True)
     for path, (listener, _) in new.items():
-        (folder / RATINGS / f"{_file_name(listener)}.json").write_bytes(path.read_bytes())
+        write_atomically(folder / RATINGS / f"{_file_name(listener)}.json", path.read_bytes())
     return read_ratings(folder)
 
 
@@ -177,7 +179,7 @@ def opinion_scores(folder: Path, ratings: Sequence[Rating]) -> dict[str, dict[st
     """
     several = len({rating.listener for rating in ratings}) > 1
     scores = dict[str, dict[str, Mean]]()
-    for system in _read_key(folder)["systems"]:
+    for system in _read_key(folder).systems:
         own, scores[system] = [rating for rating in ratings if rating.system == system], {}
         for question in QUESTIONS:
             answers = [float(getattr(rating, question)) for rating in own]
@@ -199,7 +201,7 @@ def write_opinions(folder: Path, ratings: Sequence[Rating]) -> Table:
     listeners = len({rating.listener for rating in ratings})
     title = f"Mean opinion scores of {listeners} listener{'s' if listeners != 1 else ''}"
     table = Table(title, ("system", *QUESTIONS, "ratings"), tuple(cells))
-    (folder / "mos.md").write_text(f"## {title}\n\n{table.markdown()}\n", encoding="utf-8")
+    write_atomically(folder / "mos.md", f"## {title}\n\n{table.markdown()}\n")
     header = ["system", *(f"{question}{part}" for question in QUESTIONS for part in MOS_PARTS)]
     write_csv(folder / "mos.csv", header, rows)
     return table
@@ -207,48 +209,58 @@ def write_opinions(folder: Path, ratings: Sequence[Rating]) -> Table:
 
 def _read_at_level(path: Path) -> tuple[np.ndarray, int]:
     """Returns a sound [N] as int16 at the common level, and its sample rate."""
-    wave, rate = soundfile.read(path, dtype="float64")
+    wave, rate = read_sound(path, "float64")
     level, peak = np.sqrt(np.mean(wave**2)), np.abs(wave).max(initial=0.0)
     gain = min(10 ** (LEVEL_DB / 20) / level, MAX_PEAK / peak) if peak else 1.0
     return (wave * gain * 32767).round().astype(np.int16), rate
 
 
-def _read_key(folder: Path) -> dict:
+@dataclass(frozen=True)
+class _Key:
+    """Id of a test, labels of its systems, and the system behind each sound by the sound's name."""
+
+    test: str
+    systems: tuple[str, ...]
+    sounds: dict[str, str]
+
+
+def _read_key(folder: Path) -> _Key:
     path = folder / KEY
     if not path.is_file():
         raise FileNotFoundError(
             f"--out {folder} has no listening test ({KEY}): make one with --listening_test true"
         )
     with damage_reported(path, "without it ratings cannot be attributed"):
-        key = json.loads(path.read_text(encoding="utf-8"))
-        if not {sound["system"] for sound in key["sounds"].values()} <= set(key["systems"]):
+        values = strict_json(path.read_bytes())
+        sounds = {name: sound["system"] for name, sound in values["sounds"].items()}
+        named = {"test": values["test"], "systems": values["systems"], "sounds": sounds}
+        key = from_plain(_Key, named, "key")
+        if not set(key.sounds.values()) <= set(key.systems):
             raise ValueError("a sound has an unknown system")
     return key
 
 
-def _read_ratings(path: Path, key: dict) -> tuple[str, list[Rating]]:
+def _read_ratings(path: Path, key: _Key) -> tuple[str, list[Rating]]:
     """Returns the listener and the ratings of a file, with the systems from the key of the test."""
     if not path.is_file():
         raise FileNotFoundError(f"--ratings: no file {path}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = strict_json(path.read_bytes())
         test, listener, answers = content["test"], str(content["listener"]), dict(content["ratings"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"--ratings: {path} was not saved by a listening page ({error!r:.80})") from error
-    if test != key["test"]:
-        raise ValueError(
-            f"--ratings: {path} belongs to test {test}, the one in --out is {key['test']}: leave it out"
-        )
+    if test != key.test:
+        raise ValueError(f"--ratings: {path} belongs to test {test}, the one in --out is {key.test}: leave it out")
     if not answers:
         raise ValueError(f"--ratings: {path} has no rating: leave it out")
     ratings = []
     for name, answer in sorted(answers.items()):
         numbers = [answer.get(question) for question in QUESTIONS] if isinstance(answer, dict) else []
-        if name not in key["sounds"] or not numbers or not all(type(n) is int and n in SCALE for n in numbers):
+        if name not in key.sounds or not numbers or not all(type(n) is int and n in SCALE for n in numbers):
             raise ValueError(
                 f"--ratings: {path}: sound {name} has {answer!r:.60}: expected integers from 1 to 5 for {QUESTIONS}"
             )
-        ratings.append(Rating(listener, key["sounds"][name]["system"], answer["naturalness"], answer["similarity"]))
+        ratings.append(Rating(listener, key.sounds[name], answer["naturalness"], answer["similarity"]))
     return listener, ratings
 
 

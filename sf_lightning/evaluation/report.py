@@ -20,6 +20,9 @@ from sf_lightning.files.atomic import write_atomically
 FRONTIERS = ("visqol", "pesq_wb", "stoi")
 """Scores that are plotted against latency."""
 
+MAX_SAMPLES = 2**25
+"""Samples of the longest sound in a page, 35 minutes at 16 kHz; a small FLAC file can expand to gigabytes."""
+
 MAX_CURVES = 8
 """Number of systems in one plot of computing time: more curves could not be distinguished."""
 
@@ -144,7 +147,25 @@ def write_page(template: str, path: Path, **variables: object) -> None:
 
 def sound_url(path: Path) -> str:
     """Returns an audio file as a data URL of 16-bit FLAC."""
-    return flac_url(*soundfile.read(path, dtype="int16"))
+    return flac_url(*read_sound(path, "int16"))
+
+
+def read_sound(path: Path, dtype: str) -> tuple[np.ndarray, int]:
+    """Returns the samples [N] of a kept sound, and its sample rate.
+
+    Raises:
+        ValueError: if it is damaged, not mono, or longer than any clip.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.channels != 1 or file.frames > MAX_SAMPLES:
+                raise ValueError(
+                    f"{path} has {file.channels} channels of {file.frames} samples: expected mono, at most "
+                    f"{MAX_SAMPLES} samples; delete it"
+                )
+            return file.read(dtype=dtype), file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and repeat the evaluation") from error
 
 
 def flac_url(wave: np.ndarray, rate: int) -> str:

@@ -10,19 +10,29 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from sf_lightning.evaluation.systems import System
 from sf_lightning.files.atomic import write_atomically
+from sf_lightning.files.foreign import damage_reported, require_no_links, strict_json
 from sf_lightning.files.formats import EVALUATION_FORMAT, require_format
 from sf_lightning.files.records import from_plain
 from sf_lightning.files.text import file_name
 
 EVALUATION, RESULTS, SAMPLES = "evaluation.json", "results.jsonl", "samples"
+
+UNCHECKED = ("wandb",)
+"""Subfolders that may contain links: W&B writes and replaces its own."""
+
+LEFTOVERS = f".{'[0-9a-f]' * 16}.*"
+"""Pattern of temporary files, which a killed process leaves."""
+
+MAX_NUMBER = 1e9
+"""Bound of all scores, times in ms and numbers of frames."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +86,31 @@ class ClipScores:
         return json.dumps({"way": self.system} | fields | {"chunk_ms": self.chunk_ms})
 
     @classmethod
-    def from_json(cls, line: str) -> "ClipScores":
+    def from_json(cls, line: bytes) -> "ClipScores":
         """Reads a line of `results.jsonl`.
 
         Raises:
-            AttributeError, KeyError, TypeError, ValueError: if the line is damaged.
+            ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError: if it is damaged.
         """
-        values = json.loads(line)
-        scores = {name: math.nan if value is None else float(value) for name, value in values["scores"].items()}
-        system, clip, language = (str(values[name]) for name in ("way", "clip", "language"))
-        return cls(system, clip, language, int(values["frames"]), scores, tuple(map(float, values["chunk_ms"])))
+        values = strict_json(line)
+        scores = {name: math.nan if value is None else value for name, value in values["scores"].items()}
+        names = {"system": "way", "clip": "clip", "language": "language", "frames": "frames"}
+        fields = {field: values[name] for field, name in names.items()}
+        row = from_plain(cls, fields | {"scores": scores, "chunk_ms": tuple(values["chunk_ms"])}, "row")
+        if not 0 < row.frames < MAX_NUMBER or any(abs(value) > MAX_NUMBER for value in scores.values()):
+            raise ValueError("frames or scores are out of range")
+        if not all(0 <= value < MAX_NUMBER for value in row.chunk_ms):
+            raise ValueError("chunk_ms is out of range")
+        return row
+
+
+@dataclass(frozen=True)
+class _Description:
+    """The values of `evaluation.json` beside its format and the systems."""
+
+    identity: Identity
+    digests: dict[str, str]
+    facts: dict[str, tuple[str, ...]]
 
 
 @dataclass
@@ -107,7 +132,7 @@ class Results:
     digests: dict[str, str]
     facts: dict[str, tuple[str, ...]]
     rows: dict[tuple[str, str], ClipScores] = field(default_factory=dict)
-    _file: TextIO | None = field(default=None, repr=False)
+    _file: IO[bytes] | None = field(default=None, repr=False)
 
     @classmethod
     def open(
@@ -124,16 +149,17 @@ class Results:
 
         Raises:
             FileExistsError: if the folder holds something else, or another evaluation; it is left unchanged.
+            ValueError: if the evaluation is damaged, or there are links in the folder.
             BlockingIOError: if another process has it open.
         """
         new_facts = {name: tuple(texts) for name, texts in facts.items()}
         results = cls(folder, identity, {system.id: system for system in systems}, dict(digests), new_facts)
-        is_occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-        if is_occupied and not (folder / EVALUATION).is_file():
+        require_no_links(folder, UNCHECKED)
+        if folder.exists() and not (folder / EVALUATION).is_file() and _holds_something_else(folder):
             raise FileExistsError(f"--out {folder} holds something other than an evaluation: give another folder")
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            file = stack.enter_context((folder / RESULTS).open("a+", encoding="utf-8"))
+            file = stack.enter_context((folder / RESULTS).open("ab+"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -144,7 +170,9 @@ class Results:
                 results._add_to(cls.read(folder))
             # The file is locked: text after the last newline was left by a process that was killed.
             file.seek(0)
-            os.truncate(file.fileno(), len(_complete_lines(file.read()).encode()))
+            os.truncate(file.fileno(), len(_complete_lines(file.read())))
+            for path in [*folder.glob(LEFTOVERS), *(folder / SAMPLES).glob(LEFTOVERS)]:
+                path.unlink(missing_ok=True)
             results._write_evaluation()
             stack.pop_all()
         results._file = file
@@ -156,22 +184,26 @@ class Results:
 
         Raises:
             FileNotFoundError: if it is not an evaluation folder.
-            ValueError: if it is damaged, or has another format.
+            ValueError: if it is damaged, has another format, or there are links in the folder.
         """
+        require_no_links(folder, UNCHECKED)
         path = folder / EVALUATION
         if not path.is_file():
             raise FileNotFoundError(f"--out {folder} is not a folder written by sf-eval: it has no {EVALUATION}")
         with damage_reported(path, "give another --out"):
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = strict_json(path.read_bytes())
             found = values["format"]
         require_format(path, found, EVALUATION_FORMAT, oldest=EVALUATION_FORMAT, remedy="give another --out")
         with damage_reported(path, "give another --out"):
-            identity = from_plain(Identity, values["identity"], "identity")
-            systems = {name: from_plain(System, system, "way") for name, system in values["ways"].items()}
-            facts = {name: tuple(map(str, texts)) for name, texts in values["facts"].items()}
-            results = cls(folder, identity, systems, dict(values["digests"]), facts)
+            stored = {name: values[name] for name in ("identity", "digests", "facts")}
+            description = from_plain(_Description, stored, "evaluation")
+            systems = {name: from_plain(System, system, f"way {name}") for name, system in values["ways"].items()}
+            for name in (name for name, system in systems.items() if name != system.id):
+                raise ValueError(f"way {name} has other settings than its name says")
+        facts = {name: tuple(texts) for name, texts in description.facts.items()}
+        results = cls(folder, description.identity, systems, description.digests, facts)
         if (path := folder / RESULTS).is_file():
-            for number, line in enumerate(_complete_lines(path.read_text(encoding="utf-8")).splitlines(), 1):
+            for number, line in enumerate(_complete_lines(path.read_bytes()).splitlines(), 1):
                 with damage_reported(f"{path}: line {number}", "delete it"):
                     row = ClipScores.from_json(line)
                 results.rows[row.system, row.clip] = row
@@ -189,7 +221,7 @@ class Results:
     def add(self, row: ClipScores) -> None:
         """Adds the scores of a clip, in memory and on disk."""
         assert self._file is not None
-        self._file.write(row.to_json() + "\n")
+        self._file.write(row.to_json().encode() + b"\n")
         self._file.flush()
         self.rows[row.system, row.clip] = row
 
@@ -244,15 +276,16 @@ class Results:
         write_atomically(self.folder / EVALUATION, json.dumps(values, indent=1) + "\n")
 
 
-@contextmanager
-def damage_reported(source: object, remedy: str) -> Iterator[None]:
-    """Turns errors of reading a file into a ValueError that names the file and the remedy."""
-    try:
-        yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{source} is damaged ({error!r:.200}): {remedy}") from error
+def _holds_something_else(folder: Path) -> bool:
+    """Returns whether there is more than an evaluation writes before `evaluation.json`."""
+    if not folder.is_dir():
+        return True
+    return any(
+        (path.name != RESULTS or path.stat().st_size) and not (path.match(f".*{EVALUATION}") and path.is_file())
+        for path in folder.iterdir()
+    )
 
 
-def _complete_lines(text: str) -> str:
+def _complete_lines(content: bytes) -> bytes:
     """Returns all lines that end with a newline."""
-    return text[: text.rfind("\n") + 1]
+    return content[: content.rfind(b"\n") + 1]

@@ -208,8 +208,8 @@ class _GroupRun:
         vocoder = self.evaluator.decoder.vocoder
         if offline is not None:
             mels = {"reference": clip.mel, "offline": offline.mel, "streamed": decoded.mel}
-            path = self.results.sample_path(clip.key, f"{system.id}.webp")
-            draw_mels(mels, self.evaluator.edges(clip), vocoder.mel.frame_rate, path, width=8.0)
+            with atomic_path(self.results.sample_path(clip.key, f"{system.id}.webp")) as path:
+                draw_mels(mels, self.evaluator.edges(clip), vocoder.mel.frame_rate, path, width=8.0)
         sounds = {self.results.sample_path(clip.key, "reference.flac"): (clip.wave, vocoder.mel.sample_rate)}
         if not clip.drawn.is_own_reference:
             path = self.results.sample_path(clip.key, "voice.flac")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from sf_lightning.evaluation.bootstrap import Mean, bootstrap_mean
 from sf_lightning.evaluation.results import ClipScores, Results
 from sf_lightning.evaluation.systems import System, distinguishing_labels
+from sf_lightning.files.atomic import write_atomically
 from sf_lightning.files.tables import markdown_table, write_csv
 from sf_lightning.files.text import markdown_text
 from sf_lightning.metrics.speech import OVER_FRAMES
@@ -212,7 +213,7 @@ def flat_table(findings: Findings) -> tuple[list[str], list[list[object]]]:
 
 def write_tables(findings: Findings, folder: Path) -> None:
     """Writes `table.md`, all tables with the meanings of their columns, and `table.csv`, one number a cell."""
-    (folder / "table.md").write_text(markdown(findings), encoding="utf-8")
+    write_atomically(folder / "table.md", markdown(findings))
     write_csv(folder / "table.csv", *flat_table(findings))
 
 

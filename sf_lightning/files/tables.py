@@ -1,11 +1,13 @@
 """Tables: Markdown and CSV to write, the metrics of a training run to read, and the Pareto front of points."""
 
 import csv
+import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from sf_lightning.files.atomic import write_atomically
 from sf_lightning.files.text import csv_cell, markdown_text
 
 Point = TypeVar("Point")
@@ -37,15 +39,19 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def write_csv(path: Path, header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a table as CSV in UTF-8; None becomes an empty cell, and text is no formula (see `csv_cell`)."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([*map(csv_cell, row)] for row in [header, *rows])
+    """Writes a table as CSV in UTF-8, whole or not at all.
+
+    None becomes an empty cell, and text is no formula (see `csv_cell`).
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([*map(csv_cell, row)] for row in [header, *rows])
+    write_atomically(path, text.getvalue())
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
     """Reads the metrics of a training run; empty cells, cells without a number and incomplete rows are left out.
 
-    The last row is incomplete while a running training writes it.
+    The last row is incomplete while a running training writes it; without a newline its last number may be cut.
 
     Args:
         run: Folder of the run.
@@ -53,12 +59,18 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     Returns:
         The values of each row by the name of their column, NaN and infinities among them; nothing where there is
         no table.
+
+    Raises:
+        ValueError: if the table is no CSV.
     """
     try:
-        with (run / METRICS).open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+        text = (run / METRICS).read_bytes().decode("utf-8", errors="replace")
+        table = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+        rows = [row for row in table if None not in row and None not in row.values()]
     except FileNotFoundError:
         return []
+    except csv.Error as error:
+        raise ValueError(f"{run / METRICS} is damaged ({error}): move it away") from error
     return [{name: number for name, text in row.items() if (number := _number(text)) is not None} for row in rows]
 
 

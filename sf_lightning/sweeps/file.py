@@ -117,6 +117,13 @@ class SweepFile:
         values = {**self.constants, **point}
         return [f"--{name}={values[name]}" for name in self.definition["parameters"]]
 
+    def contains(self, point: Mapping[str, Any]) -> bool:
+        """Returns whether a trial of this sweep may have these parameters."""
+        if self.points is not None:
+            return dict(point) in self.points
+        axes = self.distributions
+        return point.keys() == axes.keys() and all(_contains(axes[name], value) for name, value in point.items())
+
     def command(self, args: Sequence[str]) -> list[str]:
         """Returns the command line of a trial, as W&B's agent builds it; `args` replace `${args}`.
 
@@ -180,6 +187,15 @@ def _distribution(spec: Mapping[str, Any]) -> BaseDistribution:
     if kind == "int_uniform" or (step and all(isinstance(spec[key], int) for key in ("min", "max", "q"))):
         return IntDistribution(spec["min"], spec["max"], step=step or 1)
     return FloatDistribution(spec["min"], spec["max"], step=step, log=kind == "log_uniform_values")
+
+
+def _contains(distribution: BaseDistribution, value: object) -> bool:
+    """Returns whether a value may be drawn from a distribution, up to rounding to its steps."""
+    if isinstance(distribution, CategoricalDistribution):
+        return any(type(value) is type(choice) and value == choice for choice in distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    is_number = type(value) in ((int,) if isinstance(distribution, IntDistribution) else (int, float))
+    return is_number and distribution.low <= value <= distribution.high  # type: ignore[operator]
 
 
 def _grid_values(name: str, distribution: BaseDistribution) -> Sequence[Any]:

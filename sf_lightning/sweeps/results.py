@@ -1,5 +1,6 @@
 """Results of a sweep: a table of its trials, and quality against latency as a picture."""
 
+import math
 import re
 from pathlib import Path
 
@@ -57,7 +58,11 @@ class Results:
     @property
     def drawn(self) -> list[Trial]:
         """Complete trials that have a quality and a latency."""
-        return [trial for trial in self.complete if {WAIT, self.quality} <= trial.metrics.keys()]
+        return [
+            trial
+            for trial in self.complete
+            if all(math.isfinite(trial.metrics.get(name, math.nan)) for name in (WAIT, self.quality))
+        ]
 
     @property
     def frontier(self) -> list[Trial]:
@@ -80,8 +85,7 @@ def write_results(folder: Path) -> Results:
         cells = [trial.parameters.get(name, "") for name in names]
         rows.append([trial.number, trial.state, mark, *cells, *(trial.metrics.get(name, "") for name in columns)])
     header = ["trial", "state", "on the frontier", *names, *columns]
-    with atomic_path(folder / "results.csv") as path:
-        write_csv(path, header[:2] + header[3:], [row[:2] + row[3:] for row in rows])
+    write_csv(folder / "results.csv", header[:2] + header[3:], [row[:2] + row[3:] for row in rows])
     short = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in rows]
     write_atomically(folder / "results.md", markdown_table(header, short) + "\n")
     with atomic_path(folder / "frontier.png") as path:

@@ -14,6 +14,7 @@ ever changed, so a reader on another node sees all of it or none. Does not run t
 
 import fcntl
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +26,8 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from sf_lightning.files.atomic import atomic_folder, write_atomically
+from sf_lightning.files.foreign import damage_reported, require_no_links, strict_json
+from sf_lightning.files.records import from_plain
 from sf_lightning.files.tables import read_metrics
 from sf_lightning.sweeps.file import SweepFile
 
@@ -33,6 +36,9 @@ PARAMETERS = "parameters.json"
 RESULT = "result.json"
 LOCK = "lock"
 LOG = "log.txt"
+
+UNCHECKED = ("checkpoints", "wandb")
+"""Subfolders of a trial that may contain links: those of training itself, which checks what it reads."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +93,34 @@ class Trial:
         write_atomically(self.folder / RESULT, json.dumps(result))
 
 
+@dataclass(frozen=True)
+class _Result:
+    """The values of `result.json`; see `Trial`."""
+
+    state: Literal["complete", "pruned", "failed"]
+    value: float | None = None
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.state == "complete") != (self.value is not None):
+            raise ValueError(f"state is {self.state} and value is {self.value}")
+
+
 def read_trial(folder: Path) -> Trial:
-    """Reads a trial from its folder."""
-    if (folder / RESULT).is_file():
-        result = json.loads((folder / RESULT).read_text())
-    else:
-        result = {"state": "running" if (folder / LOCK).exists() else "waiting"}
-    drawn = (folder / PARAMETERS).is_file()
-    return Trial(folder, json.loads((folder / PARAMETERS).read_text()) if drawn else {}, **result)
+    """Reads a trial from its folder.
+
+    Raises:
+        ValueError: if a file in it is damaged.
+    """
+    point: dict[str, Any] = {}
+    if (path := folder / PARAMETERS).is_file():
+        with damage_reported(path, f"delete {folder}"):
+            point = dict(json.loads(path.read_bytes()))
+    if (path := folder / RESULT).is_file():
+        with damage_reported(path, "delete it, and the trial is resumed"):
+            result = from_plain(_Result, strict_json(path.read_bytes()), "result")
+        return Trial(folder, point, result.state, result.value, result.error)
+    return Trial(folder, point, "running" if (folder / LOCK).exists() else "waiting")
 
 
 def read_definition(folder: Path) -> dict[str, Any]:
@@ -102,16 +128,25 @@ def read_definition(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the folder has no sweep.
+        ValueError: if its definition is damaged.
     """
     if not (folder / DEFINITION).is_file():
         raise FileNotFoundError(f"no sweep in {folder}; sf-sweep FILE --dir={folder} starts one")
-    return json.loads((folder / DEFINITION).read_text())
+    with damage_reported(folder / DEFINITION, "use another --dir"):
+        definition = dict(json.loads((folder / DEFINITION).read_bytes()))
+        if not isinstance(definition["name"], str) or not isinstance(definition["metric"]["name"], str):
+            raise ValueError("its name or that of its metric is no text")
+    return definition
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """Reads all trials of a sweep, by number."""
-    folders = sorted((folder / "trials").glob("[0-9]*"), key=lambda path: int(path.name))
-    return [read_trial(path) for path in folders]
+    """Reads all trials of a sweep, by number.
+
+    Raises:
+        ValueError: if a file of a trial is damaged.
+    """
+    folders = [path for path in (folder / "trials").glob("[0-9]*") if re.fullmatch(r"[0-9]{3,9}", path.name)]
+    return [read_trial(path) for path in sorted(folders, key=lambda path: int(path.name))]
 
 
 def lock(path: Path, wait: bool = False) -> IO[bytes]:
@@ -148,8 +183,19 @@ class Sweep:
 
     @property
     def trials(self) -> list[Trial]:
-        """All trials, read now, by number."""
-        return read_trials(self.folder)
+        """All trials, read now, by number.
+
+        Raises:
+            ValueError: if a file of a trial is damaged, or its parameters are not among those of the sweep file.
+        """
+        trials = read_trials(self.folder)
+        for trial in trials:
+            if (self.file.points or trial.parameters) and not self.file.contains(trial.parameters):
+                raise ValueError(
+                    f"{trial.folder / PARAMETERS} has {trial.parameters!r:.200}, which {self.file.path} does not "
+                    "contain; use another --dir"
+                )
+        return trials
 
     def join(self, count: int | None = None) -> None:
         """Starts the sweep or joins it: adds trials that are missing, and new ones for those that failed.
@@ -158,12 +204,13 @@ class Sweep:
             count: Number of trials; by default the file's `run_cap` or all points of a grid.
 
         Raises:
-            ValueError: if the folder has another sweep, or the number of trials is not known.
+            ValueError: if the folder has another sweep or links, or the number of trials is not known.
         """
         points = self.file.points
         count = count or self.file.run_cap or (len(points) if points else None)
         if count is None:
             raise ValueError(f"{self.file.path}: method is {self.file.method}; expected --trials or a run_cap")
+        require_no_links(self.folder, UNCHECKED)
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock(self.folder / LOCK, wait=True):
             self._check_definition()
@@ -173,7 +220,7 @@ class Sweep:
                 missing: list[dict[str, Any]] = [{}] * (count - len(kept))
             else:
                 missing = [point for point in points[:count] if point not in [trial.parameters for trial in kept]]
-            for number, point in enumerate(missing, len(trials)):
+            for number, point in enumerate(missing, trials[-1].number + 1 if trials else 0):
                 with atomic_folder(self.folder / "trials" / f"{number:03d}") as trial:
                     if points is not None:
                         (trial / PARAMETERS).write_text(json.dumps(point))
@@ -186,9 +233,9 @@ class Sweep:
                 raise ValueError(f"{self.folder} has trials but no {DEFINITION}; use another --dir")
             write_atomically(self.folder / DEFINITION, content)
         ours, theirs = json.loads(content), read_definition(self.folder)
-        for key in (key for key in ours if ours[key] != theirs[key]):
+        for key in (key for key in ours if ours[key] != theirs.get(key)):
             raise ValueError(
-                f"{self.folder} has a sweep with {key} {json.dumps(theirs[key])}, not {json.dumps(ours[key])}; "
+                f"{self.folder} has a sweep with {key} {json.dumps(theirs.get(key))}, not {json.dumps(ours[key])}; "
                 "use another --dir"
             )
 

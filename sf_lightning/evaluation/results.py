@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sf_lightning.evaluation.systems import System
-from sf_lightning.files.atomic import write_atomically
+from sf_lightning.files.atomic import remove_leftovers, write_atomically
 from sf_lightning.files.foreign import damage_reported, require_no_links, strict_json
 from sf_lightning.files.formats import EVALUATION_FORMAT, require_format
 from sf_lightning.files.records import from_plain
@@ -27,9 +27,6 @@ EVALUATION, RESULTS, SAMPLES = "evaluation.json", "results.jsonl", "samples"
 
 UNCHECKED = ("wandb",)
 """Subfolders that may contain links: W&B writes and replaces its own."""
-
-LEFTOVERS = f".{'[0-9a-f]' * 16}.*"
-"""Pattern of temporary files, which a killed process leaves."""
 
 MAX_NUMBER = 1e9
 """Bound of all scores, times in ms and numbers of frames."""
@@ -171,8 +168,8 @@ class Results:
             # The file is locked: text after the last newline was left by a process that was killed.
             file.seek(0)
             os.truncate(file.fileno(), len(_complete_lines(file.read())))
-            for path in [*folder.glob(LEFTOVERS), *(folder / SAMPLES).glob(LEFTOVERS)]:
-                path.unlink(missing_ok=True)
+            remove_leftovers(folder)
+            remove_leftovers(folder / SAMPLES)
             results._write_evaluation()
             stack.pop_all()
         results._file = file

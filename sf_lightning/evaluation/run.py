@@ -17,7 +17,7 @@ from sf_lightning.audio.wave import write_wave
 from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.evaluation.decoding import ClipEvaluator, HeldOutClip
 from sf_lightning.evaluation.pictures import draw_mels
-from sf_lightning.evaluation.results import ClipScores, Results
+from sf_lightning.evaluation.results import SAMPLES, ClipScores, Results
 from sf_lightning.evaluation.scores import ClipScorer, PendingScores
 from sf_lightning.evaluation.selection import ClipSelection
 from sf_lightning.evaluation.systems import OWN, System, SystemGroup, short_names
@@ -206,6 +206,7 @@ class _GroupRun:
     def _keep(self, system: System, clip: HeldOutClip, decoded: Chunk, offline: Chunk | None) -> None:
         """Writes a picture of the mels of a streamed clip, then the sounds: if they exist, so does the picture."""
         vocoder = self.evaluator.decoder.vocoder
+        (self.results.folder / SAMPLES).mkdir(exist_ok=True)
         if offline is not None:
             mels = {"reference": clip.mel, "offline": offline.mel, "streamed": decoded.mel}
             with atomic_path(self.results.sample_path(clip.key, f"{system.id}.webp")) as path:

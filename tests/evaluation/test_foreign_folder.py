@@ -210,6 +210,7 @@ def test_an_evaluation_on_a_full_disk_resumes_as_if_there_had_been_room(tmp_path
 def _evaluate_slowly(folder: Path) -> None:
     """Adds missing rows with their sounds, in the order in which an evaluation writes them."""
     results = open_results(folder)
+    (folder / "samples").mkdir(exist_ok=True)
     for row in rows():
         if (row.system, row.clip) not in results.rows:
             time.sleep(0.002)

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 import sf_lightning
+from sf_lightning.files.yaml_files import read_yaml
 from sf_lightning.model.layout import Layout
 
 RECIPES = Path(sf_lightning.__file__).parent / "recipes"
@@ -86,9 +86,9 @@ def expand_presets(args: list[str]) -> list[str]:
 def _load(path: Path) -> Any:
     """Reads a config file."""
     try:
-        config = OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, DictConfig):
+        values = read_yaml(path)  # bounded, unlike OmegaConf's and jsonargparse's own
+    except ValueError as error:
+        raise ValueError(f"--config {error}") from error
+    if not isinstance(values, dict):
         raise ValueError(f"--config {path} holds no settings; expected names and values")
-    return config
+    return OmegaConf.load(path)

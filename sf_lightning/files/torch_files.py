@@ -16,8 +16,9 @@ def read_torch(path: Path) -> dict[str, Any]:
     """Reads the dictionary in a torch file on the CPU, memory-mapped where its format allows; no code in it runs.
 
     Raises:
-        ValueError: if the file is damaged, or holds anything but a dictionary of tensors and plain values.
+        ValueError: if it is no regular file, damaged, or holds anything but a dictionary of tensors and plain values.
     """
+    require_regular(path)
     try:
         # Files of torch before 1.6 are not zip archives and cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -26,6 +27,16 @@ def read_torch(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}: expected a state dict")
     return state
+
+
+def require_regular(path: Path) -> None:
+    """Raises if a path is a named pipe, a device or a folder: reading one may never end.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file")
 
 
 def reason_in_words(error: BaseException) -> str:
@@ -65,9 +76,24 @@ def weight_mismatches(weights: Mapping[str, Tensor], expected: Mapping[str, Tens
     """
     phrases = []
     for name in {**expected, **weights}:  # in the order of the network
+        value = weights.get(name)
+        if value is not None and not _holds_numbers(value):
+            phrases.append(f"{name!s:.100} is not a tensor of numbers")
+            continue
         found, required = (list(state[name].shape) if name in state else None for state in (weights, expected))
         if required is None:
-            phrases.append(f"{name} is {found}, which the network does not have")
+            phrases.append(f"{name:.100} is {found}, which the network does not have")
         elif found != required:
             phrases.append(f"{name} is {'missing' if found is None else found}, expected {required}")
     return phrases
+
+
+def _holds_numbers(value: object) -> bool:
+    """Returns whether an entry of a state dict is a dense tensor of real numbers, with its data."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type != "meta"
+        and not value.is_complex()
+        and not value.is_quantized
+    )

@@ -16,6 +16,9 @@ from torch import Tensor
 
 Method = Literal["euler", "midpoint", "rk4"]
 
+MAX_STEPS = 1000
+"""Largest accepted number of steps."""
+
 Velocity = Callable[[Tensor, int], Tensor]
 """Function (x, e) -> dx/dt, shaped like x, for evaluation number e at time `Solver.times[e]`."""
 
@@ -83,8 +86,8 @@ class Solver:
     sway: float = -1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"decode.steps is {self.steps}: expected 1 or more")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"decode.steps is {self.steps}: expected 1 to {MAX_STEPS}")
         if not MIN_SWAY <= self.sway <= MAX_SWAY:
             raise ValueError(
                 f"decode.sway is {self.sway}: expected {MIN_SWAY:g} to {MAX_SWAY:.4f}, so that times increase"

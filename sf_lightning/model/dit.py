@@ -65,6 +65,11 @@ class DiTConfig:
                 f"dit: speaker_width {self.speaker_width}, token_width {self.token_width} and vocabulary "
                 f"{self.vocabulary} must be at least 1"
             )
+        if min(self.width, self.num_heads, self.mlp_ratio, self.num_bands, self.frames_per_token) < 1:
+            raise ValueError(
+                f"dit: width {self.width}, num_heads {self.num_heads}, mlp_ratio {self.mlp_ratio}, num_bands "
+                f"{self.num_bands} and frames_per_token {self.frames_per_token} must be at least 1"
+            )
         if self.width % (2 * self.num_heads):
             raise ValueError(f"dit.width {self.width} over dit.num_heads {self.num_heads} must be an even integer")
         if self.rope_heads is not None and not 0 <= self.rope_heads <= self.num_heads:

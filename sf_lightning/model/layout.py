@@ -12,12 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from sf_lightning.files.records import from_plain
+from sf_lightning.files.yaml_files import read_yaml
 
 PRESETS = Path(__file__).parent / "layouts"
 """Directory of the named layouts, one YAML file each."""
+
+MAX_LAYERS, MAX_BLOCK_SIZE = 1000, 10_000
+"""Largest accepted sizes, so that a file cannot demand more than a machine has."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,13 @@ class Layout:
     placement: Literal["spread", "early", "late"] | None = None
 
     def __post_init__(self) -> None:
-        if self.num_layers < 1 or self.block_size < 1:
-            raise ValueError(
-                f"layout: num_layers {self.num_layers} and block_size {self.block_size} must be at least 1"
-            )
         depth = self.drawn_for or self.num_layers
+        if not (1 <= self.num_layers <= MAX_LAYERS and 1 <= depth <= MAX_LAYERS):
+            raise ValueError(
+                f"layout has num_layers {self.num_layers}, drawn_for {self.drawn_for}: expected 1 to {MAX_LAYERS}"
+            )
+        if not 1 <= self.block_size <= MAX_BLOCK_SIZE:
+            raise ValueError(f"layout.block_size is {self.block_size} frames: expected 1 to {MAX_BLOCK_SIZE}")
         self._place_layers(depth)
         for name in ("backward", "forward"):
             layers = getattr(self, name)
@@ -149,10 +153,10 @@ class Layout:
             ValueError: if the file does not describe a layout.
         """
         path = cls.file(name)
+        values: Any = read_yaml(path)
         try:
-            values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
             return from_plain(cls, defaults | values if isinstance(values, dict) else values, "layout")
-        except (yaml.YAMLError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def _place_layers(self, depth: int) -> None:

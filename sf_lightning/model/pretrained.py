@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sf_lightning import __version__
@@ -25,8 +24,10 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.files.atomic import atomic_folder
 from sf_lightning.files.formats import EXPORT_FORMAT, require_format
 from sf_lightning.files.identify import EXPORT_CONFIG, EXPORT_WEIGHTS
-from sf_lightning.files.records import from_plain
+from sf_lightning.files.records import from_plain, shown
+from sf_lightning.files.safetensors_files import read_safetensors, save_safetensors
 from sf_lightning.files.torch_files import weight_mismatches, weights_digest
+from sf_lightning.files.yaml_files import read_yaml
 from sf_lightning.model.dit import DiTConfig
 from sf_lightning.model.layout import Layout
 from sf_lightning.model.speaker import SpeakerConfig
@@ -52,9 +53,14 @@ class ModelConfig:
         Raises:
             ValueError: if a weight is missing, unknown or of another shape.
         """
-        model = StreamFlow(self.layout, self.dit, self.mel, self.scale, self.speaker, self.predict)
-        if mismatches := weight_mismatches(weights, model.state_dict()):
+        arguments = (self.layout, self.dit, self.mel, self.scale, self.speaker, self.predict)
+        if self.layout.num_layers > len(weights):
+            raise ValueError(f"layout.num_layers is {self.layout.num_layers}, but there are {len(weights)} weights")
+        with torch.device("meta"):  # compares sizes before it allocates any
+            expected = StreamFlow(*arguments).state_dict()
+        if mismatches := weight_mismatches(weights, expected):
             raise ValueError(f"{mismatches[0]} by the configuration")
+        model = StreamFlow(*arguments)
         model.load_state_dict(weights)
         return model.eval()
 
@@ -118,13 +124,13 @@ class Description:
         Raises:
             ValueError: with the file's name, if it is damaged or of a newer format.
         """
+        values = read_yaml(path)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
-                raise ValueError(f"{values!r:.60}: expected names and values")
+                raise ValueError(f"{shown(values)}: expected names and values")
             require_format("it", values.get("format"), EXPORT_FORMAT)
             return from_plain(cls, values, "config")
-        except (yaml.YAMLError, ValueError, ArithmeticError) as error:
+        except (ValueError, ArithmeticError) as error:
             raise ValueError(f"{path}: {error}") from error
 
     def write(self, path: Path) -> None:
@@ -163,8 +169,7 @@ def save_export(folder: Path, trained: Pretrained, card: str) -> None:
         FileExistsError: if the folder exists.
     """
     with atomic_folder(folder) as inner:
-        weights = {name: value.detach().cpu().contiguous() for name, value in trained.model.state_dict().items()}
-        save_file(weights, inner / EXPORT_WEIGHTS, metadata={"format": "pt"})
+        save_safetensors(inner / EXPORT_WEIGHTS, trained.model.state_dict(), {})
         trained.description.write(inner / EXPORT_CONFIG)
         (inner / CARD).write_text(card, encoding="utf-8")
 
@@ -174,17 +179,15 @@ def load_export(folder: Path) -> Pretrained:
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
-        ValueError: with the file's name, if one is damaged or of a newer format, or if the two do not match.
+        ValueError: with the file's name, if one is damaged (a flipped bit in the weights is found) or of a newer
+            format, or if the two do not match.
     """
     config, weights_file = folder / EXPORT_CONFIG, folder / EXPORT_WEIGHTS
     for path in (config, weights_file):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: expected both files of a folder that sf-export wrote")
     description = Description.read(config)
-    try:
-        weights = load_file(weights_file)
-    except SafetensorError as error:
-        raise ValueError(f"{weights_file} is no complete safetensors file ({error}): copy it again") from error
+    weights, _ = read_safetensors(weights_file)
     try:
         model = description.model.build(weights)
     except (ValueError, RuntimeError, ArithmeticError) as error:

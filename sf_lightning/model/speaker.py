@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from sf_lightning.audio.mel import MelConfig
 
+MAX_CROP_SECONDS = 60
+"""Largest accepted length of a reference crop."""
+
 SILENT_FRAMES = 16
 """Frames of the zero mel of token2wav's null condition; the embedding of zeros is the same at any length."""
 
@@ -43,8 +46,12 @@ class SpeakerConfig:
     x_vector_width: int = 192
 
     def __post_init__(self) -> None:
-        if self.channels % 8:
+        if self.channels < 8 or self.channels % 8:
             raise ValueError(f"speaker.channels is {self.channels}: expected a multiple of 8")
+        if not 0 < self.crop_seconds <= MAX_CROP_SECONDS:
+            raise ValueError(
+                f"speaker.crop_seconds is {self.crop_seconds}: expected more than 0, and at most {MAX_CROP_SECONDS}"
+            )
         if self.x_vector_width < 1:
             raise ValueError(f"speaker.x_vector_width is {self.x_vector_width}: expected 1 or more")
 

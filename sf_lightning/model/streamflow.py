@@ -31,6 +31,10 @@ class MelScale:
     mean: float = -5.0
     std: float = 2.4
 
+    def __post_init__(self) -> None:
+        if self.std <= 0:
+            raise ValueError(f"scale.std is {self.std}: expected more than 0")
+
 
 class StreamFlow(nn.Module):
     """All parts of a decoder that have weights, or settings that the weights depend on.

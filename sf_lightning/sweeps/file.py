@@ -3,6 +3,7 @@
 Keys mean what W&B documents (docs.wandb.ai/models/sweeps/sweep-config-keys); any other key or value is refused.
 """
 
+import math
 import os
 import re
 import sys
@@ -12,8 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from sf_lightning.files.yaml_files import read_yaml
 
 DEFINITION = ("command", "early_terminate", "method", "metric", "parameters", "program")
 """Keys that define a sweep: a folder accepts only workers with the same values."""
@@ -28,6 +30,8 @@ DISTRIBUTIONS = {
     "log_uniform_values": {"min", "max"},
 }
 """Distributions of a parameter and the keys that each of them requires."""
+MAX_POINTS = 100_000
+"""Largest number of points of a grid."""
 DEFAULT_COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]
 
 
@@ -75,10 +79,11 @@ class SweepFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        content = read_yaml(path)
         try:
-            self._parse(yaml.safe_load(path.read_text()))
+            self._parse(content)
             self.command([])
-        except (ValueError, yaml.YAMLError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def _parse(self, content: Any) -> None:
@@ -110,6 +115,8 @@ class SweepFile:
         self.points: list[dict[str, Any]] | None = None
         if self.method == "grid":
             axes = [_grid_values(name, distribution) for name, distribution in self.distributions.items()]
+            count = math.prod(map(len, axes))
+            _require(count <= MAX_POINTS, f"the grid has {count} points", f"at most {MAX_POINTS}")
             self.points = [dict(zip(self.distributions, point, strict=True)) for point in product(*axes)]
 
     def arguments(self, point: Mapping[str, Any]) -> list[str]:
@@ -206,7 +213,9 @@ def _grid_values(name: str, distribution: BaseDistribution) -> Sequence[Any]:
     low, high, step = distribution.low, distribution.high, distribution.step
     if step is None:
         raise ValueError(f"method is grid but {name} is continuous; expected values, or q_uniform with a q")
-    return [low + i * step for i in range(round((high - low) / step) + 1)]
+    count = round((high - low) / step) + 1
+    _require(count <= MAX_POINTS, f"{name} has {count} values", f"at most {MAX_POINTS} in a grid")
+    return [low + i * step for i in range(count)]
 
 
 def _halving(early: Any) -> Halving | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import torch
 from bigvgan import BigVGAN
 from bigvgan.activations import Snake, SnakeBeta
 from bigvgan.env import AttrDict
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.files.torch_files import weight_mismatches, weights_digest
 from sf_lightning.vocoder.files import read_generator
-from sf_lightning.vocoder.generator import context_frames, mel_hyperparameters
+from sf_lightning.vocoder.generator import context_frames, mel_hyperparameters, require_buildable
 
 ToInput = Callable[[Tensor], Tensor]
 
@@ -94,9 +95,15 @@ class BigVGANVocoder(nn.Module):
     def _read(cls, path: Path, mel: MelConfig) -> tuple["BigVGANVocoder", str]:
         """Returns the vocoder in a checkpoint as it is trained, and where its weights come from."""
         h, weights, origin = read_generator(path)
-        vocoder = cls(h, mel)
-        if mismatches := weight_mismatches(weights, vocoder.generator.state_dict()):
+        try:
+            require_buildable(h, len(weights))
+            with torch.device("meta"):  # compares sizes before it allocates any
+                expected = cls(h, mel).generator.state_dict()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if mismatches := weight_mismatches(weights, expected):
             raise ValueError(f"{path}: {mismatches[0]} by its configuration")
+        vocoder = cls(h, mel)
         vocoder.generator.load_state_dict(weights)
         # Digest of the weights as read, because folding their norms rounds differently on each machine.
         vocoder.digest = weights_digest(weights, repr(h))

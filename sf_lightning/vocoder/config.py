@@ -15,6 +15,9 @@ SHIPPED = Path(__file__).parent / "weights"
 GRIFFIN_LIM = "griffin_lim"
 """Value of `VocoderConfig.checkpoint` for Griffin-Lim."""
 
+MAX_ITERATIONS = 1000
+"""Largest accepted number of iterations of Griffin-Lim."""
+
 DEFAULT = GRIFFIN_LIM
 """The default vocoder: Griffin-Lim, or the name of a shipped one."""
 
@@ -39,6 +42,8 @@ class VocoderConfig:
     def __post_init__(self) -> None:
         if self.checkpoint is None:  # how Griffin-Lim was stored before it had a name
             object.__setattr__(self, "checkpoint", GRIFFIN_LIM)
+        if not 1 <= self.iterations <= MAX_ITERATIONS:
+            raise ValueError(f"vocoder.iterations is {self.iterations}: expected 1 to {MAX_ITERATIONS}")
 
     @property
     def name(self) -> str:

@@ -9,32 +9,47 @@ vocoder/
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bigvgan.bigvgan import load_hparams_from_json
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.files.atomic import atomic_folder
 from sf_lightning.files.identify import BIGVGAN_WEIGHTS, VOCODER_CONFIG, VOCODER_WEIGHTS, Kind, require_kind
 from sf_lightning.files.records import from_plain
-from sf_lightning.files.torch_files import read_torch
+from sf_lightning.files.safetensors_files import read_safetensors, save_safetensors
+from sf_lightning.files.torch_files import read_torch, require_regular
 from sf_lightning.model.checkpoint import read_checkpoint
 from sf_lightning.model.pretrained import CARD, WeightsOrigin
 from sf_lightning.vocoder.generator import GeneratorConfig
 
-OPTIONAL = {"use_tanh_at_final", "use_bias_at_final"}
-"""Hyperparameters that the package's first version does not have."""
-
-CHOICES = {"resblock": ("1", "2"), "activation": ("snake", "snakebeta")}
-"""Values of hyperparameters that the package implements."""
-
 PREFIX = "generator."
 """Prefix of the names of weights in `BigVGANVocoder`, which holds the package's generator."""
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Types of the hyperparameters that the package requires, under its names; the last two are not in all versions."""
+
+    resblock: Literal["1", "2"]
+    upsample_rates: tuple[int, ...]
+    upsample_kernel_sizes: tuple[int, ...]
+    upsample_initial_channel: int
+    resblock_kernel_sizes: tuple[int, ...]
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...]
+    activation: Literal["snake", "snakebeta"]
+    snake_logscale: bool
+    sampling_rate: int
+    n_fft: int
+    num_mels: int
+    hop_size: int
+    win_size: int
+    fmin: float
+    fmax: float | None
+    use_tanh_at_final: bool = True
+    use_bias_at_final: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,29 +118,30 @@ def read_generator(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Returns the package's hyperparameters, with everything that `BigVGAN` requires."""
+    require_regular(path)
     try:
-        h = dict(load_hparams_from_json(path))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no JSON of hyperparameters ({error})") from error
-    required = GeneratorConfig().hyperparameters(MelConfig()).keys() - OPTIONAL
-    if missing := sorted(required - h.keys()):
-        raise ValueError(f"{path} has no {missing[0]}: expected the config.json of a BigVGAN")
-    for name, choices in CHOICES.items():
-        if h[name] not in choices:
-            raise ValueError(f"{path} has {name} {h[name]}: expected {' or '.join(choices)}")
+        h = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(h, dict):
+            raise ValueError(f"it holds a {type(h).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON of hyperparameters ({error!s:.200})") from error
+    names = {field.name for field in fields(Hyperparameters)}
+    try:
+        from_plain(Hyperparameters, {name: h[name] for name in names & h.keys()}, "hyperparameters")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}: expected the config.json of a BigVGAN") from error
     return h
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """Returns the state dict, and where it comes from, in words."""
     if path.suffix != ".safetensors":
-        return read_torch(path)["generator"], f"the generator of {path.name}"
-    try:
-        with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-            return weights, _origin_in(file.metadata() or {})
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no complete safetensors file ({error}): copy it again") from error
+        weights = read_torch(path)["generator"]
+        if not isinstance(weights, dict):
+            raise ValueError(f"{path} has no state dict under generator")
+        return weights, f"the generator of {path.name}"
+    weights, metadata = read_safetensors(path)
+    return weights, _origin_in(metadata)
 
 
 def _origin_in(metadata: dict[str, str]) -> str:
@@ -143,11 +159,11 @@ def save_vocoder(folder: Path, trained: TrainedVocoder, card: str) -> None:
         FileExistsError: if the folder exists.
     """
     h, origin = trained.generator.hyperparameters(trained.mel), trained.origin
-    metadata = {"format": "pt", "step": str(origin.step), "averaged": str(origin.averaged).lower()}
+    metadata = {"step": str(origin.step), "averaged": str(origin.averaged).lower()}
     if origin.begun_with is not None:
         metadata["begun_with"] = origin.begun_with
     with atomic_folder(folder) as inner:
-        weights = {name: value.detach().float().cpu().contiguous() for name, value in trained.weights.items()}
-        save_file(weights, inner / VOCODER_WEIGHTS, metadata=metadata)
+        weights = {name: value.float() for name, value in trained.weights.items()}
+        save_safetensors(inner / VOCODER_WEIGHTS, weights, metadata)
         (inner / VOCODER_CONFIG).write_text(json.dumps(h, indent=4) + "\n", encoding="utf-8")
         (inner / CARD).write_text(card, encoding="utf-8")

@@ -80,6 +80,33 @@ def mel_hyperparameters(mel: MelConfig) -> dict[str, Any]:
     }
 
 
+def require_buildable(h: dict, num_weights: int) -> None:
+    """Checks sizes of a generator before it is built, so that a small file cannot demand gigabytes.
+
+    Args:
+        h: Hyperparameters of the `bigvgan` package.
+        num_weights: Number of weights that were stored with them.
+
+    Raises:
+        ValueError: if sizes are missing or out of range, or describe more convolutions than there are weights.
+    """
+    rates, kernels = h["upsample_rates"], h["upsample_kernel_sizes"]
+    blocks, dilations = h["resblock_kernel_sizes"], h["resblock_dilation_sizes"]
+    channels = h["upsample_initial_channel"]
+    if not rates or len(rates) != len(kernels) or not blocks or len(blocks) != len(dilations):
+        raise ValueError("its lists of sizes are empty, or not of one length")
+    if len(rates) * sum(len(convolutions) for convolutions in dilations) > num_weights or not all(dilations):
+        raise ValueError(f"its lists of sizes describe more convolutions than the {num_weights} weights")
+    sizes = [*rates, *kernels, *blocks, *(dilation for convolutions in dilations for dilation in convolutions)]
+    if not all(1 <= size <= MAX_SIZE for size in sizes) or not 2 ** len(rates) <= channels <= MAX_CHANNELS:
+        raise ValueError(f"its sizes are out of range: expected 1 to {MAX_SIZE}, and at most {MAX_CHANNELS} channels")
+    if any(kernel < rate for rate, kernel in zip(rates, kernels, strict=True)):
+        raise ValueError("an upsample_kernel_sizes is smaller than its rate")
+
+
+MAX_SIZE, MAX_CHANNELS = 4096, 2**16
+"""Largest accepted rates, kernels and dilations, and numbers of channels, of a generator from a file."""
+
 ACTIVATION_REACH = 5
 """Samples on each side that an anti-aliased activation depends on."""
 

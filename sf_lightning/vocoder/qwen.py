@@ -9,9 +9,12 @@ from pathlib import Path
 from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.files.records import from_plain
 from sf_lightning.files.torch_files import weight_mismatches, weights_digest
 from sf_lightning.model.qwen_files import read_qwen
 from sf_lightning.vocoder.bigvgan import BigVGANVocoder, remove_weight_norm
+from sf_lightning.vocoder.files import Hyperparameters
+from sf_lightning.vocoder.generator import require_buildable
 
 COMPONENT = "code2wav_bigvgan_model"
 
@@ -61,6 +64,11 @@ def load_qwen(path: Path, mel: MelConfig) -> BigVGANVocoder:
     tensors, config = read_qwen(path, COMPONENT)
     sizes = {name: config.get(name, default) for name, default in SIZES.items()}
     h = FIXED | sizes | {"num_mels": config.get("mel_dim", 80)}
+    try:
+        from_plain(Hyperparameters, h, "bigvgan_config")
+        require_buildable(h, len(tensors))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     vocoder = BigVGANVocoder(h, mel, SAMPLE_RATE, to_input=decibels)
     remove_weight_norm(vocoder.generator)
     # The filters of the activations are constants, which the generator has under other names.

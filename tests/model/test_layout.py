@@ -100,7 +100,7 @@ def test_latency_and_cost_follow_from_the_field() -> None:
         ({"backward": (3, 3)}, "one of them twice"),
         ({"num_layers": 2, "drawn_for": 22, "backward": (0, 3, 20)}, "one of them twice"),
         ({"unbounded": "past"}, "set layout.backward and layout.forward to"),
-        ({"block_size": 0}, "block_size 0"),
+        ({"block_size": 0}, "block_size is 0"),
     ],
 )
 def test_an_invalid_layout_is_refused(change: dict, message: str) -> None:

@@ -183,11 +183,12 @@ def _make_scorer(similarity: str | None, device: str) -> tuple[ClipScorer, str, 
     left_out = [f"{name.upper()} ({reason})" for name, reason in unavailable.items()]
     embed, name = None, ""
     if similarity is not None:
-        from sf_lightning.model.ecapa import PretrainedECAPA  # imports SpeechBrain's loaders
+        from sf_lightning.files.identify import ECAPA_WEIGHTS
+        from sf_lightning.model.ecapa import PretrainedECAPA  # imports SpeechBrain
 
-        if Path(similarity).exists() and not Path(similarity, "hyperparams.yaml").is_file():
+        if Path(similarity).exists() and not Path(similarity, ECAPA_WEIGHTS).is_file():
             raise FileNotFoundError(
-                f"--similarity: no hyperparams.yaml in {similarity}: give the folder of a SpeechBrain model"
+                f"--similarity: no {ECAPA_WEIGHTS} in {similarity}: give the folder of SpeechBrain's ECAPA-TDNN"
             )
         encoder = PretrainedECAPA(similarity, device)
         name = f"{similarity} ({encoder.name})"

@@ -7,6 +7,7 @@ from typing import Any
 
 from sf_lightning.files.identify import (
     BIGVGAN_WEIGHTS,
+    ECAPA_WEIGHTS,
     EXPORT_CONFIG,
     EXPORT_WEIGHTS,
     VOCODER_CONFIG,
@@ -16,7 +17,15 @@ from sf_lightning.files.identify import (
 SHARD_INDEX = "model.safetensors.index.json"
 """Names the shard of each tensor, in the folder of a model whose weights are in several safetensors files."""
 
-FILES = [EXPORT_CONFIG, EXPORT_WEIGHTS, VOCODER_CONFIG, VOCODER_WEIGHTS, BIGVGAN_WEIGHTS, SHARD_INDEX]
+FILES = [
+    EXPORT_CONFIG,
+    EXPORT_WEIGHTS,
+    VOCODER_CONFIG,
+    VOCODER_WEIGHTS,
+    BIGVGAN_WEIGHTS,
+    ECAPA_WEIGHTS,
+    SHARD_INDEX,
+]
 
 HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 FILE_SUFFIXES = {".ckpt", ".pt", ".pth", ".safetensors", ".yaml"}

@@ -14,6 +14,9 @@ VOCODER_WEIGHTS, VOCODER_CONFIG = "bigvgan_generator.safetensors", "config.json"
 BIGVGAN_WEIGHTS = "bigvgan_generator.pt"
 """Weights in a folder of the `bigvgan` package, beside `VOCODER_CONFIG`."""
 
+ECAPA_WEIGHTS = "embedding_model.ckpt"
+"""Weights of SpeechBrain's ECAPA-TDNN, in its folder."""
+
 SHARDED_META = "meta.pt"
 """The part of a checkpoint that is not sharded, in the folder of a checkpoint whose weights are."""
 

@@ -37,7 +37,7 @@ def from_plain(kind: type[Record], values: object, name: str) -> Record:
             raise ValueError(f"{name}.{field.name} is missing")
     for key, value in values.items():
         if key not in hints:
-            raise ValueError(f"{name}.{str(key):.60} is unknown to this version")
+            raise ValueError(f"{name}.{key!s:.60} is unknown to this version")
         if is_dataclass(hint := hints[key]):
             value = from_plain(hint, value, f"{name}.{key}")  # type: ignore[arg-type]
         elif _holds_dataclasses(hint) and isinstance(value, list | tuple):
@@ -110,8 +110,8 @@ def _matches(value: object, hint: Any) -> bool:
         )
     if origin is tuple:
         return isinstance(value, list | tuple) and all(_matches(item, inner[0]) for item in value)
-    if hint is float:
-        return type(value) in (int, float) and abs(value) < 1e300  # not infinite, nor NaN
+    if hint is float:  # neither infinite nor NaN
+        return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e300
     if hint is int:
-        return type(value) is int and abs(value) < 2**63
+        return isinstance(value, int) and type(value) is not bool and abs(value) < 2**63
     return type(value) is hint

@@ -32,7 +32,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path} is no complete safetensors file ({reason}): copy it again") from error
     if CHECKSUM in metadata and (found := weights_checksum(weights)) != metadata[CHECKSUM]:
         raise ValueError(
-            f"{path} is damaged: the checksum of its weights is {found}, expected {metadata[CHECKSUM]:.30}: copy it again"
+            f"{path} is damaged: the checksum of its weights is {found}, "
+            f"expected {metadata[CHECKSUM]:.30}: copy it again"
         )
     return weights, metadata
 
@@ -62,5 +63,5 @@ def weights_checksum(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         weight = weights[name].detach().cpu().contiguous()
         total = zlib.crc32(f"{name} {weight.dtype} {[*weight.shape]};".encode(), total)
-        total = zlib.crc32(weight.flatten().view(torch.uint8).numpy(), total)
+        total = zlib.crc32(weight.flatten().view(torch.uint8).numpy(), total)  # type: ignore[arg-type]
     return f"crc32:{total:08x}"

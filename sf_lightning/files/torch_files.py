@@ -16,7 +16,7 @@ def read_torch(path: Path) -> dict[str, Any]:
     """Reads the dictionary in a torch file on the CPU, memory-mapped where its format allows; no code in it runs.
 
     Raises:
-        ValueError: if it is no regular file, damaged, or holds anything but a dictionary of tensors and plain values.
+        ValueError: if it is no regular file, damaged, or no dictionary of tensors and plain values.
     """
     require_regular(path)
     try:

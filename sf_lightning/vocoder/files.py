@@ -31,7 +31,7 @@ PREFIX = "generator."
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Types of the hyperparameters that the package requires, under its names; the last two are not in all versions."""
+    """Hyperparameters that the package requires; its first version has no `use_...`."""
 
     resblock: Literal["1", "2"]
     upsample_rates: tuple[int, ...]

@@ -99,7 +99,7 @@ def require_buildable(h: dict, num_weights: int) -> None:
         raise ValueError(f"its lists of sizes describe more convolutions than the {num_weights} weights")
     sizes = [*rates, *kernels, *blocks, *(dilation for convolutions in dilations for dilation in convolutions)]
     if not all(1 <= size <= MAX_SIZE for size in sizes) or not 2 ** len(rates) <= channels <= MAX_CHANNELS:
-        raise ValueError(f"its sizes are out of range: expected 1 to {MAX_SIZE}, and at most {MAX_CHANNELS} channels")
+        raise ValueError(f"its sizes are out of range: expected 1 to {MAX_SIZE}, at most {MAX_CHANNELS} channels")
     if any(kernel < rate for rate, kernel in zip(rates, kernels, strict=True)):
         raise ValueError("an upsample_kernel_sizes is smaller than its rate")
 

@@ -307,7 +307,7 @@ def test_each_mistake_gets_one_clear_line(
         ("--nfe is 0", ckpt, clips, out, "--nfe=0"),
         ("decode.lookahead is -1", ckpt, clips, out, "--lookahead=-1"),
         ("decode.guidance is -0.5", ckpt, clips, out, "--guidance=-0.5"),
-        ("no hyperparams.yaml in", ckpt, clips, out, f"--similarity={tmp_path}"),
+        ("no embedding_model.ckpt in", ckpt, clips, out, f"--similarity={tmp_path}"),
         ("another evaluation: its clips is 3, this command has 2", ckpt, clips, f"--out={evaluation}", "--clips=2"),
         ("holds something other than an evaluation", ckpt, clips, f"--out={tmp_path}"),
         ("leave --ckpt, --nfe out", ckpt, there, "--nfe=3", "--ratings=a.json"),

@@ -4,6 +4,7 @@ import os
 import resource
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,9 @@ def test_one_flipped_bit_in_the_weights_is_found(folder: Path) -> None:
             damaged = bytearray(whole)
             damaged[place] ^= 1 << bit
             path.write_bytes(damaged)
-            with pytest.raises(ValueError, match=r"model.safetensors is damaged: the checksum of its weights is crc32"):
+            with pytest.raises(
+                ValueError, match=r"model.safetensors is damaged: the checksum of its weights is crc32"
+            ):
                 load_export(folder)
     path.write_bytes(whole)
     assert load_export(folder).digest == small_decoder().digest
@@ -326,20 +329,20 @@ def test_sizes_are_compared_with_the_weights_before_anything_is_allocated(
 
 def test_aliases_that_repeat_values_a_billion_times_are_refused(folder: Path) -> None:
     names = "abcdefghij"
-    bomb = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
-        f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip(names, names[1:], strict=False)
-    )
+    bomb = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+    for before, name in pairwise(names):
+        bomb += f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
     for text in (bomb + "model: *j\n", "model: &a [*a]\n", "&a {model: *a}\n"):
         (folder / "config.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"alias") as error:
             load_export(folder)
         assert len(str(error.value)) < 500
     (folder / "config.yaml").write_text("[" * 20_000)
-    with pytest.raises(ValueError, match="config.yaml is nested too deeply"):
+    with pytest.raises(ValueError, match=r"config.yaml is nested too deeply"):
         load_export(folder)
     (folder / "config.yaml").unlink()
     os.mkfifo(folder / "config.yaml")
-    with pytest.raises(FileNotFoundError, match="config.yaml is missing"):
+    with pytest.raises(FileNotFoundError, match=r"config.yaml is missing"):
         load_export(folder)
 
 

@@ -3,6 +3,8 @@
 A wave in memory is float32 [N], mono, between -1 and 1; its sample rate is stored elsewhere.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import soxr
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from sf_lightning.files.atomic import atomic_path
 
 Wave = NDArray[np.float32]
 
@@ -59,10 +63,20 @@ def write_wave(path: Path, wave: Wave, sample_rate: int) -> None:
         file.write(to_pcm(wave))
 
 
-def open_wave(path: Path, sample_rate: int) -> soundfile.SoundFile:
-    """Opens a 16-bit PCM mono file for writing in pieces."""
+@contextmanager
+def open_wave(path: Path, sample_rate: int) -> Iterator[soundfile.SoundFile]:
+    """Yields a 16-bit PCM mono file to write to in pieces; it has its name when it is complete.
+
+    Raises:
+        OSError: if it cannot be written; there is no part of it then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    return soundfile.SoundFile(path, "w", sample_rate, channels=1, subtype="PCM_16")
+    with atomic_path(path) as temporary:
+        with soundfile.SoundFile(temporary, "w", sample_rate, channels=1, subtype="PCM_16") as file:
+            yield file
+            frames = file.tell()
+        if soundfile.info(temporary).frames != frames:  # where the disk is full, libsndfile loses the end silently
+            raise OSError(f"{path} cannot be written")
 
 
 def to_pcm(wave: Wave) -> NDArray[np.int16]:

@@ -1,6 +1,7 @@
 """`sf-fit`: train and validate from a config file; `sf-fit` alone means `sf-fit fit`."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from sf_lightning.training.callbacks.preemption import Preemption
 from sf_lightning.training.datamodule import ShardDataModule
 from sf_lightning.training.lightning_internals import set_logged_step
 from sf_lightning.training.module import StreamFlowModule
+from sf_lightning.training.run_lock import run_lock
 from sf_lightning.training.saving import AtomicCheckpointIO, newest_checkpoint, saves_sharded_folders
 from sf_lightning.training.vocoder_module import VocoderModule
 
@@ -161,6 +163,16 @@ class FitCLI(LightningCLI):
             # The step under which the run itself logged the validation.
             set_logged_step(self.trainer, max(0, content["global_step"] - 1))
 
+    def fit(self, **arguments: Any) -> None:
+        """Trains with the run's folder locked: of two runs in one folder each would overwrite the other's files."""
+        with run_lock(Path(self.trainer.default_root_dir)) if self.trainer.is_global_zero else nullcontext():
+            self.trainer.fit(**arguments)
+
+    def validate(self, **arguments: Any) -> None:
+        """Validates with its own folder locked, not the run's, which it does not change."""
+        with run_lock(Path(self.trainer.default_root_dir)) if self.trainer.is_global_zero else nullcontext():
+            self.trainer.validate(**arguments)
+
     def _read(self, path: Path, resumed: bool = False) -> dict[str, Any]:
         """Reads a checkpoint and checks that it matches this run's module."""
         if (path / SHARDED_META).is_file() and not saves_sharded_folders(self.trainer.strategy):
@@ -215,7 +227,7 @@ def main(args: list[str] | None = None) -> None:
         parser_class=FitParser,
         parser_kwargs={"prog": "sf-fit", "parser_mode": "omegaconf", "version": __version__},
         save_config_callback=RecordRun,
-        save_config_kwargs={"overwrite": True},
+        save_config_kwargs={"save_to_log_dir": False},  # it would write through a link
         trainer_defaults={"callbacks": [Preemption()]},
         seed_everything_default=0,
     )

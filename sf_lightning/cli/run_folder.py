@@ -10,6 +10,7 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
 
+from sf_lightning.files.atomic import write_atomically
 from sf_lightning.files.records import to_plain
 from sf_lightning.files.text import redact_values
 from sf_lightning.training.base import ShardModule
@@ -70,7 +71,9 @@ class RecordRun(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Stores config, commit, origin of the weights, shards and module in every logger."""
+        """Saves the config; stores it, commit, origin of the weights, shards and module in every logger."""
+        folder = Path(trainer.default_root_dir)
+        write_atomically(folder / "config.yaml", self.parser.dump(self.config, skip_none=False))
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, ShardModule) and isinstance(datamodule, ShardDataModule)
         config = to_plain(self.config.clone(with_meta=False).as_dict())  # without the paths of the config files
@@ -86,7 +89,7 @@ class RecordRun(SaveConfigCallback):
         for logger in trainer.loggers:
             logger.log_hyperparams(redact_values(record))
             if isinstance(logger, ResumableWandbLogger):
-                Path(trainer.default_root_dir, RUN_ID).write_text(f"{logger.version}\n")
+                write_atomically(folder / RUN_ID, f"{logger.version}\n")
 
 
 def _redact_config(value: Any) -> Any:

@@ -5,6 +5,7 @@ names are random: two writers of one file do not share one, and no file elsewher
 somebody has put into the folder.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -46,7 +47,8 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
             leaves no empty file.
 
     Raises:
-        OSError: if the file cannot be written or renamed; an existing file is then untouched.
+        OSError: if the file cannot be written or renamed; an existing file is then untouched. Where the disk is
+            full, it names `path`, whatever a library that writes raises.
     """
     temporary = temporary_path(path)
     try:
@@ -62,9 +64,26 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
             rename_synced(temporary, path)
         else:
             temporary.replace(path)
+    except Exception as error:
+        full = _disk_full_error(temporary, path)
+        temporary.unlink(missing_ok=True)
+        if full is not None:
+            raise full from error
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _disk_full_error(temporary: Path, path: Path) -> OSError | None:
+    """Returns the error for a file that could not be written if its disk or quota is full, else None."""
+    try:
+        with open(temporary, "ab", buffering=0) as file:
+            file.write(bytes(1 << 16))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return OSError(error.errno, error.strerror, str(path))
+    return None
 
 
 def write_atomically(path: Path, content: bytes | str, *, sync: bool = False) -> None:
@@ -80,6 +99,22 @@ def open_no_link(path: str | Path, flags: int) -> int:
         OSError: if it is a link or cannot be opened.
     """
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Appends text to a file as UTF-8, without a buffer; the file is created if there is none.
+
+    Raises:
+        OSError: with the path, if it is a link or cannot be written; part of the text may then be in the file.
+    """
+    content = text.encode()
+    with open(path, "ab", buffering=0, opener=open_no_link) as file:
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError as error:
+            error.filename = str(path)
+            raise
 
 
 def rename_synced(temporary: Path, path: Path) -> None:

@@ -1,6 +1,8 @@
 """Loggers of a run that may be stopped and resumed: one table and one W&B run, no row missing and none twice."""
 
 import csv
+import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from sf_lightning.files.atomic import atomic_path
-from sf_lightning.files.text import redacted_arguments
+from sf_lightning.files.atomic import append_text, atomic_path, open_no_link
+from sf_lightning.files.text import get_logger, redacted_arguments
 from sf_lightning.training.lightning_internals import drop_anonymous_setting
+
+log = get_logger(__name__)
 
 
 class ResumableCSVLogger(Logger):
@@ -55,25 +59,32 @@ class ResumableCSVLogger(Logger):
         """Adds hyperparameters to `hparams.yaml`."""
         self._hyperparameters.update(params if isinstance(params, Mapping) else vars(params))
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        save_hparams_to_yaml(self._path.with_name("hparams.yaml"), self._hyperparameters)
+        with atomic_path(self._path.with_name("hparams.yaml")) as temporary:
+            save_hparams_to_yaml(temporary, self._hyperparameters)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Appends a row; where it has a new column, the table is rewritten with it."""
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         row["step"] = step or 0
-        if self._columns is None:
-            self._columns = self._read()[0]
-        if added := row.keys() - set(self._columns):
-            rows = self._read()[1]
-            self._columns = sorted({*self._columns, *added})
+        if self._columns is None or row.keys() - set(self._columns):
+            columns, rows = self._read()
+            self._columns = sorted({*columns, *row})
             self._write(rows)
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns).writerow(row)
+        append_text(self._path, text.getvalue())
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Waits until all rows are on the disk: a run that resumes from a checkpoint repeats none before it."""
+        if self._path.is_file():
+            with open(self._path, "ab", opener=open_no_link) as file:
+                os.fsync(file.fileno())
 
     @rank_zero_only
     def drop_rows(self, step: int, validated: bool) -> None:
-        """Drops the rows that a resumed run writes again.
+        """Drops damaged rows, and those that a resumed run writes again.
 
         Args:
             step: Number of steps done; rows count them from 0.
@@ -81,24 +92,52 @@ class ResumableCSVLogger(Logger):
         """
         self._columns, rows = self._read()
         done = step - (not validated)
-        kept = [row for row in rows if int(row["step"]) < (done if row.get("val/loss") else step)]
-        if len(kept) < len(rows):
-            self._write(kept)
+        if self._path.is_file():
+            self._write([row for row in rows if int(row["step"]) < (done if row.get("val/loss") else step)])
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        """Returns the columns and rows of the table; nothing where there is none."""
-        if not self._path.is_file():
+        """Returns the columns and the undamaged rows of the table; nothing where there is none.
+
+        A full disk, or a machine that loses power, may leave part of a row, or zero bytes.
+        """
+        try:
+            content = self._path.read_bytes().decode(errors="replace")
+        except FileNotFoundError:
             return [], []
-        with self._path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            return list(reader.fieldnames or []), list(reader)
+        lines = [_cells(line) for line in content.replace("\r\n", "\n").replace("\r", "\n").split("\n")[:-1]]
+        columns = lines[0] if lines and "step" in lines[0] and "\0" not in "".join(lines[0]) else []
+        rows = [dict(zip(columns, cells, strict=True)) for cells in lines[1:] if len(cells) == len(columns)]
+        kept = [row for row in rows if row.get("step", "").isdecimal() and all(map(_is_value, row.values()))]
+        damaged = len(lines) + (content[-1:] not in ("", "\r", "\n")) - 1 - len(kept)
+        if damaged > 0:
+            log.warning(f"{self._path}: {damaged} damaged rows are dropped")
+        return columns, kept
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self._path) as temporary, temporary.open("w", newline="") as file:
+        with (
+            atomic_path(self._path, sync=True) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, self._columns or [])
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _cells(line: str) -> list[str]:
+    """Returns the cells of a line of a table; nothing where it is damaged."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:  # as for a cell of a megabyte
+        return []
+
+
+def _is_value(cell: str) -> bool:
+    """Returns whether a cell is empty or a number."""
+    try:
+        return cell == "" or float(cell) is not None
+    except ValueError:
+        return False
 
 
 class ResumableWandbLogger(WandbLogger):

@@ -148,7 +148,10 @@ class Preemption(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Stores whether a validation is pending."""
+        """Stores whether a validation is pending; the table is on the disk before the checkpoint."""
+        for logger in trainer.loggers:
+            if isinstance(logger, ResumableCSVLogger):
+                logger.sync()
         if "loops" in checkpoint and trainer.state.fn == "fit":
             checkpoint["validation_pending"] = store_pending_validation(trainer, checkpoint, self._validating)
 

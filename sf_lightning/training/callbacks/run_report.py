@@ -14,6 +14,7 @@ from sf_lightning.evaluation.pictures import Point, draw_costs, draw_frontier, d
 from sf_lightning.evaluation.report import FRONTIERS, Sample, existing, write_report
 from sf_lightning.evaluation.table import COLUMNS, Table
 from sf_lightning.evaluation.terminal import print_tables
+from sf_lightning.files.atomic import atomic_path, write_atomically
 from sf_lightning.files.text import file_name
 from sf_lightning.streaming.latency import LatencyReport, latency_summary
 from sf_lightning.training.saving import newest_checkpoint
@@ -71,7 +72,8 @@ def keep_clip(
     for name, wave in sounds.items():
         write_wave(folder / f"{key}.{name}.wav", wave.cpu().numpy(), rates[name])
     picture = folder / f"{key}.png"
-    draw_mels(mels, edges, frame_rate, picture, differences=differences)
+    with atomic_path(picture) as temporary:
+        draw_mels(mels, edges, frame_rate, temporary, differences=differences)
     for logger in wandb_loggers(trainer):
         logger.log_audio(
             f"audio/{key}",
@@ -99,7 +101,7 @@ def report_run(
     """
     folder, table = Path(trainer.default_root_dir), run_table(rows)
     note = latency_summary(latency) if latency else ""
-    (folder / "summary.md").write_text(f"{table.markdown()}\n\n{note}\n")
+    write_atomically(folder / "summary.md", f"{table.markdown()}\n\n{note}\n")
     write_run_report(folder, rows, samples, latency)
     print_tables([table])
     console = Console()

@@ -14,9 +14,11 @@ import lightning as L
 import numpy as np
 import torch
 
+from sf_lightning.data.writer import npy_bytes
 from sf_lightning.evaluation.decoding import ClipEvaluator, HeldOutClip
 from sf_lightning.evaluation.pictures import draw_streaming
 from sf_lightning.evaluation.selection import kept_clips
+from sf_lightning.files.atomic import atomic_path, write_atomically
 from sf_lightning.files.tables import write_csv
 from sf_lightning.files.text import file_name
 from sf_lightning.metrics.speech import PERCEPTUAL, mel_gap, scores_within_latency
@@ -131,13 +133,14 @@ class StreamingValidation(ScoredValidation):
         frame_rate = vocoder.mel.frame_rate
         keep_clip(trainer, self.samples, clip.key, sounds, rates, mels, evaluator.edges(clip), frame_rate)
         # From these two files `sf-decode` reproduces the wave.
-        np.save(self.samples / f"{file_name(clip.key)}.tokens.npy", clip.tokens.numpy())
-        np.save(self.samples / f"{file_name(clip.key)}.speaker.npy", clip.speaker.cpu().numpy())
+        for name, values in (("tokens", clip.tokens), ("speaker", clip.speaker)):
+            write_atomically(self.samples / f"{file_name(clip.key)}.{name}.npy", npy_bytes(values.cpu().numpy()))
 
     def _draw_latency(self, trainer: L.Trainer, gaps: dict[int, float]) -> None:
         assert self.samples is not None and self.latency is not None
         picture = self.samples / "streaming.png"
-        draw_streaming(self.latency.chunk_ms, gaps, picture)
+        with atomic_path(picture) as temporary:
+            draw_streaming(self.latency.chunk_ms, gaps, temporary)
         for logger in wandb_loggers(trainer):
             logger.log_image("streaming", [str(picture)], step=logging_step(trainer))
 
@@ -145,4 +148,4 @@ class StreamingValidation(ScoredValidation):
         assert self.samples is not None and self.latency is not None
         header = list({name: None for row in rows for name in row})
         write_csv(self.samples / "scores.csv", header, [[row.get(name) for name in header] for row in rows])
-        (self.samples / "latency.json").write_text(json.dumps(asdict(self.latency), indent=1) + "\n")
+        write_atomically(self.samples / "latency.json", json.dumps(asdict(self.latency), indent=1) + "\n")

@@ -33,6 +33,7 @@ from sf_lightning.streaming.decoder import StreamingDecoder
 from sf_lightning.streaming.loading import load_pretrained
 from sf_lightning.streaming.state import DecodeConfig
 from sf_lightning.training.base import ShardModule, require_equal_hyperparameters
+from sf_lightning.training.compile_cache import compile_modules
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.optimizer import OptimizerConfig, adamw, warmup_cosine
 from sf_lightning.training.sharding import copy_full_weights, full_tensor, is_sharded, shard_weights
@@ -175,8 +176,7 @@ class StreamFlowModule(ShardModule):
         """Checks the trainer, and compiles the layers if asked to."""
         super().setup(stage)
         if self.compiles:
-            for layer in self.model.dit.layers:
-                layer.compile()
+            compile_modules(self.model.dit.layers)
             self.compiles = False
 
     def configure_model(self) -> None:

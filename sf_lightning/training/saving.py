@@ -1,5 +1,6 @@
 """Checkpoints that are complete or absent: written under a temporary name, synced to disk, then renamed."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from sf_lightning.files.atomic import atomic_path, delete
 from sf_lightning.files.identify import SHARDED_META
+from sf_lightning.files.torch_files import read_torch
 
 
 def saves_sharded_folders(strategy: Strategy) -> bool:
@@ -17,11 +19,23 @@ def saves_sharded_folders(strategy: Strategy) -> bool:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Returns the newest complete `last*.ckpt` in a folder, or None if there is none."""
-    # Not the folder's own modification time: deleting a file in it changes that.
+    """Returns the complete `last*.ckpt` of the highest step in a folder, or None if there is none."""
+    # Not by time first: clocks of nodes differ, and jump.
     marks = {path: path / SHARDED_META if path.is_dir() else path for path in folder.glob("last*.ckpt")}
     complete = [path for path, mark in marks.items() if mark.is_file()]
-    return max(complete, key=lambda path: marks[path].stat().st_mtime, default=None)
+    if len(complete) < 2:
+        return next(iter(complete), None)
+    return max(complete, key=lambda path: (_step(path), marks[path].stat().st_mtime))
+
+
+def _step(path: Path) -> int:
+    """Returns the step of a checkpoint, -1 if it is damaged."""
+    if named := re.fullmatch(r"last-(\d+)\.ckpt", path.name):
+        return int(named[1])
+    try:
+        return int(read_torch(path)["global_step"])
+    except (KeyError, TypeError, ValueError):
+        return -1
 
 
 def remove_checkpoint(path: Path) -> None:

@@ -24,6 +24,7 @@ from sf_lightning.files.identify import Kind, identify
 from sf_lightning.files.records import from_plain, to_plain
 from sf_lightning.files.torch_files import read_torch
 from sf_lightning.training.base import ShardModule
+from sf_lightning.training.compile_cache import set_compile_cache
 from sf_lightning.training.ema import move_average
 from sf_lightning.training.guard import skip_unless_finite
 from sf_lightning.training.lightning_internals import finds_unused_parameters
@@ -97,6 +98,7 @@ class VocoderModule(ShardModule):
         make = partial(BigVGANVocoder, generator.hyperparameters(mel), mel)
         self.model, self.average = make(), make()
         if compile:
+            set_compile_cache()
             self.model.compile_activations()
         self.average.requires_grad_(False).load_state_dict(self.model.state_dict())
         self.adversary = Adversary(discriminators, losses, mel)

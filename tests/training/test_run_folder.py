@@ -7,10 +7,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 
 from sf_lightning.training import run_lock as locks
+from sf_lightning.training.compile_cache import CACHE_DIR, set_compile_cache
 from sf_lightning.training.loggers import ResumableCSVLogger
 from sf_lightning.training.run_lock import LOCK, run_lock
+from sf_lightning.training.saving import newest_checkpoint, remove_checkpoint
 
 ROWS = [{"train/loss": 0.5 / (step + 1), "gradient": 1.25e-7} for step in range(6)]
 
@@ -164,3 +167,68 @@ def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=LOCK), run_lock(tmp_path / "run"):
         pass
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_the_newest_checkpoint_is_that_of_the_highest_step_whatever_the_clock_did(tmp_path: Path) -> None:
+    for age, step in enumerate((10, 5)):
+        folder = tmp_path / f"last-{step:07d}.ckpt"
+        folder.mkdir()
+        (folder / "meta.pt").touch()
+        os.utime(folder / "meta.pt", (2e9 + 3600 * age, 2e9 + 3600 * age))
+    assert newest_checkpoint(tmp_path) == tmp_path / "last-0000010.ckpt"
+    torch.save({"global_step": 7}, tmp_path / "last.ckpt")
+    os.utime(tmp_path / "last.ckpt", (3e9, 3e9))
+    assert newest_checkpoint(tmp_path) == tmp_path / "last-0000010.ckpt"
+    torch.save({"global_step": 12}, tmp_path / "last.ckpt")
+    os.utime(tmp_path / "last.ckpt", (1e9, 1e9))
+    assert newest_checkpoint(tmp_path) == tmp_path / "last.ckpt"
+    (tmp_path / "last.ckpt").write_bytes(b"damaged")
+    assert newest_checkpoint(tmp_path) == tmp_path / "last-0000010.ckpt"
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "last.ckpt").write_bytes(b"damaged")  # reported where it is read
+    assert newest_checkpoint(tmp_path / "alone") == tmp_path / "alone" / "last.ckpt"
+
+
+def test_a_checkpoint_that_is_a_link_is_deleted_and_not_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "meta.pt").touch()
+    for target in (tmp_path / "mine", tmp_path / "mine" / "meta.pt"):
+        (tmp_path / "last-0000001.ckpt").symlink_to(target)
+        remove_checkpoint(tmp_path / "last-0000001.ckpt")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "meta.pt"]
+
+
+def test_compiled_code_is_kept_in_a_folder_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for cache in ("", str(tmp_path / "xdg")):
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        monkeypatch.delenv(CACHE_DIR, raising=False)
+        set_compile_cache()
+        folder = Path(os.environ[CACHE_DIR]).parent
+        assert folder == Path(cache or tmp_path / ".cache") / "sf-lightning"
+        assert folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv(CACHE_DIR, "/given")
+    set_compile_cache()
+    assert os.environ[CACHE_DIR] == "/given"
+
+
+@pytest.mark.parametrize("kind", ["foreign", "writable", "link", "file"])
+def test_a_cache_of_compiled_code_that_others_can_change_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(CACHE_DIR, raising=False)
+    folder = tmp_path / "sf-lightning"
+    if kind == "link":
+        folder.symlink_to(tmp_path)
+    elif kind == "file":
+        folder.touch()
+    else:
+        folder.mkdir(mode=0o755)
+    if kind == "writable":
+        folder.chmod(0o777)
+    if kind == "foreign":
+        monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
+    with pytest.raises(OSError, match="sf-lightning"):
+        set_compile_cache()
+    assert CACHE_DIR not in os.environ

@@ -74,7 +74,7 @@ def open_wave(path: Path, sample_rate: int) -> Iterator[soundfile.SoundFile]:
     with atomic_path(path) as temporary:
         with soundfile.SoundFile(temporary, "w", sample_rate, channels=1, subtype="PCM_16") as file:
             yield file
-            frames = file.tell()
+            frames = file.frames
         if soundfile.info(temporary).frames != frames:  # where the disk is full, libsndfile loses the end silently
             raise OSError(f"{path} cannot be written")
 

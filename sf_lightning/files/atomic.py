@@ -7,6 +7,7 @@ somebody has put into the folder.
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
         else:
             temporary.replace(path)
     except Exception as error:
-        full = _disk_full_error(temporary, path)
+        full = _disk_full_error(error, path, temporary)
         temporary.unlink(missing_ok=True)
         if full is not None:
             raise full from error
@@ -75,15 +76,23 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
         raise
 
 
-def _disk_full_error(temporary: Path, path: Path) -> OSError | None:
-    """Returns the error for a file that could not be written if its disk or quota is full, else None."""
-    try:
-        with open(temporary, "ab", buffering=0) as file:
-            file.write(bytes(1 << 16))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return OSError(error.errno, error.strerror, str(path))
-    return None
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _disk_full_error(error: Exception, path: Path, written: Path | None = None) -> OSError | None:
+    """Returns an error that names `path` if one was raised because disk or quota are full, else None.
+
+    Libraries do not always say so: then a few bytes more are written to the file that they were writing.
+    """
+    stated = re.search(r"\(os error (\d+)\)", str(error))  # by libraries in Rust
+    code = error.errno if isinstance(error, OSError) else int(stated[1]) if stated else None
+    if code not in _FULL and written is not None and written.is_file():
+        try:
+            with open(written, "ab", buffering=0) as file:
+                file.write(bytes(1 << 16))
+        except OSError as reason:
+            code = reason.errno
+    return OSError(code, os.strerror(code), str(path)) if code in _FULL else None
 
 
 def write_atomically(path: Path, content: bytes | str, *, sync: bool = False) -> None:
@@ -143,6 +152,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: if the folder exists.
+        OSError: with `folder`, if the disk is full.
     """
     refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +168,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             _sync(path)  # else a machine that crashes now may keep the name and lose the bytes
         refuse_existing(folder)  # a rename replaces an empty folder silently
         inner.rename(folder)
+    except Exception as error:
+        if (full := _disk_full_error(error, folder)) is not None:
+            raise full from error
+        raise
     finally:
         shutil.rmtree(outer)
 

@@ -40,7 +40,7 @@ def _private_folder(path: Path) -> Path:
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise PermissionError(
-            f"{path} is no folder of your own that others cannot change, and compiled code is kept there: delete it, "
-            f"or set {CACHE_DIR}"
+            f"{path} holds compiled code, and others may change it, or it is no folder of yours: delete it, or set "
+            f"{CACHE_DIR}"
         )
     return path

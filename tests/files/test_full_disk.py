@@ -3,6 +3,7 @@
 import os
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,15 @@ from sf_lightning.training.saving import AtomicCheckpointIO
 NOISE = np.random.default_rng(0).uniform(-1, 1, 400_000).astype(np.float32)
 
 
-@pytest.fixture
-def full_after() -> Iterator[Callable[[int], None]]:
-    """Limits the size of files in bytes, which fails as a full disk or quota does."""
+@contextmanager
+def full_after(size: int) -> Iterator[None]:
+    """Limits the size of files in bytes, beyond which a write fails as on a full disk or quota."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _atomically(write: Callable[[Path], object]) -> Callable[[Path], None]:
@@ -49,27 +53,23 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("size", [0, 5_000, 200_000])
 def test_a_file_that_does_not_fit_leaves_the_one_before_and_names_its_path(
-    tmp_path: Path, full_after: Callable[[int], None], name: str, size: int
+    tmp_path: Path, name: str, size: int
 ) -> None:
     path = tmp_path / name
     path.write_text("before")
-    full_after(size)
-    with pytest.raises(OSError, match=f"File too large.*{name}|{name}.*File too large"):
+    with full_after(size), pytest.raises(OSError, match=f"File too large.*{name}|{name}.*File too large"):
         WRITERS[name](path)
-    full_after(resource.RLIM_INFINITY)
     assert path.read_text() == "before" and os.listdir(tmp_path) == [name]
     WRITERS[name](path)
     assert path.stat().st_size > 200_000 and os.listdir(tmp_path) == [name]
 
 
-def test_the_last_bytes_of_a_sound_are_not_lost_silently(tmp_path: Path, full_after: Callable[[int], None]) -> None:
+def test_the_last_bytes_of_a_sound_are_not_lost_silently(tmp_path: Path) -> None:
     write_wave(tmp_path / "a.flac", NOISE[:20_000], 16000)
     size = (tmp_path / "a.flac").stat().st_size
     for missing in (1, 100, 3000):
-        full_after(size - missing)
-        with pytest.raises(OSError, match=r"b\.flac"):
+        with full_after(size - missing), pytest.raises(OSError, match=r"b\.flac"):
             write_wave(tmp_path / "b.flac", NOISE[:20_000], 16000)
-    full_after(resource.RLIM_INFINITY)
     assert os.listdir(tmp_path) == ["a.flac"]
 
 
@@ -84,11 +84,12 @@ def test_an_error_that_is_no_full_disk_stays_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.txt"])
-def test_a_folder_that_does_not_fit_leaves_nothing_and_names_its_path(
-    tmp_path: Path, full_after: Callable[[int], None], name: str
-) -> None:
-    full_after(5_000)
-    with pytest.raises(OSError, match="File too large: .*decoder'"), atomic_folder(tmp_path / "decoder") as inner:
+def test_a_folder_that_does_not_fit_leaves_nothing_and_names_its_path(tmp_path: Path, name: str) -> None:
+    with (
+        full_after(5_000),
+        pytest.raises(OSError, match=r"File too large: .*decoder'"),
+        atomic_folder(tmp_path / "decoder") as inner,
+    ):
         if name == "a.txt":
             (inner / name).write_text("x" * 10_000)
         else:
@@ -96,9 +97,8 @@ def test_a_folder_that_does_not_fit_leaves_nothing_and_names_its_path(
     assert os.listdir(tmp_path) == []
 
 
-def test_text_that_does_not_fit_names_its_file(tmp_path: Path, full_after: Callable[[int], None]) -> None:
+def test_text_that_does_not_fit_names_its_file(tmp_path: Path) -> None:
     append_text(tmp_path / "a.csv", "1\n")
-    full_after(4)
-    with pytest.raises(OSError, match=r"File too large: .*a\.csv"):
+    with full_after(4), pytest.raises(OSError, match=r"File too large: .*a\.csv"):
         append_text(tmp_path / "a.csv", "23456\n")
     assert (tmp_path / "a.csv").read_text() == "1\n23"

@@ -4,7 +4,7 @@ A run has V fixed *lanes*. Ranks and loader workers own whole lanes, and a train
 every epoch the shards of a set are permuted and dealt to the lanes; a lane reads its shards in groups, each from
 start to end, and permutes the samples within a group. Where several sets are mixed, the set of each clip is drawn
 by weight. There is no shuffle buffer with hidden state: a lane resumes from a few numbers and reads only its
-current groups again.
+current groups again. The next groups are read ahead in threads.
 """
 
 from collections import Counter
@@ -16,12 +16,14 @@ from typing import NamedTuple
 import numpy as np
 
 from sf_lightning.audio.wave import Wave
+from sf_lightning.data.groups import Group, GroupContent, GroupReader, SampleName, ShardSlice
 from sf_lightning.data.perturb import Perturbation
-from sf_lightning.data.references import References, SampleName
+from sf_lightning.data.references import References
 from sf_lightning.data.requirements import ClipRequirements
-from sf_lightning.data.sample import BadSample, Clip, RawSample
+from sf_lightning.data.sample import BadSample, Clip
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.files.text import get_logger
+from sf_lightning.flow.noise import keyed_random
 
 log = get_logger(__name__)
 
@@ -74,19 +76,6 @@ class DrawnClip:
     after: LaneState = LaneState()
     language: str = ""
     is_own_reference: bool = False
-
-
-@dataclass(frozen=True)
-class _ShardSlice:
-    """Every `step`-th sample of a shard from `first` on: with few shards, several lanes share one."""
-
-    shard: int
-    first: int
-    step: int
-
-    def size(self, samples: int) -> int:
-        """Returns the number of samples in the slice of a shard that has `samples` samples."""
-        return len(range(self.first, samples, self.step))
 
 
 @dataclass(frozen=True)
@@ -163,7 +152,7 @@ class Lane:
 
     def _draw_set(self, turn: int) -> int:
         """Returns the number of the set that the next clip is taken from."""
-        random = np.random.default_rng([self.config.seed, self.lane, turn, 2])
+        random = keyed_random("set", self.config.seed, self.lane, turn)
         return int(random.choice(len(self.readers), p=self.probabilities))
 
 
@@ -190,69 +179,84 @@ class _SetReader:
 
     def read_from(self, position: SetPosition) -> Iterator[tuple[Clip, Wave, SetPosition]]:
         """Yields clips without end, each with its reference crop and position; skips broken ones."""
+        groups = self._groups_from(position)
+        group = next(groups)
+        reader = self._reader_of(group)
+        for following in groups:
+            next_reader = self._reader_of(following)
+            yield from self._draw_group(group, reader.finish(), next_reader)
+            group, reader = following, next_reader
+
+    def _reader_of(self, group: Group) -> GroupReader:
+        return GroupReader(self.shards, group.slices, self.lane / self.config.num_lanes)
+
+    def _random(self, purpose: str, *key: int) -> np.random.Generator:
+        # Adding a set leaves the draws of the first one unchanged.
+        return keyed_random(purpose, self.config.seed, self.number, *key)
+
+    def _groups_from(self, position: SetPosition) -> Iterator[Group]:
+        """Yields the groups of this lane from a position on, without end."""
         epoch, sample = position
         while True:
             start = 0
-            for number, group in enumerate(self._groups(epoch)):
-                size = sum(part.size(self.shards.manifest.shards[part.shard].samples) for part in group)
-                if sample < start + size:
-                    yield from self._read_group(group, (epoch, number), start, sample)
-                    sample = start + size
-                start += size
+            for number, slices in enumerate(self._split_epoch(epoch)):
+                end = start + sum(part.size(self.shards.manifest.shards[part.shard].samples) for part in slices)
+                if sample < end:
+                    yield Group(epoch, number, start, max(0, sample - start), slices)
+                start = end
             epoch, sample = epoch + 1, 0
 
-    def _random(self, *key: int) -> np.random.Generator:
-        # Adding a set leaves the draws of the first one unchanged.
-        return np.random.default_rng([self.config.seed + self.number, *key])
+    def _split_epoch(self, epoch: int) -> list[list[ShardSlice]]:
+        """Returns the shards or slices of this lane in an epoch, in groups that are shuffled together.
 
-    def _groups(self, epoch: int) -> list[list[_ShardSlice]]:
-        """Returns the shards or slices of this lane in an epoch, in groups that are shuffled together."""
-        lanes, group = self.config.num_lanes, self.config.group
+        The first group of some lanes is smaller, so that lanes do not reach the ends of groups at the same time.
+        """
+        lanes, size = self.config.num_lanes, self.config.group
         shards = [i for i, shard in enumerate(self.shards.manifest.shards) if shard.samples]
         step = -(-lanes // len(shards))
-        order = self._random(epoch).permutation(len(shards) * step)[self.lane :: lanes]
-        slices = [_ShardSlice(shards[i // step], int(i % step), step) for i in order]
-        return [slices[i : i + group] for i in range(0, len(slices), group)]
+        order = self._random("shards", epoch).permutation(len(shards) * step)[self.lane :: lanes]
+        slices = [ShardSlice(shards[i // step], int(i % step), step) for i in order]
+        first = size - self.lane % size if len(slices) > size else size
+        return [slices[:first], *(slices[i : i + size] for i in range(first, len(slices), size))]
 
-    def _read_group(
-        self, group: list[_ShardSlice], key: tuple[int, int], start: int, sample: int
+    def _draw_group(
+        self, group: Group, content: GroupContent, next_reader: GroupReader
     ) -> Iterator[tuple[Clip, Wave, SetPosition]]:
-        epoch, number = key
-        raws: dict[SampleName, RawSample] = {}
-        samples, tokens = list[tuple[SampleName, str]](), list[int]()
-        for part in group:
-            rows = self.shards.read_index(part.shard)[part.first :: part.step]
-            samples += [(SampleName(part.shard, row.key), row.speaker) for row in rows]
-            tokens += [row.tokens for row in rows]
-            for raw in self.shards.read_samples(part.shard, rows):
-                raws[SampleName(part.shard, raw["__key__"])] = raw
-        random = self._random(epoch, self.lane, number)
-        order = random.permutation(len(samples))
+        rows, raws = content
+        random = self._random("samples", group.epoch, self.lane, group.number)
         requirements = self.config.requirements
         decode = partial(self.shards.decode, x_vector_width=requirements.x_vector_width)
-        shuffled, crop_starts = [samples[i] for i in order], random.random(len(samples))
-        references = References(raws, decode, shuffled, crop_starts, requirements.crop_samples)
-        for i in range(max(0, sample - start), len(order)):
-            name = shuffled[i][0]
-            if self._is_too_short(tokens[order[i]], name):
+        order = [rows[i] for i in random.permutation(len(rows))]
+        speakers = [(name, row.speaker) for name, row in order]
+        short = [self._frames(row.tokens) < requirements.min_frames for _, row in order]
+        crop_starts = random.random(len(order))
+        references = References(raws, decode, speakers, crop_starts, requirements.crop_samples, short)
+        for i in range(group.skip, len(order)):
+            next_reader.read_due(i / len(order))
+            name, row = order[i]
+            raw = raws.pop(name, None)  # never needed again: the speaker's next clip has its crop
+            if self._is_too_short(row.tokens, name):
                 continue
             try:
-                if name not in raws:
+                if raw is None:
                     raise BadSample("damaged", "its bytes do not match the checksum in the index")
-                clip = decode(raws[name])
+                clip = decode(raw)
                 reference = references.crop_for(i, clip)
-                clip = self._perturb(clip, epoch, start + i)
+                clip = self._perturb(clip, group.epoch, group.start + i)
                 self.num_read += 1
             except BadSample as error:
                 self._skip(name, error)
             else:
                 if not self._is_too_short(len(clip.tokens), name):  # a clip made faster may have become too short
-                    yield clip, reference, SetPosition(epoch, start + i)
+                    yield clip, reference, SetPosition(group.epoch, group.start + i)
+
+    def _frames(self, tokens: int) -> int:
+        return tokens * self.shards.manifest.tokenizer.frames_per_token
 
     def _is_too_short(self, tokens: int, name: SampleName) -> bool:
         """Returns whether a clip of `tokens` tokens is skipped; raises if the first 20 clips all are."""
         required, folder = self.config.requirements.min_frames, self.shards.name
-        frames = tokens * self.shards.manifest.tokenizer.frames_per_token
+        frames = self._frames(tokens)
         self.longest = max(self.longest, frames)
         if frames >= required:
             return False
@@ -269,7 +273,7 @@ class _SetReader:
     def _perturb(self, clip: Clip, epoch: int, sample: int) -> Clip:
         if not self.config.perturbation.is_active:
             return clip
-        manifest, random = self.shards.manifest, self._random(epoch, self.lane, sample, 3)
+        manifest, random = self.shards.manifest, self._random("perturbation", epoch, self.lane, sample)
         return self.config.perturbation.apply(clip, manifest.mel, manifest.tokenizer.frames_per_token, random)
 
     def _skip(self, name: SampleName, error: BadSample) -> None:

@@ -2,20 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sf_lightning.audio.wave import Wave
+from sf_lightning.data.groups import SampleName
 from sf_lightning.data.sample import BadSample, Clip, RawSample, crop_wave
-
-
-class SampleName(NamedTuple):
-    """A sample of a set: number of the shard, and key within it."""
-
-    shard: int
-    key: str
 
 
 class References:
@@ -25,11 +18,12 @@ class References:
     clip is decoded again. The first clip of a speaker gets a crop of the second; the only one, of itself.
 
     Args:
-        raws: Samples that could be read.
+        raws: Samples that could be read; those before the clip may be missing, unless a lane has just resumed.
         decode: Function that decodes a sample, or raises BadSample.
         order: The samples in shuffled order, each with its speaker.
         positions: Relative start of the crop of each sample, between 0 and 1, [len(order)].
         crop_samples: Length of a crop; 0 for empty ones.
+        short: Whether each sample is too short to be drawn; such samples are no references, [len(order)].
     """
 
     def __init__(
@@ -39,12 +33,14 @@ class References:
         order: Sequence[tuple[SampleName, str]],
         positions: NDArray[np.float64],
         crop_samples: int,
+        short: Sequence[bool],
     ) -> None:
         self.raws, self.decode, self.order, self.positions = raws, decode, order, positions
         self.crop_samples = crop_samples
         self.samples_of_speaker: dict[str, list[int]] = defaultdict(list)
         for number, (_, speaker) in enumerate(order):
-            self.samples_of_speaker[speaker].append(number)
+            if not short[number]:
+                self.samples_of_speaker[speaker].append(number)
         self.previous: dict[str, Wave] = {}
 
     def crop_for(self, number: int, clip: Clip) -> Wave:

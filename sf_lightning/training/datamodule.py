@@ -19,7 +19,7 @@ from sf_lightning.training.base import ShardModule
 from sf_lightning.training.generated_mels import GeneratedMels
 from sf_lightning.training.loader import BatchList, LaneDataset, StepLoader
 from sf_lightning.training.ranks import gather_over_ranks
-from sf_lightning.training.sample_order import require_same_order, warn_about_order
+from sf_lightning.training.sample_order import ORDER_VERSION, require_same_order, warn_about_order
 
 log = get_logger(__name__)
 
@@ -267,6 +267,7 @@ class ShardDataModule(L.LightningDataModule):
     def _order_settings(self, requirements: ClipRequirements) -> dict[str, Any]:
         """Returns the settings that the samples and their order follow from, beside the positions of the lanes."""
         return {
+            "version": ORDER_VERSION,
             "lanes": self.lanes,
             "seed": self.seed,
             "group": self.group,

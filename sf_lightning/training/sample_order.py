@@ -5,6 +5,9 @@ from typing import Any
 
 from sf_lightning.files.text import get_logger
 
+ORDER_VERSION = 2
+"""Number that increases with every change of the keys or groups that the order of samples follows from."""
+
 log = get_logger(__name__)
 
 
@@ -42,10 +45,10 @@ def require_same_order(stored: Mapping[str, Any], current: Mapping[str, Any]) ->
 
 def warn_about_order(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Warns of settings that change the order of samples only; arguments as in `require_same_order`."""
-    for name in (name for name in stored if stored[name] != current[name]):
+    effect = "in this epoch, samples are repeated or skipped"
+    if stored.get("version") != current["version"]:
+        log.warning("the checkpoint was written by a version with another order of samples: %s", effect)
+    for name in (name for name in stored if name != "version" and stored[name] != current[name]):
         log.warning(
-            "data.%s differs from the checkpoint (%s, now %s): in this epoch, samples are repeated or skipped",
-            name,
-            stored[name],
-            current[name],
+            "data.%s differs from the checkpoint (%s, now %s): %s", name, stored[name], current[name], effect
         )

@@ -13,7 +13,7 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.data.build import build
 from sf_lightning.data.build_config import BuildConfig
 from sf_lightning.data.corpus import find_parts
-from sf_lightning.data.lanes import LaneState
+from sf_lightning.data.lanes import LaneState, SetPosition
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.base import TokenizerSpec
 from tests.toys.audio import synthetic_voice
@@ -70,8 +70,8 @@ def test_every_lost_sample_is_counted_under_a_cause(small: ShardSet, tmp_path: P
         lane = make_lane(ShardSet(tmp_path / "set"), crop_samples=1000, max_bad_share=0.99)
         (reader,) = lane.readers
         left = len(list(reader.shards.read_samples(0)))
-        (group,) = reader._groups(0)
-        drawn = list(reader._read_group(group, (0, 0), 0, 0))
+        group = next(reader._groups_from(SetPosition()))
+        drawn = list(reader._draw_group(group, reader._reader_of(group).finish(), reader._reader_of(group)))
         assert len(drawn) == left and lane.skipped == ({"damaged": 8 - left} if left < 8 else {})
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sf_lightning.audio.mel import MelConfig
+from sf_lightning.data.groups import GroupReader
 from sf_lightning.data.index import IndexRow
 from sf_lightning.data.lanes import Lane, LaneConfig, LaneState, SetPosition
 from sf_lightning.data.requirements import ClipRequirements
@@ -41,7 +42,7 @@ def test_an_epoch_is_planned_only_from_the_manifest_in_little_memory(
     lanes = [
         Lane([held], number, LaneConfig(0, LANES, ClipRequirements(crop_samples=4000))) for number in range(LANES)
     ]
-    plans = [lane.readers[0]._groups(7) for lane in lanes]
+    plans = [lane.readers[0]._split_epoch(7) for lane in lanes]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert read == [] and peak < 200e6
@@ -49,10 +50,13 @@ def test_an_epoch_is_planned_only_from_the_manifest_in_little_memory(
     assert held.samples == 2_000_000 and len(dealt) == SHARDS and set(dealt.values()) == {1}
     sizes = [sum(part.size(SAMPLES) for group in plan for part in group) for plan in plans]
     assert max(sizes) - min(sizes) <= SAMPLES
+    # The first groups differ in size, so that lanes do not reach the ends of groups together.
+    assert [len(plan[0]) for plan in plans[:8]] == [4, 3, 2, 1, 4, 3, 2, 1]
+    assert all(len(group) == 4 for plan in plans for group in plan[1:-1])
 
 
 @pytest.mark.parametrize(("lanes", "sample"), [(1, 10**6), (2, 10**6 - 3), (64, 31_000)])
-def test_a_lane_resumed_in_mid_epoch_opens_only_its_current_group(
+def test_a_lane_resumed_in_mid_epoch_opens_only_its_group_before_its_first_clip(
     shards: ShardSet, large: Path, monkeypatch: pytest.MonkeyPatch, lanes: int, sample: int
 ) -> None:
     opened: list[tuple[str, int]] = []
@@ -70,9 +74,10 @@ def test_a_lane_resumed_in_mid_epoch_opens_only_its_current_group(
 
     monkeypatch.setattr(ShardSet, "read_index", index)
     monkeypatch.setattr(ShardSet, "read_samples", read)
+    monkeypatch.setattr(GroupReader, "read_due", lambda self, share: None)
     lane = Lane([ShardSet(large)], 0, LaneConfig(0, lanes, ClipRequirements(crop_samples=4000), group=4))
     drawn = next(lane.draw_clips(LaneState((SetPosition(3, sample),))))
     assert drawn.state.places == (SetPosition(3, sample),) and drawn.after.places == (SetPosition(3, sample + 1),)
-    group = lane.readers[0]._groups(3)[sample // (4 * SAMPLES)]
+    group = lane.readers[0]._split_epoch(3)[sample // (4 * SAMPLES)]
     assert len(group) <= 4
     assert sorted(opened) == sorted((call, part.shard) for part in group for call in ("index", "read"))

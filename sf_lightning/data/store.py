@@ -83,9 +83,10 @@ class Store:
             self._download(name, content := io.BytesIO(), None, max_bytes)
             return content.getvalue()
         with self.open(name) as file:
-            if len(found := file.read(max_bytes + 1)) > max_bytes:
+            if file.seek(0, io.SEEK_END) > max_bytes:
                 raise ValueError(f"{self.name}/{name} has more than {max_bytes} bytes")
-            return found
+            file.seek(0)
+            return file.read()  # with a size, memory for all of it would be reserved
 
     def open(self, name: str, size: int | None = None, version: str = "") -> io.BufferedIOBase:
         """Opens a file; a remote one is downloaded first, unless it is in the cache.

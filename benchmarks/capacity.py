@@ -27,6 +27,8 @@ EMILIA = "mp3, 24 kHz (Emilia)"
 BYTES_PER_SECOND = {EMILIA: BYTES_PER_TAR / SECONDS_PER_TAR, "wav, 16 kHz": 32_000.0}
 FRAMES_PER_SECOND = 100
 CLIP_SECONDS = 10.0
+LANES, GROUP = 64, 4
+"""Lanes of a run on 16 GPUs, and shards of a group."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def page(rates: dict[str, float], utilization: float, flac_bytes: float, tokeniz
     lines += [f"| {name} | {seconds * size / 1e12:.1f} |" for name, size in formats.items()]
     clips, decode = seconds / CLIP_SECONDS, seconds / rates["rate_mp3_24k"] / 3600
     shard = 1000 * CLIP_SECONDS * formats[EMILIA]
+    burst = (GROUP + 1) / GROUP * speeds[0] * formats[EMILIA]
+    group, first = GROUP * shard, LANES * shard * (GROUP + 1) / 2  # first groups have 1 to GROUP shards
     least = min(rates["rate_mp3_24k"], rates["rate_flac"]) / gpu_rate
     verdict = "the GPUs wait for the loader" if least < 1 else "the loader is not the bottleneck"
     lines += [
@@ -92,8 +96,18 @@ def page(rates: dict[str, float], utilization: float, flac_bytes: float, tokeniz
         "",
         f"The first bottleneck: one loader core supplies {rates['rate_mp3_24k'] / gpu_rate:.1f} A100s from mp3 and "
         f"{rates['rate_flac'] / gpu_rate:.1f} from flac, so that with one core per GPU {verdict}. Next is the "
-        f"shared disk, which must deliver {speeds[0] * formats[EMILIA] / 1e6:.0f} MB/s to 16 GPUs in sequential "
-        f"reads of whole shards. A group of four shards takes {4 * shard / 1e6:.0f} MB of memory per lane.",
+        f"shared disk, which must deliver {speeds[0] * formats[EMILIA] / 1e6:.0f} MB/s to 16 GPUs on average, in "
+        "sequential reads of whole shards.",
+        "",
+        f"Bursts (computed, for {LANES} lanes on 16 GPUs): lanes read the shards of their next group in a thread, "
+        f"at times that differ from lane to lane, within {GROUP} of {GROUP + 1} parts of the time that a group "
+        f"lasts: the disk must deliver {burst / 1e6:.0f} MB/s, so that no lane waits. A start or resume is the exception: the first step requires the first group of every lane, "
+        f"{first / 1e9:.1f} GB in all ({LANES * group / 1e9:.1f} GB for a resume), read as fast as the disk "
+        f"allows: at 1 GB/s, {first / 1e9:.0f} s.",
+        "",
+        f"A group of four shards is {group / 1e6:.0f} MB. A lane holds at most "
+        f"{(1 + 2 / (GROUP + 1)) * group / 1e6:.0f} MB, as samples are dropped when they are drawn while the next "
+        f"group is read; after a resume within a group, up to {2 * group / 1e6:.0f} MB until it ends.",
     ]
     return "\n".join(lines) + "\n"
 

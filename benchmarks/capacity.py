@@ -101,7 +101,8 @@ def page(rates: dict[str, float], utilization: float, flac_bytes: float, tokeniz
         "",
         f"Bursts (computed, for {LANES} lanes on 16 GPUs): lanes read the shards of their next group in a thread, "
         f"at times that differ from lane to lane, within {GROUP} of {GROUP + 1} parts of the time that a group "
-        f"lasts: the disk must deliver {burst / 1e6:.0f} MB/s, so that no lane waits. A start or resume is the exception: the first step requires the first group of every lane, "
+        f"lasts: the disk must deliver {burst / 1e6:.0f} MB/s, so that no lane "
+        "waits. A start or resume is the exception: the first step requires the first group of every lane, "
         f"{first / 1e9:.1f} GB in all ({LANES * group / 1e9:.1f} GB for a resume), read as fast as the disk "
         f"allows: at 1 GB/s, {first / 1e9:.0f} s.",
         "",

@@ -59,12 +59,12 @@ def identify(path: Path) -> Kind:
         content = read_torch(path)
     except ValueError:
         return Kind.UNKNOWN
-    if "hyper_parameters" in content:
+    if isinstance(content.get("hyper_parameters"), dict):
         is_vocoder = "generator" in content["hyper_parameters"]
         return Kind.VOCODER_CHECKPOINT if is_vocoder else Kind.DECODER_CHECKPOINT
     if "generator" in content:
         return Kind.BIGVGAN
-    return Kind.QWEN if any(mark in name for name in content for mark in QWEN_MARKS) else Kind.UNKNOWN
+    return Kind.QWEN if any(mark in str(name) for name in content for mark in QWEN_MARKS) else Kind.UNKNOWN
 
 
 def _identify_folder(folder: Path) -> Kind:

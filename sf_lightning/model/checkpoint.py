@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sf_lightning.files.formats import CHECKPOINT_FORMAT, require_format
 from sf_lightning.files.identify import SHARDED_META, Kind, require_kind
+from sf_lightning.files.records import shown
 from sf_lightning.files.sharded import empty_tensors, load_shards
 from sf_lightning.files.torch_files import read_torch
 from sf_lightning.model.pretrained import WeightsOrigin
@@ -52,11 +53,26 @@ def read_checkpoint(path: Path, average: bool = True) -> Checkpoint:
     if "format" not in content:
         raise ValueError(f"{path} has no format number: checkpoints from before there was one are not read")
     require_format(path, content["format"], CHECKPOINT_FORMAT)
-    state = _read_shards(path) if path.is_dir() else content["state_dict"]
+    _require_types(path, content)
+    state = _read_shards(path) if path.is_dir() else content.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"{path} has no state_dict of named weights: the checkpoint is damaged")
     prefix = "average." if average else "model."
     weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     origin = WeightsOrigin(content["global_step"], average, content.get("begun_with"))
     return Checkpoint(weights, content["hyper_parameters"], content.get("tokenizer_digest"), origin)
+
+
+def _require_types(path: Path, content: dict[str, Any]) -> None:
+    """Raises if an entry that is read is missing or of another type."""
+    for name, expected in (
+        ("global_step", int),
+        ("hyper_parameters", dict),
+        ("tokenizer_digest", str | None),
+        ("begun_with", str | None),
+    ):
+        if not isinstance(content.get(name), expected):  # type: ignore[arg-type]
+            raise ValueError(f"{path} has {name} {shown(content.get(name))}: the checkpoint is damaged")
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from sf_lightning.files.hub import local_path
 from sf_lightning.files.identify import DECODERS, Kind, require_kind
-from sf_lightning.files.records import from_plain
+from sf_lightning.files.records import from_plain, shown
 from sf_lightning.model.checkpoint import read_checkpoint
 from sf_lightning.model.pretrained import Description, ModelConfig, Pretrained, TokenizerName, load_export
 from sf_lightning.streaming.decoder import StreamingDecoder
@@ -94,6 +94,8 @@ def _load_checkpoint(path: Path, average: bool) -> Pretrained:
     try:
         if missing := {"tokenizer", "decode", "vocoder"} - options.keys():
             raise ValueError(f"its hyperparameters have no {min(missing)}")
+        if not isinstance(options["tokenizer"], str):
+            raise ValueError(f"its tokenizer is {shown(options['tokenizer'])}: expected a name")
         names = {field.name for field in fields(ModelConfig)} & options.keys()
         description = Description(
             model=from_plain(ModelConfig, {name: options[name] for name in names}, "model"),
@@ -104,5 +106,5 @@ def _load_checkpoint(path: Path, average: bool) -> Pretrained:
             vocoder=asdict(from_plain(VocoderConfig, options["vocoder"], "vocoder")),
         )
         return Pretrained(description.model.build(weights), description)
-    except ValueError as error:
+    except (ValueError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{path}: {error}") from error

@@ -6,7 +6,7 @@ are spent on level and average voice.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from sf_lightning.tokens.base import TokenizerSpec, Tokens
 
 FRAMES_PER_TOKEN = 4
 NUM_CEPSTRA = 20
+
+MAX_BYTES = 2**26
+"""Largest accepted size of the centroids: those of 200,000 codes."""
 
 
 class KMeansTokenizer:
@@ -81,10 +84,19 @@ class KMeansTokenizer:
             ValueError: if the file is not a k-means tokenizer.
         """
         try:
+            with ZipFile(path) as archive:
+                stored = archive.getinfo("centroids.npy").file_size
+            if stored > MAX_BYTES:
+                raise ValueError(f"{stored} bytes, more than {MAX_BYTES}")
             with np.load(path) as file:
-                return cls(file["centroids"])
-        except (KeyError, OSError, ValueError, BadZipFile) as error:
-            raise ValueError(f"tokenizer {path} is not a k-means tokenizer ({error})") from error
+                centroids = file["centroids"]
+            if centroids.ndim != 2 or centroids.shape[1] != FRAMES_PER_TOKEN * NUM_CEPSTRA or not len(centroids):
+                raise ValueError(f"centroids {[*centroids.shape]}, expected [K, {FRAMES_PER_TOKEN * NUM_CEPSTRA}]")
+            if centroids.dtype.kind != "f" or not np.isfinite(centroids).all():
+                raise ValueError("centroids that are not finite numbers")
+            return cls(centroids)
+        except Exception as error:  # bytes that are no archive may raise almost any error
+            raise ValueError(f"tokenizer {path} is not a k-means tokenizer ({error!s:.200})") from error
 
 
 def cepstra(mel: MelSpectrogram, wave: Wave) -> NDArray[np.float32]:

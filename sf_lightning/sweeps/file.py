@@ -127,7 +127,7 @@ class SweepFile:
     def contains(self, point: Mapping[str, Any]) -> bool:
         """Returns whether a trial of this sweep may have these parameters."""
         if self.points is not None:
-            return dict(point) in self.points
+            return repr(dict(point)) in map(repr, self.points)  # where 1 is not True
         axes = self.distributions
         return point.keys() == axes.keys() and all(_contains(axes[name], value) for name, value in point.items())
 

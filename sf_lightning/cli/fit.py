@@ -132,6 +132,9 @@ class FitCLI(LightningCLI):
             FileExistsError: if the folder holds checkpoints and the run does not resume from one of them.
         """
         folder = Path(self.trainer.default_root_dir)
+        for path in folder.glob("*"):
+            if path.is_symlink() and path.name != "checkpoints":  # which may be on another disk
+                raise ValueError(f"{path} is a link, through which the run would write elsewhere: delete it")
         self.model.check(self.trainer)
         if isinstance(self.model, StreamFlowModule):
             self.model.make_vocoder()  # fails now rather than at the first validation

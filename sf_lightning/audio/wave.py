@@ -19,7 +19,10 @@ from sf_lightning.files.atomic import atomic_path
 
 Wave = NDArray[np.float32]
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga"),
+    *(".aif", ".aiff", ".aifc", ".au", ".caf", ".rf64", ".snd", ".sph", ".w64"),
+)
 
 MIN_RATE, MAX_RATE = 4_000, 768_000
 """Accepted sample rates in Hz: a damaged header of 1 Hz would turn a second into hours."""

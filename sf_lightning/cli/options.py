@@ -41,10 +41,20 @@ def parse_slice(text: str) -> tuple[int, int]:
     return number, count
 
 
-def split_list(names: list[str] | str | None) -> tuple[str, ...]:
-    """Returns the names in a list, or in a text with commas between them."""
-    given = names.split(",") if isinstance(names, str) else names or []
-    return tuple(name.strip() for name in given if name.strip())
+def split_list(names: list[str | bool] | str | None) -> tuple[str, ...]:
+    """Returns the names in a list, or in a text with commas between them.
+
+    >>> split_list("en, no"), split_list("[en, 'no']"), split_list(["en", False])
+    (('en', 'no'), ('en', 'no'), ('en', 'no'))
+
+    Raises:
+        ValueError: If one is the boolean true, which YAML makes of y, yes and on.
+    """
+    given = names.strip().removeprefix("[").removesuffix("]").split(",") if isinstance(names, str) else names or []
+    if True in given:
+        raise ValueError(f"{given} has a boolean; expected names, in quotes where YAML takes one for a boolean")
+    found = ("no" if name is False else str(name).strip().strip("'\"") for name in given)  # YAML's Norwegian
+    return tuple(name for name in found if name)
 
 
 def read_names(path: str | None, option: str) -> frozenset[str]:
@@ -59,7 +69,7 @@ def read_names(path: str | None, option: str) -> frozenset[str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{option} {path}: no such file; expected a text file, one name a line")
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{option} {path} is not UTF-8 text; expected one name a line ({error})") from error
     return frozenset(line.strip() for line in lines if line.strip())

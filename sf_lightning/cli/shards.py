@@ -17,12 +17,13 @@ from sf_lightning.cli.parser import CommandParser
 from sf_lightning.data.build import build as build_set
 from sf_lightning.data.build import fit_tokenizer
 from sf_lightning.data.build_config import BuildConfig
-from sf_lightning.data.corpus import Filters, find_parts
+from sf_lightning.data.corpus import Filters, find_parts, make_parts
 from sf_lightning.data.provenance import load_existing
+from sf_lightning.data.scan import scan
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.verify import repair as repair_set
 from sf_lightning.data.verify import verify as verify_set
-from sf_lightning.files.text import redacted
+from sf_lightning.files.text import printable, redacted
 from sf_lightning.tokens.base import TokenizerSpec
 
 
@@ -36,7 +37,7 @@ def build(
     x_vectors: str = "",
     x_vector_width: int | None = None,
     shard_samples: int = 100,
-    languages: list[str] | str | None = None,
+    languages: list[str | bool] | str | None = None,
     min_seconds: float = 0.0,
     max_seconds: float = 60.0,
     min_dnsmos: float | None = None,
@@ -52,8 +53,8 @@ def build(
     a new one, fitted on this audio. Build the training set first, and its validation set beside it.
 
     Args:
-        audio: Folder of wav, flac, mp3, ogg or opus files of any sample rate, searched recursively; or folder of
-            tars in the format of Emilia and Emilia-YODAS; or one tar.
+        audio: Folder of wav, flac, mp3, ogg, opus or aiff files of any sample rate, searched recursively; or folder
+            of tars in the format of Emilia and Emilia-YODAS; or one tar.
         out: Folder of the set. If it exists, it must have been built from the same corpus with the same options: an
             interrupted build is resumed, a complete set stays as it is.
         tokenizer: Tokenizer file: `.npz` for k-means, `.onnx` or `.pt` for the S3 tokenizer; or "precomputed" for
@@ -99,7 +100,10 @@ def build(
     # Before a tokenizer is fitted, which takes a while.
     blocked = read_names(blocked_speakers, "--blocked_speakers")
     filters = Filters(split_list(languages), min_seconds, max_seconds, min_dnsmos, blocked)
-    parts = find_parts(Path(audio), shard_samples)
+    found = scan(Path(audio))
+    for line in found.lines:
+        print(printable(line), file=sys.stderr)
+    parts = make_parts(found, shard_samples)
     spec = TokenizerSpec(**existing["tokenizer"]) if existing else None
     name = tokenizer_name or "precomputed"
     config = BuildConfig(
@@ -110,7 +114,7 @@ def build(
         shard_samples,
         batch_size,
     )
-    manifest = build_set(parts, target, config, job_slice, processes)
+    manifest = build_set(parts, target, config, job_slice, processes, found.counts)
     if existing:
         print(f"{target} exists already, from this same build: nothing to do")
     if manifest is None:

@@ -11,7 +11,7 @@ import functools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,10 @@ from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.data.shards import Manifest, ShardInfo, ShardSet
 from sf_lightning.data.writer import ShardWriter, npy_bytes
 from sf_lightning.files.atomic import write_atomically
+from sf_lightning.files.text import get_logger
 from sf_lightning.tokens.kmeans import KMeansTokenizer
+
+log = get_logger(__name__)
 
 
 def build(
@@ -39,6 +42,7 @@ def build(
     config: BuildConfig,
     job_slice: tuple[int, int] = (1, 1),
     processes: int = 1,
+    left_out: Mapping[str, int] | None = None,
 ) -> Manifest | None:
     """Builds a shard set, or resumes an interrupted build; a set that this build completed before is left as it is.
 
@@ -48,6 +52,7 @@ def build(
         config: How clips become samples.
         job_slice: (k, n): this job does every n-th part, starting with the k-th; (1, 1) does all.
         processes: Number of processes.
+        left_out: Number of files that are no part of the corpus, by cause; the manifest counts them too.
 
     Returns:
         The manifest; None while other jobs have parts left.
@@ -68,7 +73,7 @@ def build(
         do = functools.partial(build_part, partial=partial, config=config)
         run_jobs(do, missing, sum(part.bytes for part in missing), processes, f"writing {out}")
         if all(_done_mark(partial, part).is_file() for part in parts):
-            manifest = _publish(partial, out, parts, config)
+            manifest = _publish(partial, out, parts, config, left_out or {})
             _clean_up(out, parts, manifest)
             return manifest
     except OSError as error:
@@ -153,6 +158,11 @@ def _done_mark(partial: Path, part: CorpusPart) -> Path:
     return partial / f"{part.name}.done"
 
 
+def _read_mark(mark: Path) -> dict[str, list[str]]:
+    """Returns the names of a part's shards, and of the blocked speakers that its clips have."""
+    return json.loads(mark.read_text())
+
+
 def build_part(part: CorpusPart, counter: ProgressCounter, partial: Path, config: BuildConfig) -> list[str]:
     """Writes the shards of a part that are missing in the folder of an unfinished build, and marks it as done.
 
@@ -162,9 +172,11 @@ def build_part(part: CorpusPart, counter: ProgressCounter, partial: Path, config
         A line about each clip that was skipped.
     """
     lines, names, num_bytes, clips = list[str](), list[str](), 0, part.read()
+    blocked = set[str]()
     while shard_clips := list(islice(clips, config.shard_samples)):
         name = f"{part.name}-{len(names):04d}" if names else part.name
         names.append(name)
+        blocked |= config.filters.blocked_speakers & {str(clip.fields.get("speaker")) for clip in shard_clips}
         size = sum(len(clip.audio) for clip in shard_clips)
         num_bytes += size
         if (partial / f"{name}.json").is_file():
@@ -175,7 +187,7 @@ def build_part(part: CorpusPart, counter: ProgressCounter, partial: Path, config
         ]
         counter.add(processed=size)
     counter.add(reused=max(0, part.bytes - num_bytes))  # texts, headers, padding
-    write_atomically(_done_mark(partial, part), json.dumps(names))
+    write_atomically(_done_mark(partial, part), json.dumps({"shards": names, "blocked": sorted(blocked)}))
     return lines
 
 
@@ -192,12 +204,14 @@ def _write_shard(
     return skipped.lines
 
 
-def _publish(partial: Path, out: Path, parts: Sequence[CorpusPart], config: BuildConfig) -> Manifest:
+def _publish(
+    partial: Path, out: Path, parts: Sequence[CorpusPart], config: BuildConfig, left_out: Mapping[str, int]
+) -> Manifest:
     """Writes the manifest and the lookup table, and renames the folder to its final name."""
     # Nothing is deleted before the rename, because another job may be here too, or repeat this after a kill.
-    names = [name for part in parts for name in json.loads(_done_mark(partial, part).read_text())]
-    indices = [json.loads((partial / f"{name}.json").read_text()) for name in names]
-    skipped = Counter[str]()
+    done = [_read_mark(_done_mark(partial, part)) for part in parts]
+    indices = [json.loads((partial / f"{name}.json").read_text()) for mark in done for name in mark["shards"]]
+    skipped = Counter(left_out)
     for index in indices:
         skipped.update(index["skipped"])
     infos = tuple(ShardInfo(**index["info"]) for index in indices if index["rows"])
@@ -209,6 +223,9 @@ def _publish(partial: Path, out: Path, parts: Sequence[CorpusPart], config: Buil
     write_atomically(partial / "manifest.json", manifest.as_json())
     write_atomically(partial / lookup.NAME, npy_bytes(mean_token_mels(ShardSet(partial))))
     partial.rename(out)
+    unmet = config.filters.blocked_speakers.difference(*(mark["blocked"] for mark in done))
+    if unmet:
+        log.warning("no clip is of %d of the blocked speakers: %s", len(unmet), ", ".join(sorted(unmet)[:20]))
     return manifest
 
 
@@ -220,7 +237,7 @@ def _clean_up(out: Path, parts: Sequence[CorpusPart], manifest: Manifest) -> Non
         path.unlink(missing_ok=True)
     for mark in marks:
         with suppress(FileNotFoundError):  # another job cleans up as well
-            for name in json.loads(mark.read_text()):
+            for name in _read_mark(mark)["shards"]:
                 if f"{name}.tar" not in kept:
                     for suffix in (".tar", ".json"):
                         (out / f"{name}{suffix}").unlink(missing_ok=True)

@@ -128,8 +128,8 @@ def _usable_clips(
     keys: set[str] = set()
     for clip in clips:
         try:
-            if clip.damage:
-                raise BadSample("damaged tar", clip.damage)
+            if clip.problem:
+                raise BadSample(clip.cause, clip.problem)
             if reason := config.filters.rejection_reason(clip.fields):
                 skipped.counts[f"filtered: {reason}"] += 1
                 continue

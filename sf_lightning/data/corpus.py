@@ -5,22 +5,19 @@ yields the same clips in the same order, so that parts can be shared among proce
 build can resume.
 """
 
-import json
 import math
-import os
 import re
-import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from webdataset.tariterators import group_by_keys
-
 from sf_lightning.audio.wave import AUDIO_SUFFIXES
-
-PRECOMPUTED = ("tokens.npy", "speaker.npy")
-"""Suffixes of precomputed files beside the audio: tokens, and the x-vector of the speaker."""
+from sf_lightning.data.sample import BadSample
+from sf_lightning.data.scan import Scan, scan
+from sf_lightning.data.tars import PRECOMPUTED, TarMembers
+from sf_lightning.files.records import parse_json
 
 RESERVED = ("manifest", "build")
 """Names that a tar may not have, because a set has files of these names."""
@@ -36,8 +33,8 @@ class CorpusClip:
         audio: Bytes of the audio file.
         fields: Metadata: `id`, `speaker`, and the fields of the clip's JSON file (`language`, `text`, `dnsmos`).
         precomputed: Bytes of precomputed files by suffix; see `PRECOMPUTED`.
-        damage: Reason why the corpus cannot be read beyond this point; such a clip has no audio and is only
-            counted.
+        problem: Reason why there is no such clip, which is then only counted under `cause`.
+        cause: Cause under which it is counted.
     """
 
     key: str
@@ -45,7 +42,8 @@ class CorpusClip:
     audio: bytes
     fields: dict[str, Any]
     precomputed: dict[str, bytes] = field(default_factory=dict)
-    damage: str = ""
+    problem: str = ""
+    cause: str = "damaged tar"
 
     @property
     def file_name(self) -> str:
@@ -89,10 +87,15 @@ class FilesPart:
         for path in self.paths:
             relative = path.relative_to(self.folder)
             key = file_key(relative)
-            contents = {suffix: _read_beside(path, suffix) for suffix in ("json", *PRECOMPUTED)}
-            fields = {"speaker": "_".join(relative.parent.parts) or key} | _parse_fields(contents.pop("json"))
-            precomputed = {suffix: content for suffix, content in contents.items() if content}
-            yield CorpusClip(key, path.suffix[1:].lower(), path.read_bytes(), {"id": key} | fields, precomputed)
+            try:
+                beside = {suffix: _read_beside(path, suffix, self.folder) for suffix in ("json", *PRECOMPUTED)}
+                fields = {"speaker": "_".join(relative.parent.parts) or key} | _parse_fields(beside.pop("json"))
+                audio = _read(path)
+            except BadSample as error:
+                yield CorpusClip(str(relative), "", b"", {}, problem=error.detail, cause=error.cause)
+            else:
+                precomputed = {suffix: content for suffix, content in beside.items() if content}
+                yield CorpusClip(key, path.suffix[1:].lower(), audio, {"id": key} | fields, precomputed)
 
 
 @dataclass(frozen=True)
@@ -113,88 +116,71 @@ class TarPart:
         return self.path.stat().st_size
 
     def read(self) -> Iterator[CorpusClip]:
-        """Yields its clips; for a damaged tar those before the damage, and a last one that reports it."""
-        damage: list[str] = []
-
-        def stop(error: Exception) -> bool:
-            damage.append(str(error.args[0] if error.args else error))
-            return False
-
-        for raw in group_by_keys(self._members(damage), handler=stop):
-            key = clean_key(raw["__key__"])
-            suffix = next((suffix[1:] for suffix in AUDIO_SUFFIXES if suffix[1:] in raw), "")
-            fields = _parse_fields(raw.get("json", b""))
-            # Emilia-YODAS has `_id`; its keys contain ids of videos with underscores, and end in _W and a number.
-            fields["id"] = str(fields.pop("_id", None) or fields.get("id") or key)
-            fields.setdefault("speaker", re.sub(r"_W\d+$", "", key))
-            precomputed = {name: raw[name] for name in PRECOMPUTED if name in raw}
-            yield CorpusClip(key, suffix, raw.get(suffix, b""), fields, precomputed)
-        if damage:
-            yield CorpusClip(self.path.name, "", b"", {}, damage=f"ends early: {damage[0]}")
-
-    def _members(self, damage: list[str]) -> Iterator[dict[str, Any]]:
-        """Yields the members as WebDataset does; adds the reason to `damage` if the end cannot be reached."""
-        # Not WebDataset's own reader: it takes a cut or broken header for the end of the tar.
+        """Yields its clips in the order of their first members, then what else of the tar is only counted."""
         with self.path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            try:
-                with tarfile.open(fileobj=file, mode="r:") as tar:
-                    for info in tar:
-                        if not info.isfile() or re.match(r"__[^/]*__($|/)", info.name):
-                            continue
-                        if info.offset_data + info.size > size:
-                            raise tarfile.ReadError(f"{info.name} exceeds the end of the file")
-                        yield {"fname": info.name, "data": _extract(tar, info), "__url__": str(self.path)}
-                    file.seek(tar.offset)
-                    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                        damage.append(f"neither a header nor the end mark at byte {tar.offset} of {size}")
-            except tarfile.TarError as error:
-                damage.append(str(error))
+            members = TarMembers(file)
 
-
-def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
-    """Returns the content of a member; empties the tar's list of members, which would grow to many thousands."""
-    tar.members = []  # type: ignore[attr-defined]
-    file = tar.extractfile(info)
-    assert file is not None
-    return file.read()
+            for key, found in members.clips.items():
+                yield _tar_clip(key, {suffix: members.read(name) for suffix, name in found.items()})
+        for name, cause, problem in members.problems:
+            yield CorpusClip(name, "", b"", {}, problem=problem, cause=cause)
+        if members.damage:
+            yield CorpusClip(self.path.name, "", b"", {}, problem=f"ends early: {members.damage}")
 
 
 def find_parts(corpus: Path, shard_samples: int) -> list[CorpusPart]:
+    """Returns the parts of a corpus; see `scan` and `make_parts`."""
+    return make_parts(scan(corpus), shard_samples)
+
+
+def make_parts(found: Scan, shard_samples: int) -> list[CorpusPart]:
     """Returns the parts of a corpus, in order: a tar, whatever its size, or up to `shard_samples` audio files.
 
-    Args:
-        corpus: A folder of audio files, or of tars, searched recursively; or one tar.
-        shard_samples: Number of audio files of a part.
-
     Raises:
-        FileNotFoundError: if the folder does not exist or has no speech.
-        NotADirectoryError: if it is a file other than a tar.
         ValueError: if two files would get the same key, or two tars shards of the same name.
     """
-    if not corpus.exists():
-        raise FileNotFoundError(f"no folder {corpus}: give a folder of audio files or of tars with --audio")
-    if (corpus / "manifest.json").is_file():
-        raise ValueError(f"--audio {corpus} is a shard set; expected a folder of audio files or of tars")
-    if corpus.is_file() and corpus.suffix != ".tar":
-        raise NotADirectoryError(f"{corpus} is a file: give its folder, or a tar, with --audio")
-    tars = [corpus] if corpus.suffix == ".tar" else sorted(corpus.rglob("*.tar"))
-    paths = sorted(
-        path for path in corpus.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and not path.is_dir()
-    )
-    if tars and paths:
-        raise ValueError(f"{corpus} has tars ({tars[0]}) and audio files ({paths[0]}): give a folder of one kind")
-    if tars:
-        # Only letters, digits and these: the name may be inserted into a shell command; see `ShardInfo`.
-        named = [(re.sub(r"[^\w-]", "_", clean_key(path.stem)).lstrip("-") or "_", path) for path in tars]
+    if found.tars:
+        named = _shard_names(found)
         _require_unique_keys(named)
         _require_unique_shard_names(dict(named))
         return [TarPart(name, path) for name, path in named]
-    if not paths:
-        raise FileNotFoundError(f"no audio under {corpus}: expected files with suffix {', '.join(AUDIO_SUFFIXES)}")
-    _require_unique_keys([(file_key(path.relative_to(corpus)), path) for path in paths])
-    groups = [tuple(paths[i : i + shard_samples]) for i in range(0, len(paths), shard_samples)]
-    return [FilesPart(f"shard-{number:06d}", corpus, group) for number, group in enumerate(groups)]
+    _require_unique_keys([(file_key(path.relative_to(found.folder)), path) for path in found.audio])
+    groups = [found.audio[i : i + shard_samples] for i in range(0, len(found.audio), shard_samples)]
+    return [FilesPart(f"shard-{number:06d}", found.folder, group) for number, group in enumerate(groups)]
+
+
+def _shard_names(found: Scan) -> list[tuple[str, Path]]:
+    """Returns the name of the first shard of each tar: the tar's, with its folders if another one has the same."""
+
+    def name(path: Path) -> str:
+        # Only letters, digits and these: the name may be inserted into a shell command; see `ShardInfo`.
+        return re.sub(r"[^\w-]", "_", clean_key(str(path))).lstrip("-") or "_"
+
+    count = Counter(name(Path(path.stem)) for path in found.tars)
+    return [
+        (
+            short
+            if count[short := name(Path(path.stem))] == 1
+            else name(path.relative_to(found.folder).with_suffix("")),
+            path,
+        )
+        for path in found.tars
+    ]
+
+
+def _tar_clip(key: str, raw: dict[str, bytes]) -> CorpusClip:
+    """Returns a clip from the contents of its members by suffix."""
+    key = clean_key(key)
+    suffix = next((suffix[1:] for suffix in AUDIO_SUFFIXES if suffix[1:] in raw), "")
+    try:
+        fields = _parse_fields(raw.get("json"))
+    except BadSample as error:
+        return CorpusClip(key, "json", b"", {}, problem=error.detail, cause=error.cause)
+    # Emilia-YODAS has `_id`; its keys contain ids of videos with underscores, and end in _W and a number.
+    fields["id"] = str(fields.pop("_id", None) or fields.get("id") or key)
+    fields.setdefault("speaker", re.sub(r"_W\d+$", "", key))
+    precomputed = {name: raw[name] for name in PRECOMPUTED if name in raw}
+    return CorpusClip(key, suffix, raw.get(suffix, b""), fields, precomputed)
 
 
 def files_beside(paths: Iterable[Path]) -> list[Path]:
@@ -232,19 +218,42 @@ def _require_unique_shard_names(tars: dict[str, Path]) -> None:
             raise ValueError(f"{path} would have an index {name}.json, a name that every set uses: rename the tar")
 
 
-def _read_beside(path: Path, suffix: str) -> bytes:
-    beside = path.with_suffix(f".{suffix}")
-    return beside.read_bytes() if beside.is_file() else b""
-
-
-def _parse_fields(data: bytes) -> dict[str, Any]:
-    """Returns the fields of a clip's JSON file without its nulls; none if it is not a JSON object."""
+def _read(path: Path) -> bytes:
     try:
-        fields = json.loads(data)
-    except ValueError:
+        return path.read_bytes()
+    except (FileNotFoundError, PermissionError) as error:
+        raise BadSample("unreadable file", f"{path.name}: {error.strerror}") from error
+
+
+def _read_beside(path: Path, suffix: str, corpus: Path) -> bytes | None:
+    """Returns the content of a file beside an audio file, if there is one.
+
+    Raises:
+        BadSample: if it is a link out of the corpus: what it says would be published with the set.
+    """
+    beside = path.with_suffix(f".{suffix}")
+    if not beside.is_file() and not beside.is_symlink():
+        return None
+    folders = (corpus.resolve(), path.parent.resolve())
+    if beside.is_symlink() and not any(beside.resolve().is_relative_to(folder) for folder in folders):
+        raise BadSample("link out of the corpus", f"{beside.name}: expected a copy of the file")
+    return _read(beside)
+
+
+def _parse_fields(data: bytes | None) -> dict[str, Any]:
+    """Returns the fields of a clip's JSON file without its nulls; none without a file.
+
+    Raises:
+        BadSample: if it is no JSON object: without it the clip would have the wrong speaker and language.
+    """
+    if data is None:
         return {}
+    try:
+        fields = parse_json(data)
+    except ValueError as error:
+        raise BadSample("unreadable JSON", f"{error}") from error
     if not isinstance(fields, dict):
-        return {}
+        raise BadSample("unreadable JSON", f"a {type(fields).__name__}; expected an object")
     # An empty name would make one speaker of all unknown ones.
     fields = {
         name: value for name, value in fields.items() if value is not None and (name, value) != ("speaker", "")

@@ -32,13 +32,14 @@ class BadSample(Exception):
 
     Args:
         cause: Cause under which it is counted: "undecodable", "silent", "not finite", "too short", "token count",
-            "x-vector", "incomplete", "damaged"; while a set is built also "duplicate key", "damaged tar".
+            "x-vector", "incomplete", "damaged"; while a set is built also "duplicate key", "damaged tar",
+            "unreadable JSON", "unreadable file", "link out of the corpus", "link out of the tar".
         detail: Value that was found and value that is expected.
     """
 
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(f"{cause}: {detail}")
-        self.cause = cause
+        self.cause, self.detail = cause, detail
 
 
 @dataclass

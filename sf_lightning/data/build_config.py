@@ -137,9 +137,12 @@ def _usable_clips(
                 raise BadSample("duplicate key", clip.key)
             if not clip.audio:
                 raise BadSample("incomplete", "no audio")
-            wave = read_speech(clip.audio, config.mel)
+            wave = read_speech(clip.audio, config.mel, config.filters.max_seconds)
         except BadSample as error:
-            skipped.add(clip, error)
+            if error.cause == "too long":
+                skipped.counts["filtered: duration"] += 1
+            else:
+                skipped.add(clip, error)
             continue
         if not config.filters.accepts_duration(len(wave) / config.mel.sample_rate):
             skipped.counts["filtered: duration"] += 1

@@ -5,23 +5,26 @@ A broken sample raises `BadSample` with a cause; the caller skips and counts it.
 Letters: L tokens, N samples of audio, X width of an x-vector.
 """
 
-import io
+import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.audio.wave import AUDIO_SUFFIXES, Wave, read_wave
+from sf_lightning.audio.wave import AUDIO_SUFFIXES, TooLongError, Wave, decode_audio, is_silent, join_waves
+from sf_lightning.files.npy import read_npy
 from sf_lightning.tokens.base import Tokens
 
 PEAK = 0.7
 """Peak to which every clip is scaled when it is read: levels of corpora differ by 15 dB."""
 
-MAX_EXTRA_FRAMES = 3
-"""Largest difference in frames between tokens and audio; the audio is trimmed or padded to the tokens."""
+MIN_PEAK = 1e-3
+"""Peak below which a clip is silent, measured from the middle between its highest and its lowest sample."""
+
+MIN_SLACK = 4
+"""Frames by which tokens and audio may differ at least; where a token has more frames, one token."""
 
 RawSample = dict[str, Any]
 """A sample as WebDataset reads it: `__key__`, and the bytes of each file by suffix."""
@@ -32,7 +35,7 @@ class BadSample(Exception):
 
     Args:
         cause: Cause under which it is counted: "undecodable", "silent", "not finite", "too short", "token count",
-            "x-vector", "incomplete", "damaged"; while a set is built also "duplicate key", "damaged tar",
+            "x-vector", "incomplete", "damaged"; while a set is built also "too long", "duplicate key", "damaged tar",
             "unreadable JSON", "unreadable file", "link out of the corpus", "link out of the tar".
         detail: Value that was found and value that is expected.
     """
@@ -72,23 +75,28 @@ def find_audio(raw: RawSample) -> tuple[str, bytes]:
     raise BadSample("incomplete", f"found {found or 'nothing'}, no audio")
 
 
-def read_speech(source: bytes, mel: MelConfig) -> Wave:
+def read_speech(source: bytes, mel: MelConfig, max_seconds: float = math.inf) -> Wave:
     """Returns the wave [N] of an audio file, resampled to the rate of the mel and scaled to `PEAK`.
 
     Raises:
-        BadSample: if it cannot be decoded, is silent, has NaN or infinite samples, or is too short for a mel frame.
+        BadSample: if it cannot be decoded, is silent, has NaN or infinite samples, is too short for a mel frame, or is
+            longer than `max_seconds`.
     """
     try:
-        wave = read_wave(source, mel.sample_rate)
+        streams = decode_audio(source, max_seconds)
+    except TooLongError as error:
+        raise BadSample("too long", str(error)) from error
     except ValueError as error:
         raise BadSample("undecodable", str(error)) from error
+    wave = join_waves(streams, mel.sample_rate)
     if len(wave) <= mel.pad:
         raise BadSample("too short", f"{len(wave)} samples, expected more than {mel.pad}")
     peak = max(float(wave.max()), -float(wave.min()))
     if not np.isfinite(peak):
         raise BadSample("not finite", "NaN or infinite samples")
-    if peak < 1e-3:
-        raise BadSample("silent", f"peak {peak:.1e}, expected at least 1e-3")
+    # Before resampling, which rings at the ends of a constant.
+    if all(is_silent(stream, 2 * MIN_PEAK) for stream, _ in streams):
+        raise BadSample("silent", f"peak {peak:.1e}, but constant within {2 * MIN_PEAK}")
     wave *= np.float32(PEAK / peak)
     return wave
 
@@ -117,39 +125,17 @@ def decode_clip(
 def fit_to_tokens(wave: Wave, tokens: Tokens, mel: MelConfig, frames_per_token: int) -> Wave:
     """Returns a wave [N] trimmed or zero-padded to its tokens [L]: [L * frames_per_token * hop_length].
 
+    A tokenizer that drops a partial token leaves less than a token of audio; one that rounds up ends with silence. The
+    tokens are kept as they are, so that the audio follows them frame by frame.
+
     Raises:
-        BadSample: if the lengths differ by more than `MAX_EXTRA_FRAMES`, or there is no token.
+        BadSample: if the lengths differ by more than one token and `MIN_SLACK` frames, or there is no token.
     """
-    frames, expected = len(wave) // mel.hop_length, len(tokens) * frames_per_token
-    # A tokenizer that drops a partial token leaves up to frames_per_token - 1 frames; one that rounds up, as many
-    # more.
-    if len(tokens) == 0 or abs(frames - expected) > MAX_EXTRA_FRAMES:
-        raise BadSample("token count", f"{len(tokens)} tokens are {expected} frames, the audio has {frames}")
+    frames, expected = len(wave) / mel.hop_length, len(tokens) * frames_per_token
+    if len(tokens) == 0 or abs(frames - expected) > max(MIN_SLACK, frames_per_token):
+        raise BadSample("token count", f"{len(tokens)} tokens are {expected} frames, the audio has {frames:.1f}")
     missing = expected * mel.hop_length - len(wave)
     return np.pad(wave, (0, missing)) if missing > 0 else wave[: expected * mel.hop_length]
-
-
-def read_npy(data: bytes) -> NDArray:
-    """Returns the array in the bytes of a `.npy` file, read-only.
-
-    Raises:
-        ValueError: if it is broken, or an array of objects.
-    """
-    # Not np.load: it parses the header for longer than everything else takes but the audio decoder.
-    start = 10 + int.from_bytes(data[8:10], "little")
-    shape, dtype = _parse_npy_header(data[:start])
-    return np.frombuffer(data, dtype, offset=start).reshape(shape)
-
-
-@lru_cache(maxsize=4096)
-def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    stream = io.BytesIO(header)
-    if (version := np.lib.format.read_magic(stream)) != (1, 0):
-        raise ValueError(f".npy of version {version}, expected (1, 0)")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran_order and len(shape) > 1:
-        raise ValueError(".npy in Fortran order, expected C order")
-    return shape, dtype
 
 
 def read_x_vector(data: bytes, width: int) -> NDArray[np.float32]:

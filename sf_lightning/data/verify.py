@@ -13,11 +13,12 @@ from sf_lightning.data import lookup
 from sf_lightning.data.corpus import CorpusClip
 from sf_lightning.data.index import is_safe_key, parse_index
 from sf_lightning.data.jobs import ProgressCounter, run_jobs
-from sf_lightning.data.sample import BadSample, RawSample, find_audio, read_npy, read_tokens
+from sf_lightning.data.sample import BadSample, RawSample, find_audio, read_tokens
 from sf_lightning.data.shards import ShardInfo, ShardSet
 from sf_lightning.data.writer import Sample, ShardWriter, npy_bytes
 from sf_lightning.files.atomic import write_atomically
 from sf_lightning.files.digest import file_digest
+from sf_lightning.files.npy import read_npy
 from sf_lightning.files.records import parse_json
 from sf_lightning.files.text import get_logger, printable
 

@@ -1,8 +1,8 @@
 """Streams of an audio file: where each begins and ends, so that none is lost and none is read in part.
 
-libsndfile takes the number of samples from a header, or estimates it: of files that were joined it reads the first, of
-an mp3 with a variable bitrate and no Xing frame a part. Here the containers are followed to their end instead, and
-each stream is handed over alone, with a header that is true. Independent of decoding.
+libsndfile takes the number of samples from a header, or estimates it: of files that were joined it reads the first,
+of an mp3 with a variable bitrate and no Xing frame a part. Here the containers are followed to their end instead,
+and each stream is returned alone, with the number of its samples where it is known. Independent of decoding.
 """
 
 import re
@@ -120,7 +120,9 @@ def _ogg_streams(data: bytes) -> list[Stream]:
         is_complete |= bool(data[position + 5] & 4)
         position, was_first = end, is_first
     if not is_complete:
-        raise ValueError(f"the Ogg stream has no last page at byte {position} of {len(data)}: the file is truncated")
+        raise ValueError(
+            f"the Ogg stream has no last page at byte {position} of {len(data)}: the file is truncated"
+        )
     if data.find(b"OggS", position) >= 0:
         raise ValueError(f"no Ogg page at byte {position} of {len(data)}: the file is damaged")
     return [Stream(data[start:end]) for start, end in zip(starts, [*starts[1:], position], strict=True)]
@@ -130,7 +132,7 @@ def _ogg_streams(data: bytes) -> list[Stream]:
 
 
 def _wav_streams(data: bytes) -> list[Stream]:
-    streams, start = [], 0
+    streams, start = list[Stream](), 0
     while start < len(data):
         if data[start : start + 4] not in (b"RIFF", b"RF64") or data[start + 8 : start + 12] != b"WAVE":
             if streams and _is_only_tags(data, start):
@@ -145,7 +147,7 @@ def _wav_stream(data: bytes, start: int) -> tuple[bytes, int]:
     """Returns the WAV at `start` and the position after its last chunk."""
     position, size_in_ds64, has_audio = start + 12, None, False
     while (name := data[position : position + 4]) and re.fullmatch(rb"[ -~]{4}", name):
-        if name in (b"RIFF", b"RF64") and has_audio or len(data) < position + 8:
+        if (name in (b"RIFF", b"RF64") and has_audio) or len(data) < position + 8:
             break
         (size,) = struct.unpack_from("<I", data, position + 4)
         first = position + 8
@@ -155,7 +157,7 @@ def _wav_stream(data: bytes, start: int) -> tuple[bytes, int]:
             has_audio = True
             if size_in_ds64 is not None and size == 0xFFFFFFFF:
                 size = size_in_ds64
-            elif size >= UNKNOWN_SIZE or size == 0 and not _is_end_or_chunk(data, first):
+            elif size >= UNKNOWN_SIZE or (size == 0 and not _is_end_or_chunk(data, first)):
                 following = data.find(b"WAVEfmt ", first)
                 end = len(data) if following < 0 else following - 8
                 header = data[start : position + 4] + struct.pack("<I", end - first)
@@ -223,7 +225,7 @@ def _mp3_streams(data: bytes, start: int) -> list[Stream]:
         found, _ = _xing_counts(data, position)
         is_info = found is not None or frame[36:40] == b"VBRI"
         frame_kind = (header.samples, header.rate, frame[3] >> 6 == 3)
-        if is_info or kind != frame_kind or counted is not None and len(frames) == counted + 1:
+        if is_info or kind != frame_kind or (counted is not None and len(frames) == counted + 1):
             streams += _mp3_stream(frames, counted)
             frames, counted, kind = [], found or None, frame_kind
             if is_info and not counted:
@@ -258,7 +260,9 @@ def _mp3_frames(data: bytes, position: int) -> Iterator[tuple[int, _FrameHeader]
             position += header.size
         elif (end := _skip_tag(data, position)) > position:
             position = end
-        elif any(_is_frame_pair(data, match.start()) for match in re.finditer(rb"\xff[\xe2-\xff]", data[position:])):
+        elif any(
+            _is_frame_pair(data, match.start()) for match in re.finditer(rb"\xff[\xe2-\xff]", data[position:])
+        ):
             raise ValueError(f"no mp3 frame at byte {position} of {size}: the file is damaged")
         else:
             return
@@ -270,7 +274,7 @@ def _is_frame_pair(data: bytes, position: int) -> bool:
 
 
 def _xing_counts(data: bytes, start: int) -> tuple[int | None, int | None]:
-    """Returns the numbers of frames and bytes in the Xing frame at `start`; 0 for an unknown one, None without it."""
+    """Returns the numbers of frames and bytes in the Xing frame at `start`; 0 if unknown, None if there is none."""
     at = start + 4 + _side_size(data[start : start + 4])
     if data[at : at + 4] not in (b"Xing", b"Info") or len(data) < at + 16:
         return None, None

@@ -35,10 +35,6 @@ MAX_SAMPLES = 1 << 27
 BLOCK_SAMPLES = 1 << 22
 """Samples of all channels that are decoded at once, before they become mono."""
 
-SILENCE_PEAK_TO_PEAK = 2.0**-15
-"""Difference of the highest and the lowest sample below which a wave is silent: half a step of 16-bit PCM."""
-
-
 UNKNOWN_SAMPLES = 1 << 62
 """Numbers of samples from here on are what libsndfile reports for a FLAC that does not say it."""
 
@@ -55,7 +51,7 @@ class _ForwardFile(soundfile.SoundFile):
 
 
 class _EndlessBytes(BytesIO):
-    """Reports its end far away: an mp3 whose length would be estimated by its size is then read to its last byte."""
+    """Reports its end far away: an mp3 whose length would be estimated by its size is read to its last byte."""
 
     def seek(self, offset: int, whence: int = SEEK_SET) -> int:
         return super().seek(offset + (1 << 40)) if whence == SEEK_END else super().seek(offset, whence)
@@ -85,8 +81,8 @@ def decode_audio(data: bytes, max_seconds: float = math.inf) -> list[tuple[Wave,
 
     Raises:
         TooLongError: if it is longer than `max_seconds`.
-        ValueError: if the audio cannot be decoded or is truncated, is longer than `MAX_SAMPLES`, or its sample rate is
-            implausible.
+        ValueError: if the audio cannot be decoded or is truncated, is longer than `MAX_SAMPLES`, or its sample rate
+            is implausible.
     """
     waves, seconds = [], 0.0
     try:
@@ -109,10 +105,11 @@ def _decode_stream(stream: Stream, max_seconds: float) -> tuple[Wave, int]:
         is_counted = claimed < UNKNOWN_SAMPLES
         blocks, total, wanted = list[Wave](), 0, claimed
         while wanted:
-            if (wanted if is_counted else total) > MAX_SAMPLES:
-                raise ValueError(f"audio of {max(total, wanted)} samples: expected at most {MAX_SAMPLES}")
-            if (claimed if is_counted else total) > max_seconds * rate + rate / 100:
+            samples = claimed if is_counted else total
+            if samples > max_seconds * rate + rate / 100:
                 raise TooLongError(f"audio of more than {max_seconds:g} s")
+            if samples > MAX_SAMPLES:
+                raise ValueError(f"audio of {samples} samples: expected at most {MAX_SAMPLES}")
             block = file.read(min(wanted, max(1, BLOCK_SAMPLES // file.channels)), dtype="float32")
             if not len(block):
                 break
@@ -134,7 +131,7 @@ def _has_more(file: soundfile.SoundFile) -> bool:
 
 
 def _check_header(file: soundfile.SoundFile) -> None:
-    """Raises ValueError if a file of a kind that `split_streams` does not follow is shorter than its header says."""
+    """Raises ValueError if a file that `split_streams` does not follow is shorter than its header says."""
     if file.format == "MP3" and file.subtype != "MPEG_LAYER_III":
         raise ValueError(f"{file.subtype}: expected MPEG layer III")
     if file.format not in ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3") and "(should be" in file.extra_info:
@@ -148,15 +145,6 @@ def join_waves(waves: Sequence[tuple[Wave, int]], sample_rate: int) -> Wave:
     ]
     joined = resampled_waves[0] if len(waves) == 1 else np.concatenate(resampled_waves)
     return np.ascontiguousarray(joined, dtype=np.float32)
-
-
-def is_silent(wave: Wave, peak_to_peak: float = SILENCE_PEAK_TO_PEAK) -> bool:
-    """Returns whether a wave [N] is constant but for `peak_to_peak`: zeros, or the offset of a dead microphone.
-
-    >>> is_silent(np.full(100, 0.2, np.float32))
-    True
-    """
-    return len(wave) == 0 or bool(np.ptp(wave) < peak_to_peak)
 
 
 def resampled(wave: Tensor, rate: int, new_rate: int) -> Tensor:

@@ -15,11 +15,12 @@ from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.files.npy import read_npy
 from sf_lightning.model.pretrained import Pretrained
 from sf_lightning.model.streamflow import StreamFlow
 
-MAX_LINE = 65536
-"""Longest line of tokens in bytes; a longer one is not text."""
+MAX_PIECE = 65536
+"""Bytes of a line of tokens that are read at once; no integer is that long."""
 
 
 def read_stdin(stdin_format: str) -> Iterator[Tensor]:
@@ -29,12 +30,7 @@ def read_stdin(stdin_format: str) -> Iterator[Tensor]:
         ValueError: if a line holds anything but integers, or the input ends within a token.
     """
     if stdin_format == "lines":
-        while line := sys.stdin.buffer.readline(MAX_LINE):
-            try:
-                yield torch.tensor([int(word) for word in line.split()], dtype=torch.long)
-            except (ValueError, OverflowError, RuntimeError):
-                text = line.strip()[:40].decode(errors="replace")
-                raise ValueError(f"--stdin is {text!r}: expected integers, or --stdin_format=int16") from None
+        yield from _read_lines()
         return
     rest = b""
     while data := os.read(sys.stdin.fileno(), 4096):
@@ -44,6 +40,27 @@ def read_stdin(stdin_format: str) -> Iterator[Tensor]:
         yield torch.from_numpy(np.frombuffer(data[:complete], "<i2").astype(np.int64))
     if rest:
         raise ValueError("--stdin has an odd number of bytes: expected two per token (--stdin_format=int16)")
+
+
+def _read_lines() -> Iterator[Tensor]:
+    """Yields the tokens of each line; those of a long line in pieces, of which none ends within a number."""
+    rest = b""
+    while piece := sys.stdin.buffer.readline(MAX_PIECE):
+        words, piece = (rest + piece).split(), rest + piece
+        rest = words.pop() if words and not piece[-1:].isspace() else b""
+        if len(rest) >= MAX_PIECE:
+            break
+        yield _parse_tokens(words)
+    if rest:
+        yield _parse_tokens([rest])
+
+
+def _parse_tokens(words: list[bytes]) -> Tensor:
+    try:
+        return torch.tensor([int(word) for word in words], dtype=torch.long)
+    except (ValueError, OverflowError, RuntimeError):
+        text = b" ".join(words)[:40].decode(errors="replace")
+        raise ValueError(f"--stdin is {text!r}: expected integers, or --stdin_format=int16") from None
 
 
 def find_clip(shards: ShardSet, key: str | None, trained: Pretrained) -> DrawnClip:
@@ -81,9 +98,16 @@ def _find_sample(shards: ShardSet, name: str) -> dict[int, list[int]]:
 
 def _load_array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        return read_npy(_read_file(path)).copy()
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} is no .npy array ({error})") from error
+
+
+def _read_file(path: Path) -> bytes:
+    """Returns the content of a regular file: a named pipe would block, and a device never ends."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file")
+    return path.read_bytes()
 
 
 def load_tokens(path: Path) -> Tensor:
@@ -116,7 +140,7 @@ def embed_speaker(model: StreamFlow, path: Path, x_vector: str | None) -> Tensor
         return torch.from_numpy(_load_array(path)).float()
     mel = model.mel.config
     try:
-        wave = read_speech(path.read_bytes(), mel)
+        wave = read_speech(_read_file(path), mel)
     except BadSample as error:
         raise ValueError(f"--speaker: {path} cannot be used as a reference: {error}") from error
     # All crops have one length: a shorter one is repeated, as in training.

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.audio.wave import AUDIO_SUFFIXES, TooLongError, Wave, decode_audio, is_silent, join_waves
+from sf_lightning.audio.silence import is_silent
+from sf_lightning.audio.wave import AUDIO_SUFFIXES, TooLongError, Wave, decode_audio, join_waves
 from sf_lightning.files.npy import read_npy
 from sf_lightning.tokens.base import Tokens
 
@@ -79,8 +80,8 @@ def read_speech(source: bytes, mel: MelConfig, max_seconds: float = math.inf) ->
     """Returns the wave [N] of an audio file, resampled to the rate of the mel and scaled to `PEAK`.
 
     Raises:
-        BadSample: if it cannot be decoded, is silent, has NaN or infinite samples, is too short for a mel frame, or is
-            longer than `max_seconds`.
+        BadSample: if it cannot be decoded, is silent, has NaN or infinite samples, is too short for a mel frame, or
+            is longer than `max_seconds`.
     """
     try:
         streams = decode_audio(source, max_seconds)
@@ -125,8 +126,8 @@ def decode_clip(
 def fit_to_tokens(wave: Wave, tokens: Tokens, mel: MelConfig, frames_per_token: int) -> Wave:
     """Returns a wave [N] trimmed or zero-padded to its tokens [L]: [L * frames_per_token * hop_length].
 
-    A tokenizer that drops a partial token leaves less than a token of audio; one that rounds up ends with silence. The
-    tokens are kept as they are, so that the audio follows them frame by frame.
+    A tokenizer that drops a partial token leaves less than a token of audio; one that rounds up ends with silence.
+    The tokens are kept as they are, so that the audio follows them frame by frame.
 
     Raises:
         BadSample: if the lengths differ by more than one token and `MIN_SLACK` frames, or there is no token.

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from sf_lightning.audio.seam import seam_db
+from sf_lightning.audio.silence import is_silent
 from sf_lightning.audio.wave import Wave
 from sf_lightning.metrics.jumps import level_jump, pitch_jump
 from sf_lightning.metrics.pool import shared_pool
 from sf_lightning.metrics.predicted import OpinionPredictor
 from sf_lightning.metrics.scorers import (
     SAMPLE_RATE,
-    SILENCE_PEAK_TO_PEAK,
     Scorer,
     periodicity_error,
     pesq_wb,
@@ -135,7 +135,7 @@ class ClipScorer:
 
     def _similarity(self, key: str, recording: Wave, wave: Wave) -> float:
         assert self.embed is not None
-        if not np.isfinite(wave).all() or np.ptp(wave) < SILENCE_PEAK_TO_PEAK:
+        if not np.isfinite(wave).all() or is_silent(wave):
             return float("nan")
         if key not in self._embeddings:
             self._embeddings[key] = self.embed(recording)

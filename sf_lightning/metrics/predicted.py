@@ -9,7 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from sf_lightning.metrics.scorers import MIN_SAMPLES, SILENCE_PEAK_TO_PEAK
+from sf_lightning.audio.silence import is_silent
+from sf_lightning.metrics.scorers import MIN_SAMPLES
 
 OpinionPredictor: TypeAlias = Callable[[Tensor, int], float]
 """`(wave [N], sample rate in Hz) -> score`, NaN where the score is undefined."""
@@ -64,7 +65,7 @@ def dnsmos(wave: Tensor, sample_rate: int) -> float:
 
 def _score_or_nan(predict: Callable[[], Tensor], wave: Tensor) -> float:
     """Returns the prediction, or NaN where the wave is too short, silent or not finite, or is refused."""
-    if len(wave) < MIN_SAMPLES or not wave.isfinite().all() or wave.max() - wave.min() < SILENCE_PEAK_TO_PEAK:
+    if len(wave) < MIN_SAMPLES or not wave.isfinite().all() or is_silent(wave.cpu().numpy()):
         return float("nan")
     try:
         return float(predict())

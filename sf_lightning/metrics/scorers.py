@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from sf_lightning.audio.silence import is_silent
+
 if TYPE_CHECKING:
     from visqol.visqol_manager import VisqolManager
 
@@ -37,9 +39,6 @@ SAMPLE_RATE = 16_000
 
 MIN_SAMPLES = SAMPLE_RATE // 4
 """PESQ fails below a quarter of a second, and so do the others (STOI below 0.41 s, ViSQOL below 0.64 s)."""
-
-SILENCE_PEAK_TO_PEAK = 2.0**-15
-"""One step of 16-bit audio: a clip with a smaller range is silent in a file."""
 
 WORKER_IGNORES = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C and Slurm's warnings reach every process of a job, but are meant for the trainer alone."""
@@ -239,7 +238,7 @@ def _comparable(reference: np.ndarray, degraded: np.ndarray) -> tuple[np.ndarray
         return None
     pair = tuple(np.ascontiguousarray(clip[:num_samples], dtype=np.float32) for clip in (reference, degraded))
     for clip in pair:
-        if not np.isfinite(clip).all() or np.ptp(clip) < SILENCE_PEAK_TO_PEAK:
+        if not np.isfinite(clip).all() or is_silent(clip):
             return None
     return pair[0], pair[1]
 

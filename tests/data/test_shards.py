@@ -17,7 +17,7 @@ from sf_lightning.data.build import build
 from sf_lightning.data.build_config import BuildConfig
 from sf_lightning.data.corpus import find_parts
 from sf_lightning.data.requirements import ClipRequirements
-from sf_lightning.data.sample import BadSample, decode_clip, read_npy, read_speech, read_tokens, reference_crop
+from sf_lightning.data.sample import BadSample, decode_clip, read_speech, reference_crop
 from sf_lightning.data.shards import Manifest, ShardSet
 from sf_lightning.data.writer import npy_bytes
 from sf_lightning.tokens.base import TokenizerSpec
@@ -242,8 +242,8 @@ def test_audio_with_a_wrong_rate_or_length_in_its_header_is_undecodable() -> Non
         read_speech(slow.getvalue(), MelConfig())
 
 
-@pytest.mark.parametrize("frames", [97, 98, 99, 100, 101, 102, 103])
-def test_audio_that_differs_by_up_to_three_frames_is_trimmed_or_padded(frames: int) -> None:
+@pytest.mark.parametrize("frames", [96, 97, 99, 100, 101, 103, 104])
+def test_audio_that_differs_by_up_to_one_token_is_trimmed_or_padded(frames: int) -> None:
     clip = decode_clip(raw_sample(synthetic_voice(frames / 100), 25), MelConfig(), 50, 4)
     assert len(clip.wave) == 25 * 640 and np.abs(clip.wave).max() == pytest.approx(0.7)
 
@@ -251,10 +251,13 @@ def test_audio_that_differs_by_up_to_three_frames_is_trimmed_or_padded(frames: i
 @pytest.mark.parametrize(
     ("raw", "cause"),
     [
-        (raw_sample(synthetic_voice(0.96), 25), "token count"),
-        (raw_sample(synthetic_voice(1.04), 25), "token count"),
+        (raw_sample(synthetic_voice(0.9599), 25), "token count"),
+        (raw_sample(synthetic_voice(1.0401), 25), "token count"),
         (raw_sample(synthetic_voice(1.0), 0), "token count"),
         (raw_sample(np.zeros(16000), 25), "silent"),
+        (raw_sample(np.full(16000, 0.2), 25), "silent"),
+        (raw_sample(np.full(8000, -0.9), 25, rate=8000), "silent"),
+        (raw_sample(np.full(16000, 0.002) + 1e-4 * np.random.default_rng(0).standard_normal(16000), 25), "silent"),
         (raw_sample(np.full(16000, np.inf), 25), "not finite"),
         ({"__key__": "a", "tokens.npy": raw_sample(synthetic_voice(1.0), 25)["tokens.npy"]}, "incomplete"),
         ({"__key__": "a", "wav": raw_sample(synthetic_voice(1.0), 25)["wav"]}, "incomplete"),
@@ -274,32 +277,6 @@ def test_tokens_outside_the_vocabulary_are_refused() -> None:
     np.save(array, np.full(25, 50))
     with pytest.raises(BadSample, match="tokens 50 to 50: expected 0 to 49"):
         decode_clip(raw | {"tokens.npy": array.getvalue()}, MelConfig(), 50, 4)
-
-
-@pytest.mark.parametrize(
-    "array", [np.arange(7, dtype=np.int32), np.ones((2, 3), np.float16), np.int64(3), np.zeros(0)]
-)
-def test_an_array_is_read_as_numpy_reads_it(array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    read = read_npy(buffer.getvalue())
-    assert read.dtype == array.dtype and read.shape == array.shape and np.array_equal(read, array)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\x93NUMPY",
-        npy_bytes(np.arange(7))[:-1],
-        npy_bytes(np.arange(7)) + b"x",
-        npy_bytes(np.array([None])),
-        b"RIFF" * 40,
-    ],
-)
-def test_a_broken_array_is_a_bad_sample(data: bytes) -> None:
-    with pytest.raises(BadSample, match=r"incomplete|undecodable"):
-        read_tokens(data, 50)
 
 
 def test_reference_crops_of_clips_of_any_length_have_one_length() -> None:

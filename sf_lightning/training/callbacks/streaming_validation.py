@@ -19,6 +19,7 @@ from sf_lightning.evaluation.decoding import ClipEvaluator, HeldOutClip
 from sf_lightning.evaluation.pictures import draw_streaming
 from sf_lightning.evaluation.selection import kept_clips
 from sf_lightning.files.atomic import atomic_path, write_atomically
+from sf_lightning.files.npy import read_npy
 from sf_lightning.files.tables import write_csv
 from sf_lightning.files.text import file_name
 from sf_lightning.metrics.speech import PERCEPTUAL, mel_gap, scores_within_latency
@@ -66,7 +67,7 @@ class StreamingValidation(ScoredValidation):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, ShardDataModule)
         with datamodule.train[0].open("lookup.npy") as file:
-            self.lookup = torch.from_numpy(np.load(file))
+            self.lookup = torch.from_numpy(read_npy(file.read()).copy())
 
     def evaluate(
         self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: ShardDataModule

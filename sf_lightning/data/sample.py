@@ -36,8 +36,8 @@ class BadSample(Exception):
 
     Args:
         cause: Cause under which it is counted: "undecodable", "silent", "not finite", "too short", "token count",
-            "x-vector", "incomplete", "damaged"; while a set is built also "too long", "duplicate key", "damaged tar",
-            "unreadable JSON", "unreadable file", "link out of the corpus", "link out of the tar".
+            "x-vector", "incomplete", "damaged"; while a set is built also "too long", "duplicate key",
+            "damaged tar", "unreadable JSON", "unreadable file", "link out of the corpus", "link out of the tar".
         detail: Value that was found and value that is expected.
     """
 

@@ -85,6 +85,7 @@ def read_clips(
                 clip = shards.decode(raws[key] | {"__key__": name}, requirements.x_vector_width)
                 raw, mel = raws[[*others, key][0]], shards.manifest.mel
                 reference = reference_crop(raw, mel, requirements.crop_samples, position)
-                yield DrawnClip(clip, reference, language=index[i].language, is_own_reference=not others)
+                language, is_own = index[i].language, not others
+                yield DrawnClip(clip, reference, language=language, is_own_reference=is_own, speaker=speaker)
             except BadSample as error:
                 log.warning("skipped %s in %s of %s: %s", key, info.name, shards.name, error)

@@ -68,6 +68,7 @@ class DrawnClip:
         after: State of the lane when all blocks of the clip are packed.
         language: Language of the clip; empty if unknown, or in training.
         is_own_reference: Whether the crop is of the clip itself, there being no other; always False in training.
+        speaker: Speaker of the clip; empty if unknown, or in training.
     """
 
     clip: Clip
@@ -76,6 +77,7 @@ class DrawnClip:
     after: LaneState = LaneState()
     language: str = ""
     is_own_reference: bool = False
+    speaker: str = ""
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,8 @@ class FolderClips:
                 log.warning("skipped %s: %s", path, error)
             else:
                 language = str(source.fields.get("language", ""))
-                yield DrawnClip(clip, crop, language=language, is_own_reference=other is source)
+                speaker = str(source.fields.get("speaker", ""))
+                yield DrawnClip(clip, crop, language=language, is_own_reference=other is source, speaker=speaker)
 
     def _source(self, path: Path) -> CorpusClip:
         (source,) = FilesPart("", self.folder, (path,)).read()

@@ -8,6 +8,7 @@ eval/mine/
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sf_lightning.data.corpus import clean_key
-from sf_lightning.evaluation.bootstrap import Mean, bootstrap_mean, mean_over_groups
+from sf_lightning.evaluation.intervals import Mean, mean_of
 from sf_lightning.evaluation.report import flac_url, read_sound, write_page
 from sf_lightning.evaluation.results import UNCHECKED
 from sf_lightning.evaluation.systems import join_labels
@@ -177,14 +178,14 @@ def opinion_scores(folder: Path, ratings: Sequence[Rating]) -> dict[str, dict[st
     With several listeners it is the mean over listeners, and the interval is for listeners like them, clipped to
     the scale; with one listener the interval is for sounds like those rated.
     """
-    several = len({rating.listener for rating in ratings}) > 1
     scores = dict[str, dict[str, Mean]]()
     for system in _read_key(folder).systems:
         own, scores[system] = [rating for rating in ratings if rating.system == system], {}
         for question in QUESTIONS:
             answers = [float(getattr(rating, question)) for rating in own]
             listeners = [rating.listener for rating in own]
-            mean = mean_over_groups(listeners, answers) if several else bootstrap_mean(answers)
+            counts = Counter(listeners)
+            mean = mean_of(answers, [1 / counts[listener] for listener in listeners], listeners)
             low, high = np.clip((mean.low, mean.high), SCALE[0], SCALE[-1])
             scores[system][question] = mean._replace(low=float(low), high=float(high))
     return scores

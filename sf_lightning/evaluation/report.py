@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sf_lightning.evaluation.pictures import Point, draw_costs, draw_frontier
 from sf_lightning.evaluation.results import Results
 from sf_lightning.evaluation.systems import join_labels
-from sf_lightning.evaluation.table import COLUMNS, TIMES_NOTE, Findings, Row, Table, tables
+from sf_lightning.evaluation.table import COLUMNS, INTERVAL_NOTE, TIMES_NOTE, Findings, Row, Table, tables
 from sf_lightning.files.atomic import write_atomically
 
 FRONTIERS = ("visqol", "pesq_wb", "stoi")
@@ -64,7 +64,7 @@ def write_report(
 
 def write_evaluation_report(path: Path, findings: Findings, first_tables: Sequence[Table] = ()) -> None:
     """Writes the page of an evaluation; `first_tables` precede the tables of the findings."""
-    note = f"below each mean its 95 % bootstrap interval over clips; {TIMES_NOTE}"
+    note = f"below each mean its {INTERVAL_NOTE}; {TIMES_NOTE}"
     write_report(
         path,
         "Evaluation",

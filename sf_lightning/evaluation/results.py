@@ -67,6 +67,7 @@ class ClipScores:
         frames: Number of mel frames of the recording.
         scores: Scores by name; NaN where a score is undefined, absent where it was not measured.
         chunk_ms: Computing time of each chunk in ms; empty for clips that are not timed.
+        speaker: Speaker of the clip; empty where unknown.
     """
 
     system: str
@@ -75,12 +76,13 @@ class ClipScores:
     frames: int
     scores: dict[str, float]
     chunk_ms: tuple[float, ...] = ()
+    speaker: str = ""
 
     def to_json(self) -> str:
         """Returns the line of `results.jsonl`, with null for NaN."""
         scores = {name: value if math.isfinite(value) else None for name, value in self.scores.items()}
         fields = {"clip": self.clip, "language": self.language, "frames": self.frames, "scores": scores}
-        return json.dumps({"way": self.system} | fields | {"chunk_ms": self.chunk_ms})
+        return json.dumps({"way": self.system} | fields | {"chunk_ms": self.chunk_ms, "speaker": self.speaker})
 
     @classmethod
     def from_json(cls, line: bytes) -> "ClipScores":
@@ -93,7 +95,8 @@ class ClipScores:
         scores = {name: math.nan if value is None else value for name, value in values["scores"].items()}
         names = {"system": "way", "clip": "clip", "language": "language", "frames": "frames"}
         fields = {field: values[name] for field, name in names.items()}
-        row = from_plain(cls, fields | {"scores": scores, "chunk_ms": tuple(values["chunk_ms"])}, "row")
+        fields |= {"scores": scores, "chunk_ms": tuple(values["chunk_ms"])}
+        row = from_plain(cls, fields | {"speaker": values.get("speaker", "")}, "row")
         if not 0 < row.frames < MAX_NUMBER or any(abs(value) > MAX_NUMBER for value in scores.values()):
             raise ValueError("frames or scores are out of range")
         if not all(0 <= value < MAX_NUMBER for value in row.chunk_ms):

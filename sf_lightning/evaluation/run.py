@@ -185,7 +185,7 @@ class _GroupRun:
                         times = {name: latency.values()[name] for name in TIMES} if latency else {}
                         chunk_ms = latency.chunk_ms if latency else ()
                         language, frames = clip.drawn.language, len(clip.mel)
-                        row = ClipScores(system.id, clip.key, language, frames, times, chunk_ms)
+                        row = ClipScores(system.id, clip.key, language, frames, times, chunk_ms, clip.drawn.speaker)
                         self.put(row, self.evaluator.score(clip, decoded[number], reference))
                     else:
                         self.count_one()

@@ -122,7 +122,7 @@ class ClipScorer:
         futures = {name: shared_pool().submit(scorer, *pair) for name, scorer in scorers.items()}
         values = {
             "mel_l1": float((mel - recording_mel).abs().mean()),
-            "seam_db": float(seam_db(wave, edges)),
+            "seam_db": float(seam_db(wave, edges, SAMPLE_RATE)),
             "pitch_jump": pitch_jump(wave, edges, SAMPLE_RATE),
             "level_jump": level_jump(wave, edges, SAMPLE_RATE),
         }

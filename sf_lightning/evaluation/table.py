@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sf_lightning.evaluation.bootstrap import Mean, bootstrap_mean
+from sf_lightning.evaluation.intervals import Mean, mean_of
 from sf_lightning.evaluation.results import ClipScores, Results
 from sf_lightning.evaluation.systems import System, distinguishing_labels
 from sf_lightning.files.atomic import write_atomically
@@ -34,7 +34,11 @@ COLUMNS = {
     "mel_l1": Column("mel L1", "{:.3f}", "mean absolute difference of log-mels from the recording's"),
     "mr_stft": Column("MR-STFT", "{:.3f}", "multi-resolution STFT distance from the recording"),
     "periodicity": Column("periodicity", "{:.3f}", "RMS error of periodicity against the recording, 0 to 1"),
-    "seam_db": Column("seam dB", "{:+.2f}", "roughness at chunk edges over that around them; 0 is no seam"),
+    "seam_db": Column(
+        "seam dB",
+        "{:+.2f}",
+        "roughness of the wave at the roughest chunk edges beyond that half a chunk away; 0 is no seam",
+    ),
     "pitch_jump": Column(
         "pitch jump", "{:+.2f}", "change of pitch at chunk edges beyond that elsewhere, semitones"
     ),
@@ -58,6 +62,10 @@ STREAMING = ("seam_db", "pitch_jump", "level_jump", "gap", *TIMES)
 
 MAX_TIMED = 3
 """Number of clips of each system, the longest ones, that are streamed alone to measure latency."""
+
+INTERVAL_NOTE = (
+    "95 % interval over speakers and their clips, or over clips if there is one speaker or the speakers are unknown"
+)
 
 TIMES_NOTE = f"wait, first packet, RTF and chunk are measured on the {MAX_TIMED} longest clips and have no interval"
 
@@ -126,7 +134,7 @@ def _means(rows: Sequence[ClipScores]) -> dict[str, Mean]:
     for name in (name for name in COLUMNS if name in names):
         measured = [row for row in rows if name in row.scores]
         weights = [row.frames for row in measured] if name in OVER_FRAMES else None
-        mean = bootstrap_mean((row.scores[name] for row in measured), weights)
+        mean = mean_of((row.scores[name] for row in measured), weights, (row.speaker or None for row in measured))
         means[name] = mean._replace(low=math.nan, high=math.nan) if name in TIMES else mean
     return means
 
@@ -227,7 +235,7 @@ def markdown(findings: Findings) -> str:
     for table in tables(findings):
         parts += [f"## {table.title}", "", table.markdown(), ""]
     parts += [
-        "Means over clips, those of mel L1 and gap over frames; in brackets the 95 % bootstrap interval and the "
+        f"Means over clips, those of mel L1 and gap over frames; in brackets the {INTERVAL_NOTE}, and the "
         f"number of clips whose score is undefined; {TIMES_NOTE}.",
         "",
     ]

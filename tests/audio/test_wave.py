@@ -5,9 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from sf_lightning.audio.seam import seam_db
 from sf_lightning.audio.wave import read_wave, write_wave
 from tests.toys.audio import synthetic_voice
 
@@ -37,17 +35,3 @@ def test_bytes_that_are_no_audio_are_refused() -> None:
 def test_samples_beyond_full_scale_are_clipped_not_wrapped(tmp_path: Path) -> None:
     write_wave(tmp_path / "a.wav", np.array([2.0, -2.0, 0.5], np.float32), 16000)
     assert soundfile.read(tmp_path / "a.wav")[0] == pytest.approx([1.0, -1.0, 0.5], abs=1e-4)
-
-
-def test_a_click_at_the_edges_is_a_seam_and_a_smooth_voice_is_none() -> None:
-    wave = torch.from_numpy(synthetic_voice(3.0))
-    edges = torch.arange(3840, len(wave), 3840)
-    smooth = float(seam_db(wave, edges))
-    clicked = wave.clone()
-    clicked[edges] += 0.05
-    assert abs(smooth) < 3
-    assert float(seam_db(clicked, edges)) > smooth + 6
-
-
-def test_a_wave_without_edges_has_no_seam() -> None:
-    assert seam_db(torch.zeros(1000), torch.tensor([10])).isnan()

@@ -242,8 +242,9 @@ def test_24_khz_waves_are_scored_against_16_khz_recordings_and_stored_at_their_o
     at_16 = ClipEvaluator(StreamingDecoder(model, GriffinLim(MelConfig())), ClipScorer())
     reference_scores = at_16.score(clip, Chunk(mel, clip.wave)).collect()
     assert all(math.isfinite(reference_scores[name]) for name in PERCEPTUAL)
-    for name in (*PERCEPTUAL, "mel_l1", "seam_db"):
+    for name in (*PERCEPTUAL, "mel_l1"):
         assert scores[name] == pytest.approx(reference_scores[name], abs=0.2), name
+    assert scores["seam_db"] == pytest.approx(reference_scores["seam_db"], abs=2)
     # A click at every chunk edge of the 24 kHz wave is detected: the edges are in samples of the right rate.
     clicking = chunk.wave.clone()
     clicking[evaluator.edges(clip) * 240] += 0.3

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,8 +95,9 @@ class ClipScores:
         scores = {name: math.nan if value is None else value for name, value in values["scores"].items()}
         names = {"system": "way", "clip": "clip", "language": "language", "frames": "frames"}
         fields = {field: values[name] for field, name in names.items()}
-        fields |= {"scores": scores, "chunk_ms": tuple(values["chunk_ms"])}
-        row = from_plain(cls, fields | {"speaker": values.get("speaker", "")}, "row")
+        finite = {name: value for name, value in values["scores"].items() if value is not None}
+        fields |= {"scores": finite, "chunk_ms": tuple(values["chunk_ms"]), "speaker": values.get("speaker", "")}
+        row = replace(from_plain(cls, fields, "row"), scores=scores)
         if not 0 < row.frames < MAX_NUMBER or any(abs(value) > MAX_NUMBER for value in scores.values()):
             raise ValueError("frames or scores are out of range")
         if not all(0 <= value < MAX_NUMBER for value in row.chunk_ms):

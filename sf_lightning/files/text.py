@@ -100,10 +100,10 @@ def redacted_arguments() -> Iterator[None]:
 def markdown_text(text: object) -> str:
     """Returns text in one line that Markdown shows as it is, in a table too: no links, pictures or HTML.
 
-    >>> markdown_text("a|b <script> ![x](y)")
-    'a\\\\|b \\\\<script> !\\\\[x](y)'
+    >>> markdown_text("a|b <script> ![x](y)"), markdown_text("0.9 [0.8, 1.0]")
+    ('a\\\\|b \\\\<script> !\\\\[x](y)', '0.9 [0.8, 1.0]')
     """
-    return re.sub(r"([\\|<\[])", r"\\\1", printable(text))
+    return re.sub(r"([\\|<]|\[(?=.*\][(\[:]))", r"\\\1", printable(text))
 
 
 def csv_cell(value: object) -> object:

@@ -151,7 +151,10 @@ class FitCLI(LightningCLI):
                 f"{stale[0]} is of Lightning's own requeueing, and Lightning would load it: move it away"
             )
         given = self.config.fit.ckpt_path
-        resumed = given is not None and Path(given).resolve().is_relative_to(folder.resolve())
+        # `checkpoints`, or the checkpoint in it, may be a link to another disk.
+        places = {place.resolve() for path in map(Path, [given] if given else []) for place in (path, path.parent)}
+        own = (folder.resolve(), (folder / "checkpoints").resolve())
+        resumed = any(place.is_relative_to(path) for place in places for path in own)
         if any(folder.glob("checkpoints/[!.]*.ckpt")) and not resumed:
             raise FileExistsError(
                 f"{folder} holds a run already: resume it with --ckpt_path=last, "

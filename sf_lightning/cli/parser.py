@@ -42,9 +42,10 @@ class CommandParser(ArgumentParser):
         self._current: tuple[Action, Any] | None = None
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Parses arguments; a value that begins with ~ is a path in the home directory, also behind "="."""
+        """Parses arguments; a value that begins with ~/, of an option or a config, is in the home directory."""
         given = sys.argv[1:] if args is None else args
-        return super().parse_args([_expand_home(argument) for argument in given], *rest, **kwargs)
+        parsed = super().parse_args([_expand_home(argument) for argument in given], *rest, **kwargs)
+        return _expand_homes(parsed)
 
     def _parse_known_args_internal(  # type: ignore[override]
         self, args: Any = None, namespace: Any = None, *, argcomplete: bool = False
@@ -148,7 +149,33 @@ def command_parser(
 
 def _expand_home(argument: str) -> str:
     option, equals, value = argument.partition("=")
-    return f"{option}{equals}{os.path.expanduser(value)}" if value.startswith("~/") else argument
+    return f"{option}{equals}{_expand_path(value)}"
+
+
+def _expand_path(text: str) -> str:
+    """Returns text in which ~ at the beginning of a path is the home directory.
+
+    Raises:
+        UsageError: if there is no home directory.
+    """
+    if not text.startswith("~/"):
+        return text
+    expanded = os.path.expanduser(text)
+    if expanded == text:
+        raise UsageError(f"{text} is in the home directory, which is unknown; set HOME or give another path")
+    return expanded
+
+
+def _expand_homes(value: Any) -> Any:
+    """Expands ~ in all texts within a value, in place where it is a collection."""
+    if isinstance(value, str):
+        return _expand_path(value)
+    if isinstance(value, list):
+        value[:] = map(_expand_homes, value)
+    elif isinstance(value, dict | Namespace):
+        for name in [*vars(value)] if isinstance(value, Namespace) else [*value]:
+            value[name] = _expand_homes(value[name])
+    return value
 
 
 def _wrong_value(action: Action, value: Any) -> UsageError:

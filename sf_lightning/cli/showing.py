@@ -1,5 +1,6 @@
 """Progress of an evaluation on the terminal, and its table in W&B."""
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -39,7 +40,7 @@ def log_table(folder: Path, findings: Findings) -> None:
     with (
         redacted_arguments(),
         wandb.init(
-            project="sf-lightning",
+            project=os.environ.get("WANDB_PROJECT") or "sf-lightning",
             job_type="eval",
             name=folder.resolve().name,
             dir=folder,

@@ -119,7 +119,9 @@ def _print_results(folder: Path) -> None:
         print(f"{wait:.0f} ms: {trial.label}, {results.quality} {quality:.4f}", flush=True)
     states = [trial.state for trial in results.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    Console().print(f"{counts}; see {folder}/frontier.png and results.md", soft_wrap=True, highlight=False)
+    Console().print(
+        f"{counts}; see {folder}/frontier.png and results.md", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 @one_line_errors

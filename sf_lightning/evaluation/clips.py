@@ -12,6 +12,7 @@ from sf_lightning.data.held_out import evenly_spaced_clips
 from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, RawSample, decode_clip, read_speech, reference_crop
+from sf_lightning.data.scan import scan
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.store import Store
 from sf_lightning.data.writer import npy_bytes
@@ -81,6 +82,8 @@ class FolderClips:
     def draw(self, requirements: ClipRequirements, count: int) -> list[DrawnClip]:
         """Returns clips as `SetClips.draw`."""
         paths = self._paths()
+        for line in scan(self.folder).lines:
+            log.warning(line)
         self._warn_of_tokens_without_audio(paths)
         count = min(count, len(paths))
         return list(self._read([paths[i * len(paths) // count] for i in range(count)], paths, requirements))
@@ -118,6 +121,8 @@ class FolderClips:
             source = self._source(path)
             start = np.random.default_rng([0, number]).random()
             try:
+                if source.problem:
+                    raise BadSample(source.cause, source.problem)
                 raw = self._raw(source, requirements)
                 clip = decode_clip(
                     raw, mel, tokens.vocabulary, tokens.frames_per_token, requirements.x_vector_width
@@ -155,7 +160,7 @@ class FolderClips:
         """Returns another clip of the same speaker in the same folder, or else the clip itself."""
         neighbors = [other for other in paths if other.parent == path.parent and other != path]
         others = (self._source(other) for other in neighbors[:MAX_SEARCHED])
-        return next((other for other in others if other.fields["speaker"] == source.fields["speaker"]), source)
+        return next((other for other in others if other.fields.get("speaker") == source.fields["speaker"]), source)
 
 
 ClipSource: TypeAlias = SetClips | FolderClips

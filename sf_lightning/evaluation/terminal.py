@@ -14,9 +14,9 @@ from sf_lightning.files.text import printable
 def print_tables(tables: Iterable[Table]) -> None:
     """Prints tables without the smaller text of their cells, never truncated to the width of the terminal."""
     for table in tables:
-        rich = RichTable(title=table.title, box=SIMPLE)
+        rich = RichTable(title=escape(table.title), box=SIMPLE)
         for number, title in enumerate(table.header):
-            rich.add_column(title, justify="left" if number < table.text_columns else "right", no_wrap=True)
+            rich.add_column(escape(title), justify="left" if number < table.text_columns else "right", no_wrap=True)
         for row in table.cells:
             rich.add_row(*(escape(printable(text)) for text, _ in row))
         console = Console()

@@ -122,7 +122,9 @@ class SweepFile:
     def arguments(self, point: Mapping[str, Any]) -> list[str]:
         """Returns the arguments of a trial at a point: `--name=value` in the order of the file."""
         values = {**self.constants, **point}
-        return [f"--{name}={values[name]}" for name in self.definition["parameters"]]
+        return [
+            f"--{name}={'null' if values[name] is None else values[name]}" for name in self.definition["parameters"]
+        ]
 
     def contains(self, point: Mapping[str, Any]) -> bool:
         """Returns whether a trial of this sweep may have these parameters."""

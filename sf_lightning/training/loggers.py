@@ -147,14 +147,15 @@ class ResumableWandbLogger(WandbLogger):
 
     Args:
         save_dir: Folder of the run.
-        project: Name of the W&B project.
+        project: Name of the W&B project; by default that of the variable WANDB_PROJECT, or else sf-lightning.
         id: Id of the W&B run; `sf-fit` keeps it in the run's folder.
         **kwargs: As for Lightning's `WandbLogger`.
     """
 
     def __init__(
-        self, save_dir: str = ".", project: str = "sf-lightning", id: str | None = None, **kwargs: Any
+        self, save_dir: str = ".", project: str | None = None, id: str | None = None, **kwargs: Any
     ) -> None:
+        project = project or os.environ.get("WANDB_PROJECT") or "sf-lightning"
         super().__init__(save_dir=save_dir, project=project, id=id, **kwargs)
         drop_anonymous_setting(self)
         self._step = 0
@@ -163,6 +164,7 @@ class ResumableWandbLogger(WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The W&B run, started at the first access."""
+        Path(self._save_dir or ".").mkdir(parents=True, exist_ok=True)  # W&B warns of one that does not exist
         with redacted_arguments():
             return WandbLogger.experiment.fget(self)  # type: ignore[attr-defined]
 

@@ -1,6 +1,5 @@
 """A finished toy run that many tests read."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import wandb
 from sf_lightning.cli import fit
 from sf_lightning.data.shards import ShardSet
 from tests.toys.cli import decoder_arguments
+from tests.toys.tracking import wait_for_wandb
 
 
 @pytest.fixture
@@ -27,15 +27,3 @@ def run(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     wandb.finish()  # as at the end of the command
     wait_for_wandb(folder)
     return folder
-
-
-def wait_for_wandb(run: Path) -> None:
-    """Waits for W&B's service, which may close the file of a run after `finish` has returned."""
-    before, deadline = None, time.monotonic() + 60
-    while time.monotonic() < deadline:
-        sizes = [path.stat().st_size for path in run.glob("wandb/offline-run-*/*.wandb")]
-        if sizes == before and min(sizes) > 7:  # more than a header
-            return
-        before = sizes
-        time.sleep(1)
-    raise TimeoutError(f"W&B's service still writes to {run}: {before}")

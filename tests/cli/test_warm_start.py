@@ -15,6 +15,7 @@ from sf_lightning.model.checkpoint import read_checkpoint
 from sf_lightning.training.module import StreamFlowModule
 from tests.toys.cli import decoder_arguments, error_line
 from tests.toys.qwen import save_token2wav, small_token2wav
+from tests.toys.tracking import wait_for_wandb, wandb_records
 
 pytest.importorskip("transformers")
 
@@ -109,3 +110,30 @@ def test_the_config_of_a_run_starts_another_and_leaves_the_first(shards: ShardSe
     assert [path.read_bytes() for path in kept] == before
     assert (second / "checkpoints" / "last.ckpt").is_file() and (second / "csv" / "metrics.csv").is_file()
     assert (second / "wandb-id").read_bytes() != before[-1]
+
+
+def test_a_run_may_be_under_the_home_directory_with_brackets_and_have_its_checkpoints_on_another_disk(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    home, disk = tmp_path / "home", tmp_path / "disk"
+    folder = home / "r[exp]" / "a[/b]c"  # "[/b]" ends a style in rich's markup
+    folder.mkdir(parents=True)
+    disk.mkdir()
+    (folder / "checkpoints").symlink_to(disk)
+    (home / "set").symlink_to(shards.folder)
+    (tmp_path / "data.yaml").write_text("data: {train: ~/set, val: ~/set}\n")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("WANDB_PROJECT", "my-project")
+    options = [f"--config={tmp_path}/data.yaml", "--data.val_clips=1", "--trainer.max_steps=2"]
+    given = decoder_arguments(shards, Path("~/r[exp]/a[/b]c"), *options)
+    given = [argument for argument in given if not argument.startswith(("--data.train", "--data.val="))]
+    fit.main(given)
+    wandb.finish()
+    printed = capsys.readouterr()
+    assert f"checkpoint:   {folder}/checkpoints/last.ckpt" in printed.out and "does not exist" not in printed.err
+    wait_for_wandb(folder)
+    (record,) = folder.glob("wandb/offline-run-*/*.wandb")
+    assert any(b"my-project" in content for content in wandb_records(record))
+    fit.main([*given, "--trainer.max_steps=3", "--trainer.limit_val_batches=0", "--ckpt_path=last"])
+    wandb.finish()
+    assert torch.load(disk / "last.ckpt", weights_only=True)["global_step"] == 3

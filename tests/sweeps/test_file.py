@@ -130,6 +130,8 @@ def test_a_grid_has_all_points_of_values_integers_and_steps(tmp_path: Path) -> N
     file = sweep_file(tmp_path, GRID | {"parameters": parameters})
     assert file.points == [{"a": a, "b": b} for a in (1, 2) for b in (0.0, 0.25, 0.5)]
     assert file.arguments(file.points[1]) == ["--a=1", "--b=0.25", "--c=7"]
+    file = sweep_file(tmp_path, GRID | {"parameters": {"a": {"values": [1, None]}, "b": {"values": [None, 0.5]}}})
+    assert file.arguments(file.points[2]) == ["--a=null", "--b=null"]
 
 
 @pytest.mark.parametrize(

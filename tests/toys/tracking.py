@@ -1,5 +1,6 @@
-"""Reader of W&B's offline files."""
+"""W&B's offline files: waits until they are written, and reads them."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,3 +18,15 @@ def wandb_records(path: Path) -> Iterator[bytes]:
         if kind in (1, 4):  # a full record, or its last fragment
             yield joined
             joined = b""
+
+
+def wait_for_wandb(run: Path) -> None:
+    """Waits for W&B's service, which may close the file of a run after `finish` has returned."""
+    before, deadline = None, time.monotonic() + 60
+    while time.monotonic() < deadline:
+        sizes = [path.stat().st_size for path in run.glob("wandb/offline-run-*/*.wandb")]
+        if sizes == before and min(sizes) > 7:  # more than a header
+            return
+        before = sizes
+        time.sleep(1)
+    raise TimeoutError(f"W&B's service still writes to {run}: {before}")

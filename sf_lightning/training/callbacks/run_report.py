@@ -106,7 +106,7 @@ def report_run(
     print_tables([table])
     console = Console()
     if note:
-        console.print(note)
+        console.print(note, markup=False)
     wandb = wandb_loggers(trainer)
     metrics = next((logger.log_dir for logger in trainer.loggers if not isinstance(logger, WandbLogger)), None)
     for name, path in (
@@ -118,7 +118,7 @@ def report_run(
         ("table", folder / "summary.md"),
     ):
         if path:
-            console.print(f"{name + ':':14}{path}", soft_wrap=True, highlight=False)
+            console.print(f"{name + ':':14}{path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def write_run_report(

@@ -30,8 +30,10 @@ SHOWN = "pesq_wb stoi visqol mel_l1 mr_stft periodicity seam_db gap real_time_fa
 
 
 def samples_folder(trainer: L.Trainer) -> Path:
-    """Returns the folder of sound and pictures of the current step."""
-    return Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
+    """Returns the folder of sound and pictures of the current step, which is created."""
+    folder = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def logging_step(trainer: L.Trainer) -> int:

@@ -120,7 +120,7 @@ def test_sharded_training_has_the_losses_of_one_process_and_resumes_with_one_ran
     assert saved is not None and saved.is_dir() and len([*saved.glob("*.distcp")]) == 2
     train(run, shards, 1, 4)
     sharded = train(run, shards, 4, 6, "hsdp")
-    # Adam amplifies the rounding of gradients that are almost zero, with any number of ranks and also without a resume.
+    # Adam amplifies the rounding of gradients that are almost zero, whatever the ranks and without a resume too.
     torch.testing.assert_close(sharded, one, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(sharded[:5], one[:5], atol=1e-5, rtol=1e-5)
     assert len([*(run / "checkpoints").iterdir()]) == 1

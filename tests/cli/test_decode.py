@@ -28,7 +28,7 @@ def command(checkpoint: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "sf_lightning.cli.decode", f"--ckpt={checkpoint}", *more]
 
 
-@pytest.mark.parametrize("kind", ["lines", "int16"])
+@pytest.mark.parametrize("kind", ["int16", pytest.param("lines", marks=pytest.mark.slow)])
 def test_a_pipe_outputs_the_audio_of_the_file(checkpoint: Path, tmp_path: Path, kind: str) -> None:
     tokens = np.random.default_rng(0).integers(0, 50, 33)
     np.save(tmp_path / "tokens.npy", tokens)

@@ -46,7 +46,7 @@ def check_streams(decoder: StreamingDecoder, seed: int, count: int, longest: int
         torch.testing.assert_close(torch.cat(waves[i]), alone.wave, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("lookahead", [1, 4])
+@pytest.mark.parametrize("lookahead", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_hundred_streams_equal_each_decoded_alone(lookahead: int) -> None:
     check_streams(small_decoder(lookahead=lookahead), lookahead, count=100, longest=20)
 

@@ -89,6 +89,7 @@ def test_every_size_of_vocoder_streams_exactly_or_with_lower_latency(repository:
     assert waits[1] == 3 * 240 and waits[0] == waits[1] + 240 * (vocoder.right > 24)
 
 
+@pytest.mark.slow
 def test_a_provisional_right_context_lowers_latency_and_is_close(bigvgan: Path) -> None:
     layout = Layout(4, 8, (0, 2), (1,))  # the vocoder can use more than a block
     exact, soon = (with_bigvgan(bigvgan, layout, lookahead=2, exact_vocoder=which) for which in (True, False))

@@ -148,7 +148,12 @@ def test_a_trial_whose_worker_died_before_it_started_the_process_is_run(tmp_path
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGUSR1, 75), (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
+    [
+        (signal.SIGUSR1, 75),
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
 )
 def test_a_worker_that_is_stopped_lets_its_trial_save_its_state_for_the_next_worker(
     tmp_path: Path, number: int, code: int

@@ -43,7 +43,9 @@ def losses(run: Path) -> dict[int, str]:
     return found
 
 
-@pytest.mark.parametrize("recipe", [logged_arguments, logged_vocoder_arguments])
+@pytest.mark.parametrize(
+    "recipe", [logged_arguments, pytest.param(logged_vocoder_arguments, marks=pytest.mark.slow)]
+)
 def test_a_run_killed_within_an_epoch_resumes_with_the_losses_of_an_uninterrupted_run(
     shards: ShardSet, tmp_path: Path, recipe: Callable[..., list[str]]
 ) -> None:

@@ -101,14 +101,14 @@ def twin(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> list[dic
 @pytest.mark.parametrize(
     ("hook", "times", "step", "every"),
     [
-        ("on_fit_start", 1, 0, None),
+        pytest.param("on_fit_start", 1, 0, None, marks=pytest.mark.slow),
         ("on_train_batch_start", 2, 2, None),
-        ("on_train_batch_end", 2, 3, None),  # in the step before a validation
+        pytest.param("on_train_batch_end", 2, 3, None, marks=pytest.mark.slow),  # in the step before a validation
         ("on_train_batch_end", 3, 3, 3),  # before a validation, when the step is already saved
-        ("on_validation_start", 1, 3, None),
+        pytest.param("on_validation_start", 1, 3, None, marks=pytest.mark.slow),
         ("on_validation_batch_end", 1, 3, 2),  # handled before clips are decoded
         ("on_validation_epoch_end", 1, 3, None),  # before clips are decoded
-        ("on_validation_epoch_end", 2, 6, 3),
+        pytest.param("on_validation_epoch_end", 2, 6, 3, marks=pytest.mark.slow),
         ("on_validation_end", 2, 7, None),
     ],
 )
@@ -154,7 +154,7 @@ def test_no_checkpoint_is_saved_within_a_step_of_several_batches(shards: ShardSe
     assert recorder.exists == [False, False, False, True, True, True]
 
 
-@pytest.mark.parametrize("every", [None, 3])
+@pytest.mark.parametrize("every", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_validation_after_the_last_step_is_not_lost(
     shards: ShardSet, tmp_path: Path, every: int | None
 ) -> None:

@@ -38,7 +38,9 @@ from tests.toys.vocoder import (
 )
 
 
-@pytest.mark.parametrize("losses", [LossConfig("single", 45.0), LossConfig("multi_scale", 15.0)])
+@pytest.mark.parametrize(
+    "losses", [pytest.param(LossConfig("single", 45.0), marks=pytest.mark.slow), LossConfig("multi_scale", 15.0)]
+)
 def test_it_overfits_the_segments_of_a_batch(shards: ShardSet, losses: LossConfig) -> None:
     module = vocoder_module(losses=losses, segments=SegmentConfig(frames=16, per_pack=2))
     batch = module.add_random_draws(vocoder_batch(shards))
@@ -70,7 +72,7 @@ def test_the_gradients_of_the_discriminators_are_those_of_their_own_loss(shards:
     ("precision", "frozen", "compile"),
     [
         ("32-true", 0, False),
-        ("32-true", 10, False),
+        pytest.param("32-true", 10, False, marks=pytest.mark.slow),
         ("bf16-mixed", 0, False),
         pytest.param("32-true", 0, True, marks=pytest.mark.slow),
     ],

@@ -89,7 +89,7 @@ def preempt(cluster: Cluster, job: int, run: Path, times: int, chance: random.Ra
             return stopped
         stop(cluster, job, chance)
         cluster.until(partial(has_restarted, cluster, job, stopped + 1), job, timeout=120)
-    cluster.wait_for(job, "COMPLETED", timeout=240 + 60 * times)
+    cluster.wait_for(job, "COMPLETED", timeout=600 + 60 * times)
     return times
 
 
@@ -98,8 +98,8 @@ def test_jobs_preempted_at_random_moments_have_the_table_of_uninterrupted_jobs(
     cluster: Cluster, shards: ShardSet, tmp_path: Path, times: int
 ) -> None:
     strategies = ("ddp", "fsdp2")
-    twins = [submit(cluster, shards, tmp_path / f"{name}-twin", name, 240 + 60 * times) for name in strategies]
-    jobs = [submit(cluster, shards, tmp_path / name, name, 240 + 60 * times) for name in strategies]
+    twins = [submit(cluster, shards, tmp_path / f"{name}-twin", name, 120 + 60 * times) for name in strategies]
+    jobs = [submit(cluster, shards, tmp_path / name, name, 120 + 60 * times) for name in strategies]
     with ThreadPoolExecutor() as pool:
         futures = [
             pool.submit(preempt, cluster, job, tmp_path / name, times, random.Random(job))
@@ -107,7 +107,7 @@ def test_jobs_preempted_at_random_moments_have_the_table_of_uninterrupted_jobs(
         ]
         stopped = [future.result() for future in futures]
     for name, twin, job, count in zip(strategies, twins, jobs, stopped, strict=True):
-        cluster.wait_for(twin, "COMPLETED", timeout=240)
+        cluster.wait_for(twin, "COMPLETED", timeout=600)
         assert cluster.restarts(job) in (count, count - 1)  # the job may have ended before the last signal
         assert count > times // 2, "it was too quick to be stopped"
         assert rows(tmp_path / name) == rows(tmp_path / f"{name}-twin")

@@ -142,4 +142,4 @@ def test_an_array_of_workers_shares_a_sweep_and_resumes_the_trial_of_a_killed_wo
     cluster.wait_for(job, "COMPLETED", timeout=240)
     results = Results(folder)
     assert [trial.state for trial in results.trials] == ["complete"] * 3
-    assert [trial.values[results.metric] for trial in results.complete] == [24.0, 16.0, 8.0]
+    assert [trial.value for trial in results.complete] == [24.0, 16.0, 8.0]

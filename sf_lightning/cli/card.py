@@ -1,6 +1,8 @@
 """What the model cards of decoders and vocoders share: the YAML that the hub reads, license, data, scores."""
 
+import json
 import math
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from huggingface_hub import ModelCardData
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.files.tables import read_metrics
-from sf_lightning.files.text import markdown_text
+from sf_lightning.files.text import markdown_text, printable
 from sf_lightning.training.callbacks.run_report import run_table
 
 COLUMNS = {
@@ -60,6 +62,15 @@ def add_metadata(text: str, pipeline_tag: str, tags: list[str], license: str | N
     """Returns a card: its text below the YAML metadata of the Hugging Face hub."""
     data = ModelCardData(library_name="sf-lightning", pipeline_tag=pipeline_tag, tags=tags, license=license)
     return f"---\n{data.to_yaml()}\n---\n{text}"
+
+
+def name_texts(name: str) -> dict[str, str]:
+    """Returns a name as it is written in Python (`name`), in Markdown (`title`) and in a shell (`path`)."""
+    return {
+        "name": json.dumps(name, ensure_ascii=False)[1:-1],
+        "title": markdown_text(name),
+        "path": shlex.quote(printable(name)),
+    }
 
 
 def license_text(license: str | None) -> str:

@@ -1,11 +1,17 @@
 """The model card of an exported decoder: settings, validation scores, usage."""
 
-import json
 import math
-import shlex
 from pathlib import Path
 
-from sf_lightning.cli.card import Scores, add_metadata, data_text, license_text, mel_text, validation_text
+from sf_lightning.cli.card import (
+    Scores,
+    add_metadata,
+    data_text,
+    license_text,
+    mel_text,
+    name_texts,
+    validation_text,
+)
 from sf_lightning.files.records import from_plain
 from sf_lightning.files.tables import markdown_table
 from sf_lightning.files.text import markdown_text, printable
@@ -69,9 +75,7 @@ def decoder_card(
         data: What it was trained on, Markdown; None leaves it to be filled in.
     """
     text = TEXT.format(
-        name=json.dumps(name, ensure_ascii=False)[1:-1],
-        title=markdown_text(name),
-        path=shlex.quote(printable(name)),
+        **name_texts(name),
         table=_settings_table(trained),
         picture=trained.model.layout.picture().replace("\n", "\n    "),
         validation=validation_text(trained.description.weights.averaged, scores),

@@ -1,7 +1,7 @@
 """`sf-fit`: train and validate from a config file; `sf-fit` alone means `sf-fit fit`."""
 
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from sf_lightning.cli.errors import one_line_errors
 from sf_lightning.cli.parser import CommandParser
 from sf_lightning.cli.run_folder import RecordRun, agent_run_id, path_arguments, stored_run_id, wandb_arguments
 from sf_lightning.cli.tracking import offline_without_key
+from sf_lightning.files.foreign import require_no_links
 from sf_lightning.files.identify import SHARDED_META
 from sf_lightning.flow.noise import require_seed
 from sf_lightning.model.checkpoint import read_content
@@ -132,9 +133,8 @@ class FitCLI(LightningCLI):
             FileExistsError: if the folder holds checkpoints and the run does not resume from one of them.
         """
         folder = Path(self.trainer.default_root_dir)
-        for path in folder.glob("*"):
-            if path.is_symlink() and path.name != "checkpoints":  # which may be on another disk
-                raise ValueError(f"{path} is a link, through which the run would write elsewhere: delete it")
+        # The checkpoints may be on another disk.
+        require_no_links(folder, unchecked=("checkpoints", "wandb"), linked=("checkpoints",))
         self.model.check(self.trainer)
         if isinstance(self.model, StreamFlowModule):
             self.model.make_vocoder()  # fails now rather than at the first validation
@@ -152,9 +152,11 @@ class FitCLI(LightningCLI):
             )
         given = self.config.fit.ckpt_path
         # `checkpoints`, or the checkpoint in it, may be a link to another disk.
-        places = {place.resolve() for path in map(Path, [given] if given else []) for place in (path, path.parent)}
-        own = (folder.resolve(), (folder / "checkpoints").resolve())
-        resumed = any(place.is_relative_to(path) for place in places for path in own)
+        resumed = given is not None and any(
+            path.resolve().is_relative_to(own.resolve())
+            for path in (Path(given), Path(given).parent)
+            for own in (folder, folder / "checkpoints")
+        )
         if any(folder.glob("checkpoints/[!.]*.ckpt")) and not resumed:
             raise FileExistsError(
                 f"{folder} holds a run already: resume it with --ckpt_path=last, "
@@ -171,13 +173,16 @@ class FitCLI(LightningCLI):
 
     def fit(self, **arguments: Any) -> None:
         """Trains with the run's folder locked: of two runs in one folder each would overwrite the other's files."""
-        with run_lock(Path(self.trainer.default_root_dir)) if self.trainer.is_global_zero else nullcontext():
+        with self._folder_locked():
             self.trainer.fit(**arguments)
 
     def validate(self, **arguments: Any) -> None:
         """Validates with its own folder locked, not the run's, which it does not change."""
-        with run_lock(Path(self.trainer.default_root_dir)) if self.trainer.is_global_zero else nullcontext():
+        with self._folder_locked():
             self.trainer.validate(**arguments)
+
+    def _folder_locked(self) -> AbstractContextManager[None]:
+        return run_lock(Path(self.trainer.default_root_dir)) if self.trainer.is_global_zero else nullcontext()
 
     def _read(self, path: Path, resumed: bool = False) -> dict[str, Any]:
         """Reads a checkpoint and checks that it matches this run's module."""

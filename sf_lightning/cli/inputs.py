@@ -15,6 +15,7 @@ from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.data.shards import ShardSet
+from sf_lightning.files.foreign import require_regular
 from sf_lightning.files.npy import read_npy
 from sf_lightning.model.pretrained import Pretrained
 from sf_lightning.model.streamflow import StreamFlow
@@ -104,9 +105,7 @@ def _load_array(path: Path) -> np.ndarray:
 
 
 def _read_file(path: Path) -> bytes:
-    """Returns the content of a regular file: a named pipe would block, and a device never ends."""
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no regular file")
+    require_regular(path)
     return path.read_bytes()
 
 

@@ -17,7 +17,8 @@ from sf_lightning.cli.parser import CommandParser
 from sf_lightning.data.build import build as build_set
 from sf_lightning.data.build import fit_tokenizer
 from sf_lightning.data.build_config import BuildConfig
-from sf_lightning.data.corpus import Filters, find_parts, make_parts
+from sf_lightning.data.corpus import find_parts, make_parts
+from sf_lightning.data.filters import Filters
 from sf_lightning.data.provenance import load_existing
 from sf_lightning.data.scan import scan
 from sf_lightning.data.shards import ShardSet
@@ -185,7 +186,7 @@ def verify(shards: str, repair: bool = False, slice: str = "1/1", processes: int
     name = redacted(shards) if count == 1 else f"{redacted(shards)}, slice {slice}"
     if problems and repair:
         removed = repair_set(source, sorted(broken))
-        print(f"{shards}: repaired, {removed} samples removed")
+        print(f"{name}: repaired, {removed} samples removed")
     elif broken:
         raise ValueError(
             f"{name}: {len(problems)} problems in {len(broken)} of {len(infos)} shards: training would skip these "

@@ -1,13 +1,17 @@
 """The model card of an exported vocoder: settings, validation scores, usage."""
 
-import json
-import shlex
-
 from sf_lightning.audio.mel import MelConfig
-from sf_lightning.cli.card import Scores, add_metadata, data_text, license_text, mel_text, validation_text
+from sf_lightning.cli.card import (
+    Scores,
+    add_metadata,
+    data_text,
+    license_text,
+    mel_text,
+    name_texts,
+    validation_text,
+)
 from sf_lightning.files.identify import VOCODER_CONFIG, VOCODER_WEIGHTS
 from sf_lightning.files.tables import markdown_table
-from sf_lightning.files.text import markdown_text, printable
 from sf_lightning.vocoder.files import TrainedVocoder
 from sf_lightning.vocoder.generator import context_frames
 
@@ -64,9 +68,7 @@ def vocoder_card(
 ) -> str:
     """Returns the card of a vocoder; arguments as in `decoder_card`."""
     text = TEXT.format(
-        name=json.dumps(name, ensure_ascii=False)[1:-1],
-        title=markdown_text(name),
-        path=shlex.quote(printable(name)),
+        **name_texts(name),
         mel="MelConfig()" if trained.mel == MelConfig() else repr(trained.mel),
         bands=trained.mel.num_bands,
         table=_settings_table(trained),

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import Wave
-from sf_lightning.data.corpus import CorpusClip, Filters
+from sf_lightning.data.corpus import CorpusClip
+from sf_lightning.data.filters import Filters
 from sf_lightning.data.sample import BadSample, fit_to_tokens, read_speech, read_tokens, read_x_vector
 from sf_lightning.data.writer import Sample, npy_bytes
 from sf_lightning.files.formats import SHARDS_FORMAT

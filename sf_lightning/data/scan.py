@@ -113,16 +113,12 @@ def _walk(corpus: Path, left_out: dict[Path, str]) -> Iterator[Path]:
             left_out[folder] = "folder without read permission"
             continue
         names = {entry.name for entry in entries}
-        if folder != corpus and "build.json" in names and names & {"manifest.json", "lookup.npy"}:
-            left_out[folder] = "shard set"
-            continue
+        if folder != corpus and "build.json" in names and ("manifest.json" in names or folder.suffix == ".partial"):
+            continue  # a shard set, maybe unfinished
         for entry in entries:
             path = Path(entry.path)
             if entry.is_dir():
-                if path.suffix == ".partial" and (path / "build.json").is_file():
-                    left_out[path] = "unfinished shard set"
-                else:
-                    (links if entry.is_symlink() else folders).append(path)
+                (links if entry.is_symlink() else folders).append(path)
             elif cause := _cause(entry):
                 left_out[path] = cause
             elif path.suffix == ".tar" or path.suffix.lower() in AUDIO_SUFFIXES:

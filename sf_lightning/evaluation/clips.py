@@ -7,12 +7,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from sf_lightning.data.corpus import PRECOMPUTED, CorpusClip, FilesPart, find_parts
+from sf_lightning.data.corpus import PRECOMPUTED, CorpusClip, FilesPart, make_parts
 from sf_lightning.data.held_out import evenly_spaced_clips
 from sf_lightning.data.lanes import DrawnClip
 from sf_lightning.data.requirements import ClipRequirements
 from sf_lightning.data.sample import BadSample, RawSample, decode_clip, read_speech, reference_crop
-from sf_lightning.data.scan import scan
+from sf_lightning.data.scan import Scan, scan
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.store import Store
 from sf_lightning.data.writer import npy_bytes
@@ -81,26 +81,31 @@ class FolderClips:
 
     def draw(self, requirements: ClipRequirements, count: int) -> list[DrawnClip]:
         """Returns clips as `SetClips.draw`."""
-        paths = self._paths()
-        for line in scan(self.folder).lines:
+        found = self._scan()
+        paths = found.audio
+        for line in found.lines:
             log.warning(line)
         self._warn_of_tokens_without_audio(paths)
         count = min(count, len(paths))
         return list(self._read([paths[i * len(paths) // count] for i in range(count)], paths, requirements))
 
     def _paths(self) -> tuple[Path, ...]:
+        return self._scan().audio
+
+    def _scan(self) -> Scan:
         if not any(path.is_file() for path in self.folder.rglob("*")):
             raise FileNotFoundError(f"--data: {self.folder} is empty: give a shard set or a folder of audio")
         try:
-            (part,) = find_parts(self.folder, 10**9)
+            found = scan(self.folder)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"--data: no audio in {self.folder}: an evaluation needs recordings to compare with; sf-decode "
                 "decodes tokens alone"
             ) from None
-        if not isinstance(part, FilesPart):
+        if found.tars:
             raise ValueError(f"--data: {self.folder} holds tars: build a shard set of them with sf-shards build")
-        return part.paths
+        make_parts(found, len(found.audio))  # refuses files that would get the same key
+        return found
 
     def _warn_of_tokens_without_audio(self, paths: Sequence[Path]) -> None:
         with_audio, ending = {path.with_suffix("") for path in paths}, ".tokens.npy"

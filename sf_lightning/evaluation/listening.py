@@ -248,7 +248,7 @@ def _read_ratings(path: Path, key: _Key) -> tuple[str, list[Rating]]:
     try:
         content = strict_json(path.read_bytes())
         test, listener, answers = content["test"], str(content["listener"]), dict(content["ratings"])
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"--ratings: {path} was not saved by a listening page ({error!r:.80})") from error
     if test != key.test:
         raise ValueError(f"--ratings: {path} belongs to test {test}, the one in --out is {key.test}: leave it out")

@@ -1,7 +1,5 @@
 """Safetensors files with a checksum of their weights, which finds a flipped bit."""
 
-import errno
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sf_lightning.files.torch_files import require_regular
+from sf_lightning.files.foreign import require_regular
 
 CHECKSUM = "checksum"
 """Key of the checksum in the metadata of a file."""
@@ -47,9 +45,7 @@ def save_safetensors(path: Path, weights: Mapping[str, Tensor], metadata: Mappin
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     try:
         save_file(plain, path, metadata={"format": "pt", **metadata, CHECKSUM: weights_checksum(plain)})
-    except SafetensorError as error:  # also where the disk is full
-        if "os error 28" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
 
 

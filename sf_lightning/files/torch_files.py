@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sf_lightning.files.foreign import require_regular
+
 
 def read_torch(path: Path) -> dict[str, Any]:
     """Reads the dictionary in a torch file on the CPU, memory-mapped where its format allows; no code in it runs.
@@ -27,16 +29,6 @@ def read_torch(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}: expected a state dict")
     return state
-
-
-def require_regular(path: Path) -> None:
-    """Raises if a path is a named pipe, a device or a folder: reading one may never end.
-
-    Raises:
-        ValueError: if it is one.
-    """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no regular file")
 
 
 def reason_in_words(error: BaseException) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from sf_lightning.files.foreign import require_regular
+
 MAX_BYTES = 2**20
 """Largest accepted size of a YAML file."""
 
@@ -47,8 +49,7 @@ def read_yaml(path: Path) -> Any:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
-    if not path.is_file():
-        raise ValueError(f"{path} is no regular file")
+    require_regular(path)
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes: expected a YAML file of at most {MAX_BYTES}")
     try:

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from sf_lightning.audio.mel import MelConfig
 from sf_lightning.files.atomic import atomic_folder
+from sf_lightning.files.foreign import require_regular
 from sf_lightning.files.identify import BIGVGAN_WEIGHTS, VOCODER_CONFIG, VOCODER_WEIGHTS, Kind, require_kind
 from sf_lightning.files.records import from_plain
 from sf_lightning.files.safetensors_files import read_safetensors, save_safetensors
-from sf_lightning.files.torch_files import read_torch, require_regular
+from sf_lightning.files.torch_files import read_torch
 from sf_lightning.model.checkpoint import read_checkpoint
 from sf_lightning.model.pretrained import CARD, WeightsOrigin
 from sf_lightning.vocoder.generator import GeneratorConfig

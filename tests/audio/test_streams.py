@@ -10,7 +10,8 @@ from sf_lightning.audio.mel import MelConfig
 from sf_lightning.audio.wave import TooLongError, decode_audio, read_wave
 from sf_lightning.data.build import build
 from sf_lightning.data.build_config import BuildConfig
-from sf_lightning.data.corpus import Filters, find_parts
+from sf_lightning.data.corpus import find_parts
+from sf_lightning.data.filters import Filters
 from sf_lightning.data.sample import BadSample, read_speech
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.verify import verify

@@ -18,7 +18,8 @@ from sf_lightning.cli.shards import main
 from sf_lightning.data import build as building
 from sf_lightning.data.build import build, build_part
 from sf_lightning.data.build_config import BuildConfig
-from sf_lightning.data.corpus import Filters, find_parts
+from sf_lightning.data.corpus import find_parts
+from sf_lightning.data.filters import Filters
 from sf_lightning.data.jobs import ProgressCounter
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.data.writer import Sample, ShardWriter

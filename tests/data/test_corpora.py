@@ -14,7 +14,8 @@ import soundfile
 from sf_lightning.cli.shards import main
 from sf_lightning.data.build import build
 from sf_lightning.data.build_config import BuildConfig
-from sf_lightning.data.corpus import Filters, TarPart, clean_key, find_parts
+from sf_lightning.data.corpus import TarPart, clean_key, find_parts
+from sf_lightning.data.filters import Filters
 from sf_lightning.data.index import checksum
 from sf_lightning.data.shards import ShardSet
 from sf_lightning.tokens.base import TokenizerSpec

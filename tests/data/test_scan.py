@@ -14,7 +14,8 @@ from sf_lightning.cli import shards as command
 from sf_lightning.cli.options import read_names, split_list
 from sf_lightning.data.build import build, fit_tokenizer
 from sf_lightning.data.build_config import BuildConfig
-from sf_lightning.data.corpus import Filters, TarPart, find_parts
+from sf_lightning.data.corpus import TarPart, find_parts
+from sf_lightning.data.filters import Filters
 from sf_lightning.data.scan import scan
 from sf_lightning.data.shards import ShardSet
 from tests.toys.audio import write_corpus
@@ -98,9 +99,9 @@ def test_shard_sets_in_the_folder_are_no_part_of_the_corpus(corpus: Path, config
     for _ in range(2):
         manifest = build(find_parts(corpus, 9), corpus / "shards", config)
         assert manifest is not None and sum(info.samples for info in manifest.shards) == 6
-    assert scan(corpus).left_out == {corpus / "shards": "shard set"}
     shutil.copytree(corpus / "shards", corpus / "other.partial")
-    assert scan(corpus).left_out[corpus / "other.partial"] == "unfinished shard set"
+    found = scan(corpus)
+    assert len(found.audio) == 6 and found.left_out == {}  # a resumed build counts what an uninterrupted one does
     for k in (1, 2):
         build(find_parts(corpus, 3), corpus / "sliced", config, (k, 2))
     assert ShardSet(corpus / "sliced").samples == 6

@@ -32,9 +32,6 @@ from tests.toys.shards import copy_shards, make_lane, raw_sample
 DESIGNED = (ValueError, FileNotFoundError, IsADirectoryError, RuntimeError)
 """Errors that a command prints as one line; a subclass, such as UnicodeError or RecursionError, is a bug."""
 
-NPY_HEADERS = False
-"""Whether the headers of `.npy` files are damaged too."""
-
 NUMBERS = [pytest.param(range(25), id="short"), pytest.param(range(25, 1700), id="long", marks=pytest.mark.slow)]
 
 
@@ -54,8 +51,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 def damage_npy(draw: random.Random, content: bytes) -> bytes:
     """Returns a damaged copy of a `.npy` file, half of the time with all damage in its header of 128 bytes."""
-    if not NPY_HEADERS:
-        return content[:128] + damage(draw, content[128:])
     return damage(draw, content[:128]) + content[128:] if draw.random() < 0.5 else damage(draw, content)
 
 
@@ -144,9 +139,7 @@ WAV_FIELDS = (4, 16, 20, 22, 24, 28, 32, 34, 40)
 
 def replace_content(draw: random.Random, raw: RawSample) -> str:
     """Replaces a file of a sample, or its key, by something hostile; returns what."""
-    kind = draw.choice(
-        [*(["npy"] if NPY_HEADERS else []), "tokens", "tokens.npy", "wav", "wav header", "json", "key"]
-    )
+    kind = draw.choice(["npy", "tokens", "tokens.npy", "wav", "wav header", "json", "key"])
     if kind == "npy":
         dtype, shape = draw.choice(NPY_DTYPES), draw.choice(NPY_SHAPES)
         header = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}".encode()

@@ -103,6 +103,19 @@ def test_resuming_without_a_checkpoint_starts_a_new_run_and_reports_it(
     )
 
 
+@pytest.mark.parametrize("name", ["summary.md", "csv", "samples/step-000002"])
+def test_a_run_folder_with_a_link_to_elsewhere_is_refused_and_nothing_is_written_through_it(
+    fitted: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "mine")
+    message = error_line(capsys, fit.main, *decoder_arguments(fitted, tmp_path / "run"))
+    assert f"{link} is a symbolic link" in message
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 def test_checkpoints_of_lightnings_own_requeueing_are_refused(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -45,6 +45,11 @@ def test_the_folder_itself_and_its_parents_may_be_links_or_missing(tmp_path: Pat
     (tmp_path / "disk" / "mine" / "x").symlink_to("y")
     with pytest.raises(ValueError, match="symbolic link"):
         require_no_links(tmp_path / "eval")
+    require_no_links(tmp_path / "eval", linked=("x",))
+    (tmp_path / "disk" / "mine" / "a").mkdir()
+    (tmp_path / "disk" / "mine" / "a" / "x").symlink_to("y")
+    with pytest.raises(ValueError, match="a/x is a symbolic link"):
+        require_no_links(tmp_path / "eval", linked=("x",))
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,12 @@ def preempt(cluster: Cluster, job: int, run: Path, times: int, chance: random.Ra
     return times
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("times", "strategies"), [(1, ["fsdp2"]), pytest.param(25, ["ddp", "fsdp2"], marks=pytest.mark.slow)]
+)
 def test_jobs_preempted_at_random_moments_have_the_table_of_uninterrupted_jobs(
-    cluster: Cluster, shards: ShardSet, tmp_path: Path, times: int
+    cluster: Cluster, shards: ShardSet, tmp_path: Path, times: int, strategies: list[str]
 ) -> None:
-    strategies = ("ddp", "fsdp2")
     twins = [submit(cluster, shards, tmp_path / f"{name}-twin", name, 120 + 60 * times) for name in strategies]
     jobs = [submit(cluster, shards, tmp_path / name, name, 120 + 60 * times) for name in strategies]
     with ThreadPoolExecutor() as pool:
